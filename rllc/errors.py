@@ -1,0 +1,32 @@
+"""One family of errors. Every message says what was being done, what was expected, what was got and what to type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RllcError(Exception):
+    """Every error that rllc raises on purpose."""
+
+
+class InputError(RllcError, ValueError):
+    """An argument cannot be used; raised before any chain runs. Also a ``ValueError``."""
+
+
+class FileError(RllcError, RuntimeError):
+    """A file or hub repository is missing, damaged, unsafe or not what it should be. Also a ``RuntimeError``."""
+
+
+def nearest(name: object, known: Iterable[object], count: int = 3) -> str:
+    """The known names closest to a mistyped one, for error messages.
+
+    >>> nearest("blocks.0.atn.W_Q", ["blocks.0.attn.W_Q", "embed.W_E"])
+    "did you mean 'blocks.0.attn.W_Q'?"
+    """
+    names = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), names, n=count, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    shown = ", ".join(repr(n) for n in names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+    return f"known: {shown}"

@@ -1,0 +1,117 @@
+"""Files that are either whole or not there: written to a temporary name, synced, then renamed.
+
+Writing in place leaves torn files after a crash; a rename within one folder is atomic on POSIX and NTFS. Arrays go to
+``.npz`` without objects (nothing is ever unpickled), with a JSON header and a SHA-256 over header and contents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rllc.errors import FileError
+
+_HEADER = "__header__"
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+    """Call ``write`` with a temporary path in the same folder, sync what it wrote, and rename it to ``path``.
+
+    Parent folders are made. When ``write`` raises, the temporary file is removed and ``path`` is as it was.
+
+    >>> path = write_atomically("/tmp/rllc-doctest.txt", lambda p: p.write_text("whole") and None)
+    >>> path.read_text()
+    'whole'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return path
+
+
+def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Path:
+    """Write named arrays and a JSON header as one atomic, checksummed ``.npz``.
+
+    Args:
+        arrays: names to arrays of numbers, booleans or fixed-width strings (no objects).
+        header: anything JSON can hold; kept beside the arrays.
+    """
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    text = json.dumps({"header": dict(header), "sha256": _digest(whole, header)}, sort_keys=True)
+    whole[_HEADER] = np.frombuffer(text.encode(), dtype=np.uint8)
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **whole)
+
+    return write_atomically(path, write)
+
+
+def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what :func:`save_arrays` wrote: ``(arrays, header)``.
+
+    Raises:
+        FileError: the file is missing, truncated, not one of ours, or its contents do not match their checksum.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"reading {path}: there is no such file.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            whole = {name: file[name] for name in file.files}
+        stored = json.loads(bytes(whole.pop(_HEADER)).decode())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise FileError(f"reading {path}: the file is truncated, damaged or not written by rllc ({error}).") from error
+    if _digest(whole, stored["header"]) != stored["sha256"]:
+        raise FileError(f"reading {path}: its contents do not match the checksum in it; the file was changed or damaged.")
+    return whole, stored["header"]
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

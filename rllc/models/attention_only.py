@@ -1,0 +1,375 @@
+"""The attention-only transformer of the paper: configuration, parameters and forward pass on a page.
+
+Parameter names and layouts are TransformerLens's. Every activation carries a leading ``run`` axis: 1 while nothing
+before it differs between runs, the number of runs from the first moved weight on. So one forward pass serves a plain
+model (``run = 1``) and hundreds of sampling chains at once, and what they share is computed once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutput
+
+from rllc.errors import InputError
+
+HEAD_TENSORS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
+"""The tensors of ``blocks.{l}.attn`` that have one slice a head; together, one slice of each, they are a head."""
+
+
+@strict
+class AttentionOnlyConfig(PreTrainedConfig):
+    """Sizes of an :class:`AttentionOnly`; the defaults are the paper's model (3,355,016 parameters).
+
+    >>> AttentionOnlyConfig(n_layers=1).num_hidden_layers
+    1
+
+    Args:
+        n_layers: attention blocks, one after the other.
+        d_model: width of the residual stream.
+        n_heads: heads a block.
+        d_head: width of a head; 32 in the paper, where n_heads * d_head = d_model (not required here).
+        n_ctx: longest context, in tokens.
+        d_vocab: number of token ids.
+        positions: ``"shortformer"``: a learned table added, after the LayerNorm, to the inputs of Q and K only, the same
+            in every layer (Press et al. 2021, "Shortformer"; the paper's choice); ``"standard"``: added once to the
+            residual stream.
+        layer_norm_eps: added to the variance.
+        init_scale: matrices start as N(0, (init_scale / sqrt(d_model))²), biases at 0 (TransformerLens's default).
+
+    Raises:
+        InputError: a size is below 1 or ``positions`` is neither of the two.
+    """
+
+    model_type = "rllc_attention_only"
+    attribute_map = {  # noqa: RUF012 (a class attribute that transformers defines)
+        "num_hidden_layers": "n_layers",
+        "hidden_size": "d_model",
+        "num_attention_heads": "n_heads",
+        "head_dim": "d_head",
+        "max_position_embeddings": "n_ctx",
+        "vocab_size": "d_vocab",
+    }
+
+    n_layers: int = 2
+    d_model: int = 256
+    n_heads: int = 8
+    d_head: int = 32
+    n_ctx: int = 1024
+    d_vocab: int = 5000
+    positions: str = "shortformer"
+    layer_norm_eps: float = 1e-5
+    init_scale: float = 0.8
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: object) -> None:
+        for name in ("n_layers", "d_model", "n_heads", "d_head", "n_ctx", "d_vocab"):
+            if getattr(self, name) < 1:
+                raise InputError(f"AttentionOnlyConfig: `{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.positions not in ("shortformer", "standard"):
+            raise InputError(
+                f"AttentionOnlyConfig: `positions` must be 'shortformer' or 'standard', got {self.positions!r}."
+            )
+        super().__post_init__(**kwargs)
+
+
+class Moved(NamedTuple):
+    """New values for some rows (leading index) of one parameter, different in each run."""
+
+    block: Tensor
+    """``[run, row, ...]``, ``...`` being the parameter's other axes."""
+    rows: Tensor | None
+    """``[run, row]``: which rows; ``None`` says all of them, in order."""
+
+
+class Activations(NamedTuple):
+    """What the unmoved model computes on one batch, and runs may share."""
+
+    tokens: Tensor
+    """``[batch, pos]``."""
+    residual: list[Tensor]
+    """Before each block, and after the last: ``n_layers + 1`` tensors ``[1, batch, pos, d_model]``."""
+    z: list[Tensor]
+    """Each block's head outputs before W_O: ``n_layers`` tensors ``[1, batch, head, pos, d_head]``."""
+
+
+class AttentionOnly(PreTrainedModel):
+    """A transformer of attention blocks alone: embed, n_layers × (LayerNorm, heads), LayerNorm, unembed.
+
+    >>> model = AttentionOnly(AttentionOnlyConfig(n_layers=1, d_model=8, n_heads=2, d_head=4, n_ctx=6, d_vocab=10))
+    >>> model(torch.tensor([[1, 2, 3]])).logits.shape
+    torch.Size([1, 3, 10])
+
+    A transformers model: ``save_pretrained``, ``from_pretrained(revision=…)``, ``push_to_hub`` and the Auto-classes work.
+    Attention is causal with scale 1/sqrt(d_head). ``attn_implementation="eager"`` gives attention that can be
+    differentiated twice. Source: arXiv 2410.02984, appendix; see :class:`AttentionOnlyConfig`.
+    """
+
+    config_class = AttentionOnlyConfig
+    config: AttentionOnlyConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _no_split_modules = ("Tensors",)
+
+    def __init__(self, config: AttentionOnlyConfig) -> None:
+        super().__init__(config)
+        c = config
+        self.embed = Tensors(W_E=(c.d_vocab, c.d_model))
+        self.pos_embed = Tensors(W_pos=(c.n_ctx, c.d_model))
+        self.blocks = nn.ModuleList(_block(c) for _ in range(c.n_layers))
+        self.ln_final = Tensors(w=(c.d_model,), b=(c.d_model,))
+        self.unembed = Tensors(W_U=(c.d_model, c.d_vocab), b_U=(c.d_vocab,))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if not isinstance(module, Tensors):
+            return
+        for name, tensor in module.named_parameters(recurse=False):
+            if name.startswith("W_"):
+                init.normal_(tensor, std=self.config.init_scale / self.config.d_model**0.5)
+            elif name == "w":
+                init.ones_(tensor)
+            else:
+                init.zeros_(tensor)
+
+    def get_input_embeddings(self) -> nn.Module:  # noqa: D102 (transformers documents it)
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:  # noqa: D102 (transformers documents it)
+        return self.unembed
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: object,
+    ) -> CausalLMOutput | tuple[Tensor, ...]:
+        """Logits, and what else is asked for, as transformers' causal language models give them.
+
+        Args:
+            input_ids: ``[batch, pos]``.
+            labels: ``[batch, pos]``, usually ``input_ids``: position k is scored on label k + 1, and ``loss`` is the mean
+                cross entropy in nats (−100 is left out).
+            attention_mask: may only be all ones; rows are packed, never padded.
+            output_attentions: also give attention patterns, one ``[batch, head, query, key]`` a layer.
+            output_hidden_states: also give the residual stream before each block and after the last.
+
+        Returns:
+            ``logits`` is ``[batch, pos, d_vocab]``.
+        """
+        if attention_mask is not None and not bool(attention_mask.bool().all()):
+            raise InputError("AttentionOnly: `attention_mask` has zeros, but rows are packed, never padded; drop them.")
+        patterns: list[Tensor] | None = [] if output_attentions else None
+        activations = self.activations(input_ids, patterns)
+        hidden = self.normalise("ln_final", activations.residual[-1], {})
+        logits = (hidden @ self.unembed.W_U + self.unembed.b_U)[0]
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+        output = CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=tuple(x[0] for x in activations.residual) if output_hidden_states else None,
+            attentions=tuple(patterns) if patterns is not None else None,
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    # The forward pass in parts. x is [run, batch, pos, d_model]; `moved` names the weights that differ between runs.
+
+    def activations(self, tokens: Tensor, patterns: list[Tensor] | None = None) -> Activations:
+        """Run the unmoved model on ``tokens [batch, pos]``, keeping what runs share; append attention to ``patterns``."""
+        if tokens.shape[-1] > self.config.n_ctx:
+            raise InputError(
+                f"AttentionOnly: rows have {tokens.shape[-1]} positions, but the model's context is {self.config.n_ctx} "
+                f"(`n_ctx`); pack the data with context_length={self.config.n_ctx}."
+            )
+        residual, zs = [self._embed(tokens, {})], []
+        for layer in range(self.config.n_layers):
+            z = self._heads(layer, residual[-1], {}, patterns)
+            zs.append(z)
+            residual.append(residual[-1] + self._write(layer, z, {}))
+        return Activations(tokens, residual, zs)
+
+    def hidden(self, moved: Mapping[str, Moved], at: Activations) -> Tensor:
+        """Hidden state before the unembedding, when each run has its own values of the ``moved`` weights.
+
+        Starts at the first block a moved weight is in. While the residual stream is still shared and only heads of the
+        block move, the other heads' outputs are taken from ``at`` and only the moved heads are computed, run by run.
+
+        Returns:
+            ``[run, batch, pos, d_model]`` (``[1, …]`` when nothing before the unembedding moved).
+        """
+        first = _first_block(moved, self.config.n_layers)
+        x = self._embed(at.tokens, moved) if first < 0 else at.residual[first]
+        for layer in range(max(first, 0), self.config.n_layers):
+            rows = _moved_heads(moved, layer)
+            if x.shape[0] == 1 and rows is not None:
+                x = self._replace_heads(layer, rows, moved, at)
+            else:
+                x = x + self._write(layer, self._heads(layer, x, moved), moved)
+        return self.normalise("ln_final", x, moved)
+
+    def weight(self, name: str, moved: Mapping[str, Moved]) -> Tensor:
+        """One parameter with a run axis in front: ``[1, …]`` when shared, else ``[run, …]`` with its moved rows put in."""
+        base = self.get_parameter(name)
+        if name not in moved:
+            return base[None]
+        block, rows = moved[name]
+        if rows is None:
+            return block
+        index = rows.reshape(rows.shape + (1,) * (base.dim() - 1)).expand_as(block)
+        return base.detach().expand(block.shape[0], *base.shape).scatter(1, index, block)
+
+    def normalise(self, name: str, x: Tensor, moved: Mapping[str, Moved]) -> Tensor:
+        """LayerNorm over d_model with the scale and bias called ``name``."""
+        w, b = self.weight(f"{name}.w", moved), self.weight(f"{name}.b", moved)
+        if w.shape[0] == b.shape[0] == 1:
+            return F.layer_norm(x, x.shape[-1:], w[0], b[0], self.config.layer_norm_eps)
+        return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_eps) * w[:, None, None] + b[:, None, None]
+
+    def _embed(self, tokens: Tensor, moved: Mapping[str, Moved]) -> Tensor:
+        x = self.weight("embed.W_E", moved)[:, tokens]
+        if self.config.positions == "standard":
+            x = x + self.weight("pos_embed.W_pos", moved)[:, None, : tokens.shape[-1]]
+        return x
+
+    def _inputs(self, layer: int, x: Tensor, moved: Mapping[str, Moved]) -> tuple[Tensor, Tensor]:
+        """The inputs of Q and K, and of V."""
+        u = self.normalise(f"blocks.{layer}.ln1", x, moved)
+        if self.config.positions == "standard":
+            return u, u
+        return u + self.weight("pos_embed.W_pos", moved)[:, None, : x.shape[2]], u
+
+    def _heads(
+        self, layer: int, x: Tensor, moved: Mapping[str, Moved], patterns: list[Tensor] | None = None
+    ) -> Tensor:
+        """Outputs of all heads before W_O, ``[run, batch, head, pos, d_head]``."""
+        at = f"blocks.{layer}.attn."
+        qk, u = self._inputs(layer, x, moved)
+        q = _project(qk, self.weight(at + "W_Q", moved), self.weight(at + "b_Q", moved))
+        k = _project(qk, self.weight(at + "W_K", moved), self.weight(at + "b_K", moved))
+        v = _project(u, self.weight(at + "W_V", moved), self.weight(at + "b_V", moved))
+        return self._attend(q, k, v, patterns)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, patterns: list[Tensor] | None = None) -> Tensor:
+        runs = max(t.shape[0] for t in (q, k, v))
+        q, k, v = (t.expand(runs, *t.shape[1:]).flatten(0, 1) for t in (q, k, v))
+        if patterns is None and self.config._attn_implementation != "eager":
+            z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            scores = q @ k.mT / q.shape[-1] ** 0.5
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+            pattern = scores.masked_fill(future, float("-inf")).softmax(-1)
+            if patterns is not None:
+                patterns.append(pattern)
+            z = pattern @ v
+        return z.unflatten(0, (runs, -1))
+
+    def _write(self, layer: int, z: Tensor, moved: Mapping[str, Moved]) -> Tensor:
+        """What the heads add to the residual stream: Σ_head z W_O + b_O."""
+        at = f"blocks.{layer}.attn."
+        return _combine(z, self.weight(at + "W_O", moved)) + self.weight(at + "b_O", moved)[:, None, None]
+
+    def _replace_heads(self, layer: int, rows: Tensor, moved: Mapping[str, Moved], at: Activations) -> Tensor:
+        """The residual stream after a block in which each run moved only its heads ``rows [run, head]``."""
+        name = f"blocks.{layer}.attn."
+        x = at.residual[layer]
+        own = {
+            t: moved[name + t].block if name + t in moved else self.get_parameter(name + t).detach()[rows]
+            for t in HEAD_TENSORS
+        }
+        qk, u = self._inputs(layer, x, {})
+        z = self._attend(
+            _project(qk, own["W_Q"], own["b_Q"]), _project(qk, own["W_K"], own["b_K"]), _project(u, own["W_V"], own["b_V"])
+        )
+        # What stays: the block's output at the centre less what the moved heads wrote there, once for each set of heads.
+        sets, which = torch.unique(rows, dim=0, return_inverse=True)
+        z_center = at.z[layer][0].transpose(0, 1)  # [head, batch, pos, d_head]
+        written = torch.einsum("shbpk,shkd->sbpd", z_center[sets], self.get_parameter(name + "W_O").detach()[sets])
+        rest = at.residual[layer + 1] - written
+        return rest[which] + _combine(z, own["W_O"])
+
+
+class Tensors(nn.Module):
+    """Parameters with the given names and shapes, and nothing else; the forward pass lives in the model."""
+
+    def __init__(self, **shapes: Sequence[int]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(*shape)))
+
+
+def _block(c: AttentionOnlyConfig) -> nn.ModuleDict:
+    heads_in, heads_out = (c.n_heads, c.d_model, c.d_head), (c.n_heads, c.d_head, c.d_model)
+    bias = (c.n_heads, c.d_head)
+    attn = Tensors(
+        W_Q=heads_in, W_K=heads_in, W_V=heads_in, W_O=heads_out, b_Q=bias, b_K=bias, b_V=bias, b_O=(c.d_model,)
+    )
+    return nn.ModuleDict({"ln1": Tensors(w=(c.d_model,), b=(c.d_model,)), "attn": attn})
+
+
+def _project(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    """``x [r, batch, pos, d_model]``, ``W [s, head, d_model, d_head]`` -> ``[run, batch, head, pos, d_head]``; r, s: run or 1.
+
+    As few and as large matrix products as there can be: one when the weights or the inputs are shared.
+    """
+    (r, batch, pos, d), (s, heads, _, width) = x.shape, W.shape
+    flat = W.transpose(1, 2).reshape(s, d, heads * width)
+    if s == 1:
+        y = (x.reshape(-1, d) @ flat[0]).view(r, batch, pos, heads, width)
+    elif r == 1:
+        y = x.reshape(-1, d) @ flat.transpose(0, 1).reshape(d, -1)
+        y = y.view(batch, pos, s, heads, width).permute(2, 0, 1, 3, 4)
+    else:
+        y = torch.bmm(x.reshape(r, -1, d), flat).view(r, batch, pos, heads, width)
+    return (y + b[:, None, None]).transpose(2, 3)
+
+
+def _combine(z: Tensor, W: Tensor) -> Tensor:
+    """Sum over heads of ``z [r, batch, head, pos, d_head]`` times ``W [s, head, d_head, d_model]``; r, s: run or 1."""
+    r, batch, heads, pos, width = z.shape
+    flat = z.transpose(2, 3).reshape(r, batch * pos, heads * width)
+    out = torch.matmul(flat, W.flatten(1, 2)) if W.shape[0] > 1 else flat @ W[0].flatten(0, 1)
+    return out.view(-1, batch, pos, W.shape[-1])
+
+
+def _first_block(moved: Mapping[str, Moved], n_layers: int) -> int:
+    """The first block whose input or weights a moved weight changes: −1 for the embedding, n_layers for none."""
+    first = n_layers
+    for name in moved:
+        block = re.match(r"blocks\.(\d+)\.", name)
+        if block:
+            first = min(first, int(block[1]))
+        elif name == "embed.W_E" or name == "pos_embed.W_pos":
+            return -1
+    return first
+
+
+def _moved_heads(moved: Mapping[str, Moved], layer: int) -> Tensor | None:
+    """The heads ``[run, head]`` that moved in a block, when nothing else in it did and each tensor agrees on which."""
+    names = [name for name in moved if name.startswith(f"blocks.{layer}.")]
+    if not names or any(name.rsplit(".", 1)[1] not in HEAD_TENSORS for name in names):
+        return None
+    rows = [moved[name].rows for name in names]
+    first = rows[0]
+    same = all(r is not None and first is not None and r.shape == first.shape and torch.equal(r, first) for r in rows)
+    return first if same else None
+
+
+AutoConfig.register(AttentionOnlyConfig.model_type, AttentionOnlyConfig)
+AutoModelForCausalLM.register(AttentionOnlyConfig, AttentionOnly)
