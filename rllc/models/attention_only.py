@@ -8,7 +8,8 @@ model (``run = 1``) and hundreds of sampling chains at once, and what they share
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
 from rllc.errors import InputError
+from rllc.layout import Moved, stack
 
 HEAD_TENSORS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
 """The tensors of ``blocks.{l}.attn`` that have one slice a head; together, one slice of each, they are a head."""
@@ -79,15 +81,6 @@ class AttentionOnlyConfig(PreTrainedConfig):
                 f"AttentionOnlyConfig: `positions` must be 'shortformer' or 'standard', got {self.positions!r}."
             )
         super().__post_init__(**kwargs)
-
-
-class Moved(NamedTuple):
-    """New values for some rows (leading index) of one parameter, different in each run."""
-
-    block: Tensor
-    """``[run, row, ...]``, ``...`` being the parameter's other axes."""
-    rows: Tensor | None
-    """``[run, row]``: which rows; ``None`` says all of them, in order."""
 
 
 class Activations(NamedTuple):
@@ -192,7 +185,7 @@ class AttentionOnly(PreTrainedModel):
     # The forward pass in parts. x is [run, batch, pos, d_model]; `moved` names the weights that differ between runs.
 
     def activations(self, tokens: Tensor, patterns: list[Tensor] | None = None) -> Activations:
-        """Run the unmoved model on ``tokens [batch, pos]``, keeping what runs share; append attention to ``patterns``."""
+        """Run the model as it is on ``tokens [batch, pos]``, keeping what runs share; append attention to ``patterns``."""
         if tokens.shape[-1] > self.config.n_ctx:
             raise InputError(
                 f"AttentionOnly: rows have {tokens.shape[-1]} positions, but the model's context is {self.config.n_ctx} "
@@ -214,26 +207,34 @@ class AttentionOnly(PreTrainedModel):
         Returns:
             ``[run, batch, pos, d_model]`` (``[1, …]`` when nothing before the unembedding moved).
         """
-        first = _first_block(moved, self.config.n_layers)
+        first = self.first_block(moved)
         x = self._embed(at.tokens, moved) if first < 0 else at.residual[first]
         for layer in range(max(first, 0), self.config.n_layers):
             rows = _moved_heads(moved, layer)
-            if x.shape[0] == 1 and rows is not None:
+            if layer == first and rows is not None:  # all before it, and its other heads, are as in `at`
                 x = self._replace_heads(layer, rows, moved, at)
             else:
                 x = x + self._write(layer, self._heads(layer, x, moved), moved)
         return self.normalise("ln_final", x, moved)
 
+    def first_block(self, names: Collection[str]) -> int:
+        """The first block that moving these weights changes: −1 for the embedding, ``n_layers`` for what follows all blocks."""
+        blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in names) if m]
+        return -1 if any(name.split(".")[0] in ("embed", "pos_embed") for name in names) else min(blocks, default=self.config.n_layers)
+
+    def _tensor(self, name: str) -> Tensor:
+        """A parameter by name; unlike ``get_parameter``, also while ``torch.func.functional_call`` has put a tensor there."""
+        return attrgetter(name)(self)
+
     def weight(self, name: str, moved: Mapping[str, Moved]) -> Tensor:
-        """One parameter with a run axis in front: ``[1, …]`` when shared, else ``[run, …]`` with its moved rows put in."""
-        base = self.get_parameter(name)
+        """One parameter with a run axis in front: ``[1, …]`` when shared, else ``[run, …]`` with its moved rows put in.
+
+        When anything moved, gradients are for the moved weights only, so the others are detached.
+        """
+        base = self._tensor(name)
         if name not in moved:
-            return base[None]
-        block, rows = moved[name]
-        if rows is None:
-            return block
-        index = rows.reshape(rows.shape + (1,) * (base.dim() - 1)).expand_as(block)
-        return base.detach().expand(block.shape[0], *base.shape).scatter(1, index, block)
+            return base.detach()[None] if moved else base[None]
+        return stack(moved[name], base)
 
     def normalise(self, name: str, x: Tensor, moved: Mapping[str, Moved]) -> Tensor:
         """LayerNorm over d_model with the scale and bias called ``name``."""
@@ -286,23 +287,19 @@ class AttentionOnly(PreTrainedModel):
         return _combine(z, self.weight(at + "W_O", moved)) + self.weight(at + "b_O", moved)[:, None, None]
 
     def _replace_heads(self, layer: int, rows: Tensor, moved: Mapping[str, Moved], at: Activations) -> Tensor:
-        """The residual stream after a block in which each run moved only its heads ``rows [run, head]``."""
+        """The residual stream after a block in which each run moved only its heads ``rows [run, head]``.
+
+        It is the unmoved one, plus what the moved heads write, less what they wrote before they moved.
+        """
         name = f"blocks.{layer}.attn."
-        x = at.residual[layer]
-        own = {
-            t: moved[name + t].block if name + t in moved else self.get_parameter(name + t).detach()[rows]
-            for t in HEAD_TENSORS
-        }
-        qk, u = self._inputs(layer, x, {})
+        before = {t: self._tensor(name + t).detach()[rows] for t in HEAD_TENSORS}
+        own = {t: moved[name + t].block if name + t in moved else before[t] for t in HEAD_TENSORS}
+        qk, u = self._inputs(layer, at.residual[layer], moved)
         z = self._attend(
             _project(qk, own["W_Q"], own["b_Q"]), _project(qk, own["W_K"], own["b_K"]), _project(u, own["W_V"], own["b_V"])
         )
-        # What stays: the block's output at the centre less what the moved heads wrote there, once for each set of heads.
-        sets, which = torch.unique(rows, dim=0, return_inverse=True)
-        z_center = at.z[layer][0].transpose(0, 1)  # [head, batch, pos, d_head]
-        written = torch.einsum("shbpk,shkd->sbpd", z_center[sets], self.get_parameter(name + "W_O").detach()[sets])
-        rest = at.residual[layer + 1] - written
-        return rest[which] + _combine(z, own["W_O"])
+        z_before = at.z[layer][0].transpose(0, 1)[rows].transpose(1, 2)  # [run, batch, head, pos, d_head]
+        return at.residual[layer + 1] + _combine(z, own["W_O"]) - _combine(z_before, before["W_O"])
 
 
 class Tensors(nn.Module):
@@ -348,27 +345,13 @@ def _combine(z: Tensor, W: Tensor) -> Tensor:
     return out.view(-1, batch, pos, W.shape[-1])
 
 
-def _first_block(moved: Mapping[str, Moved], n_layers: int) -> int:
-    """The first block whose input or weights a moved weight changes: −1 for the embedding, n_layers for none."""
-    first = n_layers
-    for name in moved:
-        block = re.match(r"blocks\.(\d+)\.", name)
-        if block:
-            first = min(first, int(block[1]))
-        elif name == "embed.W_E" or name == "pos_embed.W_pos":
-            return -1
-    return first
-
-
 def _moved_heads(moved: Mapping[str, Moved], layer: int) -> Tensor | None:
     """The heads ``[run, head]`` that moved in a block, when nothing else in it did and each tensor agrees on which."""
     names = [name for name in moved if name.startswith(f"blocks.{layer}.")]
     if not names or any(name.rsplit(".", 1)[1] not in HEAD_TENSORS for name in names):
         return None
-    rows = [moved[name].rows for name in names]
-    first = rows[0]
-    same = all(r is not None and first is not None and r.shape == first.shape and torch.equal(r, first) for r in rows)
-    return first if same else None
+    rows = moved[names[0]].rows
+    return rows if all(moved[name].rows is rows for name in names) else None  # identity: comparing would wait for the GPU
 
 
 AutoConfig.register(AttentionOnlyConfig.model_type, AttentionOnlyConfig)

@@ -1,0 +1,112 @@
+"""What sampling gives: losses with named axes, each beside the loss at w* on the same minibatch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rllc.errors import FileError
+from rllc.files import load_arrays, save_arrays
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Every draw of every chain of every refinement; :func:`rllc.sample` makes it, ``Estimate.of`` sums it up.
+
+    Args:
+        loss: ``[refinement, chain, draw]``, nats per token: mean loss of the minibatch at the draw; NaN from the step on at
+            which a chain diverged.
+        baseline: same shape: the mean loss at w* on the same minibatch. Subtracting it removes the minibatch's own
+            difficulty, which is most of the noise.
+        diverged: ``[refinement, chain]``: the step at which the chain diverged, −1 if it did not.
+        weights: name of each refinement's weights.
+        data: name of each refinement's data.
+        settings: of sampler and sampling, ``n_beta`` among them.
+        tokens: with ``per_token``, each refinement's ``[chain, draw, batch(, pos)]`` losses.
+        token_baseline: with ``per_token``, each data set's ``[draw, batch(, pos)]`` losses at w*.
+        rows: with ``per_token``, which rows of each data set the minibatches held, ``[draw, batch]``.
+    """
+
+    loss: np.ndarray
+    baseline: np.ndarray
+    diverged: np.ndarray
+    weights: tuple[str, ...]
+    data: tuple[str, ...]
+    settings: Mapping[str, Any]
+    tokens: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    token_baseline: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rows: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def llc(self) -> np.ndarray:
+        """nβ (loss − baseline) ``[refinement, chain, draw]``: each draw's contribution; λ̂ is their mean."""
+        return self.settings["n_beta"] * (self.loss - self.baseline)
+
+    def __repr__(self) -> str:
+        refinements, chains, draws = self.loss.shape
+        broken = int((self.diverged >= 0).sum())
+        note = f", {broken} of {refinements * chains} chains diverged" if broken else ""
+        return f"Draws({refinements} refinements × {chains} chains × {draws} draws{note})"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a draw: ``weights, data, chain, draw, loss, baseline, llc``."""
+        import pandas as pd
+
+        refinements, chains, draws = self.loss.shape
+        index = pd.MultiIndex.from_product([range(refinements), range(chains), range(draws)])
+        which = index.get_level_values(0)
+        return pd.DataFrame(
+            {
+                "weights": np.array(self.weights, dtype=object)[which],
+                "data": np.array(self.data, dtype=object)[which],
+                "chain": index.get_level_values(1),
+                "draw": index.get_level_values(2),
+                "loss": self.loss.ravel(),
+                "baseline": self.baseline.ravel(),
+                "llc": self.llc.ravel(),
+            }
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one atomic, checksummed file (``.npz``)."""
+        arrays = {"loss": self.loss, "baseline": self.baseline, "diverged": self.diverged}
+        keys = list(self.tokens)
+        arrays |= {f"tokens.{i}": self.tokens[key] for i, key in enumerate(keys)}
+        arrays |= {f"token_baseline.{name}": a for name, a in self.token_baseline.items()}
+        arrays |= {f"rows.{name}": a for name, a in self.rows.items()}
+        header = {"kind": "rllc.Draws", "weights": self.weights, "data": self.data, "settings": dict(self.settings)}
+        return save_arrays(path, arrays, header | {"tokens": keys})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Draws:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileError: no such file, a damaged one, or one that holds something else.
+        """
+        arrays, header = load_arrays(path)
+        if header.get("kind") != "rllc.Draws":
+            raise FileError(f"reading {path} as Draws: it holds {header.get('kind', 'something else')}.")
+
+        def under(prefix: str) -> dict[str, np.ndarray]:
+            return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+        return cls(
+            loss=arrays["loss"],
+            baseline=arrays["baseline"],
+            diverged=arrays["diverged"],
+            weights=tuple(header["weights"]),
+            data=tuple(header["data"]),
+            settings=header["settings"],
+            tokens={tuple(key): arrays[f"tokens.{i}"] for i, key in enumerate(header["tokens"])},
+            token_baseline=under("token_baseline."),
+            rows=under("rows."),
+        )

@@ -1,0 +1,239 @@
+"""From draws to numbers: λ̂ with its standard error, R-hat, effective sample size and a status in words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from rllc import diagnostics
+from rllc.draws import Draws
+from rllc.errors import FileError, InputError, nearest
+from rllc.files import load_arrays, save_arrays
+from rllc.loss import LossFunction
+from rllc.refinement import DataLike, WeightsLike
+from rllc.sample import Sampling, sample
+from rllc.samplers import Sampler
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_RHAT = 1.1
+"""R-hat above which chains do not agree well enough; Vehtari et al. 2021 ask for 1.01 when draws are plenty."""
+
+
+@dataclass(frozen=True)
+class LLC:
+    """One refined local learning coefficient, and how far to trust it."""
+
+    weights: str
+    data: str
+    value: float
+    standard_error: float
+    rhat: float
+    ess: float
+    per_chain: tuple[float, ...]
+    status: str
+
+    def __repr__(self) -> str:
+        note = "" if self.status == "ok" else f", {self.status}"
+        return f"LLC({self.weights} on {self.data}: {self.value:.4g} ± {self.standard_error:.2g}{note})"
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """λ̂ of each refinement. ``estimate["1:6"]``, or ``estimate["1:6", "code"]`` with several data sets, is an :class:`LLC`.
+
+    Args:
+        value: ``[refinement]``: λ̂ = nβ · mean(loss − baseline), no unit; NaN when a chain diverged. Negative ones are kept.
+        standard_error: ``[refinement]``: of the mean over chains and draws, from the chains' autocorrelation and from what
+            chains share (:func:`rllc.diagnostics.standard_error`). It knows of noise, not of bias.
+        rhat: ``[refinement]``: rank-normalised split R-hat; near 1 when the chains, and their halves, agree.
+        ess: ``[refinement]``: how many independent draws the mean is worth.
+        per_chain: ``[refinement, chain]``: each chain's own λ̂.
+        status: ``"ok"``, or what is wrong and what to change.
+        weights: name of each refinement's weights.
+        data: name of each refinement's data.
+        settings: of sampler and sampling.
+    """
+
+    value: np.ndarray
+    standard_error: np.ndarray
+    rhat: np.ndarray
+    ess: np.ndarray
+    per_chain: np.ndarray
+    status: tuple[str, ...]
+    weights: tuple[str, ...]
+    data: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, draws: Draws) -> Estimate:
+        """Sum up draws; a refinement with a diverged chain is NaN with a status that names chain and step."""
+        llc = draws.llc
+        value, error, rhat = llc.mean((-2, -1)), diagnostics.standard_error(llc), diagnostics.rhat(llc)
+        return cls(
+            value=value,
+            standard_error=error,
+            rhat=rhat,
+            ess=diagnostics.ess(llc, method="mean"),
+            per_chain=llc.mean(-1),
+            status=tuple(_status(d, v, e, r) for d, v, e, r in zip(draws.diverged, value, error, rhat, strict=True)),
+            weights=draws.weights,
+            data=draws.data,
+            settings=draws.settings,
+        )
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __getitem__(self, key: str | tuple[str, str]) -> LLC:
+        i = self._find(*((key, None) if isinstance(key, str) else key))
+        return LLC(
+            self.weights[i],
+            self.data[i],
+            float(self.value[i]),
+            float(self.standard_error[i]),
+            float(self.rhat[i]),
+            float(self.ess[i]),
+            tuple(float(v) for v in self.per_chain[i]),
+            self.status[i],
+        )
+
+    def _find(self, weights: str, data: str | None) -> int:
+        matching = [i for i, name in enumerate(self.weights) if name == weights]
+        if not matching:
+            raise InputError(f"estimate[{weights!r}]: no such weights; {nearest(weights, dict.fromkeys(self.weights))}")
+        if data is None and len(matching) > 1:
+            known = [self.data[i] for i in matching]
+            raise InputError(f"estimate[{weights!r}]: on which data? It has {known}; type estimate[{weights!r}, {known[0]!r}].")
+        for i in matching:
+            if data is None or self.data[i] == data:
+                return i
+        raise InputError(
+            f"estimate[{weights!r}, {data!r}]: no such data; {nearest(data, [self.data[i] for i in matching])}"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a refinement: ``weights, data, llc, standard_error, rhat, ess, status``."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "weights": self.weights,
+                "data": self.data,
+                "llc": self.value,
+                "standard_error": self.standard_error,
+                "rhat": self.rhat,
+                "ess": self.ess,
+                "status": self.status,
+            }
+        )
+
+    def __repr__(self) -> str:
+        rows = [("weights", "data", "llc", "± se", "R-hat", "ess", "status")]
+        for i, status in enumerate(self.status):
+            numbers = f"{self.value[i]:.3f}", f"{self.standard_error[i]:.3f}", f"{self.rhat[i]:.3f}", f"{self.ess[i]:.0f}"
+            rows.append((self.weights[i], self.data[i], *numbers, status))
+        widths = [max(len(row[k]) for row in rows) for k in range(7)]
+        left = {0, 1, 6}
+        lines = [
+            "  ".join(c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+            for row in rows
+        ]
+        s = self.settings
+        title = f"Estimate of {len(self)} LLCs (nβ = {s['n_beta']:g}, γ = {s['localization']:g}, ε = {s['lr']:g}, "
+        title += f"{s['num_chains']} chains × {s['num_draws']} draws)"
+        return "\n".join([title, *lines])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one atomic, checksummed file (``.npz``)."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        names = {"weights": self.weights, "data": self.data, "status": self.status, "settings": dict(self.settings)}
+        return save_arrays(path, arrays, {"kind": "rllc.Estimate"} | names)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Estimate:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileError: no such file, a damaged one, or one that holds something else.
+        """
+        arrays, header = load_arrays(path)
+        if header.get("kind") != "rllc.Estimate":
+            raise FileError(f"reading {path} as Estimate: it holds {header.get('kind', 'something else')}.")
+        names = {key: tuple(header[key]) for key in ("weights", "data", "status")}
+        return cls(**arrays, **names, settings=header["settings"])
+
+
+_ARRAYS = ("value", "standard_error", "rhat", "ess", "per_chain")
+
+
+def estimate(
+    model: nn.Module,
+    data: DataLike,
+    weights: WeightsLike = None,
+    *,
+    loss: LossFunction | None = None,
+    sampler: Sampler | None = None,
+    sampling: Sampling | None = None,
+    progress: bool = True,
+) -> Estimate:
+    """The refined local learning coefficient of each choice of weights on each data set, with its error.
+
+    λ̂(w*; V, q′) = nβ · mean over chains and draws t of [ ℓ_{B_t}(u*, v_t) − ℓ_{B_t}(w*) ],
+
+    V being the chosen weights v (the others stay at u*), B_t minibatches of the data q′, and v_t the draws of a sampler of
+    p(v) ∝ exp(−nβ ℓ(u*, v) − (γ/2)‖v − v*‖²). Everything on the training data is the LLC; one head, the wrLLC; everything on
+    a subset, the drLLC. At these settings λ̂ is complexity at a resolution: compare values made with the same settings.
+
+    >>> import torch
+    >>> model, data = torch.nn.Linear(2, 1), torch.randn(64, 2)
+    >>> est = estimate(model, {"x": data}, loss=lambda m, x: m(x)[:, 0] ** 2, progress=False)
+    >>> est["everything"].status
+    'ok'
+
+    Args:
+        model: any module. Its weights are the w* that is looked at; nothing of it is changed.
+        data: :class:`rllc.Tokens`, a tensor ``[row, pos]`` of token ids, a tuple of tensors with one leading dimension, or
+            a dict of named data.
+        weights: :class:`rllc.Weights` (``rllc.head("1:6")``, ``rllc.heads(model)``, …), one, a list or a dict; ``None`` is
+            everything.
+        loss: ``loss(module, batch)`` giving per-example or per-token losses; ``None`` is next-token cross entropy;
+            ``rllc.distillation(generating_model)`` is the loss against a model's predictions.
+        sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
+        sampling: ``None`` is ``rllc.Sampling()``: the paper's 4 chains × 200 draws, batches of 32, nβ = 30, seed 0.
+        progress: show a bar.
+
+    Returns:
+        :class:`Estimate`, over weights × data.
+
+    Raises:
+        InputError: before any chain runs, when an argument cannot work.
+
+    Source: arXiv 2410.02984; Lau et al. 2023 (arXiv 2308.12108) for the estimator.
+    """
+    return Estimate.of(
+        sample(model, data, weights, loss=loss, sampler=sampler, sampling=sampling, progress=progress)
+    )
+
+
+def _status(diverged: np.ndarray, value: float, error: float, rhat: float) -> str:
+    if (diverged >= 0).any():
+        chain = int(np.flatnonzero(diverged >= 0)[0])
+        more = int((diverged >= 0).sum()) - 1
+        others = f" (and {more} more)" if more else ""
+        return f"diverged: chain {chain} at step {diverged[chain]}{others}; lower lr"
+    problems = []
+    if rhat > _RHAT:
+        problems.append("chains disagree (R-hat): more draws or burn-in")
+    if value < 0:
+        problems.append("negative: w* is not a minimum for this data, or noise exceeds signal")
+    elif error > abs(value):
+        problems.append("noise exceeds signal: more draws")
+    return "; ".join(problems) or "ok"

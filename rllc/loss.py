@@ -1,0 +1,378 @@
+"""The only contract with a model: one loss per run, its gradient, and the loss at w* on the same minibatch.
+
+:func:`bind` chooses how. For :class:`rllc.models.AttentionOnly` with a token loss, all runs of a group go through one
+forward pass that shares what they share, and the unembedding, the softmax, the loss and its gradient are done in one
+sweep over chunks of rows that stay in cache. For any other module and any loss of yours, runs are evaluated with
+``torch.func.functional_call``, without copying the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rllc.errors import InputError
+from rllc.layout import Group, Moved, stack, unpack
+
+if TYPE_CHECKING:
+    from rllc.models.attention_only import Activations, AttentionOnly
+
+Batch = Tensor | tuple[Tensor, ...]
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+"""Yours: ``loss(module, batch)``, giving per-example ``[batch]`` or per-token ``[batch, pos]`` losses."""
+
+
+class Center(NamedTuple):
+    """The unmoved model on one minibatch."""
+
+    losses: Tensor
+    """``[batch]`` or ``[batch, pos]``: the baseline, example by example."""
+    shared: Any
+    """What runs reuse; the loss's own business."""
+
+
+class Runs(NamedTuple):
+    """Some runs on one minibatch."""
+
+    losses: Tensor
+    """``[run]``, float64: the mean loss of each."""
+    gradient: Tensor | None
+    """``[run, dim]``: of each run's mean loss with respect to its own position; ``None`` when not asked for."""
+    each: Tensor | None
+    """``[run, batch]`` or ``[run, batch, pos]``, when asked for."""
+
+
+class Loss(Protocol):
+    """A loss bound to a model; what :func:`rllc.iterate` evaluates."""
+
+    def center(self, batch: Batch, seed: int) -> Center:
+        """Evaluate the model as it is; ``seed`` is for losses that draw random numbers of their own (dropout, say)."""
+        ...
+
+    def runs(
+        self, group: Group, member: Tensor, position: Tensor, center: Center, batch: Batch, *, gradient: bool, each: bool
+    ) -> Runs:
+        """Evaluate runs at ``position [run, dim]``, run i being a chain of the group's member ``member[i]``."""
+        ...
+
+    def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:
+        """Bytes that each further run of a pass takes while it is evaluated."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation:
+    """Cross entropy, in nats per token, against the next-token distribution of ``generator``; see :func:`distillation`."""
+
+    generator: nn.Module
+
+    def __call__(self, module: nn.Module, batch: Tensor) -> Tensor:
+        """Per-token losses ``[batch, pos - 1]`` of any module that gives logits."""
+        with torch.no_grad():
+            target = _logits(self.generator, batch)[:, :-1].softmax(-1)
+        return -(target * _logits(module, batch)[:, :-1].log_softmax(-1)).sum(-1)
+
+
+def distillation(generator: nn.Module) -> Distillation:
+    """A loss against what a model predicts, not against the tokens that came: data refined to a model's distribution.
+
+    ℓ(w) = mean over positions of −Σ_v p_gen(v | context) log p_w(v | context). It differs from the KL divergence by a
+    constant, which cancels in λ̂. With the one-layer model trained on the same data as ``generator`` it is the
+    "ℓ = L1" of arXiv 2410.02984. Contexts are the rows of the data.
+
+    Args:
+        generator: gives logits ``[batch, pos, vocab]``, or an output with ``.logits``, on token rows; its vocabulary must
+            be the model's. It is only evaluated, in the mode it is in.
+    """
+    return Distillation(generator)
+
+
+def next_token(module: nn.Module, batch: Tensor) -> Tensor:
+    """Cross entropy of each next token, in nats: ``[batch, pos - 1]`` for token rows ``[batch, pos]``; the default loss.
+
+    For any module that maps token ids to logits ``[batch, pos, vocab]`` or to an output with ``.logits``.
+    """
+    logits = _logits(module, batch)[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none").view(batch.shape[0], -1)
+
+
+def bind(model: nn.Module, loss: LossFunction | None, *, train_mode: bool = False) -> Loss:
+    """The fastest exact evaluation there is for this model and loss.
+
+    Args:
+        loss: yours, a :func:`distillation`, or ``None`` for :func:`next_token`.
+        train_mode: evaluate the module in training mode (dropout and all) instead of eval mode.
+    """
+    if hasattr(model, "activations") and hasattr(model, "hidden"):
+        attention_only: AttentionOnly = model  # type: ignore[assignment]
+        if loss is None or loss is next_token:
+            return TokenLoss(attention_only, None)
+        if isinstance(loss, Distillation) and hasattr(loss.generator, "activations"):
+            return TokenLoss(attention_only, loss.generator)  # type: ignore[arg-type]
+    return ModuleLoss(model, next_token if loss is None else loss, train_mode)
+
+
+class TokenLoss:
+    """Next-token or distillation loss of an :class:`rllc.models.AttentionOnly`, all runs at once."""
+
+    def __init__(self, model: AttentionOnly, generator: AttentionOnly | None) -> None:
+        self.model, self.generator = model, generator
+        self.parameters = dict(model.named_parameters())
+
+    @torch.no_grad()
+    def center(self, batch: Tensor, seed: int) -> Center:  # noqa: D102 (see Loss)
+        at = self.model.activations(batch)
+        target = self._target(batch)
+        hidden = self.model.normalise("ln_final", at.residual[-1], {})
+        unembed = [self.parameters[name].detach()[None] for name in ("unembed.W_U", "unembed.b_U")]
+        _, each = UnembedLoss.apply(hidden, *unembed, target)
+        return Center(each[0], (at, target))
+
+    def runs(  # noqa: D102 (see Loss)
+        self, group: Group, member: Tensor, position: Tensor, center: Center, batch: Tensor, *, gradient: bool, each: bool
+    ) -> Runs:
+        at, target = center.shared
+        with torch.set_grad_enabled(gradient):
+            position = position.detach().requires_grad_(gradient)
+            moved = unpack(group, position, member, self.parameters)
+            losses, tokens = self._losses(moved, at, target)
+            grad = torch.autograd.grad(losses.sum(), position)[0] if gradient else None
+        losses = losses.detach().expand(len(position))
+        return Runs(losses, grad, tokens.expand(len(position), -1, -1) if each else None)
+
+    def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
+        c = self.model.config
+        positions, width = batch_shape[0] * batch_shape[1], max(c.d_model, c.n_heads * c.d_head)
+        blocks = c.n_layers - max(self.model.first_block([slot.name for slot in group.slots]), 0)
+        # Kept for the backward pass: about 16 activations as wide as the model a block, the hidden state and its gradient.
+        # Chain state, noise and gradient: about 8 numbers a weight. Gradients of a moved unembedding: one more copy.
+        return 4 * (positions * width * (16 * blocks + 4) + 8 * group.dim)
+
+    def _losses(self, moved: dict[str, Moved], at: Activations, target: Target) -> tuple[Tensor, Tensor]:
+        hidden = self.model.hidden(moved, at)
+        W_U, b_U = (self.model.weight(name, moved) for name in ("unembed.W_U", "unembed.b_U"))
+        return UnembedLoss.apply(hidden, W_U, b_U, target)
+
+    def _target(self, batch: Tensor) -> Target:
+        if self.generator is None:
+            return Target(batch[:, 1:].flatten(), None, None, None)
+        g = self.generator
+        hidden = g.normalise("ln_final", g.activations(batch).residual[-1], {})[0, :, :-1].flatten(0, 1)
+        return Target(None, hidden, g.get_parameter("unembed.W_U").detach(), g.get_parameter("unembed.b_U").detach())
+
+
+class Target(NamedTuple):
+    """What is to be predicted at each of ``position = batch × (pos − 1)``: token ids, or a generating model's softmax."""
+
+    ids: Tensor | None
+    hidden: Tensor | None
+    W_U: Tensor | None
+    b_U: Tensor | None
+
+    def probabilities(self, rows: slice) -> Tensor:
+        """The generating model's ``[position, vocab]`` for some positions; made when needed, never kept."""
+        assert self.hidden is not None
+        return torch.addmm(self.b_U, self.hidden[rows], self.W_U).softmax(-1)
+
+
+class UnembedLoss(torch.autograd.Function):
+    """Unembedding, softmax, cross entropy and their gradient in one sweep over chunks of positions.
+
+    Per position with hidden state x, logits z = xW + b, target distribution q (one-hot for tokens) and p = softmax(z):
+    loss = logsumexp(z) − q·z, ∂/∂x = (p − q)Wᵀ, ∂/∂W = xᵀ(p − q), ∂/∂b = p − q. The target's part, q·z = x·(qWᵀ) + q·b,
+    needs no vocabulary-sized work beyond qWᵀ, which runs share. exp(z) is left unnormalised and the division by its sum
+    is done on the d_model-sized result. The logits of a chunk are overwritten in place and never leave the cache.
+
+    Returns:
+        ``(mean loss [run] in float64, each loss [run, batch, pos − 1] without gradient)``; run is 1 if nothing moved.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, hidden: Tensor, W: Tensor, b: Tensor, target: Target
+    ) -> tuple[Tensor, Tensor]:
+        want_hidden, want_W, want_b = ctx.needs_input_grad[:3]
+        runs = max(hidden.shape[0], W.shape[0], b.shape[0])
+        batch, pos = hidden.shape[1], hidden.shape[2] - 1
+        count = batch * pos
+        x = hidden[:, :, :-1].reshape(hidden.shape[0], count, -1)
+        each = hidden.new_empty(runs, count)
+        d_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format) if want_hidden else None
+        d_x = x.new_empty(runs, count, x.shape[-1]) if want_hidden else None
+        d_W = torch.zeros(runs, *W.shape[1:], device=W.device) if want_W else None
+        d_b = torch.zeros(runs, *b.shape[1:], device=b.device) if want_b else None
+        for rows in _chunks(count, W.shape[-1], x.device):
+            q = target.probabilities(rows) if target.ids is None else None
+            t = target.ids[rows] if target.ids is not None else None
+            if W.shape[0] == 1:
+                pull = _pull(q, t, W[0])
+            for r in range(runs):
+                x_r, W_r, b_r = (part[r if part.shape[0] > 1 else 0] for part in (x, W, b))
+                x_r = x_r[rows]
+                if W.shape[0] > 1:
+                    pull = _pull(q, t, W_r)
+                z = torch.addmm(b_r, x_r, W_r)
+                top = z.amax(1, keepdim=True)
+                total = z.sub_(top).exp_().sum(1, keepdim=True)
+                toward = (x_r * pull).sum(1) + (b_r[t] if t is not None else q @ b_r)
+                each[r, rows] = (top + total.log())[:, 0] - toward
+                if d_x is not None:
+                    torch.sub(torch.div(z @ W_r.T, total), pull, out=d_x[r, rows])
+                if d_W is not None or d_b is not None:
+                    _weight_gradients(z.div_(total), x_r, q, t, None if d_W is None else d_W[r], None if d_b is None else d_b[r])
+        if d_hidden is not None:
+            d_x = d_x if hidden.shape[0] == runs else d_x.sum(0, keepdim=True)
+            d_hidden[:, :, :-1] = (d_x / count).view(-1, batch, pos, x.shape[-1])
+        for d in (d_W, d_b):
+            if d is not None:
+                d.div_(count)
+        ctx.gradients = d_hidden, d_W, d_b
+        losses = each.double().mean(1)
+        each = each.view(runs, batch, pos)
+        ctx.mark_non_differentiable(each)
+        return losses, each
+
+    @staticmethod
+    def backward(ctx: Any, d_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        scaled = []
+        for d in ctx.gradients:
+            weight = d_losses.to(torch.float32)
+            scaled.append(None if d is None else d * weight.view(-1, *(1,) * (d.dim() - 1)))
+        return *scaled, None
+
+
+class ModuleLoss:
+    """Any module, any loss: one run after the other through ``torch.func.functional_call``; nothing is copied."""
+
+    def __init__(self, model: nn.Module, loss: LossFunction, train_mode: bool) -> None:
+        self.model, self.loss, self.train_mode = model, loss, train_mode
+        self.wrapper = _Call(model, loss)
+        self.parameters = {name: p.detach() for name, p in model.named_parameters()}
+        self.device = next(iter(self.parameters.values())).device
+
+    def center(self, batch: Batch, seed: int) -> Center:  # noqa: D102 (see Loss)
+        with torch.no_grad(), self._seeded(seed):
+            before = self._random_state()
+            losses = self._call({}, batch).detach()
+            random = not torch.equal(before, self._random_state())
+        return Center(losses, seed if random else None)
+
+    def runs(  # noqa: D102 (see Loss)
+        self, group: Group, member: Tensor, position: Tensor, center: Center, batch: Batch, *, gradient: bool, each: bool
+    ) -> Runs:
+        losses, gradients, apart = [], [], []
+        for r in range(len(position)):
+            with torch.set_grad_enabled(gradient), self._seeded(center.shared):
+                mine = position[r : r + 1].detach().requires_grad_(gradient)
+                moved = unpack(group, mine, member[r : r + 1], self.parameters)
+                changed = {n: stack(m, self.parameters[n])[0].to(self.parameters[n].dtype) for n, m in moved.items()}
+                examples = self._call(changed, batch)
+                mean = examples.double().mean()
+                if gradient:
+                    gradients.append(torch.autograd.grad(mean, mine)[0])
+            losses.append(mean.detach())
+            if each:
+                apart.append(examples.detach().float())
+        return Runs(torch.stack(losses), torch.cat(gradients) if gradient else None, torch.stack(apart) if each else None)
+
+    def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
+        return 4 * 8 * group.dim  # runs are evaluated one after the other; only their state adds up
+
+    def _random_state(self) -> Tensor:
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+
+    @contextmanager
+    def _seeded(self, seed: int | None) -> Iterator[None]:
+        """Global random numbers from ``seed``, put back afterwards; nothing for ``None``.
+
+        A loss that draws (dropout) so draws the same for every run of a step and for the baseline, whatever the company.
+        """
+        if seed is None:
+            yield
+            return
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+    def _call(self, changed: dict[str, Tensor], batch: Batch) -> Tensor:
+        buffers = {f"module.{name}": b.clone() for name, b in self.model.named_buffers()}  # a forward may update them
+        weights = {f"module.{name}": changed.get(name, p) for name, p in self.parameters.items()}
+        with _mode(self.model, self.train_mode):
+            losses = torch.func.functional_call(self.wrapper, weights | buffers, (batch,))
+        if not isinstance(losses, Tensor) or losses.dim() not in (1, 2):
+            got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+            raise InputError(
+                f"`loss(module, batch)` must give per-example [batch] or per-token [batch, pos] losses, got {got}; "
+                f"with a torch loss, pass reduction='none'."
+            )
+        return losses
+
+
+class _Call(nn.Module):
+    """``loss(module, batch)`` as a module, which is what functional_call can put weights into."""
+
+    def __init__(self, module: nn.Module, loss: LossFunction) -> None:
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss(self.module, batch)
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Every submodule in one mode, and back to its own."""
+    other = [module for module in model.modules() if module.training != training]
+    for module in other:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module in other:
+            module.training = not training
+
+
+def _logits(module: nn.Module, batch: Tensor) -> Tensor:
+    output = module(batch)
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.dim() != 3:
+        raise InputError(
+            f"the default loss needs a module that maps token ids [batch, pos] to logits [batch, pos, vocab], or to an "
+            f"output with .logits; {type(module).__name__} gave {type(output).__name__}. Pass loss=f with "
+            f"f(module, batch) giving per-example losses."
+        )
+    return logits
+
+
+def _chunks(count: int, vocab: int, device: torch.device) -> Iterator[slice]:
+    """Chunks of positions whose logits fill about 2.5 MB on a CPU (measured best: they stay in cache), 1 GB on a GPU."""
+    numbers = 640_000 if device.type == "cpu" else 256_000_000
+    size = max(16, min(count, numbers // vocab))
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _pull(q: Tensor | None, ids: Tensor | None, W: Tensor) -> Tensor:
+    """qWᵀ ``[position, d_model]``: for tokens, columns of W."""
+    return W.T[ids] if ids is not None else q @ W.T
+
+
+def _weight_gradients(
+    p: Tensor, x: Tensor, q: Tensor | None, ids: Tensor | None, d_W: Tensor | None, d_b: Tensor | None
+) -> None:
+    """Add xᵀ(p − q) and the column sums of p − q; overwrites p."""
+    if ids is not None:
+        p.scatter_add_(1, ids[:, None], p.new_full((len(p), 1), -1.0))
+    else:
+        p.sub_(q)
+    if d_W is not None:
+        d_W.addmm_(x.T, p)
+    if d_b is not None:
+        d_b.add_(p.sum(0))

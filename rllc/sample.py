@@ -1,0 +1,414 @@
+"""The only loop over steps: many chains, many refinements, one pass over each minibatch."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from rllc import refinement as refine
+from rllc.data.tokens import Minibatches, Tokens
+from rllc.draws import Draws
+from rllc.errors import InputError
+from rllc.layout import Group, center, groups, to
+from rllc.loss import Batch, Center, Distillation, Loss, LossFunction, Runs, bind
+from rllc.refinement import DataLike, Refinement, WeightsLike
+from rllc.samplers import Random, Sampler, sgld
+from rllc.seeds import generator, stable_hash
+
+_FREE_WALKS = 1e3
+"""A chain counts as diverged when its root-mean-square displacement exceeds this many free random walks √(lr · steps)."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much is sampled, and at which resolution; the defaults are the paper's.
+
+    >>> Sampling(num_draws=100).num_steps
+    100
+
+    Args:
+        num_chains: independent chains for each refinement; 4 shows whether they agree.
+        num_draws: draws kept from each chain.
+        num_burnin_steps: steps before the first draw counts. 0 in the paper: chains start at w*.
+        num_steps_bw_draws: steps from one draw to the next.
+        batch_size: rows of a minibatch; all chains of all refinements of one data set see the same minibatches.
+        n_beta: nβ, sample size times inverse temperature; multiplies the mean loss per token (or example). 0 is a
+            negative control: the chains ignore the loss and λ̂ is 0.
+        seed: of minibatches and noise.
+        runs_per_pass: how many chains go through the model together; ``None`` fits them into a quarter of the memory
+            that is free. Never changes the noise or the minibatches; losses agree to float32 rounding.
+        device: where to sample; ``None`` is where the model is. Elsewhere, one copy of the model is made there.
+        train_mode: run the model in training mode (dropout, batch statistics) instead of eval mode.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    num_chains: int = 4
+    num_draws: int = 200
+    num_burnin_steps: int = 0
+    num_steps_bw_draws: int = 1
+    batch_size: int = 32
+    n_beta: float = 30.0
+    seed: int = 0
+    runs_per_pass: int | None = None
+    device: str | None = None
+    train_mode: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"num_chains": 1, "num_draws": 1, "num_burnin_steps": 0, "num_steps_bw_draws": 1, "batch_size": 1}
+        least |= {} if self.runs_per_pass is None else {"runs_per_pass": 1}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < lowest:
+                raise InputError(f"Sampling: `{name}` must be an integer of at least {lowest}, got {value!r}.")
+        if not (0 <= self.n_beta < float("inf")):
+            raise InputError(f"Sampling: `n_beta` must be a positive number (0 as a control), got {self.n_beta!r}.")
+
+    @property
+    def num_steps(self) -> int:
+        """Sampler steps of each chain."""
+        return self.num_burnin_steps + self.num_draws * self.num_steps_bw_draws
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes its results, for files and tables: not where or how large the passes are."""
+        return {k: v for k, v in asdict(self).items() if k not in ("runs_per_pass", "device")}
+
+
+class Step(NamedTuple):
+    """The chains after a step, measured on the next minibatch, on which they do not depend."""
+
+    step: int
+    """From 1 on."""
+    draw: int | None
+    """Which draw this is, from 0 on; ``None`` during burn-in and between draws."""
+    loss: Tensor
+    """``[refinement, chain]``, float64: mean loss on this step's minibatch; NaN once a chain has diverged."""
+    baseline: Tensor
+    """``[refinement]``, float64: the loss at w* on the same minibatch."""
+    tokens: Mapping[tuple[str, str], Tensor]
+    """With ``per_token``: each refinement's losses ``[chain, batch]`` or ``[chain, batch, pos]``; else empty."""
+    token_baseline: Mapping[str, Tensor]
+    """With ``per_token``: the losses at w* on each data set's minibatch; else empty."""
+    rows: Mapping[str, Tensor]
+    """Which rows of each data set the minibatch holds."""
+    diverged: Tensor
+    """``[refinement, chain]``: the step at which a chain diverged, −1 while it has not."""
+    positions: Callable[[int], Tensor]
+    """``positions(refinement)`` is ``[chain, dim]``: the selected weights, parameters in alphabetical order."""
+
+
+def sample(
+    model: nn.Module,
+    data: DataLike,
+    weights: WeightsLike = None,
+    *,
+    loss: LossFunction | None = None,
+    sampler: Sampler | None = None,
+    sampling: Sampling | None = None,
+    per_token: bool = False,
+    progress: bool = True,
+) -> Draws:
+    """Sample around the model's weights, and give every draw with its baseline; :func:`rllc.estimate` sums them up.
+
+    All heads and chains run together. The minibatches are shared by all refinements of one data set, the noise is a
+    function of (seed, selected weights, data, chain) alone: a refinement gives the same draws alone or in company.
+    Neither the model, nor its gradients or mode, nor any global random state is changed.
+
+    Args:
+        model: any module; :class:`rllc.models.AttentionOnly` is fastest.
+        data: see :func:`rllc.refinement.product`; so for ``weights``.
+        loss: ``loss(module, batch)`` giving per-example or per-token losses; ``None`` is next-token cross entropy.
+        sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
+        sampling: ``None`` is ``rllc.Sampling()``, the paper's.
+        per_token: also keep the loss of each example or token at every draw (large: it is the draws times a minibatch).
+        progress: show a bar.
+
+    Raises:
+        InputError: before any chain runs, when an argument cannot work.
+    """
+    sampling = Sampling() if sampling is None else sampling
+    sampler = sgld() if sampler is None else sampler
+    refinements = refine.product(weights, data)
+    kept: list[Step] = []
+    bar = tqdm(total=sampling.num_steps, desc=f"{sampler.name}: {len(refinements)} × {sampling.num_chains} chains",
+               unit="step", disable=not progress, leave=False)  # fmt: skip
+    with bar:
+        for step in _steps(model, refinements, loss, sampler, sampling, per_token):
+            bar.update()
+            if step.draw is not None:
+                kept.append(step._replace(positions=_forgotten))
+    losses = torch.stack([s.loss for s in kept], -1)
+    baseline = torch.stack([s.baseline for s in kept], -1)[:, None].expand_as(losses)
+    return Draws(
+        loss=losses.cpu().numpy(),
+        baseline=baseline.cpu().numpy().copy(),
+        diverged=kept[-1].diverged.cpu().numpy(),
+        weights=tuple(r.weights.name for r in refinements),
+        data=tuple(r.data_name for r in refinements),
+        settings=sampler.settings | sampling.settings,
+        tokens={k: _over_draws([s.tokens[k] for s in kept], 1) for k in kept[0].tokens},
+        token_baseline={k: _over_draws([s.token_baseline[k] for s in kept], 0) for k in kept[0].token_baseline},
+        rows={k: _over_draws([s.rows[k] for s in kept], 0) for k in kept[0].rows} if per_token else {},
+    )
+
+
+def iterate(
+    model: nn.Module,
+    data: DataLike,
+    weights: WeightsLike = None,
+    *,
+    loss: LossFunction | None = None,
+    sampler: Sampler | None = None,
+    sampling: Sampling | None = None,
+    per_token: bool = False,
+) -> Iterator[Step]:
+    """The generator under :func:`sample`: one :class:`Step` after another, for observables of your own.
+
+    >>> model, data = torch.nn.Linear(2, 1), torch.randn(8, 2)
+    >>> steps = iterate(model, data, loss=lambda m, x: m(x)[:, 0] ** 2, sampling=Sampling(num_draws=2, batch_size=8))
+    >>> [tuple(step.positions(0).shape) for step in steps]
+    [(4, 3), (4, 3)]
+
+    Takes what :func:`sample` takes. Stop early by leaving the loop. Values stay on the device.
+    """
+    sampling = Sampling() if sampling is None else sampling
+    sampler = sgld() if sampler is None else sampler
+    return _steps(model, refine.product(weights, data), loss, sampler, sampling, per_token)
+
+
+def _forgotten(refinement: int) -> Tensor:
+    raise InputError("positions are not kept after the step; read them inside the loop over rllc.iterate(...).")
+
+
+def _over_draws(steps: Sequence[Tensor], axis: int) -> np.ndarray:
+    return torch.stack(list(steps), axis).cpu().numpy()
+
+
+@dataclass
+class _Pass:
+    """Runs of one group on one data set that go through the model together; ``state`` is what a step replaces."""
+
+    group: Group
+    member: Tensor  # [run], of the group
+    refinement: Tensor  # [run]
+    chain: Tensor  # [run]
+    origin: Tensor  # [member, dim]: w*
+    random: Random
+    state: Any
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """One data set, its minibatches, and the passes over them."""
+
+    name: str
+    rows: refine.Rows
+    minibatches: Minibatches
+    refinements: Tensor
+    passes: list[_Pass]
+
+
+def _steps(
+    model: nn.Module,
+    refinements: Sequence[Refinement],
+    loss: LossFunction | None,
+    sampler: Sampler,
+    sampling: Sampling,
+    per_token: bool,
+) -> Iterator[Step]:
+    model, loss, device = _there(model, loss, sampling)
+    masks = _check(model, refinements, sampling)
+    bound = bind(model, loss, train_mode=sampling.train_mode)
+    datasets = _plan(model, bound, refinements, masks, sampler, sampling, device)
+    diverged = torch.full((len(refinements), sampling.num_chains), -1, device=device)
+    for t in range(sampling.num_steps + 1):
+        after = t - sampling.num_burnin_steps
+        draw = after // sampling.num_steps_bw_draws - 1 if after > 0 and after % sampling.num_steps_bw_draws == 0 else None
+        losses = torch.full(diverged.shape, torch.nan, dtype=torch.float64, device=device)
+        baseline = losses[:, 0].clone()
+        rows, tokens, token_baseline = {}, {}, {}
+        positions = []
+        for d in datasets:
+            rows[d.name] = d.minibatches[t]
+            batch = refine.take(d.rows, rows[d.name], device)
+            at = bound.center(batch, seed=stable_hash("loss", sampling.seed, t))
+            baseline[d.refinements] = at.losses.double().mean()
+            if per_token:
+                token_baseline[d.name] = at.losses
+            for p in d.passes:
+                positions.append((p, p.state.position))
+                runs = _advance(p, bound, at, batch, sampler, sampling, per_token, last=t == sampling.num_steps)
+                where = p.refinement, p.chain
+                broken = ~runs.losses.isfinite() | _ran_away(p, positions[-1][1], sampler.lr, t)
+                diverged[where] = torch.where(broken & (diverged[where] < 0), t, diverged[where])
+                losses[where] = torch.where(diverged[where] < 0, runs.losses, torch.nan)
+                if runs.each is not None:
+                    _sort_tokens(tokens, p, runs.each, refinements, sampling.num_chains)
+        if t > 0:
+            find = partial(_positions, positions, sampling.num_chains)
+            yield Step(t, draw, losses, baseline, tokens, token_baseline, rows, diverged.clone(), find)
+
+
+def _advance(
+    p: _Pass, bound: Loss, at: Center, batch: Batch, sampler: Sampler, sampling: Sampling, each: bool, last: bool
+) -> Runs:
+    """Measure the runs where they are and, unless it is the last time, move them: one evaluation serves both."""
+    measured: list[Runs] = []
+
+    def energy(position: Tensor) -> tuple[Tensor, Tensor]:
+        first = not measured
+        runs = bound.runs(p.group, p.member, position, at, batch, gradient=True, each=each and first)
+        if first:
+            measured.append(runs)
+        return sampling.n_beta * runs.losses, sampling.n_beta * runs.gradient
+
+    if last:
+        return bound.runs(p.group, p.member, p.state.position, at, batch, gradient=False, each=each)
+    p.state = sampler.step(p.state, energy, p.random)
+    return measured[0]
+
+
+def _ran_away(p: _Pass, position: Tensor, lr: float, t: int) -> Tensor:
+    """``[run]``: further from w*, per weight, than any chain that samples; a finite loss there means nothing."""
+    square = (position - p.origin[p.member]).square().mean(1)
+    return ~(square <= _FREE_WALKS**2 * lr * max(t, 1))
+
+
+def _positions(passes: Sequence[tuple[_Pass, Tensor]], num_chains: int, refinement: int) -> Tensor:
+    found = [(p, position, (p.refinement == refinement).nonzero()[:, 0]) for p, position in passes]
+    parts = [(p.chain[runs], position[runs]) for p, position, runs in found if len(runs)]
+    chains, position = torch.cat([c for c, _ in parts]), torch.cat([v for _, v in parts])
+    assert len(chains) == num_chains
+    return position[chains.argsort()]
+
+
+def _sort_tokens(
+    tokens: dict[tuple[str, str], Tensor], p: _Pass, each: Tensor, refinements: Sequence[Refinement], num_chains: int
+) -> None:
+    for r, c, losses in zip(p.refinement.tolist(), p.chain.tolist(), each, strict=True):
+        tokens.setdefault(refinements[r].name, losses.new_empty(num_chains, *losses.shape))[c] = losses
+
+
+def _plan(
+    model: nn.Module,
+    bound: Loss,
+    refinements: Sequence[Refinement],
+    masks: Sequence[Mapping[str, Tensor]],
+    sampler: Sampler,
+    sampling: Sampling,
+    device: torch.device,
+) -> list[_DataSet]:
+    """Data sets -> groups -> passes of runs. What a run is given depends on its own refinement and chain alone."""
+    parameters = dict(model.named_parameters())
+    planned = []
+    for name in dict.fromkeys(r.data_name for r in refinements):
+        here = [i for i, r in enumerate(refinements) if r.data_name == name]
+        data, print_of_data = refinements[here[0]].data, refine.fingerprint(refinements[here[0]].data)
+        passes = []
+        for found in groups([masks[i] for i in here]):
+            group = to(found, device)
+            origin = center(group, parameters)
+            runs = [(m, c) for m in range(len(group.members)) for c in range(sampling.num_chains)]
+            size = sampling.runs_per_pass or _pass_size(bound.memory(group, _batch_shape(data, sampling)), device)
+            for start in range(0, len(runs), size):
+                member = torch.tensor([m for m, _ in runs[start : start + size]])
+                chain = torch.tensor([c for _, c in runs[start : start + size]])
+                refinement = torch.tensor([here[group.members[m]] for m in member])
+                streams = [
+                    generator("noise", sampling.seed, _digest(masks[r]), print_of_data, c, device=device)
+                    for r, c in zip(refinement.tolist(), chain.tolist(), strict=True)
+                ]
+                position = origin[member.to(device)]
+                passes.append(
+                    _Pass(group, member.to(device), refinement.to(device), chain.to(device), origin,
+                          Random(streams, group.dim, device), sampler.init(position))  # fmt: skip
+                )
+        minibatches = Minibatches(refine.num_rows(data), sampling.batch_size, seed=sampling.seed)
+        planned.append(_DataSet(name, data, minibatches, torch.tensor(here, device=device), passes))
+    return planned
+
+
+def _digest(masks: Mapping[str, Tensor]) -> str:
+    """Which weights, whatever they are called."""
+    digest = hashlib.sha256()
+    for name in sorted(masks):
+        digest.update(f"{name} {tuple(masks[name].shape)}".encode())
+        digest.update(np.packbits(masks[name].numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _batch_shape(data: refine.Rows, sampling: Sampling) -> tuple[int, ...]:
+    return sampling.batch_size, *(data.rows.shape[1:] if isinstance(data, Tokens) else data[0].shape[1:])
+
+
+def _pass_size(bytes_per_run: int, device: torch.device) -> int:
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        free = 4 * 2**30
+    return max(1, free // 4 // max(bytes_per_run, 1))
+
+
+def _there(model: nn.Module, loss: LossFunction | None, sampling: Sampling) -> tuple[nn.Module, Any, torch.device]:
+    """The model and loss on the device asked for: themselves where they are there already, else one copy."""
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise InputError(f"sampling {type(model).__name__}: it has no parameters; expected a torch.nn.Module with weights.")
+    device = parameter.device if sampling.device is None else torch.device(sampling.device)
+    if device.type == parameter.device.type and device.index in (None, parameter.device.index):
+        return model, loss, parameter.device
+    if isinstance(loss, Distillation):
+        loss = Distillation(copy.deepcopy(loss.generator).to(device))
+    return copy.deepcopy(model).to(device), loss, device
+
+
+def _check(model: nn.Module, refinements: Sequence[Refinement], sampling: Sampling) -> list[dict[str, Tensor]]:
+    """Everything that can be known to be wrong before a chain runs; gives each refinement's masks."""
+    resolved = {r.weights: r.weights.masks(model) for r in refinements}
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.detach().isfinite().all()):
+            bad = int((~parameter.detach().isfinite()).sum())
+            raise InputError(
+                f"sampling {type(model).__name__}: parameter {name!r} has {bad} non-finite numbers; expected finite "
+                f"weights. Load a checkpoint from before training broke."
+            )
+    for r in {r.data_name: r for r in refinements}.values():
+        rows = refine.num_rows(r.data)
+        if rows < sampling.batch_size:
+            raise InputError(
+                f"sampling on data {r.data_name!r}: it has {rows} rows, fewer than a batch of {sampling.batch_size}; "
+                f"pass Sampling(batch_size={rows}) or more data."
+            )
+        if isinstance(r.data, Tokens):
+            _check_tokens(model, r.data, r.data_name)
+    return [resolved[r.weights] for r in refinements]
+
+
+def _check_tokens(model: nn.Module, data: Tokens, name: str) -> None:
+    config = getattr(model, "config", None) or getattr(model, "cfg", None)
+    vocabulary = getattr(config, "vocab_size", None) or getattr(config, "d_vocab", None)
+    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
+    if isinstance(vocabulary, int) and int(data.rows.max()) >= vocabulary:
+        raise InputError(
+            f"sampling on data {name!r}: it has token id {int(data.rows.max())}, but the model's vocabulary has "
+            f"{vocabulary} (ids 0 to {vocabulary - 1}); tokenize with the model's own tokenizer."
+        )
+    if isinstance(context, int) and data.rows.shape[1] > context:
+        raise InputError(
+            f"sampling on data {name!r}: its rows have {data.rows.shape[1]} positions, but the model's context is "
+            f"{context}; tokenize with context_length={context}."
+        )
