@@ -111,7 +111,9 @@ class Estimate:
             raise InputError(f"estimate[{weights!r}]: no such weights; {nearest(weights, dict.fromkeys(self.weights))}")
         if data is None and len(matching) > 1:
             known = [self.data[i] for i in matching]
-            raise InputError(f"estimate[{weights!r}]: on which data? It has {known}; type estimate[{weights!r}, {known[0]!r}].")
+            raise InputError(
+                f"estimate[{weights!r}]: on which data? It has {known}; type estimate[{weights!r}, {known[0]!r}]."
+            )
         for i in matching:
             if data is None or self.data[i] == data:
                 return i
@@ -138,12 +140,19 @@ class Estimate:
     def __repr__(self) -> str:
         rows = [("weights", "data", "llc", "± se", "R-hat", "ess", "status")]
         for i, status in enumerate(self.status):
-            numbers = f"{self.value[i]:.3f}", f"{self.standard_error[i]:.3f}", f"{self.rhat[i]:.3f}", f"{self.ess[i]:.0f}"
+            numbers = (
+                f"{self.value[i]:.3f}",
+                f"{self.standard_error[i]:.3f}",
+                f"{self.rhat[i]:.3f}",
+                f"{self.ess[i]:.0f}",
+            )
             rows.append((self.weights[i], self.data[i], *numbers, status))
         widths = [max(len(row[k]) for row in rows) for k in range(7)]
         left = {0, 1, 6}
         lines = [
-            "  ".join(c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+            "  ".join(
+                c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
             for row in rows
         ]
         s = self.settings
@@ -153,7 +162,7 @@ class Estimate:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays = {name: getattr(self, name) for name in ARRAYS}
         names = {"weights": self.weights, "data": self.data, "status": self.status, "settings": dict(self.settings)}
         return save_arrays(path, arrays, {"kind": "rllc.Estimate"} | names)
 
@@ -171,7 +180,8 @@ class Estimate:
         return cls(**arrays, **names, settings=header["settings"])
 
 
-_ARRAYS = ("value", "standard_error", "rhat", "ess", "per_chain")
+ARRAYS = ("value", "standard_error", "rhat", "ess", "per_chain")
+"""The arrays of an :class:`Estimate`, each with ``refinement`` as its first axis."""
 
 
 def estimate(
@@ -218,9 +228,7 @@ def estimate(
 
     Source: arXiv 2410.02984; Lau et al. 2023 (arXiv 2308.12108) for the estimator.
     """
-    return Estimate.of(
-        sample(model, data, weights, loss=loss, sampler=sampler, sampling=sampling, progress=progress)
-    )
+    return Estimate.of(sample(model, data, weights, loss=loss, sampler=sampler, sampling=sampling, progress=progress))
 
 
 def _status(diverged: np.ndarray, value: float, error: float, rhat: float) -> str:

@@ -83,7 +83,9 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
         raise FileError(f"reading {path}: the file is truncated, damaged or not written by rllc ({error}).") from error
     if _digest(whole, stored["header"]) != stored["sha256"]:
-        raise FileError(f"reading {path}: its contents do not match the checksum in it; the file was changed or damaged.")
+        raise FileError(
+            f"reading {path}: its contents do not match the checksum in it; the file was changed or damaged."
+        )
     return whole, stored["header"]
 
 

@@ -57,7 +57,15 @@ class Loss(Protocol):
         ...
 
     def runs(
-        self, group: Group, member: Tensor, position: Tensor, center: Center, batch: Batch, *, gradient: bool, each: bool
+        self,
+        group: Group,
+        member: Tensor,
+        position: Tensor,
+        center: Center,
+        batch: Batch,
+        *,
+        gradient: bool,
+        each: bool,
     ) -> Runs:
         """Evaluate runs at ``position [run, dim]``, run i being a chain of the group's member ``member[i]``."""
         ...
@@ -100,7 +108,9 @@ def next_token(module: nn.Module, batch: Tensor) -> Tensor:
     For any module that maps token ids to logits ``[batch, pos, vocab]`` or to an output with ``.logits``.
     """
     logits = _logits(module, batch)[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none").view(batch.shape[0], -1)
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none").view(
+        batch.shape[0], -1
+    )
 
 
 def bind(model: nn.Module, loss: LossFunction | None, *, train_mode: bool = False) -> Loss:
@@ -136,7 +146,15 @@ class TokenLoss:
         return Center(each[0], (at, target))
 
     def runs(  # noqa: D102 (see Loss)
-        self, group: Group, member: Tensor, position: Tensor, center: Center, batch: Tensor, *, gradient: bool, each: bool
+        self,
+        group: Group,
+        member: Tensor,
+        position: Tensor,
+        center: Center,
+        batch: Tensor,
+        *,
+        gradient: bool,
+        each: bool,
     ) -> Runs:
         at, target = center.shared
         with torch.set_grad_enabled(gradient):
@@ -226,7 +244,9 @@ class UnembedLoss(torch.autograd.Function):
                 if d_x is not None:
                     torch.sub(torch.div(z @ W_r.T, total), pull, out=d_x[r, rows])
                 if d_W is not None or d_b is not None:
-                    _weight_gradients(z.div_(total), x_r, q, t, None if d_W is None else d_W[r], None if d_b is None else d_b[r])
+                    _weight_gradients(
+                        z.div_(total), x_r, q, t, None if d_W is None else d_W[r], None if d_b is None else d_b[r]
+                    )
         if d_hidden is not None:
             d_x = d_x if hidden.shape[0] == runs else d_x.sum(0, keepdim=True)
             d_hidden[:, :, :-1] = (d_x / count).view(-1, batch, pos, x.shape[-1])
@@ -265,7 +285,15 @@ class ModuleLoss:
         return Center(losses, seed if random else None)
 
     def runs(  # noqa: D102 (see Loss)
-        self, group: Group, member: Tensor, position: Tensor, center: Center, batch: Batch, *, gradient: bool, each: bool
+        self,
+        group: Group,
+        member: Tensor,
+        position: Tensor,
+        center: Center,
+        batch: Batch,
+        *,
+        gradient: bool,
+        each: bool,
     ) -> Runs:
         losses, gradients, apart = [], [], []
         for r in range(len(position)):
@@ -280,7 +308,9 @@ class ModuleLoss:
             losses.append(mean.detach())
             if each:
                 apart.append(examples.detach().float())
-        return Runs(torch.stack(losses), torch.cat(gradients) if gradient else None, torch.stack(apart) if each else None)
+        return Runs(
+            torch.stack(losses), torch.cat(gradients) if gradient else None, torch.stack(apart) if each else None
+        )
 
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
         return 4 * 8 * group.dim  # runs are evaluated one after the other; only their state adds up

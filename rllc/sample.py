@@ -235,7 +235,9 @@ def _steps(
     diverged = torch.full((len(refinements), sampling.num_chains), -1, device=device)
     for t in range(sampling.num_steps + 1):
         after = t - sampling.num_burnin_steps
-        draw = after // sampling.num_steps_bw_draws - 1 if after > 0 and after % sampling.num_steps_bw_draws == 0 else None
+        draw = (
+            after // sampling.num_steps_bw_draws - 1 if after > 0 and after % sampling.num_steps_bw_draws == 0 else None
+        )
         losses = torch.full(diverged.shape, torch.nan, dtype=torch.float64, device=device)
         baseline = losses[:, 0].clone()
         rows, tokens, token_baseline = {}, {}, {}
@@ -332,8 +334,15 @@ def _plan(
                 ]
                 position = origin[member.to(device)]
                 passes.append(
-                    _Pass(group, member.to(device), refinement.to(device), chain.to(device), origin,
-                          Random(streams, group.dim, device), sampler.init(position))  # fmt: skip
+                    _Pass(
+                        group,
+                        member.to(device),
+                        refinement.to(device),
+                        chain.to(device),
+                        origin,
+                        Random(streams, group.dim, device),
+                        sampler.init(position),
+                    )  # fmt: skip
                 )
         minibatches = Minibatches(refine.num_rows(data), sampling.batch_size, seed=sampling.seed)
         planned.append(_DataSet(name, data, minibatches, torch.tensor(here, device=device), passes))
@@ -367,7 +376,9 @@ def _there(model: nn.Module, loss: LossFunction | None, sampling: Sampling) -> t
     """The model and loss on the device asked for: themselves where they are there already, else one copy."""
     parameter = next(model.parameters(), None)
     if parameter is None:
-        raise InputError(f"sampling {type(model).__name__}: it has no parameters; expected a torch.nn.Module with weights.")
+        raise InputError(
+            f"sampling {type(model).__name__}: it has no parameters; expected a torch.nn.Module with weights."
+        )
     device = parameter.device if sampling.device is None else torch.device(sampling.device)
     if device.type == parameter.device.type and device.index in (None, parameter.device.index):
         return model, loss, parameter.device

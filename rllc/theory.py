@@ -340,7 +340,7 @@ class SGLDLaw:
         return self._autocovariance(0)
 
     def autocorrelation(self, lag: int) -> float:
-        """Σ 2(½nβh)²σ⁴ρ^{2·lag}/Var without noise: correlation of stationary draws ``lag`` steps apart; NaN if all h are 0."""
+        """Correlation of stationary draws ``lag`` steps apart: Σ 2(½nβh)²σ⁴ρ^{2·lag}/Var if C = 0; NaN if h = 0."""
         whole = self.draw_variance
         return self._autocovariance(_count("lag", lag, least=0)) / whole if whole else math.nan
 
@@ -462,7 +462,7 @@ def _reduced_rank_regression(M: int, N: int, H: int, r: int) -> LearningCoeffici
 
 
 def _aoyagi_subset(M: list[int]) -> list[int]:
-    """The longest beginning of the sorted M with sum ≥ (length − 1)·largest; where that fails, it fails for all longer."""
+    """The longest beginning of the sorted M with sum ≥ (length − 1)·largest; where one fails, all longer ones fail."""
     size = 2
     while size < len(M) and sum(M[: size + 1]) >= size * M[size]:
         size += 1

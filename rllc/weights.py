@@ -122,7 +122,9 @@ def head(layer: int | str, head: int | None = None) -> Weights:
             raise InputError(f"head({layer!r}): expected a head such as '1:6' or 'L1H6', or two numbers: head(1, 6).")
         layer, head = (int(part) for part in match.groups() if part is not None)
     if head is None or layer < 0 or head < 0:
-        raise InputError(f"head({layer}, {head}): expected a layer and a head from 0 on, as in head(1, 6) or head('1:6').")
+        raise InputError(
+            f"head({layer}, {head}): expected a layer and a head from 0 on, as in head(1, 6) or head('1:6')."
+        )
     return Weights(f"{layer}:{head}", ("head", layer, head))
 
 
@@ -217,7 +219,9 @@ def _by_layer(model: nn.Module, number: int) -> dict[str, Tensor]:
         if match:
             found.setdefault(int(match[1]), {})[name] = parameter
     if number not in found:
-        raise InputError(f"layer({number}): {type(model).__name__} has layers {sorted(found) or 'with no known names'}.")
+        raise InputError(
+            f"layer({number}): {type(model).__name__} has layers {sorted(found) or 'with no known names'}."
+        )
     return {name: _full(parameter) for name, parameter in found[number].items()}
 
 
@@ -225,7 +229,9 @@ def _by_head(model: nn.Module, number: int, h: int) -> dict[str, Tensor]:
     known = _head_counts(model)
     if h >= known.get(number, 0):
         every = [f"{layer}:{i}" for layer, count in sorted(known.items()) for i in range(count)]
-        raise InputError(f"head('{number}:{h}'): {type(model).__name__} has no such head; {nearest(f'{number}:{h}', every)}")
+        raise InputError(
+            f"head('{number}:{h}'): {type(model).__name__} has no such head; {nearest(f'{number}:{h}', every)}"
+        )
     here = _floats(model)
     names = [f"blocks.{number}.attn.{t}" for t in _HEAD_TENSORS if f"blocks.{number}.attn.{t}" in here]
     return {name: _slice(name, here[name], h) for name in names}
@@ -277,7 +283,9 @@ def _freeze(index: Index) -> tuple[Any, ...]:
     """Slices are not hashable before Python 3.12, so a slice is kept as its three numbers."""
     for part in _as_tuple(index):
         if not isinstance(part, int | slice):
-            raise InputError(f"parameters(index={index!r}): expected integers and slices; for a boolean mask use rllc.masks.")
+            raise InputError(
+                f"parameters(index={index!r}): expected integers and slices; for a boolean mask use rllc.masks."
+            )
     return tuple(("slice", p.start, p.stop, p.step) if isinstance(p, slice) else p for p in _as_tuple(index))
 
 

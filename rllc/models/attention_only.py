@@ -220,7 +220,11 @@ class AttentionOnly(PreTrainedModel):
     def first_block(self, names: Collection[str]) -> int:
         """The first block that moving these weights changes: −1 for the embedding, ``n_layers`` for what follows all blocks."""
         blocks = [int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in names) if m]
-        return -1 if any(name.split(".")[0] in ("embed", "pos_embed") for name in names) else min(blocks, default=self.config.n_layers)
+        return (
+            -1
+            if any(name.split(".")[0] in ("embed", "pos_embed") for name in names)
+            else min(blocks, default=self.config.n_layers)
+        )
 
     def _tensor(self, name: str) -> Tensor:
         """A parameter by name; unlike ``get_parameter``, also while ``torch.func.functional_call`` has put a tensor there."""
@@ -256,9 +260,7 @@ class AttentionOnly(PreTrainedModel):
             return u, u
         return u + self.weight("pos_embed.W_pos", moved)[:, None, : x.shape[2]], u
 
-    def _heads(
-        self, layer: int, x: Tensor, moved: Mapping[str, Moved], patterns: list[Tensor] | None = None
-    ) -> Tensor:
+    def _heads(self, layer: int, x: Tensor, moved: Mapping[str, Moved], patterns: list[Tensor] | None = None) -> Tensor:
         """Outputs of all heads before W_O, ``[run, batch, head, pos, d_head]``."""
         at = f"blocks.{layer}.attn."
         qk, u = self._inputs(layer, x, moved)
@@ -296,7 +298,9 @@ class AttentionOnly(PreTrainedModel):
         own = {t: moved[name + t].block if name + t in moved else before[t] for t in HEAD_TENSORS}
         qk, u = self._inputs(layer, at.residual[layer], moved)
         z = self._attend(
-            _project(qk, own["W_Q"], own["b_Q"]), _project(qk, own["W_K"], own["b_K"]), _project(u, own["W_V"], own["b_V"])
+            _project(qk, own["W_Q"], own["b_Q"]),
+            _project(qk, own["W_K"], own["b_K"]),
+            _project(u, own["W_V"], own["b_V"]),
         )
         z_before = at.z[layer][0].transpose(0, 1)[rows].transpose(1, 2)  # [run, batch, head, pos, d_head]
         return at.residual[layer + 1] + _combine(z, own["W_O"]) - _combine(z_before, before["W_O"])
@@ -351,7 +355,9 @@ def _moved_heads(moved: Mapping[str, Moved], layer: int) -> Tensor | None:
     if not names or any(name.rsplit(".", 1)[1] not in HEAD_TENSORS for name in names):
         return None
     rows = moved[names[0]].rows
-    return rows if all(moved[name].rows is rows for name in names) else None  # identity: comparing would wait for the GPU
+    return (
+        rows if all(moved[name].rows is rows for name in names) else None
+    )  # identity: comparing would wait for the GPU
 
 
 AutoConfig.register(AttentionOnlyConfig.model_type, AttentionOnlyConfig)

@@ -1,0 +1,21 @@
+"""Texts, tokenizers and rows of tokens. Importing this package imports neither transformers nor datasets."""
+
+from __future__ import annotations
+
+from rllc.data.corpus import python_corpus
+from rllc.data.pile import PILE_SUBSETS, load_pile, pile_texts
+from rllc.data.tokenizer import load_tokenizer, train_tokenizer
+from rllc.data.tokens import Minibatches, Tokens, mix, tokenize
+
+__all__ = [
+    "PILE_SUBSETS",
+    "Minibatches",
+    "Tokens",
+    "load_pile",
+    "load_tokenizer",
+    "mix",
+    "pile_texts",
+    "python_corpus",
+    "tokenize",
+    "train_tokenizer",
+]

@@ -1,0 +1,115 @@
+"""Tokenizers: train a byte-level BPE of the paper's size on any texts, or load one from a folder or the hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rllc.errors import FileError, InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+"""The one special token of a trained tokenizer: BOS and EOS at once, with the last id."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 5000) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer: any text is encoded without loss, and the same texts give the same tokenizer.
+
+    >>> tokenizer = train_tokenizer(["to be or not to be, that is the question"] * 2, vocab_size=265)
+    >>> len(tokenizer), tokenizer.bos_token_id, tokenizer.decode(tokenizer("not the be")["input_ids"])
+    (265, 264, 'not the be')
+
+    Args:
+        texts: documents; read once. Some megabytes are enough, more only costs time.
+        vocab_size: ids in all: 256 bytes, the learnt merges, and ``<|endoftext|>``, which is BOS and EOS and has the
+            last id (4999 for the paper's 5000).
+
+    Returns:
+        a transformers tokenizer; ``tokenizer.save_pretrained(folder)`` keeps it, :func:`load_tokenizer` reads it.
+
+    Raises:
+        InputError: ``vocab_size`` is below 257, or the texts are too few to fill it.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if isinstance(texts, str):
+        raise InputError("training a tokenizer: `texts` must be many documents, got one string. Use [text].")
+    if vocab_size < 257:
+        raise InputError(
+            f"training a tokenizer: `vocab_size` must be at least 257 (256 bytes and {END_OF_TEXT}), got {vocab_size}."
+        )
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(_strings(texts), trainer)
+    bpe.add_special_tokens([END_OF_TEXT])
+    if bpe.get_vocab_size() != vocab_size:
+        raise InputError(
+            f"training a tokenizer: the texts are enough for {bpe.get_vocab_size()} ids only, not "
+            f"vocab_size={vocab_size}. Give more text, or vocab_size={bpe.get_vocab_size()}."
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+
+
+def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder that ``save_pretrained`` wrote, or from the hub by id, running no code of either.
+
+    Args:
+        source: a folder, a hub id such as ``"EleutherAI/pythia-14m"``, or an id with a revision,
+            ``"owner/name@revision"``.
+
+    Raises:
+        FileError: there is no such folder or repository, or it holds no readable tokenizer.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _read(
+            str(folder),
+            None,
+            f"loading a tokenizer from the folder {folder}",
+            "Save one there: tokenizer.save_pretrained(folder).",
+        )
+    if isinstance(source, os.PathLike) or folder.is_absolute() or str(source).startswith((".", "~")):
+        raise FileError(
+            f"loading a tokenizer: there is no folder {folder}. Make one: tokenizer.save_pretrained(folder)."
+        )
+    name, _, revision = str(source).partition("@")
+    return _read(
+        name,
+        revision or None,
+        f"loading the tokenizer {source!r} from the hub",
+        "Check the id and the network "
+        "(private repositories need HF_TOKEN), or give a folder that tokenizer.save_pretrained(folder) wrote.",
+    )
+
+
+def _read(name: str, revision: str | None, what: str, fix: str) -> PreTrainedTokenizerBase:
+    try:
+        return _from_pretrained(name, revision)
+    except Exception as error:  # a damaged tokenizer.json is a bare Exception of the Rust library
+        raise FileError(f"{what}: no tokenizer could be read ({_first_line(error)}). {fix}") from error
+
+
+def _from_pretrained(name: str, revision: str | None) -> Any:
+    """The only access to the hub for tokenizers; tests put a local folder here."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+
+
+def _strings(texts: Iterable[str]) -> Iterator[str]:
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"training a tokenizer: document {i} is not a string but {type(text).__name__}.")
+        yield text
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

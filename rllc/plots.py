@@ -1,0 +1,204 @@
+"""One function a figure: results in, matplotlib Axes out. Needs the extra ``plot``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rllc.draws import Draws
+from rllc.errors import InputError, nearest
+from rllc.estimate import Estimate
+from rllc.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COVERS_95 = 1.96
+
+# Okabe & Ito's colours, which most colour-blind people can tell apart, and a second round with another dash.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#1A1A1A")
+_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+
+
+def plot_heads(estimate: Estimate, ax: Axes | None = None) -> Axes:
+    """λ̂ of each choice of weights as a dot with its 95 % interval, one colour a data set.
+
+    >>> ax = plot_heads(estimate)                                                  # doctest: +SKIP
+
+    Args:
+        estimate: what :func:`rllc.estimate` gave. Diverged refinements are marked with a cross at zero.
+        ax: where to draw; ``None`` makes a figure.
+    """
+    weights, data = list(dict.fromkeys(estimate.weights)), list(dict.fromkeys(estimate.data))
+    ax = _axes(ax, width=max(4.0, 1.5 + 0.45 * len(weights)))
+    for d, name in enumerate(data):
+        mine = [i for i in range(len(estimate)) if estimate.data[i] == name]
+        x = np.array([weights.index(estimate.weights[i]) for i in mine]) + 0.16 * (d - (len(data) - 1) / 2)
+        y, error = estimate.value[mine], _COVERS_95 * estimate.standard_error[mine]
+        color = _COLORS[d % len(_COLORS)]
+        ax.errorbar(x, y, yerr=error, fmt="o", ms=5, capsize=2, lw=1.2, color=color, label=name)
+        broken = ~np.isfinite(y)
+        ax.plot(x[broken], np.zeros(broken.sum()), "x", ms=8, mew=2, color=color)
+    for edge in _layer_edges(weights):
+        ax.axvline(edge, color="0.85", lw=0.8, zorder=0)
+    ax.set_xticks(range(len(weights)), weights, rotation=0 if max(map(len, weights)) <= 4 else 60)
+    ax.set_xlabel("weights")
+    ax.set_ylabel(r"$\hat\lambda$ (95 % interval)")
+    _zero_line(ax, estimate.value)
+    if len(data) > 1:
+        ax.legend(title="data", frameon=False)
+    return ax
+
+
+def plot_trajectory(
+    trajectory: Trajectory, data: str | None = None, ax: Axes | Sequence[Axes] | None = None
+) -> Axes | np.ndarray:
+    """λ̂ over training: one line a head with its 95 % band, step on a log axis, a panel a layer.
+
+    >>> axes = plot_trajectory(trajectory, "code")                                 # doctest: +SKIP
+
+    Args:
+        trajectory: what :func:`rllc.track` or a :class:`rllc.Tracker` gave. Gaps are diverged estimates.
+        data: which data set; may be left out when there is one.
+        ax: one Axes for all lines, or one for each layer; ``None`` makes a figure with a panel a layer.
+
+    Returns:
+        The Axes when one was given or there is one panel, else an array of them ``[layer]``.
+
+    Raises:
+        InputError: no such data, several data sets and none chosen, or as many Axes as there are not layers.
+    """
+    mine = _on(trajectory, data)
+    layers: dict[str, list[int]] = {}
+    for i in mine:
+        layers.setdefault(_layer_of(trajectory.weights[i]), []).append(i)
+    if ax is None:
+        panels = _row_of_axes(len(layers))
+        groups = list(layers.items())
+    elif isinstance(ax, Sequence | np.ndarray):
+        panels, groups = list(ax), list(layers.items())
+        if len(panels) != len(groups):
+            raise InputError(f"plot_trajectory: expected one Axes for each of {len(groups)} layers, got {len(panels)}.")
+    else:
+        panels, groups = [ax], [("", mine)]
+    for panel, (title, members) in zip(panels, groups, strict=True):
+        for k, i in enumerate(members):
+            _curve(panel, trajectory, i, k)
+        _log_steps(panel, trajectory.steps)
+        _zero_line(panel, trajectory.value[:, members])
+        panel.set_title(title, fontsize="medium")
+        panel.set_xlabel("training step")
+        panel.legend(frameon=False, fontsize="small", ncols=1 + len(members) // 9)
+    label = r"$\hat\lambda$" + (f" on {trajectory.data[mine[0]]}" if len(set(trajectory.data)) > 1 else "")
+    panels[0].set_ylabel(label)
+    return panels[0] if len(panels) == 1 else np.array(panels)
+
+
+def plot_traces(draws: Draws, weights: str | None = None, data: str | None = None, ax: Axes | None = None) -> Axes:
+    """nβ (loss − baseline) at every draw, one thin line a chain, with each chain's running mean over it.
+
+    A healthy trace rises from 0, levels off, has no spikes, and its chains agree.
+
+    >>> ax = plot_traces(draws, "1:6")                                             # doctest: +SKIP
+
+    Args:
+        draws: what :func:`rllc.sample` gave.
+        weights: which weights; may be left out when there is one refinement.
+        data: which data; may be left out when these weights have one.
+        ax: where to draw; ``None`` makes a figure.
+
+    Raises:
+        InputError: no such refinement, or several and none chosen.
+    """
+    matching = [
+        i for i in range(len(draws.weights)) if weights in (None, draws.weights[i]) and data in (None, draws.data[i])
+    ]
+    if len(matching) != 1:
+        known = [f"{w}, {d}" for w, d in zip(draws.weights, draws.data, strict=True)]
+        problem = "matches nothing" if not matching else f"matches {len(matching)} refinements; name one"
+        raise InputError(f"plot_traces({weights!r}, {data!r}): {problem}; {nearest(f'{weights}, {data}', known)}")
+    ax = _axes(ax, width=5.0)
+    for chain, values in enumerate(draws.llc[matching[0]]):
+        steps = np.arange(1, len(values) + 1)
+        color = _COLORS[chain % len(_COLORS)]
+        ax.plot(steps, values, lw=0.6, alpha=0.35, color=color)
+        ax.plot(steps, np.cumsum(values) / steps, lw=1.6, color=color, label=f"chain {chain}")
+    ax.axhline(0, color="0.7", lw=0.8, zorder=0)
+    ax.set_title(f"{draws.weights[matching[0]]} on {draws.data[matching[0]]}", fontsize="medium")
+    ax.set_xlabel("draw")
+    ax.set_ylabel(r"$n\beta\,(\ell - \ell^*)$ and its running mean")
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def _curve(ax: Axes, trajectory: Trajectory, i: int, k: int) -> None:
+    y, error = trajectory.value[:, i], _COVERS_95 * trajectory.standard_error[:, i]
+    style: dict[str, Any] = {"color": _COLORS[k % 8], "ls": _DASHES[k // 8 % 3]}
+    marker = "o" if len(trajectory.steps) < 12 else None
+    ax.plot(trajectory.steps, y, marker=marker, ms=3, lw=1.4, label=trajectory.weights[i], **style)
+    ax.fill_between(trajectory.steps, y - error, y + error, alpha=0.15, lw=0, color=_COLORS[k % 8])
+
+
+def _on(trajectory: Trajectory, data: str | None) -> list[int]:
+    known = list(dict.fromkeys(trajectory.data))
+    if data is None and len(known) > 1:
+        raise InputError(f"plot_trajectory: on which data? It has {known}; pass data={known[0]!r}.")
+    if data is not None and data not in known:
+        raise InputError(f"plot_trajectory: no data {data!r}; {nearest(data, known)}")
+    return [i for i, name in enumerate(trajectory.data) if data in (None, name)]
+
+
+def _layer_of(weights: str) -> str:
+    head = re.fullmatch(r"(\d+):\d+", weights)
+    return f"layer {head[1]}" if head else "other weights"
+
+
+def _layer_edges(weights: Sequence[str]) -> list[float]:
+    layers = [_layer_of(name) for name in weights]
+    return [i - 0.5 for i in range(1, len(layers)) if layers[i] != layers[i - 1]]
+
+
+def _axes(ax: Axes | None, width: float) -> Axes:
+    if ax is not None:
+        return ax
+    return _pyplot().subplots(figsize=(width, 3.4), layout="constrained")[1]
+
+
+def _row_of_axes(count: int) -> list[Axes]:
+    figure, axes = _pyplot().subplots(
+        1, count, figsize=(1 + 4.2 * count, 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    return list(axes[0])
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise InputError("plotting needs matplotlib; type: pip install 'rllc[plot]'") from error
+    return plt
+
+
+def _log_steps(ax: Axes, steps: Sequence[int]) -> None:
+    """A log axis that also shows step 0, at the left end."""
+    positive = [s for s in steps if s > 0]
+    if len(positive) > 1 and positive[-1] >= 10 * positive[0]:
+        ax.set_xscale("symlog", linthresh=positive[0], linscale=0.4)
+        ticks = [
+            10**k for k in range(int(np.log10(positive[0])), int(np.log10(positive[-1])) + 1) if 10**k >= positive[0]
+        ]
+        ax.set_xticks(
+            [s for s in (0, positive[0], positive[-1]) if s in steps]
+            if len(ticks) < 2
+            else ([0] if 0 in steps else []) + ticks
+        )
+        ax.xaxis.set_major_formatter(lambda step, _: f"{step:g}")
+    ax.set_xlim(min(steps), max(steps) * 1.02 + (len(steps) == 1))
+
+
+def _zero_line(ax: Axes, values: np.ndarray) -> None:
+    if np.nanmin(values, initial=1.0) < 0:
+        ax.axhline(0, color="0.7", lw=0.8, zorder=0)

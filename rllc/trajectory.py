@@ -1,0 +1,212 @@
+"""Estimates over training: the result, and the tracker that makes one inside your own training loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from rllc.errors import FileError, InputError, nearest
+from rllc.estimate import ARRAYS, Estimate, estimate
+from rllc.files import load_arrays, save_arrays
+from rllc.loss import LossFunction
+from rllc.refinement import DataLike, WeightsLike
+from rllc.sample import Sampling
+from rllc.samplers import Sampler, sgld
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """λ̂ of each refinement at each checkpoint; :func:`rllc.track` and :class:`Tracker` make it.
+
+    Args:
+        steps: training step of each checkpoint, rising.
+        value: ``[checkpoint, refinement]``; so ``standard_error``, ``rhat`` and ``ess``: as in :class:`rllc.Estimate`.
+        per_chain: ``[checkpoint, refinement, chain]``.
+        status: ``[checkpoint][refinement]``.
+        weights: name of each refinement's weights.
+        data: name of each refinement's data.
+        settings: of sampler and sampling, the same at every checkpoint.
+    """
+
+    steps: tuple[int, ...]
+    value: np.ndarray
+    standard_error: np.ndarray
+    rhat: np.ndarray
+    ess: np.ndarray
+    per_chain: np.ndarray
+    status: tuple[tuple[str, ...], ...]
+    weights: tuple[str, ...]
+    data: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, estimates: Mapping[int, Estimate]) -> Trajectory:
+        """Put estimates, keyed by training step, in order.
+
+        Raises:
+            InputError: there are none, or they are of other refinements or made with other settings.
+        """
+        if not estimates:
+            raise InputError("Trajectory.of: expected at least one estimate, got none.")
+        steps = tuple(sorted(estimates))
+        ordered = [estimates[step] for step in steps]
+        first = ordered[0]
+        for step, other in zip(steps, ordered, strict=True):
+            for what in ("weights", "data", "settings"):
+                if getattr(other, what) != getattr(first, what):
+                    raise InputError(
+                        f"Trajectory.of: `{what}` at step {step} are {getattr(other, what)}, but at step {steps[0]} "
+                        f"{getattr(first, what)}; a curve compares the same refinements with the same settings."
+                    )
+        arrays = {name: np.stack([getattr(e, name) for e in ordered]) for name in ARRAYS}
+        status = tuple(e.status for e in ordered)
+        return cls(steps, **arrays, status=status, weights=first.weights, data=first.data, settings=first.settings)
+
+    def at(self, step: int) -> Estimate:
+        """The estimate at one checkpoint.
+
+        Raises:
+            InputError: there is none at this step.
+        """
+        if step not in self.steps:
+            raise InputError(f"trajectory.at({step}): no such checkpoint; {nearest(step, self.steps)}")
+        i = self.steps.index(step)
+        arrays = {name: getattr(self, name)[i] for name in ARRAYS}
+        return Estimate(**arrays, status=self.status[i], weights=self.weights, data=self.data, settings=self.settings)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __repr__(self) -> str:
+        troubled = sum(status != "ok" for row in self.status for status in row)
+        note = f", {troubled} of {self.value.size} not ok" if troubled else ""
+        return (
+            f"Trajectory({len(self.steps)} checkpoints, steps {self.steps[0]}…{self.steps[-1]}, "
+            f"{len(dict.fromkeys(self.weights))} weights × {len(dict.fromkeys(self.data))} data{note})"
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a checkpoint and refinement: ``step, weights, data, llc, standard_error, rhat, ess, status``."""
+        import pandas as pd
+
+        rows = [self.at(step).to_dataframe().assign(step=step) for step in self.steps]
+        return pd.concat(rows, ignore_index=True).pipe(lambda df: df[["step", *df.columns.drop("step")]])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one atomic, checksummed file (``.npz``)."""
+        names = {key: getattr(self, key) for key in ("steps", "status", "weights", "data")}
+        header = {"kind": "rllc.Trajectory", "settings": dict(self.settings)} | names
+        return save_arrays(path, {name: getattr(self, name) for name in ARRAYS}, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trajectory:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileError: no such file, a damaged one, or one that holds something else.
+        """
+        arrays, header = load_arrays(path)
+        if header.get("kind") != "rllc.Trajectory":
+            raise FileError(f"reading {path} as Trajectory: it holds {header.get('kind', 'something else')}.")
+        names = {key: tuple(header[key]) for key in ("steps", "weights", "data")}
+        return cls(**arrays, **names, status=tuple(map(tuple, header["status"])), settings=header["settings"])
+
+
+class Tracker:
+    """Estimates refined LLCs inside your own training loop: call it with the step and the model.
+
+    >>> import torch
+    >>> tracker = Tracker(torch.randn(64, 2), loss=lambda m, x: m(x)[:, 0] ** 2, at_steps=[0, 2])
+    >>> model = torch.nn.Linear(2, 1)
+    >>> for step in range(3):
+    ...     _ = tracker(step, model)
+    >>> tracker.trajectory.steps
+    (0, 2)
+
+    The model, its gradients, its mode and all global random states are left as they are, so that training goes on as if
+    nothing had happened.
+
+    Args:
+        data: as for :func:`rllc.estimate`; so are ``loss``, ``sampler`` and ``sampling``.
+        weights: as for :func:`rllc.estimate`, or a function of the model that gives them, such as ``rllc.heads``.
+        at_steps: estimate at these steps only; ``None``: at every call.
+        path: a file that holds the trajectory; written after each estimate, and read at the start if it is there, so
+            that a training run that is resumed does not estimate again what it has.
+        progress: show a bar at each estimate; off, since you have one of your own.
+
+    Raises:
+        InputError: the file at ``path`` was made with other settings.
+    """
+
+    def __init__(
+        self,
+        data: DataLike,
+        weights: WeightsLike | Callable[[nn.Module], WeightsLike] = None,
+        *,
+        loss: LossFunction | None = None,
+        sampler: Sampler | None = None,
+        sampling: Sampling | None = None,
+        at_steps: Collection[int] | None = None,
+        path: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.data, self.weights, self.loss, self.sampler, self.sampling = data, weights, loss, sampler, sampling
+        self.at_steps = None if at_steps is None else frozenset(at_steps)
+        self.path, self.progress = None if path is None else Path(path), progress
+        self.estimates: dict[int, Estimate] = {}
+        if self.path is not None and self.path.exists():
+            stored = Trajectory.load(self.path)
+            self._check_settings(stored)
+            self.estimates = {step: stored.at(step) for step in stored.steps}
+
+    def __call__(self, step: int, model: nn.Module) -> Estimate | None:
+        """The estimate at this step; ``None`` when it is not one of ``at_steps``."""
+        if self.at_steps is not None and step not in self.at_steps:
+            return None
+        if step not in self.estimates:
+            weights = self.weights(model) if callable(self.weights) else self.weights
+            self.estimates[step] = estimate(
+                model,
+                self.data,
+                weights,
+                loss=self.loss,
+                sampler=self.sampler,
+                sampling=self.sampling,
+                progress=self.progress,
+            )
+            try:
+                trajectory = self.trajectory
+            except InputError:
+                del self.estimates[step]
+                raise
+            if self.path is not None:
+                trajectory.save(self.path)
+        return self.estimates[step]
+
+    def _check_settings(self, stored: Trajectory) -> None:
+        mine = (self.sampler or sgld()).settings | (self.sampling or Sampling()).settings
+        differing = [
+            f"{k}: {stored.settings.get(k)} there, {v} here" for k, v in mine.items() if stored.settings.get(k) != v
+        ]
+        if differing:
+            raise InputError(
+                f"Tracker: {self.path} was made with other settings ({'; '.join(differing)}); use the same settings, or "
+                f"another path."
+            )
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What there is so far."""
+        return Trajectory.of(self.estimates)
+
+    def __repr__(self) -> str:
+        return f"Tracker({self.trajectory!r})" if self.estimates else "Tracker(no estimates yet)"
