@@ -30,7 +30,7 @@ tracker = rllc.Tracker(
     (inputs, targets),
     {"all": rllc.everything(), "first layer": rllc.parameters("0.weight"), "second layer": rllc.parameters("1.weight")},
     loss=loss,
-    sampler=rllc.sgld(lr=1e-4, localization=1.0),
+    sampler=rllc.sgld(lr=2e-3, localization=1.0),
     sampling=rllc.Sampling(num_draws=200, num_burnin_steps=200, batch_size=128, n_beta=512 / 6.2),
     at_steps=range(0, num_steps + 1, num_steps // 4),
 )

@@ -203,10 +203,10 @@ def estimate(
     a subset, the drLLC. At these settings λ̂ is complexity at a resolution: compare values made with the same settings.
 
     >>> import torch
-    >>> model, data = torch.nn.Linear(2, 1), torch.randn(64, 2)
+    >>> model, data = torch.nn.Linear(4, 1), torch.eye(4).repeat(16, 1)
     >>> est = estimate(model, {"x": data}, loss=lambda m, x: m(x)[:, 0] ** 2, progress=False)
-    >>> est["everything"].status
-    'ok'
+    >>> bool(est["everything"].standard_error > 0)
+    True
 
     Args:
         model: any module. Its weights are the w* that is looked at; nothing of it is changed.

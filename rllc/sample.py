@@ -47,6 +47,8 @@ class Sampling:
         seed: of minibatches and noise.
         runs_per_pass: how many chains go through the model together; ``None`` fits them into a quarter of the memory
             that is free. Never changes the noise or the minibatches; losses agree to float32 rounding.
+        autocast: ``"bfloat16"`` does the forward pass's matrix products in that precision, on GPUs and on CPUs with
+            AVX512-BF16 or AMX 2–5 times faster; chain state, noise, softmax and sums stay float32. ``None``: the model's own.
         device: where to sample; ``None`` is where the model is. Elsewhere, one copy of the model is made there.
         train_mode: run the model in training mode (dropout, batch statistics) instead of eval mode.
 
@@ -62,6 +64,7 @@ class Sampling:
     n_beta: float = 30.0
     seed: int = 0
     runs_per_pass: int | None = None
+    autocast: str | None = None
     device: str | None = None
     train_mode: bool = False
 
@@ -72,6 +75,8 @@ class Sampling:
             value = getattr(self, name)
             if not isinstance(value, int) or value < lowest:
                 raise InputError(f"Sampling: `{name}` must be an integer of at least {lowest}, got {value!r}.")
+        if self.autocast not in (None, "bfloat16"):
+            raise InputError(f"Sampling: `autocast` must be None or 'bfloat16', got {self.autocast!r}.")
         if not (0 <= self.n_beta < float("inf")):
             raise InputError(f"Sampling: `n_beta` must be a positive number (0 as a control), got {self.n_beta!r}.")
 
@@ -230,7 +235,8 @@ def _steps(
 ) -> Iterator[Step]:
     model, loss, device = _there(model, loss, sampling)
     masks = _check(model, refinements, sampling)
-    bound = bind(model, loss, train_mode=sampling.train_mode)
+    autocast = None if sampling.autocast is None else getattr(torch, sampling.autocast)
+    bound = bind(model, loss, autocast=autocast, train_mode=sampling.train_mode)
     datasets = _plan(model, bound, refinements, masks, sampler, sampling, device)
     diverged = torch.full((len(refinements), sampling.num_chains), -1, device=device)
     for t in range(sampling.num_steps + 1):

@@ -58,7 +58,7 @@ def normal_crossing(k: Sequence[int], h: Sequence[int] | None = None) -> Learnin
     Raises:
         InputError: the lengths differ, an exponent is negative, or no k is positive (the loss would be constant).
 
-    Reference: Watanabe (2009), theorem 2.4 and section 2.4.
+    Reference: Watanabe (2009).
     """
     ks = [_count("k", value, least=0) for value in k]
     hs = [0] * len(ks) if h is None else [_count("h", value, least=0) for value in h]
@@ -223,7 +223,7 @@ def deep_linear_curvatures(weights: Sequence[Any], layer: int, input_covariance:
 
 @dataclass(frozen=True, eq=False)
 class SGLDLaw:
-    r"""The exact law of SGLD and of λ̂ on a quadratic ℓ(w) = ½ Σ h_i v_i², v = w − w*, at finite (ε, γ, nβ).
+    """The exact law of SGLD and of λ̂ on a quadratic ℓ(w) = ½ Σ h_i v_i², v = w − w*, at finite (ε, γ, nβ).
 
     One step is v ← v − (ε/2)[nβ(h v + g) + γ v] + √ε ξ with ξ ~ N(0, 1) and minibatch noise g of mean 0. With
     a = nβh + γ every coordinate is an AR(1) process (index i left out):

@@ -27,8 +27,8 @@ def python_corpus(*, max_bytes: int | None = None, seed: int = 0) -> dict[str, l
     """Two kinds of text that every Python installation has: ``{"code": documents, "prose": documents}``.
 
     ``code`` is the modules of the standard library, one document each, without tests, tables of data and installed
-    packages. ``prose`` is English: the topics of the language reference that ``help()`` shows, and long docstrings
-    without their examples, one document for the docstrings of each module. A docstring that is prose is cut to its
+    packages. ``prose`` is English: the topics of the language reference that ``help()`` shows, and long docstrings,
+    both without interactive examples, one document for the docstrings of each module. A docstring that is prose is cut to its
     first line in the code, and of equal long paragraphs of prose only one is kept, so the subsets share no passage and
     prose does not repeat itself. Sources are parsed, never imported.
 
@@ -141,7 +141,7 @@ def _summary(literal: str) -> str | None:
 
 
 def _without_examples(text: str) -> str:
-    """A docstring without its interactive examples, which are code."""
+    """A text without its interactive examples, which are code."""
     return "\n\n".join(part for part in text.split("\n\n") if ">>> " not in part).strip()
 
 
@@ -153,7 +153,7 @@ def _topics(path: Path) -> list[str]:
         texts = ast.literal_eval(topics).values()
     except (OSError, SyntaxError, ValueError, StopIteration, AttributeError):
         return []  # some distributions leave the topics out; the docstrings remain
-    return sorted((text.strip() for text in texts), key=lambda text: (-len(text), text))
+    return sorted((_without_examples(text) for text in texts), key=lambda text: (-len(text), text))
 
 
 def _once(documents: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -180,7 +181,9 @@ def _opened(place: str) -> BinaryIO:
 
 
 def _open_url(url: str) -> BinaryIO:
-    """The only access to URLs; tests put a local file here. Fetches pieces as they are read, not the whole file."""
+    """The only access to URLs; tests put a local file here. Bytes are fetched as they are read, not the whole file."""
+    if url.startswith(("http://", "https://")):  # fsspec needs another package for these
+        return urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "rllc"}), timeout=60)
     import fsspec
 
     return fsspec.open(url, "rb").open()
@@ -193,8 +196,13 @@ def _read(file: BinaryIO, place: str) -> Iterator[bytes]:
         except Exception as error:  # as in _opened
             raise FileError(f"reading {place}: {_first_line(error)}. Try again, or download the file first.") from error
         if not chunk:
-            return
+            break
         yield chunk
+    missing = getattr(file, "length", None)  # of an HTTP response: what was announced and did not come
+    if missing:
+        raise FileError(
+            f"reading {place}: the connection ended {missing:,} bytes too early. Try again, or download the file first."
+        )
 
 
 def _decompressed(chunks: Iterable[bytes], place: str) -> Iterator[bytes]:

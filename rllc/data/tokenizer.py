@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -49,12 +50,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 5000) -> PreTrainedT
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(_strings(texts), trainer)
-    bpe.add_special_tokens([END_OF_TEXT])
-    if bpe.get_vocab_size() != vocab_size:
+    count = bpe.get_vocab_size() + 1
+    if count != vocab_size:
         raise InputError(
-            f"training a tokenizer: the texts are enough for {bpe.get_vocab_size()} ids only, not "
-            f"vocab_size={vocab_size}. Give more text, or vocab_size={bpe.get_vocab_size()}."
+            f"training a tokenizer: the texts are enough for {count} ids only, not vocab_size={vocab_size}. "
+            f"Give more text, or vocab_size={count}."
         )
+    # The trainer gives special tokens the first ids; a token added later would not count in `tokenizer.vocab_size`.
+    state = json.loads(bpe.to_str())
+    state["model"]["vocab"][END_OF_TEXT] = vocab_size - 1
+    bpe = Tokenizer.from_str(json.dumps(state))
+    bpe.add_special_tokens([END_OF_TEXT])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 

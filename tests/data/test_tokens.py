@@ -126,7 +126,7 @@ def test_tokens_are_saved_whole(tmp_path: Any) -> None:
     again = Tokens.load(tokens.save(tmp_path / "toy.npz"))
     assert (again.name, again.dropped, again.fingerprint) == ("toy", 5, tokens.fingerprint)
     save_arrays(tmp_path / "other.npz", {"rows": np.zeros((2, 2), dtype=int)}, {"kind": "rllc.Draws"})
-    with pytest.raises(FileError, match="holds rllc.Draws, not Tokens"):
+    with pytest.raises(FileError, match=r"holds rllc.Draws, not Tokens"):
         Tokens.load(tmp_path / "other.npz")
 
 
@@ -233,7 +233,7 @@ def test_texts_that_cannot_be_packed_are_refused_by_name(
 
 def test_a_tokenizer_without_bos_and_eos_is_refused(small_tokenizer: Any) -> None:
     bare = type(small_tokenizer)(tokenizer_object=small_tokenizer.backend_tokenizer)
-    with pytest.raises(InputError, match="neither a BOS nor an EOS token. Set one: tokenizer.eos_token"):
+    with pytest.raises(InputError, match=r"neither a BOS nor an EOS token. Set one: tokenizer.eos_token"):
         tokenize(["the cat"], bare, 4)
 
 
@@ -321,7 +321,7 @@ def test_one_permutation_is_made_an_epoch(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_minibatches_refuse_what_cannot_be_batched() -> None:
     with pytest.raises(
-        InputError, match="batch of 8 rows needs at least as many rows, got 5. Give more data or batch_size=5"
+        InputError, match=r"batch of 8 rows needs at least as many rows, got 5. Give more data or batch_size=5"
     ):
         Minibatches(5, 8, seed=0)
     with pytest.raises(InputError, match="`batch_size` must be at least 1, got 0"):

@@ -8,6 +8,8 @@ import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +117,8 @@ def hub(tmp_path, monkeypatch):
                     fetched.append(name)
             return cache
 
-    monkeypatch.setattr("rllc.models.checkpoints.Hub", LocalHub)
+    # Not by its dotted name: as an attribute, `rllc.models.checkpoints` is the function.
+    monkeypatch.setattr(sys.modules[load.__module__], "Hub", LocalHub)
     return root, fetched
 
 
@@ -336,14 +339,30 @@ def test_double_and_half_precision_become_float32(tmp_path):
         assert torch.equal(loaded.embed.W_E, model().embed.W_E.to(dtype).float())
 
 
-def test_transformers_is_quiet_and_then_as_before(tmp_path, capsys):
+@pytest.mark.parametrize("bars", [True, False])
+def test_transformers_is_quiet_and_then_as_before(tmp_path, capsys, bars):
     gpt2().save_pretrained(tmp_path)
     capsys.readouterr()
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    load(tmp_path)
-    assert capsys.readouterr() == ("", "")
-    assert transformers_logging.get_verbosity() == verbosity
-    assert transformers_logging.is_progress_bar_enabled() == bars
+    was = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    try:
+        transformers_logging.set_verbosity_info()
+        (transformers_logging.enable_progress_bar if bars else transformers_logging.disable_progress_bar)()
+        load(tmp_path)
+        assert capsys.readouterr() == ("", "")
+        assert transformers_logging.get_verbosity() == transformers_logging.INFO
+        assert transformers_logging.is_progress_bar_enabled() == bars
+    finally:
+        transformers_logging.set_verbosity(was[0])
+        (transformers_logging.enable_progress_bar if was[1] else transformers_logging.disable_progress_bar)()
+
+
+def test_listing_needs_no_transformers(tmp_path):
+    trained(tmp_path / "run", (0,))
+    code = (
+        "import sys; from rllc.models.checkpoints import checkpoints; "
+        f"assert len(checkpoints({str(tmp_path / 'run')!r})) == 1; assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_into_fills_the_same_memory(tmp_path):
