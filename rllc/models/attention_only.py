@@ -74,8 +74,12 @@ class AttentionOnlyConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: object) -> None:
         for name in ("n_layers", "d_model", "n_heads", "d_head", "n_ctx", "d_vocab"):
-            if getattr(self, name) < 1:
-                raise InputError(f"AttentionOnlyConfig: `{name}` must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise InputError(f"AttentionOnlyConfig: `{name}` must be an integer of at least 1, got {value!r}.")
+        for name in ("layer_norm_eps", "init_scale"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"AttentionOnlyConfig: `{name}` must be positive, got {getattr(self, name)!r}.")
         if self.positions not in ("shortformer", "standard"):
             raise InputError(
                 f"AttentionOnlyConfig: `positions` must be 'shortformer' or 'standard', got {self.positions!r}."
@@ -110,6 +114,7 @@ class AttentionOnly(PreTrainedModel):
     config: AttentionOnlyConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    accepts_loss_kwargs = False  # the loss is a mean; transformers' Trainer then divides accumulated gradients itself
     _supports_sdpa = True
     _no_split_modules = ("Tensors",)
 
@@ -172,7 +177,9 @@ class AttentionOnly(PreTrainedModel):
         logits = (hidden @ self.unembed.W_U + self.unembed.b_U)[0]
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+            scored = logits[:, :-1].flatten(0, 1)
+            scored = scored.float() if scored.dtype in (torch.bfloat16, torch.float16) else scored
+            loss = F.cross_entropy(scored, labels[:, 1:].flatten(), ignore_index=-100)
         output = CausalLMOutput(
             loss=loss,
             logits=logits,
