@@ -238,6 +238,8 @@ def _status(diverged: np.ndarray, value: float, error: float, rhat: float) -> st
         others = f" (and {more} more)" if more else ""
         return f"diverged: chain {chain} at step {diverged[chain]}{others}; lower lr"
     problems = []
+    if np.isnan(error):
+        problems.append("too few draws for a standard error: at least 4")
     if rhat > _RHAT:
         problems.append("chains disagree (R-hat): more draws or burn-in")
     if value < 0:

@@ -8,6 +8,7 @@ sweep over chunks of rows that stay in cache. For any other module and any loss 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -91,7 +92,9 @@ class Distillation:
         """Per-token losses ``[batch, pos - 1]`` of any module that gives logits."""
         with torch.no_grad():
             target = _logits(self.generator, batch)[:, :-1].softmax(-1)
-        return -(target * _logits(module, batch)[:, :-1].log_softmax(-1)).sum(-1)
+        logits = _logits(module, batch)[:, :-1]
+        _check_vocabularies(target.shape[-1], logits.shape[-1])
+        return -(target * logits.log_softmax(-1)).sum(-1)
 
 
 def distillation(generator: nn.Module) -> Distillation:
@@ -129,19 +132,31 @@ def bind(
         autocast: precision of matrix products, such as ``torch.bfloat16``; ``None`` is the model's own.
         train_mode: evaluate the module in training mode (dropout and all) instead of eval mode.
     """
-    if hasattr(model, "activations") and hasattr(model, "hidden"):
-        attention_only: AttentionOnly = model  # type: ignore[assignment]
+    if _is_attention_only(model):
         if loss is None or loss is next_token:
-            return TokenLoss(attention_only, None, autocast)
-        if isinstance(loss, Distillation) and hasattr(loss.generator, "activations"):
-            return TokenLoss(attention_only, loss.generator, autocast)  # type: ignore[arg-type]
+            return TokenLoss(model, None, autocast)  # type: ignore[arg-type]
+        if isinstance(loss, Distillation) and _is_attention_only(loss.generator):
+            return TokenLoss(model, loss.generator, autocast)  # type: ignore[arg-type]
     return ModuleLoss(model, next_token if loss is None else loss, autocast, train_mode)
+
+
+def _is_attention_only(model: nn.Module) -> bool:
+    """Whether a model has this forward pass, in float32. Nobody has one before its module, slow to import, is there."""
+    module = sys.modules.get("rllc.models.attention_only")
+    return (
+        module is not None
+        and isinstance(model, module.AttentionOnly)
+        and type(model).forward is module.AttentionOnly.forward
+        and all(p.dtype == torch.float32 for p in model.parameters())
+    )
 
 
 class TokenLoss:
     """Next-token or distillation loss of an :class:`rllc.models.AttentionOnly`, all runs at once."""
 
     def __init__(self, model: AttentionOnly, generator: AttentionOnly | None, autocast: torch.dtype | None) -> None:
+        if generator is not None:
+            _check_vocabularies(generator.config.d_vocab, model.config.d_vocab)
         self.model, self.generator, self.autocast = model, generator, autocast
         self.parameters = dict(model.named_parameters())
 
@@ -346,6 +361,12 @@ class ModuleLoss:
                 else:
                     examples = self._call({n: values[0] for n, values in changed.items()}, batch)[None]
                 means = examples.double().flatten(1).mean(1)
+                if gradient and not means.requires_grad:
+                    raise InputError(
+                        f"the loss does not depend on the weights that move ({', '.join(s.name for s in group.slots[:4])}"
+                        f"{', …' if len(group.slots) > 4 else ''}): the model does not use them, or the loss detaches them; "
+                        f"choose other weights, and take torch.no_grad() and .detach() out of the loss."
+                    )
                 return examples.detach(), torch.autograd.grad(means.sum(), mine)[0] if gradient else None
 
         with _mode(self.model, self.train_mode):
@@ -441,6 +462,14 @@ def _logits(module: nn.Module, batch: Tensor) -> Tensor:
             f"f(module, batch) giving per-example losses."
         )
     return logits
+
+
+def _check_vocabularies(generator: int, model: int) -> None:
+    if generator != model:
+        raise InputError(
+            f"distillation: the generating model has {generator} token ids, the sampled model {model}; both must have one "
+            f"vocabulary, so take a generating model trained with the same tokenizer."
+        )
 
 
 def _chunks(count: int, vocab: int, device: torch.device) -> Iterator[slice]:

@@ -117,6 +117,8 @@ def _named_data(data: DataLike) -> Iterable[tuple[str, Rows]]:
     if isinstance(data, Mapping):
         if not data:
             raise InputError("`data`: the dict is empty; pass at least one named data set.")
+        if len({str(name) for name in data}) < len(data):
+            raise InputError(f"`data`: of the names {list(data)}, written out, two are the same; rename one.")
         return [(str(name), _rows(one, str(name))) for name, one in data.items()]
     return [(data.name if isinstance(data, Tokens) else "data", _rows(data, "data"))]
 

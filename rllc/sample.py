@@ -20,12 +20,12 @@ from rllc.data.tokens import Minibatches, Tokens
 from rllc.draws import Draws
 from rllc.errors import InputError
 from rllc.layout import Group, center, groups, to
-from rllc.loss import Batch, Center, Distillation, Loss, LossFunction, Runs, bind
+from rllc.loss import Batch, Center, Distillation, Loss, LossFunction, Runs, bind, next_token
 from rllc.refinement import DataLike, Refinement, WeightsLike
 from rllc.samplers import Random, Sampler, sgld
 from rllc.seeds import generator, stable_hash
 
-_FREE_WALKS = 1e3
+_FREE_WALKS = 1e2
 """A chain counts as diverged when its root-mean-square displacement exceeds this many free random walks √(lr · steps)."""
 
 
@@ -73,11 +73,11 @@ class Sampling:
         least |= {} if self.runs_per_pass is None else {"runs_per_pass": 1}
         for name, lowest in least.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < lowest:
+            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
                 raise InputError(f"Sampling: `{name}` must be an integer of at least {lowest}, got {value!r}.")
         if self.autocast not in (None, "bfloat16"):
             raise InputError(f"Sampling: `autocast` must be None or 'bfloat16', got {self.autocast!r}.")
-        if not (0 <= self.n_beta < float("inf")):
+        if not isinstance(self.n_beta, int | float) or not 0 <= self.n_beta < float("inf"):
             raise InputError(f"Sampling: `n_beta` must be a positive number (0 as a control), got {self.n_beta!r}.")
 
     @property
@@ -143,8 +143,7 @@ def sample(
     Raises:
         InputError: before any chain runs, when an argument cannot work.
     """
-    sampling = Sampling() if sampling is None else sampling
-    sampler = sgld() if sampler is None else sampler
+    sampler, sampling = _arguments(model, loss, sampler, sampling)
     refinements = refine.product(weights, data)
     kept: list[Step] = []
     bar = tqdm(total=sampling.num_steps, desc=f"{sampler.name}: {len(refinements)} × {sampling.num_chains} chains",
@@ -188,8 +187,7 @@ def iterate(
 
     Takes what :func:`sample` takes. Stop early by leaving the loop. Values stay on the device.
     """
-    sampling = Sampling() if sampling is None else sampling
-    sampler = sgld() if sampler is None else sampler
+    sampler, sampling = _arguments(model, loss, sampler, sampling)
     return _steps(model, refine.product(weights, data), loss, sampler, sampling, per_token)
 
 
@@ -234,7 +232,7 @@ def _steps(
     per_token: bool,
 ) -> Iterator[Step]:
     model, loss, device = _there(model, loss, sampling)
-    masks = _check(model, refinements, sampling)
+    masks = _check(model, loss, refinements, sampling)
     autocast = None if sampling.autocast is None else getattr(torch, sampling.autocast)
     bound = bind(model, loss, autocast=autocast, train_mode=sampling.train_mode)
     datasets = _plan(model, bound, refinements, masks, sampler, sampling, device)
@@ -253,13 +251,15 @@ def _steps(
             batch = refine.take(d.rows, rows[d.name], device)
             at = bound.center(batch, seed=stable_hash("loss", sampling.seed, t))
             baseline[d.refinements] = at.losses.double().mean()
+            if t == 0:
+                _check_baseline(at, d.name)
             if per_token:
                 token_baseline[d.name] = at.losses
             for p in d.passes:
                 positions.append((p, p.state.position))
-                runs = _advance(p, bound, at, batch, sampler, sampling, per_token, last=t == sampling.num_steps)
+                runs = _advance(p, bound, at, batch, sampler, sampling, per_token)
                 where = p.refinement, p.chain
-                broken = ~runs.losses.isfinite() | _ran_away(p, positions[-1][1], sampler.lr, t)
+                broken = ~runs.losses.isfinite() | _runs_away(p, sampler.lr, t + 1)
                 diverged[where] = torch.where(broken & (diverged[where] < 0), t, diverged[where])
                 losses[where] = torch.where(diverged[where] < 0, runs.losses, torch.nan)
                 if runs.each is not None:
@@ -269,10 +269,8 @@ def _steps(
             yield Step(t, draw, losses, baseline, tokens, token_baseline, rows, diverged.clone(), find)
 
 
-def _advance(
-    p: _Pass, bound: Loss, at: Center, batch: Batch, sampler: Sampler, sampling: Sampling, each: bool, last: bool
-) -> Runs:
-    """Measure the runs where they are and, unless it is the last time, move them: one evaluation serves both."""
+def _advance(p: _Pass, bound: Loss, at: Center, batch: Batch, sampler: Sampler, sampling: Sampling, each: bool) -> Runs:
+    """Measure the runs where they are, and move them: one evaluation serves both."""
     measured: list[Runs] = []
 
     def energy(position: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,16 +280,18 @@ def _advance(
             measured.append(runs)
         return sampling.n_beta * runs.losses, sampling.n_beta * runs.gradient
 
-    if last:
-        return bound.runs(p.group, p.member, p.state.position, at, batch, gradient=False, each=each)
     p.state = sampler.step(p.state, energy, p.random)
     return measured[0]
 
 
-def _ran_away(p: _Pass, position: Tensor, lr: float, t: int) -> Tensor:
-    """``[run]``: further from w*, per weight, than any chain that samples; a finite loss there means nothing."""
-    square = (position - p.origin[p.member]).square().mean(1)
-    return ~(square <= _FREE_WALKS**2 * lr * max(t, 1))
+def _runs_away(p: _Pass, lr: float, t: int) -> Tensor:
+    """``[run]``: after step t, further from w*, per weight, than any chain that samples.
+
+    The loss may be finite there and even before, but means nothing. A first step looks like a free walk at any ``lr``, so
+    the loss after a step counts only when the next step does not run away either: one draw is judged as many are.
+    """
+    square = (p.state.position - p.origin[p.member]).square().mean(1)
+    return ~(square <= _FREE_WALKS**2 * lr * t)
 
 
 def _positions(passes: Sequence[tuple[_Pass, Tensor]], num_chains: int, refinement: int) -> Tensor:
@@ -378,6 +378,23 @@ def _pass_size(bytes_per_run: int, device: torch.device) -> int:
     return max(1, free // 4 // max(bytes_per_run, 1))
 
 
+def _arguments(
+    model: nn.Module, loss: LossFunction | None, sampler: Sampler | None, sampling: Sampling | None
+) -> tuple[Sampler, Sampling]:
+    """The paper's settings for what is ``None``; refuses what is of another kind."""
+    sampler, sampling = sgld() if sampler is None else sampler, Sampling() if sampling is None else sampling
+    wanted = (
+        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module; rllc.load(folder) gives one"),
+        ("loss", loss, loss is None or callable(loss), "None, rllc.distillation(model) or a function f(module, batch)"),
+        ("sampler", sampler, isinstance(sampler, Sampler), "a sampler such as rllc.sgld(lr=1e-3, localization=200.0)"),
+        ("sampling", sampling, isinstance(sampling, Sampling), "rllc.Sampling(num_chains=4, num_draws=200)"),
+    )
+    for name, value, right, expected in wanted:
+        if not right:
+            raise InputError(f"sampling: `{name}` must be {expected}; got {type(value).__name__}.")
+    return sampler, sampling
+
+
 def _there(model: nn.Module, loss: LossFunction | None, sampling: Sampling) -> tuple[nn.Module, Any, torch.device]:
     """The model and loss on the device asked for: themselves where they are there already, else one copy."""
     parameter = next(model.parameters(), None)
@@ -393,7 +410,9 @@ def _there(model: nn.Module, loss: LossFunction | None, sampling: Sampling) -> t
     return copy.deepcopy(model).to(device), loss, device
 
 
-def _check(model: nn.Module, refinements: Sequence[Refinement], sampling: Sampling) -> list[dict[str, Tensor]]:
+def _check(
+    model: nn.Module, loss: LossFunction | None, refinements: Sequence[Refinement], sampling: Sampling
+) -> list[dict[str, Tensor]]:
     """Everything that can be known to be wrong before a chain runs; gives each refinement's masks."""
     resolved = {r.weights: r.weights.masks(model) for r in refinements}
     for name, parameter in model.named_parameters():
@@ -412,7 +431,22 @@ def _check(model: nn.Module, refinements: Sequence[Refinement], sampling: Sampli
             )
         if isinstance(r.data, Tokens):
             _check_tokens(model, r.data, r.data_name)
+        elif loss is None or loss is next_token or isinstance(loss, Distillation):
+            got = ", ".join(f"{part.dtype} {list(part.shape)}" for part in r.data)
+            raise InputError(
+                f"sampling on data {r.data_name!r}: the loss of tokens needs rllc.Tokens or one tensor of token ids "
+                f"[row, pos], got {got}; for other data pass loss=f, f(module, batch) giving per-example losses."
+            )
     return [resolved[r.weights] for r in refinements]
+
+
+def _check_baseline(at: Center, name: str) -> None:
+    if not bool(at.losses.isfinite().all()):
+        bad = int((~at.losses.isfinite()).sum())
+        raise InputError(
+            f"sampling on data {name!r}: at w*, before any step, {bad} of the {at.losses.numel()} losses of the first "
+            f"minibatch are not finite; expected a loss that is finite at the weights it is asked about."
+        )
 
 
 def _check_tokens(model: nn.Module, data: Tokens, name: str) -> None:

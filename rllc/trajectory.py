@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from rllc.errors import FileError, InputError, nearest
+from rllc.errors import FileError, InputError
 from rllc.estimate import ARRAYS, Estimate, estimate
 from rllc.files import load_arrays, save_arrays
 from rllc.loss import LossFunction
@@ -78,7 +78,8 @@ class Trajectory:
             InputError: there is none at this step.
         """
         if step not in self.steps:
-            raise InputError(f"trajectory.at({step}): no such checkpoint; {nearest(step, self.steps)}")
+            close = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:3])
+            raise InputError(f"trajectory.at({step}): no such checkpoint; the nearest steps are {close}.")
         i = self.steps.index(step)
         arrays = {name: getattr(self, name)[i] for name in ARRAYS}
         return Estimate(**arrays, status=self.status[i], weights=self.weights, data=self.data, settings=self.settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import random
 import sysconfig
 import tokenize as python_tokens
@@ -78,11 +79,11 @@ def _read(library: Path) -> tuple[list[str], list[str]]:
 def _modules(library: Path) -> list[Path]:
     """The modules, sorted by name. `_sysconfigdata…` and `config-…` describe one machine, so they are left out."""
     found = []
-    for path in library.rglob("*.py"):
-        folders = path.relative_to(library).parts[:-1]
-        of_machine = path.name.startswith("_sysconfigdata") or any(folder.startswith("config-") for folder in folders)
-        if not of_machine and _NOT_CODE.isdisjoint(folders):
-            found.append(path)
+    for folder, folders, names in os.walk(library):
+        # Assigned in place: the walk then does not enter the others, of which site-packages can be large.
+        folders[:] = [name for name in folders if name not in _NOT_CODE and not name.startswith("config-")]
+        python = (name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata"))
+        found += [Path(folder, name) for name in python]
     return sorted(found, key=lambda path: path.relative_to(library).as_posix())
 
 
@@ -132,7 +133,6 @@ def _summary(literal: str) -> str | None:
         if line.strip(" rRuU\"'\\"):
             break
         kept += "\n"
-    kept = kept.rstrip("\\ \t")
     short = kept + (" " if kept.endswith(quote[0]) else "") + quote
     try:
         return short if isinstance(ast.literal_eval(short), str) else None

@@ -148,12 +148,13 @@ def _parsed(place: str) -> Iterator[tuple[str, Any]]:
         if line.strip():
             where = f"{place}, line {number}"
             try:
-                yield where, json.loads(line)
+                row = json.loads(line)
             except ValueError as error:  # also bytes that are not UTF-8
                 raise FileError(
                     f"reading {where}: not valid JSON ({error}). Every line must be one object such as "
                     '{"text": "…"}; if this is the last line, the file is cut off: copy or download it again.'
                 ) from error
+            yield where, row
 
 
 def _lines(place: str) -> Iterator[bytes]:
@@ -213,6 +214,7 @@ def _decompressed(chunks: Iterable[bytes], place: str) -> Iterator[bytes]:
     """
     zstandard = _zstandard(place)
     frame = None
+    ended = False
     for chunk in chunks:
         while chunk:
             if frame is None:  # files packed with --long need a window beyond the default limit
@@ -223,12 +225,11 @@ def _decompressed(chunks: Iterable[bytes], place: str) -> Iterator[bytes]:
                 raise FileError(
                     f"reading {place}: not zstd, or damaged ({error}). Copy or download it again."
                 ) from error
-            chunk = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame is not None:
-        raise FileError(
-            f"reading {place}: the file is truncated, its last zstd frame does not end. Copy or download it again."
-        )
+            ended = frame.eof
+            chunk = frame.unused_data if ended else b""
+            frame = None if ended else frame
+    if not ended:
+        raise FileError(f"reading {place}: truncated, it ends within a zstd frame. Copy or download it again.")
 
 
 def _zstandard(place: str) -> Any:

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_a_truncated_zst_is_an_error_wherever_it_ends(tmp_path: Path, frames: in
     path = tmp_path / "a.jsonl.zst"
     whole = packed(LINES * 3, frames)
     # A cut between two frames cannot be seen in zstd; here it also cuts a line, which JSON sees.
-    for end in range(1, len(whole)):
+    for end in range(len(whole)):
         path.write_bytes(whole[:end])
         with pytest.raises(FileError, match=r"a.jsonl.zst.*(truncated|cut off)"):
             list(pile_texts(source=path))
@@ -95,17 +96,16 @@ def test_a_truncated_zst_is_an_error_wherever_it_ends(tmp_path: Path, frames: in
 def test_a_damaged_zst_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     whole = packed(LINES * 3)
-    seen = 0
+    caught = 0
     for i in range(len(whole)):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 0x10]) + whole[i + 1 :])
-        try:
-            assert list(pile_texts(source=path)) == TEXTS * 3  # bits that say nothing are harmless
-        except FileError as error:
-            assert "a.jsonl.zst" in str(error)
-            seen += 1
-    assert seen >= 0.95 * len(whole)
+        with suppress(FileError):
+            caught += 1
+            assert list(pile_texts(source=path)) == TEXTS * 3  # a few bits say nothing; to flip them is harmless
+            caught -= 1
+    assert caught >= 0.95 * len(whole)
     path.write_bytes(LINES)
-    with pytest.raises(FileError, match=r"not zst, or damaged .*Copy or download it again"):
+    with pytest.raises(FileError, match=r"not zstd, or damaged .*Copy or download it again"):
         list(pile_texts(source=path))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import random
 import struct
@@ -27,10 +28,11 @@ TEXTS = ["the cat sees the dog", "", "héllo\tworld \u2028 🙂", "one line and 
         torch.tensor(ROWS),
         torch.tensor(ROWS, dtype=torch.int16).T.contiguous().T,
         [torch.tensor(row) for row in ROWS],
+        torch.tensor(ROWS, dtype=torch.uint16),
         np.array(ROWS, dtype=np.uint16),
         np.array(ROWS, dtype=">i8"),
     ],
-    ids=["lists", "tuples", "int64", "strided", "tensors", "uint16", "big-endian"],
+    ids=["lists", "tuples", "int64", "strided", "tensors", "torch-uint16", "uint16", "big-endian"],
 )
 def test_rows_of_any_kind_become_the_same_tokens(rows: Any) -> None:
     tokens = Tokens(rows, "toy")
@@ -203,11 +205,18 @@ def test_num_rows_takes_the_first_rows_and_stops_reading(small_tokenizer: Any, m
     assert len(tokenize(TEXTS, small_tokenizer, 9, num_rows=10**6)) == len(tokenize(TEXTS, small_tokenizer, 9))
 
 
-def test_long_documents_give_no_warning(small_tokenizer: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_long_documents_give_no_warning(small_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = type(small_tokenizer)(tokenizer_object=small_tokenizer.backend_tokenizer, eos_token="<|endoftext|>")
     tokenizer.model_max_length = 8
-    tokenize(["the cat " * 1000], tokenizer, 64)
-    assert capfd.readouterr() == ("", "")
+    logger = logging.getLogger("transformers")  # it does not propagate to the root, where caplog listens
+    logger.addHandler(caplog.handler)
+    try:
+        tokenize(["the cat " * 1000], tokenizer, 64)
+        assert caplog.messages == []
+        tokenizer("the cat " * 1000)
+        assert "longer than the specified maximum" in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize(

@@ -364,7 +364,7 @@ def test_rows_longer_than_the_context():
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_below_one(name):
-    with pytest.raises(InputError, match=rf"`{name}` must be at least 1, got 0"):
+    with pytest.raises(InputError, match=rf"`{name}` must be an integer of at least 1, got 0"):
         AttentionOnlyConfig(**{name: 0})
 
 

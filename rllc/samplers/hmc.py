@@ -1,0 +1,128 @@
+"""MALA and HMC: full-batch samplers without any error of the step size, as references for small problems."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rllc.errors import InputError
+from rllc.samplers.prior import Prior, chosen
+from rllc.samplers.sampler import Energy, Random, Sampler
+
+
+class HMCState(NamedTuple):
+    """Where the chains are, and where they started: both ``[run, dim]``. Momenta are drawn afresh every step."""
+
+    position: Tensor
+    center: Tensor
+
+
+def mala(lr: float = 1e-3, localization: float | None = None, *, prior: Prior | None = None) -> Sampler:
+    """The Metropolis-adjusted Langevin algorithm: sgld's step as a proposal, accepted or not. Full batch only.
+
+    >>> mala(lr=1e-3, localization=200.0)
+    mala(lr=0.001, localization=200)
+
+    Update: v′ = v − (ε/2) [∇U(v) + γ (v − v*)] + √ε N(0, I); it is accepted with probability
+    min(1, p(v′) q(v | v′) / (p(v) q(v′ | v))), q being the density of the proposal; otherwise the chain stays.
+
+    Law: the target itself, at any ε: 1/aᵢ on a quadratic of precisions aᵢ. A large ε is not wrong, only slow. Half of the
+    proposals or more should be accepted (0.57 is best in many dimensions, where ε ∝ dim^(−1/3)).
+
+    Two evaluations a step, all rows in each: give ``Sampling(batch_size=len(data))``. On minibatches the ratio is that of
+    a different energy at every step, and the law is wrong.
+
+    Args:
+        lr: ε, as in :func:`rllc.sgld`.
+        localization: γ of a Gaussian prior; ``None`` is the paper's 200 unless ``prior`` is given.
+        prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``. Proposals are mirrored at the
+            walls of a box, not refused.
+
+    Raises:
+        InputError: a number is out of its range, or both ``localization`` and ``prior`` are given.
+
+    Source: Roberts & Tweedie 1996. It is HMC with one leapfrog step of √ε, and computed so.
+    """
+    prior = chosen("mala", localization, prior)
+    return Sampler("mala", lr, prior.localization, _init, _step(lr, prior, 1, 0.0), prior.options, full_batch=True)
+
+
+def hmc(
+    lr: float = 1e-3,
+    localization: float | None = None,
+    num_leapfrog_steps: int = 10,
+    jitter: float = 0.2,
+    *,
+    prior: Prior | None = None,
+) -> Sampler:
+    """Hamiltonian Monte Carlo: proposals that follow the energy for a while. Full batch only.
+
+    >>> hmc(lr=1e-3, localization=200.0)
+    hmc(lr=0.001, localization=200, num_leapfrog_steps=10, jitter=0.2)
+
+    Update: p ~ N(0, I), η = √ε (1 ± jitter, uniform, one number a run); then ``num_leapfrog_steps`` times
+    p ← p − (η/2) ∇H(v), v ← v + η p, p ← p − (η/2) ∇H(v) with H = U + (γ/2)‖v − v*‖²; the end (v′, p′) is accepted with
+    probability min(1, exp(H(v) + ½‖p‖² − H(v′) − ½‖p′‖²)); otherwise the chain stays.
+
+    Law: the target itself, at any ε: 1/aᵢ on a quadratic of precisions aᵢ. Most proposals are accepted as long as
+    εaᵢ < 4 for all i; 0.65 to 0.9 is a good rate.
+
+    One evaluation more a step than it has leapfrog steps, all rows in each: give ``Sampling(batch_size=len(data))``, as for
+    :func:`mala`. NUTS, which finds the length itself, is in pyro and blackjax.
+
+    Args:
+        lr: ε; a leapfrog step goes √ε far in time, so that one step of it is :func:`mala`'s.
+        localization: γ of a Gaussian prior; ``None`` is the paper's 200 unless ``prior`` is given.
+        num_leapfrog_steps: how long a proposal is; about π/(2√(εa)) for the smallest precision a that matters.
+        jitter: relative spread of η, so that no direction comes back to where it began at every step; 0 is none.
+        prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``. Trajectories bounce off the walls
+            of a box.
+
+    Raises:
+        InputError: a number is out of its range, or both ``localization`` and ``prior`` are given.
+
+    Source: Duane et al. 1987; Neal 2011, arXiv 1206.1901, sections 3.2 (jitter) and 5.1 (walls).
+    """
+    prior = chosen("hmc", localization, prior)
+    if not isinstance(num_leapfrog_steps, int) or isinstance(num_leapfrog_steps, bool) or num_leapfrog_steps < 1:
+        raise InputError(f"hmc: `num_leapfrog_steps` must be an integer of at least 1, got {num_leapfrog_steps!r}.")
+    if not 0 <= jitter < 1:
+        raise InputError(f"hmc: `jitter` must be from 0 on and below 1, got {jitter!r}; try jitter=0.2.")
+    options = {"num_leapfrog_steps": num_leapfrog_steps, "jitter": jitter, **prior.options}
+    step = _step(lr, prior, num_leapfrog_steps, jitter)
+    return Sampler("hmc", lr, prior.localization, _init, step, options, full_batch=True)
+
+
+def _init(position: Tensor) -> HMCState:
+    return HMCState(position.clone(), position)
+
+
+def _step(
+    lr: float, prior: Prior, num_leapfrog_steps: int, jitter: float
+) -> Callable[[HMCState, Energy, Random], HMCState]:
+    def step(state: HMCState, energy: Energy, random: Random) -> HMCState:
+        start, center = state
+        loss, gradient = energy(start)
+        momentum = random.normal()
+        eta = math.sqrt(lr) * (1 + jitter * (2 * random.uniform()[:, None] - 1)) if jitter else math.sqrt(lr)
+        before = loss + prior.energy(start, center) + _kinetic(momentum)
+        position, force = start, gradient + prior.gradient(start, center)
+        for _ in range(num_leapfrog_steps):
+            momentum = momentum - eta / 2 * force
+            position, sign = prior.reflect(position + eta * momentum, center)
+            loss, gradient = energy(position)
+            force = gradient + prior.gradient(position, center)
+            momentum = momentum * sign - eta / 2 * force
+        after = loss + prior.energy(position, center) + _kinetic(momentum)
+        accept = random.uniform().log() < before - after  # also no, where the proposal's energy is not a number
+        return state._replace(position=torch.where(accept[:, None], position, start))
+
+    return step
+
+
+def _kinetic(momentum: Tensor) -> Tensor:
+    return momentum.square().sum(1, dtype=torch.float64) / 2

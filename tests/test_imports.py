@@ -1,0 +1,180 @@
+"""Imports point one way: no module knows more than the design lets it know, and ``import rllc`` stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "rllc"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+SAMPLING = {
+    "samplers",
+    "sample",
+    "draws",
+    "estimate",
+    "refinement",
+    "loss",
+    "calibrate",
+    "trajectory",
+    "track",
+    "store",
+}
+"""Parts of rllc that know that there is sampling."""
+HEAVY = {
+    "transformers",
+    "datasets",
+    "matplotlib",
+    "pandas",
+    "tokenizers",
+    "scipy",
+    "sklearn",
+    "tslearn",
+    "arviz",
+    "xarray",
+}
+NUMBERS = {"torch", "numpy"}
+LEAVES = {"errors", "files", "seeds"}
+
+
+def imports(module: str, *, typing: bool = False, lazy: bool = True) -> Iterator[str]:
+    """Dotted names that a module imports; those for type checkers, and those inside functions, on request."""
+
+    def walk(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING" and not typing:
+                continue
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not lazy:
+                continue
+            yield child
+            yield from walk(child)
+
+    for node in walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else str(node.module)
+
+
+def known(module: str, **options: bool) -> set[str]:
+    """Modules of rllc that a module imports, without the leading ``rllc.``; a package also by its own name."""
+    found = {name.removeprefix("rllc.") for name in imports(module, **options) if name.split(".")[0] == "rllc"}
+    return {name for name in found if name != "rllc"}
+
+
+def tops(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def outside(module: str, **options: bool) -> set[str]:
+    names = tops(set(imports(module, **options)))
+    return {name for name in names if name != "rllc" and name not in sys.stdlib_module_names}
+
+
+def under(prefix: str) -> list[str]:
+    return [m for m in MODULES if m == f"rllc.{prefix}" or m.startswith(f"rllc.{prefix}.")]
+
+
+def test_the_walk_sees_imports() -> None:
+    assert "estimate" in known("rllc.trajectory")
+    assert "torch" in outside("rllc.layout")
+    assert "pandas" not in outside("rllc.draws", lazy=False)
+    assert "pandas" in outside("rllc.draws")
+
+
+@pytest.mark.parametrize("name", ["weights", "layout", "samplers", "diagnostics", "draws"])
+def test_these_know_only_numbers(name: str) -> None:
+    for module in under(name):
+        assert outside(module, lazy=False) <= NUMBERS, module
+        assert tops(known(module)) <= LEAVES | {name}, module
+
+
+def test_errors_seeds_and_files_know_nothing() -> None:
+    assert known("rllc.errors") == set()
+    assert known("rllc.seeds") == set()
+    assert known("rllc.files") <= {"errors"}
+    assert outside("rllc.errors") == set()
+
+
+def test_theory_is_arithmetic() -> None:
+    assert tops(known("rllc.theory")) <= LEAVES
+    assert outside("rllc.theory") <= {"numpy", "scipy"}
+
+
+@pytest.mark.parametrize("name", ["models", "data"])
+def test_models_and_data_do_not_know_that_sampling_exists(name: str) -> None:
+    other = {"models": "data", "data": "models"}[name]
+    for module in under(name):
+        assert not tops(known(module, typing=True)) & (SAMPLING | {"plots", "analysis", "train", "testing", other}), (
+            module
+        )
+
+
+def test_the_loss_does_not_know_how_it_is_sampled() -> None:
+    assert not tops(known("rllc.loss")) & (SAMPLING | {"data", "models", "weights", "plots"})
+
+
+def test_the_engine_does_not_know_models_or_results() -> None:
+    for module in under("sample") + under("refinement"):
+        assert not tops(known(module)) & {"models", "estimate", "trajectory", "track", "plots", "analysis", "train"}, (
+            module
+        )
+
+
+def test_nothing_imports_what_only_looks_at_results() -> None:
+    for module in MODULES:
+        here = module.removeprefix("rllc.").split(".")[0]
+        if module != "rllc" and here not in ("analysis", "plots", "report"):
+            assert not tops(known(module)) & {"analysis", "plots", "report", "testing"}, module
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Following imports at module level never leads back."""
+    after = {m: {f"rllc.{k}" for k in known(m, lazy=False)} & set(MODULES) for m in MODULES if m != "rllc"}
+    path: list[str] = []
+    done: set[str] = set()
+
+    def visit(module: str) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        if module in done:
+            return
+        path.append(module)
+        for other in sorted(after.get(module, ())):
+            # a package imports its files to name them, and they its name when they import one another
+            if not module.startswith(other + "."):
+                visit(other)
+        path.pop()
+        done.add(module)
+
+    for module in after:
+        visit(module)
+
+
+def test_import_rllc_is_light_and_makes_no_noise() -> None:
+    code = f"import sys, rllc; print(sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == "[]"
+    assert done.stderr == ""
+
+
+def test_public_names_are_there_and_documented() -> None:
+    import rllc
+
+    names = [name for name in dir(rllc) if not name.startswith("_")]
+    for name in names:
+        if callable(getattr(rllc, name)):
+            assert getattr(rllc, name).__doc__, name
+    for name in ("estimate", "sample", "iterate", "track", "load", "checkpoints", "everything", "layer", "head", "heads",
+                 "parameters", "masks", "sgld", "distillation", "Sampling", "Estimate", "Draws", "Trajectory", "Tracker",
+                 "Tokens", "Refinement", "Weights", "plot_heads", "plot_traces", "plot_trajectory", "data", "models"):  # fmt: skip
+        assert name in names

@@ -1,0 +1,583 @@
+"""Training: against a slow loop, through faults and resumes to the bit, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import rllc
+from rllc.data import Minibatches, Tokens
+from rllc.errors import FileError, InputError, RllcError
+from rllc.files import load_arrays
+from rllc.models import AttentionOnlyConfig
+from rllc.train import schedule, train
+
+CONFIG = AttentionOnlyConfig(n_layers=2, d_model=8, n_heads=2, d_head=4, n_ctx=8, d_vocab=12)
+TOKENS = Tokens(torch.randint(0, 12, (20, 7), generator=torch.Generator().manual_seed(0)), "toy")
+SETTINGS: dict[str, Any] = {"num_steps": 12, "batch_size": 6, "lr": 1e-2, "progress": False}
+STEPS = (0, 3, 4, 10, 12)
+
+
+def run(out: Path | None = None, config: Any = CONFIG, tokens: Any = TOKENS, **settings: Any) -> Any:
+    return train(
+        config, tokens, **SETTINGS | {"out": out, "schedule": STEPS if "num_steps" not in settings else None} | settings
+    )
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Checkpoints and losses: all that two runs must have in common."""
+    files = sorted(path for path in folder.glob("step*/*") if path.is_file())
+    losses = np.load(folder / "losses.npz")["loss"].tobytes()
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files} | {"losses": losses}
+
+
+# The schedule.
+
+
+def test_schedule_is_the_papers():
+    paper = [0, 100, *range(200, 10001, 200), *range(10400, 20001, 400), *range(21000, 50001, 1000)]
+    assert list(schedule(50_000)) == paper
+    assert len(paper) == 107
+    assert list(schedule(100_000)) == [2 * step for step in paper]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 100, 1500, 49_999])
+def test_schedule_scales(num_steps):
+    steps = schedule(num_steps)
+    assert (steps[0], steps[-1]) == (0, num_steps)
+    assert all(a < b for a, b in itertools.pairwise(steps))
+    exact = np.array(schedule(50_000)) * num_steps / 50_000
+    assert np.abs(np.array(steps)[:, None] - exact).min(1).max() <= 0.5
+
+
+@pytest.mark.parametrize("bad", [0, -3, 2.5, "ten", None])
+def test_schedule_refuses(bad):
+    with pytest.raises(InputError, match=r"`num_steps` must be a whole number of at least 1, got"):
+        schedule(bad)
+
+
+# What a run does.
+
+
+def slow_training(
+    model: torch.nn.Module, tokens: Tokens, num_steps: int, batch_size: int, lr: float, clip: float
+) -> list[float]:
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2) written out in float64, on transformers' own loss."""
+    model = model.double()
+    batches = Minibatches(len(tokens), batch_size, seed=("train", 0))
+    first = {p: torch.zeros_like(p) for p in model.parameters()}
+    second = {p: torch.zeros_like(p) for p in model.parameters()}
+    losses = []
+    for t in range(num_steps):
+        ids = tokens.rows[batches[t]].long()
+        logits = model(input_ids=ids).logits
+        loss = F.nll_loss(logits[:, :-1].log_softmax(-1).transpose(1, 2), ids[:, 1:])
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), gradients, strict=True):
+                g = g * min(1.0, clip / norm)
+                first[p] = 0.9 * first[p] + 0.1 * g
+                second[p] = 0.999 * second[p] + 0.001 * g**2
+                step = first[p] / (1 - 0.9 ** (t + 1)) / ((second[p] / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8)
+                p -= lr * (0.05 * p + step)
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.05])
+def test_against_a_slow_loop(tmp_path, clip):
+    model = run(tmp_path, gradient_clip=clip)
+    slow = rllc.load(tmp_path, step=0)
+    losses = slow_training(slow, TOKENS, 12, 6, 1e-2, clip)
+    assert np.load(tmp_path / "losses.npz")["loss"] == pytest.approx(losses, abs=1e-5)
+    for name, tensor in weights(model).items():
+        if "b_K" not in name:  # its gradient is exactly 0, which AdamW makes rounding errors into full steps of
+            assert torch.allclose(tensor.double(), slow.state_dict()[name], atol=2e-5), name
+
+
+def test_loss_is_the_models_own():
+    from rllc.train import _loss
+
+    model = run()
+    batch = TOKENS.rows[:5].long()
+    ours, theirs = _loss(model, batch, None), model(input_ids=batch, labels=batch).loss
+    parameters = list(model.parameters())
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_learns(tmp_path):
+    """Rows that count upwards from a random start have one bit-free next token each; the loss must go towards 0."""
+    start = torch.randint(0, 12, (40, 1), generator=torch.Generator().manual_seed(1))
+    run(tmp_path, tokens=Tokens((start + torch.arange(7)) % 12), num_steps=80, batch_size=20, lr=3e-2)
+    loss = np.load(tmp_path / "losses.npz")["loss"]
+    assert loss.shape == (80,)
+    assert loss[0] > 2.3
+    assert loss[-1] < 0.1
+
+
+def test_folder(tmp_path):
+    model = run(tmp_path / "a" / "run")
+    folder = tmp_path / "a" / "run"
+    assert [checkpoint.step for checkpoint in rllc.checkpoints(folder)] == list(STEPS)
+    assert same(rllc.load(folder), model)
+    assert not any(module.training for module in model.modules())
+    described = json.loads((folder / "training.json").read_text())
+    assert described["settings"]["data"] == {"fingerprint": TOKENS.fingerprint, "rows": 20, "positions": 7}
+    assert described["settings"]["config"]["d_vocab"] == 12
+    assert described["settings"]["lr"] == 1e-2
+    (session,) = described["sessions"]
+    assert session["schedule"] == list(STEPS)
+    assert session["environment"]["torch"] == torch.__version__
+    names = {path.name for path in folder.iterdir()}
+    assert names == {".lock", "training.json", "losses.npz", "resume.pt", *(f"step{s:07d}" for s in STEPS)}
+    assert load_arrays(folder / "losses.npz")[0]["loss"].shape == (12,)
+
+
+def test_a_flipped_byte_in_a_checkpoint_is_found_by_load(tmp_path):
+    run(tmp_path)
+    path = tmp_path / "step0000003" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FileError, match="damaged or changed"):
+        rllc.load(tmp_path, step=3)
+
+
+def test_default_schedule_and_no_folder(tmp_path):
+    one = run(tmp_path, num_steps=4)
+    assert [checkpoint.step for checkpoint in rllc.checkpoints(tmp_path)] == [0, 1, 2, 3, 4]
+    assert same(one, run(num_steps=4))
+
+
+def test_seed_and_company_decide_nothing_else(tmp_path):
+    torch.manual_seed(5)
+    one = run()
+    torch.manual_seed(6)
+    assert same(one, run(tmp_path, resume_every=1))
+    assert not same(one, run(seed=1))
+    assert same(one, run(tokens=TOKENS.rows))
+
+
+def test_globals_are_put_back():
+    torch.manual_seed(3)
+    expected = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    run()
+    with pytest.raises(RllcError):
+        run(lr=1e30)
+    assert torch.equal(torch.get_rng_state(), expected[0])
+    assert random.getstate() == expected[1]
+    assert np.array_equal(np.random.get_state()[1], expected[2])  # noqa: NPY002
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    try:
+        run()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_two_threads_give_the_same_bits_each_time(monkeypatch):
+    """An embedding's gradient is summed by several threads, in any order, unless kernels are deterministic."""
+    config = AttentionOnlyConfig(n_layers=1, d_model=64, n_heads=2, d_head=4, n_ctx=64, d_vocab=5)
+    tokens = Tokens(torch.randint(0, 5, (64, 64), generator=torch.Generator().manual_seed(0)))
+    real, deterministic = Minibatches.__getitem__, []
+
+    def watching(self: Minibatches, t: int) -> torch.Tensor:
+        deterministic.append(torch.are_deterministic_algorithms_enabled())
+        return real(self, t)
+
+    monkeypatch.setattr(Minibatches, "__getitem__", watching)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        models = [run(config=config, tokens=tokens, num_steps=2, batch_size=64) for _ in range(3)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(deterministic)  # on a busy machine threads seldom meet, and equal bits alone say little
+    assert all(same(models[0], model) for model in models)
+
+
+def test_from_a_model(tmp_path):
+    start = run(num_steps=3)
+    before = weights(start)
+    first = run(tmp_path, config=start)
+    assert all(torch.equal(before[name], tensor) for name, tensor in start.state_dict().items())
+    assert not start.training
+    assert same(rllc.load(tmp_path, step=0), start)
+    assert same(run(tmp_path, config=start), first)
+    with pytest.raises(InputError, match=r"initial_weights: '\w+' there, '\w+' now"):
+        run(tmp_path, config=first)
+
+
+def test_another_architecture_with_dropout(tmp_path):
+    config = GPT2Config(
+        vocab_size=12, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0, resid_pdrop=0.3
+    )
+    unbroken = run(config=config)
+    run(tmp_path, config=config, num_steps=4, schedule=())
+    model = run(tmp_path, config=config)
+    assert isinstance(model, GPT2LMHeadModel)
+    assert same(unbroken, model)
+    assert same(rllc.load(tmp_path), model)
+
+
+def test_bfloat16(tmp_path):
+    low, exact = run(tmp_path / "low", autocast="bfloat16"), run(tmp_path / "exact")
+    assert all(parameter.dtype == torch.float32 for parameter in low.parameters())
+    assert not same(low, exact)
+    losses = [np.load(tmp_path / name / "losses.npz")["loss"] for name in ("low", "exact")]
+    assert np.abs(losses[0] - losses[1]).max() < 0.02
+
+
+def test_progress_bar(tmp_path, capsys):
+    run(progress=True)
+    shown = capsys.readouterr().err
+    assert "training: 100%" in shown
+    assert "12/12" in shown
+    assert "loss=2." in shown
+    run(tmp_path, progress=False)  # transformers has a bar of its own for each checkpoint
+    assert capsys.readouterr().err == ""
+
+
+# Resume.
+
+
+class Stop(BaseException):
+    """As KeyboardInterrupt: not caught by any ``except Exception``."""
+
+
+def test_resume_after_a_stop(tmp_path, monkeypatch):
+    run(tmp_path / "unbroken", resume_every=2)
+    expected = contents(tmp_path / "unbroken")
+    real = Minibatches.__getitem__
+    for stop_at in (0, 1, 3, 4, 7, 11):
+        out = tmp_path / f"stop{stop_at}"
+
+        def stopping(self: Minibatches, t: int, stop_at: int = stop_at) -> torch.Tensor:
+            if t == stop_at:
+                raise Stop
+            return real(self, t)
+
+        monkeypatch.setattr(Minibatches, "__getitem__", stopping)
+        with pytest.raises(Stop):
+            run(out, resume_every=2)
+        assert [c.step for c in rllc.checkpoints(out)] == [s for s in STEPS if s <= stop_at]  # what is written is kept
+        taken: list[int] = []
+
+        def counting(self: Minibatches, t: int, taken: list[int] = taken) -> torch.Tensor:
+            taken.append(t)
+            return real(self, t)
+
+        monkeypatch.setattr(Minibatches, "__getitem__", counting)
+        run(out, resume_every=2)
+        assert contents(out) == expected
+        last = max(s for s in (*STEPS, *range(0, 13, 2)) if s <= stop_at)
+        assert taken == list(range(last, 12))
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_resume_after_a_stop_in_every_write(tmp_path, monkeypatch, after):
+    """Stops right before and right after each rename: the moments at which a folder is between two states."""
+    few = {"num_steps": 3, "schedule": (0, 1)}
+    run(tmp_path / "unbroken", **few)
+    expected = contents(tmp_path / "unbroken")
+    real, count = os.replace, 0
+    for stop_at in range(1000):
+        out, count = tmp_path / f"stop{stop_at}", 0
+
+        def stopping(source: Any, target: Any, stop_at: int = stop_at) -> None:
+            nonlocal count
+            count += 1
+            if count == stop_at + 1 and not after:
+                raise Stop
+            real(source, target)
+            if count == stop_at + 1:
+                raise Stop
+
+        monkeypatch.setattr(os, "replace", stopping)
+        try:
+            run(out, **few)
+        except Stop:
+            monkeypatch.setattr(os, "replace", real)
+            run(out, **few)
+            assert contents(out) == expected
+            assert not list(out.glob(".*.tmp"))
+        else:
+            break
+    assert stop_at == 1 + 3 * 3  # training.json, then checkpoint, losses and resume state each time
+
+
+def test_longer_and_finished_runs(tmp_path, monkeypatch):
+    run(tmp_path / "short", num_steps=5)
+    run(tmp_path / "short")
+    run(tmp_path / "unbroken")
+    for name in ("step0000012/model.safetensors", "losses"):
+        assert contents(tmp_path / "short")[name] == contents(tmp_path / "unbroken")[name]
+    assert len(json.loads((tmp_path / "short" / "training.json").read_text())["sessions"]) == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "unbroken").rglob("*") if path.name != ".lock"}
+    monkeypatch.setattr(Minibatches, "__getitem__", lambda *_: pytest.fail("a finished run took a step"))
+    assert same(run(tmp_path / "unbroken"), rllc.load(tmp_path / "short"))
+    files = {path: path.stat().st_mtime_ns for path in before}
+    assert {p for p in files if files[p] != before[p] and p.is_file()} == set()
+    with pytest.raises(InputError, match=r"has taken 12 steps, more than `num_steps` = 5\. See rllc\.checkpoints\('"):
+        run(tmp_path / "unbroken", num_steps=5)
+
+
+def test_a_removed_or_changed_checkpoint_at_the_resume_step_is_written_again(tmp_path):
+    run(tmp_path)
+    expected = contents(tmp_path)
+    shutil.rmtree(tmp_path / "step0000012")
+    run(tmp_path)
+    assert contents(tmp_path) == expected
+    (tmp_path / "step0000012" / "sha256.json").write_text("{}")
+    run(tmp_path)
+    assert contents(tmp_path) == expected
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    run(tmp_path, num_steps=2)
+    (tmp_path / ".resume.pt.abc.tmp").write_text("torn")
+    (tmp_path / ".step0000003.tmp").mkdir()
+    (tmp_path / ".step0000003.tmp" / "model.safetensors").write_text("torn")
+    run(tmp_path)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_changed_settings_are_listed(tmp_path):
+    run(tmp_path)
+    config = AttentionOnlyConfig(**CONFIG.to_diff_dict() | {"init_scale": 0.5})
+    with pytest.raises(InputError) as caught:
+        run(tmp_path, config=config, tokens=TOKENS[:19], lr=1e-3, batch_size=5, seed=1, betas=(0.9, 0.99))
+    message = str(caught.value)
+    assert "holds a run with other settings or data" in message
+    assert "config.init_scale: 0.8 there, 0.5 now" in message
+    assert f"data.fingerprint: '{TOKENS.fingerprint}' there, '{TOKENS[:19].fingerprint}' now" in message
+    assert "data.rows: 20 there, 19 now" in message
+    assert "lr: 0.01 there, 0.001 now" in message
+    assert "batch_size: 6 there, 5 now" in message
+    assert "seed: 0 there, 1 now" in message
+    assert "betas: [0.9, 0.999] there, [0.9, 0.99] now" in message
+    assert "weight_decay" not in message
+    assert "positions" not in message
+    for name, value in (("weight_decay", 0.1), ("gradient_clip", 2.0), ("autocast", "bfloat16")):
+        with pytest.raises(InputError, match=rf"{name}: \S+ there, \S+ now\nGive the same"):
+            run(tmp_path, **{"num_steps": 12, name: value})
+    run(tmp_path, tokens=Tokens(TOKENS.rows, "another name"))
+
+
+def test_changed_versions_or_threads_are_warned_of(tmp_path):
+    run(tmp_path, num_steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(tmp_path, num_steps=4)
+    path = tmp_path / "training.json"
+    path.write_text(path.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "2.0"'))
+    with pytest.warns(UserWarning, match=r"from step 4 with torch 2\.0 -> .*differ in its last bits") as caught:
+        run(tmp_path)
+    assert caught[0].filename == __file__
+
+
+def test_resume_false(tmp_path):
+    run(tmp_path, resume=False)
+    with pytest.raises(FileError, match="holds a run already, and `resume` is False"):
+        run(tmp_path, resume=False)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_steps": 0}, r"`num_steps` must be a whole number of at least 1, got 0"),
+        ({"num_steps": 1.5}, r"`num_steps` must be a whole number of at least 1, got 1\.5"),
+        ({"resume_every": 0}, r"`resume_every` must be a whole number of at least 1, got 0"),
+        ({"lr": 0.0}, r"`lr` must be positive and finite, got 0\.0"),
+        ({"lr": math.nan}, r"`lr` must be positive and finite, got nan"),
+        ({"betas": (0.9, 1.0)}, r"`betas` must be two numbers from 0 to below 1, got \(0\.9, 1\.0\)"),
+        ({"weight_decay": -0.1}, r"`weight_decay` must be finite and not negative, got -0\.1"),
+        ({"gradient_clip": 0}, r"`gradient_clip` must be positive, got 0"),
+        ({"autocast": "float16"}, r"`autocast` must be None or 'bfloat16', got 'float16'"),
+        ({"schedule": [0, 13]}, r"`schedule` must hold whole numbers from 0 to `num_steps` = 12, got 13"),
+        ({"schedule": [0.5]}, r"`schedule` must hold whole numbers .* got 0\.5"),
+        ({"batch_size": 0}, r"`batch_size` must be at least 1, got 0"),
+        ({"batch_size": 21}, r"a batch of 21 rows needs at least as many rows, got 20"),
+        ({"config": {"n_layers": 2}}, r"`config` must be a configuration of a causal language model.* got dict"),
+        ({"config": torch.nn.Linear(2, 2)}, r"`config` must be .* got Linear\. For other models write your own loop"),
+        ({"tokens": Tokens([[0, 12]] * 6)}, r"has token id 12, but the model's vocabulary has 12 ids \(0 to 11\)"),
+        ({"tokens": Tokens([[0] * 9] * 6)}, r"has rows of 9 positions, but the model's context is 8"),
+    ],
+)
+def test_bad_input(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "out", **{"num_steps": 12} | change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_divergence(tmp_path):
+    with pytest.raises(RllcError, match=r"training diverged: the loss of step \d+ is (nan|inf)\. Checkpoints from"):
+        run(tmp_path, lr=1e30)
+    for checkpoint in rllc.checkpoints(tmp_path):
+        rllc.load(checkpoint)  # each is finite
+    # After a last step there is no loss that would tell.
+    with pytest.raises(RllcError, match=r"training diverged: after step 1, \S+ has values that are not finite"):
+        run(num_steps=1, lr=1e38, weight_decay=1e10)
+
+
+def test_folder_that_cannot_be_written_is_found_first(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Minibatches, "__getitem__", lambda *_: pytest.fail("training began"))
+    with pytest.raises(FileError, match=r"the folder `out` = \S+ cannot be written"):
+        run(tmp_path / "file" / "run")
+    if os.geteuid() != 0:  # root writes everywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(FileError, match=r"the folder `out` = \S+ cannot be written"):
+            run(tmp_path / "locked")
+
+
+def test_folder_of_something_else(tmp_path):
+    run(tmp_path / "run")
+    (tmp_path / "run" / "training.json").unlink()
+    with pytest.raises(FileError, match=r"has resume\.pt but no training\.json"):
+        run(tmp_path / "run")
+    for text in ("{", "[]", '{"kind": "other"}'):
+        (tmp_path / "run" / "training.json").write_text(text)
+        with pytest.raises(FileError, match=r"training\.json is damaged or was not written by rllc\.train"):
+            run(tmp_path / "run")
+
+
+def test_damaged_resume_state(tmp_path):
+    run(tmp_path)
+    path = tmp_path / "resume.pt"
+    whole = path.read_bytes()
+    inside = whole.index(rllc.load(tmp_path).embed.W_E.detach().numpy().tobytes())  # torch itself would not notice
+    for damaged in (whole[:-100], whole[: inside + 5] + bytes([whole[inside + 5] ^ 1]) + whole[inside + 6 :], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(FileError, match=r"resume\.pt is damaged .* remove it to train again from step 0"):
+            run(tmp_path)
+    expected = contents(tmp_path)
+    path.unlink()
+    run(tmp_path)
+    assert contents(tmp_path) == expected
+
+
+def test_malicious_resume_state_is_not_run(tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    run(tmp_path)
+    torch.save({"step": Malicious()}, tmp_path / "resume.pt")
+    with pytest.raises(FileError, match=r"resume\.pt is damaged"):
+        run(tmp_path)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks")
+def test_two_processes_on_one_folder(tmp_path):
+    import fcntl
+
+    run(tmp_path)
+    with open(tmp_path / ".lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(FileError, match="another process is training in"):
+            run(tmp_path)
+    run(tmp_path)
+
+
+# Killed and starved processes.
+
+CHILD = """
+import json, os, resource, signal, sys, threading, time
+import torch
+from rllc.data import Minibatches, Tokens
+from rllc.models import AttentionOnlyConfig
+from rllc.train import train
+out, delay, largest = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+config = AttentionOnlyConfig(n_layers=2, d_model=16, n_heads=2, d_head=8, n_ctx=16, d_vocab=50)
+rows = torch.randint(0, 50, (64, 16), generator=torch.Generator().manual_seed(0))
+real, started = Minibatches.__getitem__, []
+def starting(self, t):
+    if not started:
+        started.append(t)
+        print(t, flush=True)
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start() if delay else None
+    return real(self, t)
+Minibatches.__getitem__ = starting
+if largest:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+train(config, Tokens(rows), num_steps=400, batch_size=8, out=out, resume_every=7, progress=False)
+os._exit(0)
+"""
+
+
+def child(out: Path, delay: float = 0.0, largest: int = 0) -> subprocess.CompletedProcess[str]:
+    root = str(Path(rllc.__file__).parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    arguments = [sys.executable, "-c", CHILD, str(out), str(delay), str(largest)]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_sigkill_at_ten_random_moments(tmp_path):
+    done = child(tmp_path / "unbroken")
+    assert done.returncode == 0, done.stderr
+    expected = contents(tmp_path / "unbroken")
+    dice, started = random.Random(0), []
+    for _ in range(10):
+        killed = child(tmp_path / "killed", delay=dice.uniform(0.02, 0.25))
+        assert killed.returncode == -9, killed.stderr
+        started.append(int(killed.stdout))
+        for checkpoint in rllc.checkpoints(tmp_path / "killed"):
+            rllc.load(checkpoint)  # whole, or not there
+    assert len(set(started)) > 3, started  # they got on
+    assert child(tmp_path / "killed").returncode == 0
+    assert contents(tmp_path / "killed") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on files")
+@pytest.mark.parametrize(
+    ("largest", "name", "steps"),
+    [(5_000, "step0000000", []), (40_000, "resume.pt", [0, 1])],  # bytes: a checkpoint takes 20,000, moments twice that
+)
+def test_full_disk(tmp_path, largest, name, steps):
+    starved = child(tmp_path, largest=largest)
+    assert starved.returncode == 1
+    assert f"rllc.errors.FileError: training: writing {name} in" in starved.stderr
+    assert "All that was written before is whole" in starved.stderr
+    assert sorted(path.name for path in tmp_path.glob("step*")) == [f"step{step:07d}" for step in steps]
+    for checkpoint in rllc.checkpoints(tmp_path) if steps else ():
+        rllc.load(checkpoint)
+    assert child(tmp_path).returncode == 0
+    assert not list(tmp_path.glob(".*.tmp"))
