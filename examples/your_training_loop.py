@@ -11,7 +11,7 @@ from torch import nn
 
 import rllc
 
-num_steps = 20 if "--tiny" in sys.argv else 600
+num_steps, num_draws = (20, 10) if "--tiny" in sys.argv else (600, 200)
 torch.manual_seed(0)
 teacher = torch.randn(8, 2) @ torch.randn(2, 8) / 4
 inputs = torch.randn(512, 8)
@@ -31,7 +31,7 @@ tracker = rllc.Tracker(
     {"all": rllc.everything(), "first layer": rllc.parameters("0.weight"), "second layer": rllc.parameters("1.weight")},
     loss=loss,
     sampler=rllc.sgld(lr=2e-3, localization=1.0),
-    sampling=rllc.Sampling(num_draws=200, num_burnin_steps=200, batch_size=128, n_beta=512 / 6.2),
+    sampling=rllc.Sampling(num_draws=num_draws, num_burnin_steps=num_draws // 2, batch_size=128, n_beta=512 / 6.2),
     at_steps=range(0, num_steps + 1, num_steps // 4),
 )
 

@@ -30,6 +30,8 @@ class Draws:
         weights: name of each refinement's weights.
         data: name of each refinement's data.
         settings: of sampler and sampling, ``n_beta`` among them.
+        lengths: ``[refinement]``: how many draws each has; fewer than the others' where ``target_se`` was reached, and
+            NaN behind them. Left out: all.
         tokens: with ``per_token``, each refinement's ``[chain, draw, batch(, pos)]`` losses.
         token_baseline: with ``per_token``, each data set's ``[draw, batch(, pos)]`` losses at w*.
         rows: with ``per_token``, which rows of each data set the minibatches held, ``[draw, batch]``.
@@ -41,9 +43,14 @@ class Draws:
     weights: tuple[str, ...]
     data: tuple[str, ...]
     settings: Mapping[str, Any]
+    lengths: tuple[int, ...] = ()
     tokens: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
     token_baseline: Mapping[str, np.ndarray] = field(default_factory=dict)
     rows: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            object.__setattr__(self, "lengths", (self.loss.shape[-1],) * len(self.loss))
 
     @property
     def llc(self) -> np.ndarray:
@@ -83,7 +90,7 @@ class Draws:
         arrays |= {f"token_baseline.{name}": a for name, a in self.token_baseline.items()}
         arrays |= {f"rows.{name}": a for name, a in self.rows.items()}
         header = {"kind": "rllc.Draws", "weights": self.weights, "data": self.data, "settings": dict(self.settings)}
-        return save_arrays(path, arrays, header | {"tokens": keys})
+        return save_arrays(path, arrays, header | {"tokens": keys, "lengths": self.lengths})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Draws:
@@ -106,6 +113,7 @@ class Draws:
             weights=tuple(header["weights"]),
             data=tuple(header["data"]),
             settings=header["settings"],
+            lengths=tuple(header["lengths"]),
             tokens={tuple(key): arrays[f"tokens.{i}"] for i, key in enumerate(header["tokens"])},
             token_baseline=under("token_baseline."),
             rows=under("rows."),

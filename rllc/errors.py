@@ -31,3 +31,12 @@ def nearest(name: object, known: Iterable[object], count: int = 3) -> str:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     shown = ", ".join(repr(n) for n in names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
     return f"known: {shown}"
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, without the pages that some of them append.
+
+    >>> first_line(ValueError("no such file\\nhint: …"))
+    'no such file'
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__

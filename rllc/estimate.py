@@ -75,14 +75,21 @@ class Estimate:
     @classmethod
     def of(cls, draws: Draws) -> Estimate:
         """Sum up draws; a refinement with a diverged chain is NaN with a status that names chain and step."""
-        llc = draws.llc
-        value, error, rhat = llc.mean((-2, -1)), diagnostics.standard_error(llc), diagnostics.rhat(llc)
+        whole = draws.llc
+        value, error, rhat, ess = (np.full(len(whole), np.nan) for _ in range(4))
+        per_chain = np.full(whole.shape[:2], np.nan)
+        for length in set(draws.lengths):
+            mine = [i for i, n in enumerate(draws.lengths) if n == length]
+            llc = whole[mine, :, :length]
+            value[mine], per_chain[mine] = llc.mean((-2, -1)), llc.mean(-1)
+            error[mine], rhat[mine] = diagnostics.standard_error(llc), diagnostics.rhat(llc)
+            ess[mine] = diagnostics.ess(llc, method="mean")
         return cls(
             value=value,
             standard_error=error,
             rhat=rhat,
-            ess=diagnostics.ess(llc, method="mean"),
-            per_chain=llc.mean(-1),
+            ess=ess,
+            per_chain=per_chain,
             status=tuple(_status(d, v, e, r) for d, v, e, r in zip(draws.diverged, value, error, rhat, strict=True)),
             weights=draws.weights,
             data=draws.data,

@@ -121,7 +121,7 @@ def plot_traces(draws: Draws, weights: str | None = None, data: str | None = Non
         problem = "matches nothing" if not matching else f"matches {len(matching)} refinements; name one"
         raise InputError(f"plot_traces({weights!r}, {data!r}): {problem}; {nearest(f'{weights}, {data}', known)}")
     ax = _axes(ax, width=5.0)
-    for chain, values in enumerate(draws.llc[matching[0]]):
+    for chain, values in enumerate(draws.llc[matching[0], :, : draws.lengths[matching[0]]]):
         steps = np.arange(1, len(values) + 1)
         color = _COLORS[chain % len(_COLORS)]
         ax.plot(steps, values, lw=0.6, alpha=0.35, color=color)
@@ -168,7 +168,7 @@ def _axes(ax: Axes | None, width: float) -> Axes:
 
 
 def _row_of_axes(count: int) -> list[Axes]:
-    figure, axes = _pyplot().subplots(
+    _, axes = _pyplot().subplots(
         1, count, figsize=(1 + 4.2 * count, 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     return list(axes[0])

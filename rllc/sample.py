@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from rllc import refinement as refine
 from rllc.data.tokens import Minibatches, Tokens
+from rllc.diagnostics import standard_error
 from rllc.draws import Draws
 from rllc.errors import InputError
 from rllc.layout import Group, center, groups, to
@@ -24,6 +25,9 @@ from rllc.loss import Batch, Center, Distillation, Loss, LossFunction, Runs, bin
 from rllc.refinement import DataLike, Refinement, WeightsLike
 from rllc.samplers import Random, Sampler, sgld
 from rllc.seeds import generator, stable_hash
+
+_CURVATURE_BATCHES = 8
+"""Minibatches whose gradients estimate the curvature of each weight for ``Sampling(start="gaussian")``."""
 
 _FREE_WALKS = 1e2
 """A chain counts as diverged when its root-mean-square displacement exceeds this many free random walks √(lr · steps)."""
@@ -42,9 +46,16 @@ class Sampling:
         num_burnin_steps: steps before the first draw counts. 0 in the paper: chains start at w*.
         num_steps_bw_draws: steps from one draw to the next.
         batch_size: rows of a minibatch; all chains of all refinements of one data set see the same minibatches.
-        n_beta: nβ, sample size times inverse temperature; multiplies the mean loss per token (or example). 0 is a
-            negative control: the chains ignore the loss and λ̂ is 0.
+        n_beta: nβ, sample size times inverse temperature; multiplies the mean loss per token (or example).
         seed: of minibatches and noise.
+        start: ``"center"``: chains start at w*, as the paper's. ``"gaussian"``: at a draw from the local Gaussian
+            approximation N(w*, 1/(aᵢ(1 − εaᵢ/4))), aᵢ = nβ hᵢ + γ, with the curvature hᵢ of each weight estimated from the
+            variance of eight minibatch gradients at w*. Starting at w* biases λ̂ down, by the share 1/(num_draws · εaᵢ) of
+            each direction or so: 2.5 % at the paper's settings, 25 % at a tenth of its lr. The Gaussian removes it
+            where hᵢ is right or nβ hᵢ is small beside γ; where h is too low, chains come down from too wide.
+        target_se: stop a refinement once its standard error is at most this, in units of λ̂; looked at every 20 draws
+            from 40 on. ``num_draws`` is then the most that is drawn. The error at which one stops is low by luck more often than
+            high: intervals cover a little less than without.
         runs_per_pass: how many chains go through the model together; ``None`` fits them into a quarter of the memory
             that is free. Never changes the noise or the minibatches; losses agree to float32 rounding.
         autocast: ``"bfloat16"`` does the forward pass's matrix products in that precision, on GPUs and on CPUs with
@@ -63,6 +74,8 @@ class Sampling:
     batch_size: int = 32
     n_beta: float = 30.0
     seed: int = 0
+    start: str = "center"
+    target_se: float | None = None
     runs_per_pass: int | None = None
     autocast: str | None = None
     device: str | None = None
@@ -75,10 +88,14 @@ class Sampling:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
                 raise InputError(f"Sampling: `{name}` must be an integer of at least {lowest}, got {value!r}.")
+        if self.start not in ("center", "gaussian"):
+            raise InputError(f"Sampling: `start` must be 'center' or 'gaussian', got {self.start!r}.")
+        if self.target_se is not None and not self.target_se > 0:
+            raise InputError(f"Sampling: `target_se` must be a positive number or None, got {self.target_se!r}.")
         if self.autocast not in (None, "bfloat16"):
             raise InputError(f"Sampling: `autocast` must be None or 'bfloat16', got {self.autocast!r}.")
-        if not isinstance(self.n_beta, int | float) or not 0 <= self.n_beta < float("inf"):
-            raise InputError(f"Sampling: `n_beta` must be a positive number (0 as a control), got {self.n_beta!r}.")
+        if not isinstance(self.n_beta, int | float) or not 0 < self.n_beta < float("inf"):
+            raise InputError(f"Sampling: `n_beta` must be a positive number, got {self.n_beta!r}; the paper uses 30.")
 
     @property
     def num_steps(self) -> int:
@@ -145,14 +162,21 @@ def sample(
     """
     sampler, sampling = _arguments(model, loss, sampler, sampling)
     refinements = refine.product(weights, data)
+    stopped: dict[int, int] = {}
     kept: list[Step] = []
-    bar = tqdm(total=sampling.num_steps, desc=f"{sampler.name}: {len(refinements)} × {sampling.num_chains} chains",
-               unit="step", disable=not progress, leave=False)  # fmt: skip
+    bar = tqdm(
+        total=sampling.num_steps,
+        desc=f"{sampler.name}: {len(refinements)} × {sampling.num_chains} chains",
+        unit="step",
+        disable=not progress,
+        leave=False,
+    )
     with bar:
-        for step in _steps(model, refinements, loss, sampler, sampling, per_token):
+        for step in _steps(model, refinements, loss, sampler, sampling, per_token, stopped):
             bar.update()
             if step.draw is not None:
                 kept.append(step._replace(positions=_forgotten))
+                _stop_the_precise(stopped, kept, sampling)
     losses = torch.stack([s.loss for s in kept], -1)
     baseline = torch.stack([s.baseline for s in kept], -1)[:, None].expand_as(losses)
     return Draws(
@@ -162,10 +186,21 @@ def sample(
         weights=tuple(r.weights.name for r in refinements),
         data=tuple(r.data_name for r in refinements),
         settings=sampler.settings | sampling.settings,
-        tokens={k: _over_draws([s.tokens[k] for s in kept], 1) for k in kept[0].tokens},
+        lengths=tuple(stopped.get(i, len(kept)) for i in range(len(refinements))),
+        tokens={k: _over_draws([s.tokens[k] for s in kept if k in s.tokens], 1) for k in kept[0].tokens},
         token_baseline={k: _over_draws([s.token_baseline[k] for s in kept], 0) for k in kept[0].token_baseline},
         rows={k: _over_draws([s.rows[k] for s in kept], 0) for k in kept[0].rows} if per_token else {},
     )
+
+
+def _stop_the_precise(stopped: dict[int, int], kept: Sequence[Step], sampling: Sampling) -> None:
+    """Note the refinements whose standard error is small enough, with their number of draws."""
+    if sampling.target_se is None or len(kept) < 40 or len(kept) % 20:
+        return
+    paired = torch.stack([s.loss - s.baseline[:, None] for s in kept], -1).cpu().numpy()
+    for i, error in enumerate(sampling.n_beta * standard_error(paired)):
+        if error <= sampling.target_se:
+            stopped.setdefault(i, len(kept))
 
 
 def iterate(
@@ -188,7 +223,11 @@ def iterate(
     Takes what :func:`sample` takes. Stop early by leaving the loop. Values stay on the device.
     """
     sampler, sampling = _arguments(model, loss, sampler, sampling)
-    return _steps(model, refine.product(weights, data), loss, sampler, sampling, per_token)
+    if sampling.target_se is not None:
+        raise InputError(
+            "iterate: `target_se` stops rllc.sample and rllc.estimate; here, leave the loop when you like."
+        )
+    return _steps(model, refine.product(weights, data), loss, sampler, sampling, per_token, {})
 
 
 def _forgotten(refinement: int) -> Tensor:
@@ -230,29 +269,31 @@ def _steps(
     sampler: Sampler,
     sampling: Sampling,
     per_token: bool,
+    stopped: Mapping[int, int],
 ) -> Iterator[Step]:
+    """The loop. A refinement that its reader puts into ``stopped`` between two steps is not sampled any further."""
     model, loss, device = _there(model, loss, sampling)
     masks = _check(model, loss, refinements, sampling)
     autocast = None if sampling.autocast is None else getattr(torch, sampling.autocast)
     bound = bind(model, loss, autocast=autocast, train_mode=sampling.train_mode)
     datasets = _plan(model, bound, refinements, masks, sampler, sampling, device)
+    if sampling.start == "gaussian":
+        for d in datasets:
+            _spread(d, bound, sampler, sampling, device)
     diverged = torch.full((len(refinements), sampling.num_chains), -1, device=device)
+    active = len(refinements)
     for t in range(sampling.num_steps + 1):
-        after = t - sampling.num_burnin_steps
-        draw = (
-            after // sampling.num_steps_bw_draws - 1 if after > 0 and after % sampling.num_steps_bw_draws == 0 else None
-        )
+        if len(refinements) - len(stopped) < active:
+            datasets, active = _without(datasets, stopped), len(refinements) - len(stopped)
+            if not active:
+                return
         losses = torch.full(diverged.shape, torch.nan, dtype=torch.float64, device=device)
         baseline = losses[:, 0].clone()
         rows, tokens, token_baseline = {}, {}, {}
         positions = []
         for d in datasets:
-            rows[d.name] = d.minibatches[t]
-            batch = refine.take(d.rows, rows[d.name], device)
-            at = bound.center(batch, seed=stable_hash("loss", sampling.seed, t))
+            rows[d.name], batch, at = _minibatch(d, t, bound, sampling, device)
             baseline[d.refinements] = at.losses.double().mean()
-            if t == 0:
-                _check_baseline(at, d.name)
             if per_token:
                 token_baseline[d.name] = at.losses
             for p in d.passes:
@@ -266,7 +307,26 @@ def _steps(
                     _sort_tokens(tokens, p, runs.each, refinements, sampling.num_chains)
         if t > 0:
             find = partial(_positions, positions, sampling.num_chains)
+            draw = _draw_at(t, sampling)
             yield Step(t, draw, losses, baseline, tokens, token_baseline, rows, diverged.clone(), find)
+
+
+def _draw_at(t: int, sampling: Sampling) -> int | None:
+    after = t - sampling.num_burnin_steps
+    whole = after > 0 and after % sampling.num_steps_bw_draws == 0
+    return after // sampling.num_steps_bw_draws - 1 if whole else None
+
+
+def _minibatch(
+    d: _DataSet, t: int, bound: Loss, sampling: Sampling, device: torch.device
+) -> tuple[Tensor, Batch, Center]:
+    """Which rows step t sees, the rows, and the unmoved model on them."""
+    rows = d.minibatches[t]
+    batch = refine.take(d.rows, rows, device)
+    at = bound.center(batch, seed=stable_hash("loss", sampling.seed, t))
+    if t == 0:
+        _check_baseline(at, d.name)
+    return rows, batch, at
 
 
 def _advance(p: _Pass, bound: Loss, at: Center, batch: Batch, sampler: Sampler, sampling: Sampling, each: bool) -> Runs:
@@ -280,8 +340,49 @@ def _advance(p: _Pass, bound: Loss, at: Center, batch: Batch, sampler: Sampler, 
             measured.append(runs)
         return sampling.n_beta * runs.losses, sampling.n_beta * runs.gradient
 
+    energy.n_beta = sampling.n_beta  # type: ignore[attr-defined]
     p.state = sampler.step(p.state, energy, p.random)
     return measured[0]
+
+
+def _spread(d: _DataSet, bound: Loss, sampler: Sampler, sampling: Sampling, device: torch.device) -> None:
+    """Put each chain at a draw from the local Gaussian approximation; see ``Sampling.start``.
+
+    Near a minimum of a log loss the Hessian is the Fisher information, and the gradient's variance over minibatches is
+    the Fisher information divided by the number of predictions in one.
+    """
+    gradients: dict[int, list[Tensor]] = {}
+    for t in range(_CURVATURE_BATCHES):
+        _, batch, at = _minibatch(d, t, bound, sampling, device)
+        for group, origin in {id(p.group): (p.group, p.origin) for p in d.passes}.values():
+            member = torch.arange(len(origin), device=device)
+            runs = bound.runs(group, member, origin, at, batch, gradient=True, each=False)
+            gradients.setdefault(id(group), []).append(runs.gradient * at.losses.numel() ** 0.5)
+    for p in d.passes:
+        curvature = torch.stack(gradients[id(p.group)]).var(0)
+        a = sampling.n_beta * curvature + sampler.localization
+        sd = (a * (1 - sampler.lr * a / 4).clamp(min=0.5)).rsqrt()
+        p.state = p.state._replace(position=p.state.position + sd[p.member] * p.random.normal())
+
+
+def _without(datasets: Sequence[_DataSet], stopped: Collection[int]) -> list[_DataSet]:
+    """The same passes without the runs of some refinements."""
+    left = []
+    for d in datasets:
+        passes = []
+        for p in d.passes:
+            keep = [i for i, r in enumerate(p.refinement.tolist()) if r not in stopped]
+            if keep:
+                some = torch.tensor(keep, device=p.chain.device)
+                random = Random([p.random.streams[i] for i in keep], p.random.dim, p.random.device)
+                state = type(p.state)(*(part[some] for part in p.state))
+                passes.append(
+                    _Pass(p.group, p.member[some], p.refinement[some], p.chain[some], p.origin, random, state)
+                )
+        if passes:
+            refinements = torch.cat([p.refinement for p in passes]).unique()
+            left.append(replace(d, passes=passes, refinements=refinements))
+    return left
 
 
 def _runs_away(p: _Pass, lr: float, t: int) -> Tensor:
@@ -323,33 +424,22 @@ def _plan(
     planned = []
     for name in dict.fromkeys(r.data_name for r in refinements):
         here = [i for i, r in enumerate(refinements) if r.data_name == name]
-        data, print_of_data = refinements[here[0]].data, refine.fingerprint(refinements[here[0]].data)
-        passes = []
+        data = refinements[here[0]].data
+        passes: list[_Pass] = []
         for found in groups([masks[i] for i in here]):
             group = to(found, device)
             origin = center(group, parameters)
+            seeds = [("noise", sampling.seed, _digest(masks[here[i]]), refine.fingerprint(data)) for i in group.members]
             runs = [(m, c) for m in range(len(group.members)) for c in range(sampling.num_chains)]
             size = sampling.runs_per_pass or _pass_size(bound.memory(group, _batch_shape(data, sampling)), device)
-            for start in range(0, len(runs), size):
-                member = torch.tensor([m for m, _ in runs[start : start + size]])
-                chain = torch.tensor([c for _, c in runs[start : start + size]])
-                refinement = torch.tensor([here[group.members[m]] for m in member])
-                streams = [
-                    generator("noise", sampling.seed, _digest(masks[r]), print_of_data, c, device=device)
-                    for r, c in zip(refinement.tolist(), chain.tolist(), strict=True)
-                ]
-                position = origin[member.to(device)]
-                passes.append(
-                    _Pass(
-                        group,
-                        member.to(device),
-                        refinement.to(device),
-                        chain.to(device),
-                        origin,
-                        Random(streams, group.dim, device),
-                        sampler.init(position),
-                    )  # fmt: skip
-                )
+            for some in (runs[start : start + size] for start in range(0, len(runs), size)):
+                streams = [generator(*seeds[m], c, device=device) for m, c in some]
+                member = torch.tensor([m for m, _ in some], device=device)
+                chain = torch.tensor([c for _, c in some], device=device)
+                refinement = torch.tensor([here[group.members[m]] for m, _ in some], device=device)
+                state = sampler.init(origin[member])
+                random = Random(streams, group.dim, device)
+                passes.append(_Pass(group, member, refinement, chain, origin, random, state))
         minibatches = Minibatches(refine.num_rows(data), sampling.batch_size, seed=sampling.seed)
         planned.append(_DataSet(name, data, minibatches, torch.tensor(here, device=device), passes))
     return planned
@@ -392,6 +482,11 @@ def _arguments(
     for name, value, right, expected in wanted:
         if not right:
             raise InputError(f"sampling: `{name}` must be {expected}; got {type(value).__name__}.")
+    if sampling.start == "gaussian" and sampler.localization == 0:
+        raise InputError(
+            "sampling: start='gaussian' needs a localization above 0, or flat directions start infinitely far away; "
+            "pass rllc.sgld(localization=200.0), or start='center'."
+        )
     return sampler, sampling
 
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rllc.data.tokens import Minibatches, Tokens
-from rllc.errors import FileError, InputError, RllcError
+from rllc.errors import FileError, InputError, RllcError, first_line
 from rllc.files import save_arrays, sha256, write_atomically
 from rllc.loss import Target, UnembedLoss
 from rllc.models.checkpoints import SUMS
@@ -443,7 +443,7 @@ class _Folder:
                 raise ValueError("its contents do not match the checksum in it")
         except Exception as error:  # damaged bytes can make the reader fail in any way
             raise FileError(
-                f"training: {path} is damaged ({type(error).__name__}: {_first_line(error)}). The checkpoints "
+                f"training: {path} is damaged ({type(error).__name__}: {first_line(error)}). The checkpoints "
                 f"beside it are not touched; remove it to train again from step 0, or train in another folder."
             ) from error
         return state
@@ -540,10 +540,6 @@ def _digest(state: Any) -> str:
 
     add(state)
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _text(path: Path) -> str | None:

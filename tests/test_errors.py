@@ -18,7 +18,7 @@ def test_the_family() -> None:
 @pytest.mark.parametrize(
     ("name", "known", "message"),
     [
-        ("blocks.0.attn.W_q", ["blocks.0.attn.W_V", "blocks.0.attn.W_Q"], "did you mean 'blocks.0.attn.W_Q' or 'blocks.0.attn.W_V'?"),
+        ("attn.W_q", ["attn.W_V", "attn.W_Q"], "did you mean 'attn.W_Q' or 'attn.W_V'?"),
         ("CODE", ["prose", "code"], "did you mean 'code'?"),
         (85, [80, 8], "did you mean '8' or '80'?"),
         ("xyz", ["code", "prose"], "known: 'code', 'prose'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ class DeepLinear(nn.Module):
         super().__init__()
         stream = generator("deep linear", widths)
         self.weights = nn.ParameterList()
-        for (i, o), rank in zip(zip(widths, widths[1:], strict=False), ranks, strict=True):
+        for (i, o), rank in zip(pairwise(widths), ranks, strict=True):
             left, right = (torch.linalg.qr(torch.randn(n, n, generator=stream))[0] for n in (o, i))
             self.weights.append(left[:, :rank] @ right[:rank])
 

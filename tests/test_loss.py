@@ -15,7 +15,7 @@ import rllc
 from rllc import refinement as refine
 from rllc.errors import InputError
 from rllc.layout import center, groups
-from rllc.loss import ModuleLoss, TokenLoss, bind
+from rllc.loss import ModuleLoss, Runs, TokenLoss, bind
 from rllc.models import AttentionOnly
 from rllc.testing import check_loss, unchanged
 
@@ -165,9 +165,10 @@ def test_chunks_of_positions_do_not_change_the_loss(monkeypatch: pytest.MonkeyPa
     bound = bind(model, None)
     (group,) = groups([rllc.everything().masks(model)])
     origin = center(group, dict(model.named_parameters()))
-    evaluate = lambda: bound.runs(
-        group, torch.tensor([0]), origin, bound.center(BATCH, 0), BATCH, gradient=True, each=True
-    )  # noqa: E731, E501
+
+    def evaluate() -> Runs:
+        return bound.runs(group, torch.tensor([0]), origin, bound.center(BATCH, 0), BATCH, gradient=True, each=True)
+
     whole = evaluate()
     monkeypatch.setattr(
         "rllc.loss._chunks", lambda count, *_: [slice(i, min(i + 5, count)) for i in range(0, count, 5)]
@@ -285,7 +286,7 @@ def test_losses_that_cannot_be_differentiated_are_refused() -> None:
             return square(module, x)
 
     two = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": nn.Linear(3, 1)})
-    with pytest.raises(InputError, match="does not depend on the weights that move.*no_grad"):
+    with pytest.raises(InputError, match=r"does not depend on the weights that move.*no_grad"):
         rllc.sample(nn.Linear(3, 1), torch.randn(8, 3), loss=detached, sampling=SHORT, progress=False)
     with pytest.raises(InputError, match="does not depend on the weights that move"):
         rllc.sample(

@@ -330,7 +330,7 @@ def test_losses_are_the_same_alone_in_company_and_in_passes_of_any_size(runs_per
     for weights in (CHOSEN[::-1], [CHOSEN[4]], [CHOSEN[6]]):
         part = rllc.sample(MODEL, {"b": DATA["b"]}, weights, sampling=sampling, progress=False)
         for i, name in enumerate(zip(part.weights, part.data, strict=True)):
-            r = [n for n in zip(together.weights, together.data, strict=True)].index(name)
+            r = list(zip(together.weights, together.data, strict=True)).index(name)
             assert abs(part.loss[i] - together.loss[r]).max() < 5e-6
             assert abs(part.baseline[i] - together.baseline[r]).max() < 5e-6
 
@@ -345,7 +345,7 @@ def test_losses_of_any_module_are_the_same_in_passes_of_any_size() -> None:
             loss=square,
             sampling=replace(SHORT, runs_per_pass=passes),
             progress=False,
-        )  # fmt: skip
+        )
         for passes in (None, 1, 3)
     ]
     for other in found[1:]:
@@ -606,5 +606,5 @@ def test_what_cannot_work_is_refused_before_any_chain_runs(
 def test_positions_of_a_step_that_is_over_are_refused_by_sample() -> None:
     from rllc.sample import _forgotten
 
-    with pytest.raises(InputError, match="read them inside the loop over rllc.iterate"):
+    with pytest.raises(InputError, match=r"read them inside the loop over rllc\.iterate"):
         _forgotten(0)

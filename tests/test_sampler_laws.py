@@ -153,7 +153,7 @@ def test_rmsprop_statistics_are_of_the_loss_gradient_bias_corrected() -> None:
     weights = 0.95 ** torch.arange(19, -1, -1.0)
     v_hat = (weights[:, None, None] * torch.stack(squares[:20])).sum(0) / weights.sum()
     torch.testing.assert_close(state.square / (1 - 0.95**20), v_hat)
-    assert state.fed == 20
+    assert state.fed.tolist() == [20.0]
     # and one step by hand
     scale = 1 / (v_hat.sqrt() + 0.1)
     replay = noise(1, 3)
@@ -391,11 +391,11 @@ def test_refusals(make: Callable[[], Any], message: str) -> None:
         make()
 
 
-LINE = (torch.linspace(-1.0, 1.0, 16)[:, None],)
+LINE = torch.linspace(-1.0, 1.0, 16)[:, None]
 
 
-def squared(module: torch.nn.Module, batch: tuple[Tensor]) -> Tensor:
-    return module(batch[0])[:, 0].square()
+def squared(module: torch.nn.Module, batch: Tensor) -> Tensor:
+    return module(batch)[:, 0].square()
 
 
 def test_sample_says_what_n_beta_is() -> None:
@@ -409,7 +409,7 @@ def test_sample_says_what_n_beta_is() -> None:
     sampling = rllc.Sampling(num_draws=3, batch_size=16, n_beta=7.0)
     spy = Sampler("spy", 1e-3, 200.0, sgld().init, step)
     rllc.sample(torch.nn.Linear(1, 1), LINE, loss=squared, sampler=spy, sampling=sampling, progress=False)
-    assert seen == [7.0] * 3
+    assert set(seen) == {7.0}
 
 
 def test_full_batch_samplers_refuse_minibatches() -> None:

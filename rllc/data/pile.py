@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rllc.data.tokens import Tokens, tokenize
-from rllc.errors import FileError, InputError, nearest
+from rllc.errors import FileError, InputError, first_line, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -177,7 +177,7 @@ def _opened(place: str) -> BinaryIO:
         return _open_url(place) if "://" in place else open(place, "rb")
     except Exception as error:  # each protocol has errors of its own
         raise FileError(
-            f"opening {place}: {_first_line(error)}. Check address and network, or download the file and give its path."
+            f"opening {place}: {first_line(error)}. Check address and network, or download the file and give its path."
         ) from error
 
 
@@ -195,7 +195,7 @@ def _read(file: BinaryIO, place: str) -> Iterator[bytes]:
         try:
             chunk = file.read(_CHUNK)
         except Exception as error:  # as in _opened
-            raise FileError(f"reading {place}: {_first_line(error)}. Try again, or download the file first.") from error
+            raise FileError(f"reading {place}: {first_line(error)}. Try again, or download the file first.") from error
         if not chunk:
             break
         yield chunk
@@ -249,7 +249,7 @@ def _hub_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
         rows = iter(_open_hub(name, split, revision or None))
     except Exception as error:  # network, unknown id, unknown split, missing configuration: each another type
         raise FileError(
-            f"{what}: {_first_line(error)}. Check id, split and network (private data sets need HF_TOKEN), "
+            f"{what}: {first_line(error)}. Check id, split and network (private data sets need HF_TOKEN), "
             "or give a .jsonl file."
         ) from error
     return _numbered(rows, what)
@@ -263,7 +263,7 @@ def _numbered(rows: Iterator[Any], what: str) -> Iterator[tuple[str, Any]]:
         except StopIteration:
             return
         except Exception as error:  # as above: the network can fail at any row
-            raise FileError(f"{what}: failed at document {number} ({_first_line(error)}). Try again.") from error
+            raise FileError(f"{what}: failed at document {number} ({first_line(error)}). Try again.") from error
         yield f"{what}, document {number}", row
         number += 1
 
@@ -320,7 +320,3 @@ def _set_name(row: Mapping[str, Any], where: str, subset: str) -> str:
 
 def _keys(row: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, islice(row, 12)))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rllc.errors import FileError, InputError
+from rllc.errors import FileError, InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -100,7 +100,7 @@ def _read(name: str, revision: str | None, what: str, fix: str) -> PreTrainedTok
     try:
         return _from_pretrained(name, revision)
     except Exception as error:  # a damaged tokenizer.json is a bare Exception of the Rust library
-        raise FileError(f"{what}: no tokenizer could be read ({_first_line(error)}). {fix}") from error
+        raise FileError(f"{what}: no tokenizer could be read ({first_line(error)}). {fix}") from error
 
 
 def _from_pretrained(name: str, revision: str | None) -> Any:
@@ -115,7 +115,3 @@ def _strings(texts: Iterable[str]) -> Iterator[str]:
         if not isinstance(text, str):
             raise InputError(f"training a tokenizer: document {i} is not a string but {type(text).__name__}.")
         yield text
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,125 @@
+"""Options of Sampling that save time: where chains start, when they stop, in which precision products are done."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import rllc
+from rllc.theory import SGLDLaw
+from tests.tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
+
+FALSE_ALARM = 5.0  # standard errors; a false alarm in 2 million
+
+
+def _first_draws(start: str, rows: torch.Tensor, curvatures: torch.Tensor, num_chains: int) -> tuple[float, float]:
+    """Mean λ̂ of the first draw of many chains, and its standard error."""
+    draws = rllc.sample(
+        Quadratic(curvatures),
+        rows,
+        loss=loss_of_quadratic,
+        sampler=rllc.sgld(lr=1e-3, localization=200.0),
+        sampling=rllc.Sampling(num_chains=num_chains, num_draws=1, batch_size=16, start=start),
+        progress=False,
+    )
+    first = draws.llc[0, :, 0]
+    return first.mean(), first.std() / num_chains**0.5
+
+
+def test_where_the_curvature_is_not_seen_chains_start_from_the_prior() -> None:
+    curvatures, rows = torch.full((400,), 1.5), torch.zeros(16, 400)  # exact gradients: no variance, so h counts as 0
+    mean, error = _first_draws("gaussian", rows, curvatures, num_chains=64)
+    law = SGLDLaw(curvatures.numpy(), lr=1e-3, localization=200.0, n_beta=30.0)
+    prior = 1 / (200 * (1 - 1e-3 * 200 / 4))
+    after = law.variance + (prior - law.variance) * law.decay**2  # one step of an AR(1) process from variance 1/γ′
+    assert abs(mean - (0.5 * 30 * 1.5 * after).sum()) < FALSE_ALARM * error
+
+
+def test_where_it_is_seen_the_first_draw_is_near_the_stationary_value() -> None:
+    stream = torch.Generator().manual_seed(0)
+    curvatures = torch.cat([torch.full((300,), 0.5), torch.full((100,), 20.0)])
+    rows = (
+        torch.randn(4096, 400, generator=stream) * curvatures.sqrt()
+    )  # gradient variance = Hessian, as for a log loss
+    law = SGLDLaw(
+        curvatures.numpy(), lr=1e-3, localization=200.0, n_beta=30.0, gradient_variance=curvatures.numpy() / 16
+    )
+    spread, _ = _first_draws("gaussian", rows, curvatures, num_chains=64)
+    center, _ = _first_draws("center", rows, curvatures, num_chains=64)
+    assert abs(spread - law.value) < 0.15 * law.value  # eight gradients tell each variance to a factor of 1.6
+    assert center < 0.6 * law.value
+
+
+def test_starting_from_w_star_stays_the_default_and_other_words_are_refused() -> None:
+    assert rllc.Sampling().start == "center"
+    with pytest.raises(rllc.InputError, match="`start` must be 'center' or 'gaussian', got 'prior'"):
+        rllc.Sampling(start="prior")
+    with pytest.raises(rllc.InputError, match="start='gaussian' needs a localization above 0"):
+        rllc.sample(
+            tiny_model(),
+            tiny_tokens(),
+            sampler=rllc.sgld(localization=0.0),
+            sampling=rllc.Sampling(num_draws=2, batch_size=4, start="gaussian"),
+            progress=False,
+        )
+
+
+def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
+    model, data = tiny_model(), tiny_tokens()
+    settings = {"num_chains": 2, "num_draws": 120, "batch_size": 4}
+    whole = rllc.sample(model, data, rllc.heads(model), sampling=rllc.Sampling(**settings), progress=False)
+    errors = rllc.Estimate.of(whole).standard_error
+    target = float(np.median(errors) * 1.05)
+    stopped = rllc.sample(
+        model, data, rllc.heads(model), sampling=rllc.Sampling(**settings, target_se=target), progress=False
+    )
+    assert len(set(stopped.lengths)) > 1
+    estimate = rllc.Estimate.of(stopped)
+    for i, length in enumerate(stopped.lengths):
+        assert length % 20 == 0
+        assert np.allclose(stopped.loss[i, :, :length], whole.loss[i, :, :length], atol=1e-5)
+        assert np.isnan(stopped.loss[i, :, length:]).all()
+        assert estimate.value[i] == pytest.approx(whole.llc[i, :, :length].mean(), abs=1e-3)
+        assert length == 120 or estimate.standard_error[i] <= target
+        assert not estimate.status[i].startswith("diverged")
+
+
+def test_draws_of_several_lengths_go_to_a_file_and_back(tmp_path) -> None:
+    sampling = rllc.Sampling(num_chains=2, num_draws=60, batch_size=4, target_se=1e9)
+    draws = rllc.sample(tiny_model(), tiny_tokens(), ["0:0", "1:1"], sampling=sampling, progress=False)
+    assert draws.lengths == (40, 40)
+    assert rllc.Draws.load(draws.save(tmp_path / "d.npz")).lengths == (40, 40)
+
+
+def test_target_se_is_for_sample_not_for_iterate_and_must_be_positive() -> None:
+    with pytest.raises(rllc.InputError, match="`target_se` stops"):
+        rllc.iterate(tiny_model(), tiny_tokens(), sampling=rllc.Sampling(target_se=0.1))
+    with pytest.raises(rllc.InputError, match="`target_se` must be a positive number"):
+        rllc.Sampling(target_se=0.0)
+
+
+@pytest.mark.parametrize("loss", [None, rllc.distillation(tiny_model(1))])
+def test_bfloat16_products_change_draws_by_rounding_only(loss) -> None:
+    model, data = tiny_model(), tiny_tokens()
+    exact = rllc.sample(model, data, rllc.heads(model), loss=loss, sampling=SHORT, progress=False)
+    low = rllc.Sampling(num_chains=2, num_draws=5, batch_size=4, autocast="bfloat16")
+    rounded = rllc.sample(model, data, rllc.heads(model), loss=loss, sampling=low, progress=False)
+    assert not np.array_equal(exact.loss, rounded.loss)
+    assert np.abs(exact.loss - rounded.loss).max() < 0.02  # bfloat16 has 8 bits
+    steps = rllc.iterate(model, data, "0:0", loss=loss, sampling=low)
+    assert next(steps).positions(0).dtype == torch.float32
+
+
+def test_bfloat16_products_in_any_module() -> None:
+    model, x = torch.nn.Linear(3, 1), torch.randn(8, 3)
+    low = rllc.Sampling(num_chains=2, num_draws=5, batch_size=4, autocast="bfloat16")
+    exact = rllc.sample(model, x, loss=square, sampling=SHORT, progress=False)
+    rounded = rllc.sample(model, x, loss=square, sampling=low, progress=False)
+    difference = np.abs(exact.loss - rounded.loss).max()
+    assert 0 < difference < 0.1
+
+
+def test_other_precisions_are_refused() -> None:
+    with pytest.raises(rllc.InputError, match="`autocast` must be None or 'bfloat16', got 'float16'"):
+        rllc.Sampling(autocast="float16")
