@@ -17,8 +17,8 @@ import matplotlib
 
 import rllc
 
-SMALL = {"layers": 2, "d_model": 64, "heads": 4, "context": 128, "vocab": 1000, "steps": 1500, "batch": 32}
-SMALL |= {"chains": 4, "draws": 100, "llc_batch": 16, "checkpoints": 5, "lr_train": 2e-3}
+SMALL = {"layers": 2, "d_model": 64, "heads": 4, "context": 128, "vocab": 1000, "steps": 2400, "batch": 16}
+SMALL |= {"chains": 4, "draws": 100, "llc_batch": 8, "checkpoints": 5, "lr_train": 5e-3}
 FULL = {"layers": 2, "d_model": 256, "heads": 8, "context": 1024, "vocab": 5000, "steps": 50_000, "batch": 100}
 FULL |= {"chains": 4, "draws": 200, "llc_batch": 32, "checkpoints": 107, "lr_train": 1e-3}
 
@@ -92,7 +92,9 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
         device=args.device,
         progress=not args.quiet,
     )
-    print(f"trained {sum(p.numel() for p in model.parameters()):,} parameters ({time.perf_counter() - begin:.0f} s so far)")
+    print(
+        f"trained {sum(p.numel() for p in model.parameters()):,} parameters ({time.perf_counter() - begin:.0f} s so far)"
+    )
 
     chosen = spread(rllc.checkpoints(args.out / "checkpoints"), args.checkpoints)
     sampling = rllc.Sampling(
@@ -114,7 +116,9 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     save(rllc.plot_heads(final), args.out / "heads.png")
     for name in dict.fromkeys(trajectory.data):
         axes = rllc.plot_trajectory(trajectory, name)
-        save(getattr(axes, "flat", [axes])[0], args.out / f"over_training_{''.join(c for c in name if c.isalnum())}.png")
+        save(
+            getattr(axes, "flat", [axes])[0], args.out / f"over_training_{''.join(c for c in name if c.isalnum())}.png"
+        )
     print(f"\n{time.perf_counter() - begin:.0f} s; figures, checkpoints and trajectory.npz are in {args.out}")
     return trajectory
 

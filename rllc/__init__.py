@@ -12,7 +12,7 @@ from rllc.weights import Weights, everything, head, heads, layer, masks, paramet
 # how to sample, and the loss
 from rllc.loss import distillation, next_token
 from rllc.sample import Sampling, Step, iterate, sample
-from rllc.samplers import Sampler, sgld
+from rllc.samplers import Prior, Sampler, box, gaussian, hmc, mala, rmsprop_sgld, sghmc, sgld
 
 # results: one estimate, and estimates over training
 from rllc.draws import Draws

@@ -141,13 +141,14 @@ def bind(
 
 
 def _is_attention_only(model: nn.Module) -> bool:
-    """Whether a model has this forward pass, in float32. Nobody has one before its module, slow to import, is there."""
+    """Whether a model has this forward pass, in float32, without hooks. Nobody has one before its module, slow to import, is there."""
     module = sys.modules.get("rllc.models.attention_only")
     return (
         module is not None
         and isinstance(model, module.AttentionOnly)
         and type(model).forward is module.AttentionOnly.forward
         and all(p.dtype == torch.float32 for p in model.parameters())
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())  # which it would not run
     )
 
 

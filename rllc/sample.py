@@ -30,7 +30,7 @@ _CURVATURE_BATCHES = 8
 """Minibatches whose gradients estimate the curvature of each weight for ``Sampling(start="gaussian")``."""
 
 _FREE_WALKS = 1e2
-"""A chain counts as diverged when its root-mean-square displacement exceeds this many free random walks √(lr · steps)."""
+"""A chain counts as diverged when its root-mean-square distance from w* exceeds this many free random walks √(lr · steps)."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +249,7 @@ class _Pass:
     origin: Tensor  # [member, dim]: w*
     random: Random
     state: Any
+    spread: float = 0.0  # mean square distance from w*, per weight, at which chains start
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ def _steps(
 ) -> Iterator[Step]:
     """The loop. A refinement that its reader puts into ``stopped`` between two steps is not sampled any further."""
     model, loss, device = _there(model, loss, sampling)
-    masks = _check(model, loss, refinements, sampling)
+    masks = _check(model, loss, refinements, sampler, sampling)
     autocast = None if sampling.autocast is None else getattr(torch, sampling.autocast)
     bound = bind(model, loss, autocast=autocast, train_mode=sampling.train_mode)
     datasets = _plan(model, bound, refinements, masks, sampler, sampling, device)
@@ -362,6 +363,7 @@ def _spread(d: _DataSet, bound: Loss, sampler: Sampler, sampling: Sampling, devi
         curvature = torch.stack(gradients[id(p.group)]).var(0)
         a = sampling.n_beta * curvature + sampler.localization
         sd = (a * (1 - sampler.lr * a / 4).clamp(min=0.5)).rsqrt()
+        p.spread = float(sd.square().mean(1).max())
         p.state = p.state._replace(position=p.state.position + sd[p.member] * p.random.normal())
 
 
@@ -377,7 +379,7 @@ def _without(datasets: Sequence[_DataSet], stopped: Collection[int]) -> list[_Da
                 random = Random([p.random.streams[i] for i in keep], p.random.dim, p.random.device)
                 state = type(p.state)(*(part[some] for part in p.state))
                 passes.append(
-                    _Pass(p.group, p.member[some], p.refinement[some], p.chain[some], p.origin, random, state)
+                    _Pass(p.group, p.member[some], p.refinement[some], p.chain[some], p.origin, random, state, p.spread)
                 )
         if passes:
             refinements = torch.cat([p.refinement for p in passes]).unique()
@@ -392,7 +394,7 @@ def _runs_away(p: _Pass, lr: float, t: int) -> Tensor:
     the loss after a step counts only when the next step does not run away either: one draw is judged as many are.
     """
     square = (p.state.position - p.origin[p.member]).square().mean(1)
-    return ~(square <= _FREE_WALKS**2 * lr * t)
+    return ~(square <= _FREE_WALKS**2 * (lr * t + p.spread))
 
 
 def _positions(passes: Sequence[tuple[_Pass, Tensor]], num_chains: int, refinement: int) -> Tensor:
@@ -487,6 +489,8 @@ def _arguments(
             "sampling: start='gaussian' needs a localization above 0, or flat directions start infinitely far away; "
             "pass rllc.sgld(localization=200.0), or start='center'."
         )
+    if sampling.start == "gaussian" and "half_width" in sampler.options:
+        raise InputError("sampling: start='gaussian' may start outside the prior's box; pass start='center'.")
     return sampler, sampling
 
 
@@ -506,7 +510,11 @@ def _there(model: nn.Module, loss: LossFunction | None, sampling: Sampling) -> t
 
 
 def _check(
-    model: nn.Module, loss: LossFunction | None, refinements: Sequence[Refinement], sampling: Sampling
+    model: nn.Module,
+    loss: LossFunction | None,
+    refinements: Sequence[Refinement],
+    sampler: Sampler,
+    sampling: Sampling,
 ) -> list[dict[str, Tensor]]:
     """Everything that can be known to be wrong before a chain runs; gives each refinement's masks."""
     resolved = {r.weights: r.weights.masks(model) for r in refinements}
@@ -523,6 +531,11 @@ def _check(
             raise InputError(
                 f"sampling on data {r.data_name!r}: it has {rows} rows, fewer than a batch of {sampling.batch_size}; "
                 f"pass Sampling(batch_size={rows}) or more data."
+            )
+        if sampler.full_batch and sampling.batch_size != rows:
+            raise InputError(
+                f"sampling on data {r.data_name!r}: {sampler.name} accepts or rejects by the energy of all {rows} rows, "
+                f"got batches of {sampling.batch_size}; pass Sampling(batch_size={rows}), or use rllc.sgld."
             )
         if isinstance(r.data, Tokens):
             _check_tokens(model, r.data, r.data_name)

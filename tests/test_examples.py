@@ -15,8 +15,9 @@ import pytest
 import rllc
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-TINY = "--steps 4 --batch 4 --layers 2 --d-model 8 --heads 2 --context 16 --vocab 300 --draws 4 --chains 2".split()
-TINY += "--llc-batch 4 --checkpoints 3 --quiet".split()
+TINY = {"steps": 4, "batch": 4, "layers": 2, "d-model": 8, "heads": 2, "context": 16, "vocab": 300, "draws": 4}
+TINY |= {"chains": 2, "llc-batch": 4, "checkpoints": 3}
+TINY_FLAGS = [part for name, value in TINY.items() for part in (f"--{name}", str(value))] + ["--quiet"]
 
 
 def run(name: str, *arguments: str, folder: Path) -> str:
@@ -51,7 +52,7 @@ def test_quickstart_on_files_of_the_pile_and_again(tmp_path) -> None:
         for name in ("Github", "Wikipedia (en)")
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["--data", "train.jsonl", "--subsets", "Github", "Wikipedia (en)", "--out", "here", *TINY]
+    arguments = ["--data", "train.jsonl", "--subsets", "Github", "Wikipedia (en)", "--out", "here", *TINY_FLAGS]
     first = run("quickstart.py", *arguments, folder=tmp_path)
     check_products(tmp_path / "here", ["all", "Github", "Wikipedia (en)"])
     before = (tmp_path / "here" / "trajectory.npz").read_bytes()
@@ -64,14 +65,14 @@ def test_quickstart_on_files_of_the_pile_and_again(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_quickstart_on_what_python_brings(tmp_path) -> None:
-    run("quickstart.py", "--out", "here", *TINY, folder=tmp_path)
+    run("quickstart.py", "--out", "here", *TINY_FLAGS, folder=tmp_path)
     check_products(tmp_path / "here", ["all", "code", "prose"])
 
 
 @pytest.mark.slow
 def test_quickstart_on_pile_mini(tmp_path, pile_mini) -> None:
     source = str(pile_mini.resolve() / "train.jsonl.zst")
-    run("quickstart.py", "--data", source, "--out", "here", *TINY, folder=tmp_path)
+    run("quickstart.py", "--data", source, "--out", "here", *TINY_FLAGS, folder=tmp_path)
     check_products(tmp_path / "here", ["all", "Github", "Wikipedia (en)"])
 
 

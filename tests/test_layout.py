@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from tiny import tiny_model
@@ -13,6 +15,13 @@ from rllc.weights import Weights
 
 MODEL = tiny_model()
 PARAMETERS = dict(MODEL.named_parameters())
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def random_masks(seed: int, like: Weights | None = None) -> Weights:

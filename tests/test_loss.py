@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -35,6 +36,13 @@ CHOSEN = {
     "ends": lambda m: [rllc.parameters("*embed.W_?"), rllc.parameters("ln_final.*"), rllc.parameters("unembed.*")],
     "positions": lambda m: [rllc.parameters("pos_embed.W_pos", index=slice(0, 3))],
 }
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def half(model: nn.Module, seed: int) -> rllc.Weights:
@@ -242,18 +250,16 @@ def test_train_mode_and_eval_mode_reach_the_module() -> None:
 
 
 def test_dropout_in_train_mode_is_the_same_for_runs_and_baseline() -> None:
-    """With n_beta = 0 and no noise worth the name the chains stay at w*, where only the dropout mask could differ."""
+    """With no step worth the name the chains stay at w*, where only the dropout mask could differ."""
     model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     x = torch.randn(16, 3)
-    still, sampling = rllc.sgld(lr=1e-16), rllc.Sampling(num_draws=6, batch_size=4, n_beta=0.0, train_mode=True)
+    still, sampling = rllc.sgld(lr=1e-16), rllc.Sampling(num_draws=6, batch_size=4, train_mode=True)
     with unchanged(model):
         draws = rllc.sample(model, x, loss=square, sampler=still, sampling=sampling, progress=False)
         again = rllc.sample(model, x, loss=square, sampler=still, sampling=sampling, progress=False)
     assert abs(draws.loss - draws.baseline).max() < 1e-6
     assert (draws.loss == again.loss).all()
-    plain = rllc.sample(
-        model, x, loss=square, sampler=still, sampling=rllc.Sampling(num_draws=6, batch_size=4, n_beta=0.0)
-    )
+    plain = rllc.sample(model, x, loss=square, sampler=still, sampling=rllc.Sampling(num_draws=6, batch_size=4))
     assert abs(draws.baseline - plain.baseline).max() > 1e-3  # dropout was on
 
 
@@ -351,6 +357,19 @@ def test_a_module_that_only_looks_like_an_attention_only_is_a_module() -> None:
     rows = torch.randint(3, (8, 5))
     draws = rllc.sample(Lookalike(), rows, sampling=SHORT, progress=False)
     assert abs(draws.loss).max() < 10
+
+
+def test_an_attention_only_with_a_forward_of_its_own_is_evaluated_by_it() -> None:
+    class Colder(AttentionOnly):
+        def forward(self, input_ids: Tensor, **kwargs: object) -> Tensor:  # type: ignore[override]
+            return 0.5 * super().forward(input_ids, **kwargs).logits
+
+    model = Colder(model_of("shortformer").config)
+    model.load_state_dict(model_of("shortformer").state_dict())
+    draws = rllc.sample(model, TOKENS, "0:1", sampling=SHORT, per_token=True, progress=False)
+    rows = TOKENS.rows[torch.from_numpy(draws.rows["tokens"][0])].long()
+    expected = F.cross_entropy(0.5 * model_of("shortformer")(rows).logits[:, :-1].mT, rows[:, 1:], reduction="none")
+    assert torch.allclose(torch.from_numpy(draws.token_baseline["tokens"][0]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

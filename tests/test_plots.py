@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import rllc
-from tests.tiny import SHORT, tiny_model, tiny_tokens
+from tiny import SHORT, tiny_model, tiny_tokens
 
 mpl.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")

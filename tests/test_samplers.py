@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokens
@@ -14,6 +16,13 @@ from rllc.testing import check_sampler
 from rllc.theory import SGLDLaw
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def streams(count: int, *key: object) -> list[torch.Generator]:

@@ -8,7 +8,7 @@ import torch
 
 import rllc
 from rllc.theory import SGLDLaw
-from tests.tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
+from tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
 
 FALSE_ALARM = 5.0  # standard errors; a false alarm in 2 million
 

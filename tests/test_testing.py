@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,13 @@ from rllc.samplers import Energy, Random, Sampler
 from rllc.testing import check_loss, check_sampler, check_weights, unchanged
 
 SGLD = rllc.sgld(lr=1e-3, localization=200.0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def sgld_variance(a: np.ndarray) -> np.ndarray:

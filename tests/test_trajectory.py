@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import rllc
-from tests.tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
+from tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
 
 DATA = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
 

@@ -38,7 +38,7 @@ class Prior:
     half_width: float = math.inf
 
     def __post_init__(self) -> None:
-        if not (0 <= self.localization < math.inf):
+        if not isinstance(self.localization, int | float) or not 0 <= self.localization < math.inf:
             raise InputError(
                 f"prior: `localization` must be a number from 0 on, got {self.localization!r}; the paper uses 200."
             )

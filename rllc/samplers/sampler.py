@@ -69,9 +69,9 @@ class Sampler:
     full_batch: bool = False
 
     def __post_init__(self) -> None:
-        if not (0 < self.lr < float("inf")):
+        if not isinstance(self.lr, int | float) or not 0 < self.lr < float("inf"):
             raise InputError(f"{self.name}: `lr` must be a positive number, got {self.lr!r}; the paper uses lr=1e-3.")
-        if not (0 <= self.localization < float("inf")):
+        if not isinstance(self.localization, int | float) or not 0 <= self.localization < float("inf"):
             raise InputError(
                 f"{self.name}: `localization` must be a number from 0 on, got {self.localization!r}; the paper uses 200."
             )
