@@ -141,7 +141,10 @@ def bind(
 
 
 def _is_attention_only(model: nn.Module) -> bool:
-    """Whether a model has this forward pass, in float32, without hooks. Nobody has one before its module, slow to import, is there."""
+    """Whether a model has this forward pass, in float32, without hooks.
+
+    Nobody has one before its module, which is slow to import, is there.
+    """
     module = sys.modules.get("rllc.models.attention_only")
     return (
         module is not None

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rllc.data import train_tokenizer
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+torch.set_num_threads(1)  # tests work on small tensors, which two threads only slow down
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 import pytest
+from tiny import SHORT, tiny_model, tiny_tokens
 
 import rllc
-from tiny import SHORT, tiny_model, tiny_tokens
 
 mpl.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")

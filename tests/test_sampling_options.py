@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
 
 import rllc
 from rllc.theory import SGLDLaw
-from tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
 
 FALSE_ALARM = 5.0  # standard errors; a false alarm in 2 million
 

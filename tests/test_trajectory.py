@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
 from torch import nn
 
 import rllc
-from tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
 
 DATA = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
 
