@@ -98,7 +98,12 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
 
     chosen = spread(rllc.checkpoints(args.out / "checkpoints"), args.checkpoints)
     sampling = rllc.Sampling(
-        num_chains=args.chains, num_draws=args.draws, batch_size=args.llc_batch, seed=args.seed, device=args.device
+        num_chains=args.chains,
+        num_draws=args.draws,
+        batch_size=args.llc_batch,
+        control_variate=True,  # halves the variance for a few percent more time
+        seed=args.seed,
+        device=args.device,
     )
     trajectory = rllc.track(
         chosen,

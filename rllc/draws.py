@@ -30,6 +30,7 @@ class Draws:
         weights: name of each refinement's weights.
         data: name of each refinement's data.
         settings: of sampler and sampling, ``n_beta`` among them.
+        control: same shape as ``loss``, with ``Sampling(control_variate=True)``: (g_B − ḡ)·(v − v*), 0 on average.
         lengths: ``[refinement]``: how many draws each has; fewer than the others' where ``target_se`` was reached, and
             NaN behind them. Left out: all.
         tokens: with ``per_token``, each refinement's ``[chain, draw, batch(, pos)]`` losses.
@@ -43,6 +44,7 @@ class Draws:
     weights: tuple[str, ...]
     data: tuple[str, ...]
     settings: Mapping[str, Any]
+    control: np.ndarray | None = None
     lengths: tuple[int, ...] = ()
     tokens: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
     token_baseline: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -54,8 +56,8 @@ class Draws:
 
     @property
     def llc(self) -> np.ndarray:
-        """nβ (loss − baseline) ``[refinement, chain, draw]``: each draw's contribution; λ̂ is their mean."""
-        return self.settings["n_beta"] * (self.loss - self.baseline)
+        """nβ (loss − baseline − control) ``[refinement, chain, draw]``: each draw's contribution; λ̂ is their mean."""
+        return self.settings["n_beta"] * (self.loss - self.baseline - (0.0 if self.control is None else self.control))
 
     def __repr__(self) -> str:
         refinements, chains, draws = self.loss.shape
@@ -85,6 +87,7 @@ class Draws:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
         arrays = {"loss": self.loss, "baseline": self.baseline, "diverged": self.diverged}
+        arrays |= {} if self.control is None else {"control": self.control}
         keys = list(self.tokens)
         arrays |= {f"tokens.{i}": self.tokens[key] for i, key in enumerate(keys)}
         arrays |= {f"token_baseline.{name}": a for name, a in self.token_baseline.items()}
@@ -113,6 +116,7 @@ class Draws:
             weights=tuple(header["weights"]),
             data=tuple(header["data"]),
             settings=header["settings"],
+            control=arrays.get("control"),
             lengths=tuple(header["lengths"]),
             tokens={tuple(key): arrays[f"tokens.{i}"] for i, key in enumerate(header["tokens"])},
             token_baseline=under("token_baseline."),

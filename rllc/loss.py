@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -75,6 +75,10 @@ class Loss(Protocol):
         each: bool,
     ) -> Runs:
         """Evaluate runs at ``position [run, dim]``, run i being a chain of the group's member ``member[i]``."""
+        ...
+
+    def gradient(self, names: Collection[str], batch: Batch, seed: int) -> dict[str, Tensor]:
+        """The gradient of the mean loss at w* with respect to whole parameters, in one backward pass."""
         ...
 
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:
@@ -163,6 +167,7 @@ class TokenLoss:
             _check_vocabularies(generator.config.d_vocab, model.config.d_vocab)
         self.model, self.generator, self.autocast = model, generator, autocast
         self.parameters = dict(model.named_parameters())
+        self.to_hidden = _ToHidden(model)
 
     @torch.no_grad()
     def center(self, batch: Tensor, seed: int) -> Center:  # noqa: D102 (see Loss)
@@ -194,6 +199,18 @@ class TokenLoss:
         losses = losses.detach().expand(len(position))
         return Runs(losses, grad, tokens.expand(len(position), -1, -1) if each else None)
 
+    def gradient(self, names: Collection[str], batch: Tensor, seed: int) -> dict[str, Tensor]:  # noqa: D102 (see Loss)
+        leaves = {name: self.parameters[name].detach().requires_grad_() for name in names}
+        with torch.enable_grad(), _precision(batch.device, self.autocast):
+            changed = {f"model.{name}": leaf for name, leaf in leaves.items()}
+            hidden = torch.func.functional_call(self.to_hidden, changed, (batch,))
+            W_U, b_U = (leaves.get(n, self.parameters[n].detach())[None] for n in ("unembed.W_U", "unembed.b_U"))
+            mean, _ = UnembedLoss.apply(hidden, W_U, b_U, self._target(batch), self.autocast)
+            gradients = torch.autograd.grad(
+                mean.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
+        return dict(zip(leaves, gradients, strict=True))
+
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
         c = self.model.config
         positions, width = batch_shape[0] * batch_shape[1], max(c.d_model, c.n_heads * c.d_head)
@@ -215,6 +232,17 @@ class TokenLoss:
         g = self.generator
         hidden = g.normalise("ln_final", g.activations(batch).residual[-1], {})[0, :, :-1].flatten(0, 1)
         return Target(shape, None, (hidden.float(), g.unembed.W_U.detach(), g.unembed.b_U.detach()))
+
+
+class _ToHidden(nn.Module):
+    """The model up to its unembedding, as a module, which is what functional_call can put weights into."""
+
+    def __init__(self, model: AttentionOnly) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model.normalise("ln_final", self.model.activations(tokens).residual[-1], {})
 
 
 class Target(NamedTuple):
@@ -387,6 +415,13 @@ class ModuleLoss:
         examples = torch.cat([losses for losses, _ in parts])
         gradients = torch.cat([g for _, g in parts if g is not None]) if gradient else None
         return Runs(examples.double().flatten(1).mean(1), gradients, examples.float() if each else None)
+
+    def gradient(self, names: Collection[str], batch: Batch, seed: int) -> dict[str, Tensor]:  # noqa: D102 (see Loss)
+        leaves = {name: self.parameters[name].clone().requires_grad_() for name in names}
+        with torch.enable_grad(), self._seeded(seed), _mode(self.model, self.train_mode):
+            mean = self._call(leaves, batch).double().mean()
+            gradients = torch.autograd.grad(mean, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(leaves, gradients, strict=True))
 
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
         return 4 * 12 * group.dim  # state, noise and gradient; activations are small or of one run at a time

@@ -123,3 +123,67 @@ def test_bfloat16_products_in_any_module() -> None:
 def test_other_precisions_are_refused() -> None:
     with pytest.raises(rllc.InputError, match="`autocast` must be None or 'bfloat16', got 'float16'"):
         rllc.Sampling(autocast="float16")
+
+
+def test_the_control_variate_leaves_only_what_minibatches_do_not_explain() -> None:
+    """The loss is ½ Σ h δ² + x·δ: with the control variate each draw is the quadratic plus the mean slope, to the bit."""
+    stream = torch.Generator().manual_seed(0)
+    curvatures = torch.tensor([1.0, 5.0, 30.0])
+    rows, model = torch.randn(64, 3, generator=stream), Quadratic(curvatures)
+    sampling = rllc.Sampling(num_chains=3, num_draws=12, num_steps_bw_draws=2, batch_size=8, control_variate=True)
+    steps = rllc.iterate(model, rows, loss=loss_of_quadratic, sampling=sampling)
+    seen = [
+        (s.rows["data"], s.positions(0) - model.start, s.loss - s.baseline[:, None] - s.control)
+        for s in steps
+        if s.draw is not None
+    ]
+    slope = torch.stack([rows[batch].mean(0) for batch, _, _ in seen]).mean(0)
+    for _, away, controlled in seen:
+        assert torch.allclose(controlled[0].float(), 0.5 * away.square() @ curvatures + away @ slope, atol=1e-5)
+    draws = rllc.sample(model, rows, loss=loss_of_quadratic, sampling=sampling, progress=False)
+    assert np.allclose(draws.llc[0].T, [30.0 * controlled[0].numpy() for _, _, controlled in seen])
+
+
+def test_the_control_variate_changes_no_expectation_and_shrinks_the_error() -> None:
+    stream = torch.Generator().manual_seed(1)
+    curvatures = torch.full((50,), 4.0)
+    rows = 20 * torch.randn(50_000, 50, generator=stream)
+    settings = {"num_chains": 4, "num_draws": 400, "num_burnin_steps": 40, "batch_size": 8, "n_beta": 2.0}
+    on, off = (
+        rllc.estimate(
+            Quadratic(curvatures),
+            rows,
+            loss=loss_of_quadratic,
+            sampling=rllc.Sampling(**settings, control_variate=control),
+            progress=False,
+        )["everything"]
+        for control in (True, False)
+    )
+    law = SGLDLaw(curvatures.numpy(), lr=1e-3, localization=200.0, n_beta=2.0, gradient_variance=400 / 8)
+    assert abs(on.value - law.value) < FALSE_ALARM * on.standard_error
+    assert on.standard_error < 0.5 * off.standard_error
+
+
+@pytest.mark.parametrize(
+    "loss", [None, rllc.distillation(tiny_model(1)), rllc.next_token, lambda m, x: rllc.next_token(m, x)]
+)
+def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
+    """Against plain autograd on the model, for heads, layers and the unembedding, native and any-module evaluation."""
+    model, data = tiny_model(), tiny_tokens()
+    weights = {"head": rllc.head("0:1"), "rest": ~rllc.head("0:1"), "unembedding": rllc.parameters("unembed.*")}
+    sampling = rllc.Sampling(num_chains=2, num_draws=3, batch_size=4, control_variate=True)
+    plain = rllc.next_token if loss is None else loss
+    slopes, aways, controls = [], [], []
+    for step in rllc.iterate(model, data, weights, loss=loss, sampling=sampling):
+        model.zero_grad()
+        plain(model, data.rows[step.rows["tokens"]].long()).mean().backward()
+        slopes.append({n: p.grad.clone() for n, p in model.named_parameters()})
+        aways.append([step.positions(i) for i in range(3)])
+        controls.append(step.control)
+    for i, w in enumerate(weights.values()):
+        masks = w.masks(model)
+        flat = [torch.cat([g[n][masks[n]] for n in sorted(masks)]) for g in slopes]
+        center = torch.cat([p.detach()[masks[n]] for n, p in sorted(model.named_parameters()) if n in masks])
+        for g, away, control in zip(flat, aways, controls, strict=True):
+            expected = (away[i] - center) @ (g - torch.stack(flat).mean(0))
+            assert torch.allclose(control[i].float(), expected, atol=1e-5)
