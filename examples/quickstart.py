@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import matplotlib
+from tqdm.auto import tqdm
 
 import rllc
 
@@ -54,7 +55,10 @@ def read(args: argparse.Namespace) -> dict[str, rllc.Tokens]:
         every = [text for documents in texts.values() for text in documents]
         rllc.data.train_tokenizer(every, vocab_size=args.vocab).save_pretrained(folder)
     tokenizer = rllc.data.load_tokenizer(folder)
-    return {name: rllc.data.tokenize(docs, tokenizer, args.context, name=name) for name, docs in texts.items()}
+    bars = {
+        name: tqdm(docs, desc=f"tokenizing {name}", unit="text", disable=args.quiet) for name, docs in texts.items()
+    }
+    return {name: rllc.data.tokenize(docs, tokenizer, args.context, name=name) for name, docs in bars.items()}
 
 
 def up_to(characters, texts):
@@ -71,7 +75,7 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     args, begin = arguments(argv), time.perf_counter()
     subsets = read(args)
     training = rllc.data.mix("all", *subsets.values(), seed=args.seed)
-    print(f"data: {', '.join(map(repr, subsets.values()))}")
+    print(f"\ndata: {', '.join(map(repr, subsets.values()))}")
 
     config = rllc.models.AttentionOnlyConfig(
         n_layers=args.layers,

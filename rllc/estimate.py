@@ -19,6 +19,7 @@ from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike
 from rllc.sample import Sampling, sample
 from rllc.samplers import Sampler
+from rllc.weights import head_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +55,8 @@ class Estimate:
         standard_error: ``[refinement]``: of the mean over chains and draws, from the chains' autocorrelation and from what
             chains share (:func:`rllc.diagnostics.standard_error`). It knows of noise, not of bias.
         rhat: ``[refinement]``: rank-normalised split R-hat; near 1 when the chains, and their halves, agree.
-        ess: ``[refinement]``: how many independent draws the mean is worth.
+        ess: ``[refinement]``: how many independent draws the mean would be worth if the chains were independent;
+            ``standard_error`` also counts what they share.
         per_chain: ``[refinement, chain]``: each chain's own λ̂.
         status: ``"ok"``, or what is wrong and what to change.
         weights: name of each refinement's weights.
@@ -90,7 +92,10 @@ class Estimate:
             rhat=rhat,
             ess=ess,
             per_chain=per_chain,
-            status=tuple(_status(d, v, e, r) for d, v, e, r in zip(draws.diverged, value, error, rhat, strict=True)),
+            status=tuple(
+                _status(d, v, e, r, draws.settings.get("target_se"))
+                for d, v, e, r in zip(draws.diverged, value, error, rhat, strict=True)
+            ),
             weights=draws.weights,
             data=draws.data,
             settings=draws.settings,
@@ -100,6 +105,10 @@ class Estimate:
         return len(self.value)
 
     def __getitem__(self, key: str | tuple[str, str]) -> LLC:
+        if not isinstance(key, str) and not (isinstance(key, tuple) and len(key) == 2):
+            raise InputError(
+                f"estimate[{key!r}]: expected a name, or (weights, data), such as estimate['1:6', 'code']."
+            )
         i = self._find(*((key, None) if isinstance(key, str) else key))
         return LLC(
             self.weights[i],
@@ -113,7 +122,7 @@ class Estimate:
         )
 
     def _find(self, weights: str, data: str | None) -> int:
-        matching = [i for i, name in enumerate(self.weights) if name == weights]
+        matching = [i for i, name in enumerate(self.weights) if name in (weights, head_name(weights))]
         if not matching:
             raise InputError(f"estimate[{weights!r}]: no such weights; {nearest(weights, dict.fromkeys(self.weights))}")
         if data is None and len(matching) > 1:
@@ -164,7 +173,7 @@ class Estimate:
         ]
         s = self.settings
         title = f"Estimate of {len(self)} LLCs (nβ = {s['n_beta']:g}, γ = {s['localization']:g}, ε = {s['lr']:g}, "
-        title += f"{s['num_chains']} chains × {s['num_draws']} draws)"
+        title += f"{s['num_chains']} chains × {'up to ' if s.get('target_se') else ''}{s['num_draws']} draws)"
         return "\n".join([title, *lines])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -238,7 +247,7 @@ def estimate(
     return Estimate.of(sample(model, data, weights, loss=loss, sampler=sampler, sampling=sampling, progress=progress))
 
 
-def _status(diverged: np.ndarray, value: float, error: float, rhat: float) -> str:
+def _status(diverged: np.ndarray, value: float, error: float, rhat: float, target_se: float | None) -> str:
     if (diverged >= 0).any():
         chain = int(np.flatnonzero(diverged >= 0)[0])
         more = int((diverged >= 0).sum()) - 1
@@ -253,4 +262,6 @@ def _status(diverged: np.ndarray, value: float, error: float, rhat: float) -> st
         problems.append("negative: w* is not a minimum for this data, or noise exceeds signal")
     elif error > abs(value):
         problems.append("noise exceeds signal: more draws")
+    if target_se is not None and error > target_se:
+        problems.append("standard error above target_se: more draws")
     return "; ".join(problems) or "ok"

@@ -77,7 +77,7 @@ class Loss(Protocol):
         """Evaluate runs at ``position [run, dim]``, run i being a chain of the group's member ``member[i]``."""
         ...
 
-    def gradient(self, names: Collection[str], batch: Batch, seed: int) -> dict[str, Tensor]:
+    def gradient(self, names: Collection[str], center: Center, batch: Batch, seed: int) -> dict[str, Tensor]:
         """The gradient of the mean loss at w* with respect to whole parameters, in one backward pass."""
         ...
 
@@ -94,7 +94,7 @@ class Distillation:
 
     def __call__(self, module: nn.Module, batch: Tensor) -> Tensor:
         """Per-token losses ``[batch, pos - 1]`` of any module that gives logits."""
-        with torch.no_grad():
+        with torch.no_grad(), _mode(self.generator, False):
             target = _logits(self.generator, batch)[:, :-1].softmax(-1)
         logits = _logits(module, batch)[:, :-1]
         _check_vocabularies(target.shape[-1], logits.shape[-1])
@@ -110,8 +110,13 @@ def distillation(generator: nn.Module) -> Distillation:
 
     Args:
         generator: gives logits ``[batch, pos, vocab]``, or an output with ``.logits``, on token rows; its vocabulary must
-            be the model's. It is only evaluated, in the mode it is in.
+            be the model's. It is only evaluated, in eval mode.
+
+    Raises:
+        InputError: ``generator`` is not a torch module.
     """
+    if not isinstance(generator, nn.Module):
+        raise InputError(f"distillation: expected a model (a torch.nn.Module), got {type(generator).__name__}.")
     return Distillation(generator)
 
 
@@ -136,15 +141,15 @@ def bind(
         autocast: precision of matrix products, such as ``torch.bfloat16``; ``None`` is the model's own.
         train_mode: evaluate the module in training mode (dropout and all) instead of eval mode.
     """
-    if _is_attention_only(model):
+    if is_attention_only(model):
         if loss is None or loss is next_token:
             return TokenLoss(model, None, autocast)  # type: ignore[arg-type]
-        if isinstance(loss, Distillation) and _is_attention_only(loss.generator):
+        if isinstance(loss, Distillation) and is_attention_only(loss.generator):
             return TokenLoss(model, loss.generator, autocast)  # type: ignore[arg-type]
     return ModuleLoss(model, next_token if loss is None else loss, autocast, train_mode)
 
 
-def _is_attention_only(model: nn.Module) -> bool:
+def is_attention_only(model: nn.Module) -> bool:
     """Whether a model has this forward pass, in float32, without hooks.
 
     Nobody has one before its module, which is slow to import, is there.
@@ -199,13 +204,15 @@ class TokenLoss:
         losses = losses.detach().expand(len(position))
         return Runs(losses, grad, tokens.expand(len(position), -1, -1) if each else None)
 
-    def gradient(self, names: Collection[str], batch: Tensor, seed: int) -> dict[str, Tensor]:  # noqa: D102 (see Loss)
+    def gradient(  # noqa: D102 (see Loss)
+        self, names: Collection[str], center: Center, batch: Tensor, seed: int
+    ) -> dict[str, Tensor]:
         leaves = {name: self.parameters[name].detach().requires_grad_() for name in names}
         with torch.enable_grad(), _precision(batch.device, self.autocast):
             changed = {f"model.{name}": leaf for name, leaf in leaves.items()}
             hidden = torch.func.functional_call(self.to_hidden, changed, (batch,))
             W_U, b_U = (leaves.get(n, self.parameters[n].detach())[None] for n in ("unembed.W_U", "unembed.b_U"))
-            mean, _ = UnembedLoss.apply(hidden, W_U, b_U, self._target(batch), self.autocast)
+            mean, _ = UnembedLoss.apply(hidden, W_U, b_U, center.shared[1], self.autocast)
             gradients = torch.autograd.grad(
                 mean.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
             )
@@ -341,7 +348,7 @@ class UnembedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         weight = d_losses.float() / ctx.count
-        scaled = (None if d is None else d.mul_(weight.view(-1, *(1,) * (d.dim() - 1))) for d in ctx.gradients)
+        scaled = (None if d is None else d * weight.view(-1, *(1,) * (d.dim() - 1)) for d in ctx.gradients)
         return *scaled, None, None
 
 
@@ -416,7 +423,9 @@ class ModuleLoss:
         gradients = torch.cat([g for _, g in parts if g is not None]) if gradient else None
         return Runs(examples.double().flatten(1).mean(1), gradients, examples.float() if each else None)
 
-    def gradient(self, names: Collection[str], batch: Batch, seed: int) -> dict[str, Tensor]:  # noqa: D102 (see Loss)
+    def gradient(  # noqa: D102 (see Loss)
+        self, names: Collection[str], center: Center, batch: Batch, seed: int
+    ) -> dict[str, Tensor]:
         leaves = {name: self.parameters[name].clone().requires_grad_() for name in names}
         with torch.enable_grad(), self._seeded(seed), _mode(self.model, self.train_mode):
             mean = self._call(leaves, batch).double().mean()

@@ -64,9 +64,15 @@ def take(data: Rows, rows: Tensor, device: torch.device) -> Tensor | tuple[Tenso
     A tuple of one tensor gives that tensor, so that a loss for one input reads naturally.
     """
     if isinstance(data, Tokens):
-        return data.rows[rows].to(device, torch.long, non_blocking=True)
-    batch = tuple(part[rows.to(part.device)].to(device, non_blocking=True) for part in data)
+        return _to(data.rows[rows].long(), device)
+    batch = tuple(_to(part[rows.to(part.device)], device) for part in data)
     return batch[0] if len(batch) == 1 else batch
+
+
+def _to(batch: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and batch.device.type == "cpu":  # from other memory the copy would wait for earlier steps
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
 
 
 def num_rows(data: Rows) -> int:
@@ -85,11 +91,25 @@ def fingerprint(data: Rows) -> str:
     return digest.hexdigest()
 
 
+def fingerprints(refinements: Iterable[Refinement]) -> dict[str, str]:
+    """The fingerprint of each data set, by name."""
+    return {r.data_name: fingerprint(r.data) for r in {r.data_name: r for r in refinements}.values()}
+
+
 def _list_weights(weights: WeightsLike) -> list[Weights]:
     if weights is None:
         return [everything()]
     if isinstance(weights, Weights | str):
         weights = [weights]
+    if not isinstance(weights, Iterable):
+        told = (
+            "rllc.heads is a function of the model: write rllc.heads(model)"
+            if callable(weights)
+            else "see rllc.Weights"
+        )
+        raise InputError(
+            f"`weights` must be rllc.Weights, a list or a dict of them, got {type(weights).__name__}; {told}."
+        )
     if isinstance(weights, Mapping):
         listed = [_one(w).named(str(name)) for name, w in weights.items()]
     else:

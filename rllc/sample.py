@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +26,8 @@ from rllc.refinement import DataLike, Refinement, WeightsLike
 from rllc.samplers import Random, Sampler, sgld
 from rllc.seeds import generator, stable_hash
 
-_CURVATURE_BATCHES = 8
-"""Minibatches whose gradients estimate the curvature of each weight for ``Sampling(start="gaussian")``."""
+_LOOKS = 256
+"""Most minibatches of their own whose gradients at w* tell the mean slope and the curvature of each weight."""
 
 _FREE_WALKS = 1e2
 """A chain counts as diverged when its root-mean-square distance from w* exceeds this many free random walks √(lr · steps)."""
@@ -48,19 +48,23 @@ class Sampling:
         batch_size: rows of a minibatch; all chains of all refinements of one data set see the same minibatches.
         n_beta: nβ, sample size times inverse temperature; multiplies the mean loss per token (or example).
         seed: of minibatches and noise.
-        start: ``"center"``: chains start at w*, as the paper's. ``"gaussian"``: at a draw from the local Gaussian
-            approximation N(w*, 1/(aᵢ(1 − εaᵢ/4))), aᵢ = nβ hᵢ + γ, with the curvature hᵢ of each weight estimated from the
-            variance of eight minibatch gradients at w*. Starting at w* biases λ̂ down, by the share 1/(num_draws · εaᵢ) of
-            each direction or so: 2.5 % at the paper's settings, 25 % at a tenth of its lr. The Gaussian removes it
-            where hᵢ is right or nβ hᵢ is small beside γ; where h is too low, chains come down from too wide.
-        control_variate: also subtract (g_B − ḡ)·(v − v*) from each draw, g_B being the gradient at w* on the draw's minibatch
-            and ḡ its mean over all draws' minibatches: to first order, what the minibatch's own slope adds. A draw's
-            position does not depend on its minibatch, so this is 0 on average; that ḡ is estimated leaves a bias of
-            about 2λ̂ · nβ/(num_draws · predictions in a minibatch), 0.0003 λ̂ for 200 draws of 1024 tokens. Costs about
-            two runs' passes a draw for all refinements together; on a trained model it halved the variance.
-        target_se: stop a refinement once its standard error is at most this, in units of λ̂; looked at every 20 draws
-            from 40 on. ``num_draws`` is then the most that is drawn. The error at which one stops is low by luck more often than
-            high: intervals cover a little less than without.
+        start: ``"center"``: chains start at w*, as the paper's. ``"gaussian"``, for :func:`rllc.sgld`: at a draw from the local
+            Gaussian approximation N(w*, 1/(aᵢ(1 − εaᵢ/4))), aᵢ = nβ hᵢ + γ (εaᵢ taken as 2 at most), with the curvature hᵢ of
+            each weight estimated from the variance of minibatch gradients at w* (as below): for a log loss near its minimum the
+            Hessian is the Fisher information. Starting at w* biases λ̂ down, by the share 1/(num_draws · εaᵢ) of each
+            direction or so: 2.5 % at the paper's settings, 25 % at a tenth of its lr. The Gaussian removes it where hᵢ
+            is right or nβ hᵢ is small beside γ; where hᵢ is too low, chains come down from too wide.
+        control_variate: also subtract (g_B − ĝ)·(v − v*) from each draw, g_B being the gradient at w* on the draw's minibatch
+            and ĝ the mean of K = min(num_draws, 256) others: to first order, what the minibatch's own slope adds. A
+            draw's position depends neither on its own minibatch nor on those K, and all have the same mean gradient,
+            so this is 0 on average and λ̂ stays unbiased. Of the slope's noise a share of about τ/K remains, τ being the
+            chains' autocorrelation time in draws. Costs two backward passes a draw, one of them before the first
+            step, for all refinements of a data set together; on trained models it halved the variance
+            (``examples/benchmarks/noise.py``).
+        target_se: stop a refinement once its standard error is at most this; absolute, on λ̂'s own scale: for 2 % pass 0.02
+            times the value you expect. Looked at every 20 draws from 40 on; ``num_draws`` is then the most that is drawn.
+            Biased a little: low errors come with low values, so stopping favours these, and intervals cover a little
+            less (on a quadratic with 40 to 400 draws 94 % instead of 97 %, the value 1 % low).
         runs_per_pass: how many chains go through the model together; ``None`` fits them into a quarter of the memory
             that is free. Never changes the noise or the minibatches; losses agree to float32 rounding.
         autocast: ``"bfloat16"`` does the forward pass's matrix products in that precision, on GPUs and on CPUs with
@@ -94,9 +98,11 @@ class Sampling:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
                 raise InputError(f"Sampling: `{name}` must be an integer of at least {lowest}, got {value!r}.")
+        if not isinstance(self.seed, int):
+            raise InputError(f"Sampling: `seed` must be an integer, got {self.seed!r}.")
         if self.start not in ("center", "gaussian"):
             raise InputError(f"Sampling: `start` must be 'center' or 'gaussian', got {self.start!r}.")
-        if self.target_se is not None and not self.target_se > 0:
+        if self.target_se is not None and not (isinstance(self.target_se, int | float) and self.target_se > 0):
             raise InputError(f"Sampling: `target_se` must be a positive number or None, got {self.target_se!r}.")
         if self.autocast not in (None, "bfloat16"):
             raise InputError(f"Sampling: `autocast` must be None or 'bfloat16', got {self.autocast!r}.")
@@ -126,7 +132,7 @@ class Step(NamedTuple):
     baseline: Tensor
     """``[refinement]``, float64: the loss at w* on the same minibatch."""
     control: Tensor
-    """``[refinement, chain]``, float64: (g_B − ḡ)·(v − v*) with ``Sampling(control_variate=True)``, else 0."""
+    """``[refinement, chain]``, float64: (g_B − ĝ)·(v − v*) with ``Sampling(control_variate=True)``, else 0."""
     tokens: Mapping[tuple[str, str], Tensor]
     """With ``per_token``: each refinement's losses ``[chain, batch]`` or ``[chain, batch, pos]``; else empty."""
     token_baseline: Mapping[str, Tensor]
@@ -195,11 +201,14 @@ def sample(
         diverged=kept[-1].diverged.cpu().numpy(),
         weights=tuple(r.weights.name for r in refinements),
         data=tuple(r.data_name for r in refinements),
-        settings=sampler.settings | sampling.settings,
+        settings=sampler.settings | sampling.settings | {"fingerprints": refine.fingerprints(refinements)},
         lengths=tuple(stopped.get(i, len(kept)) for i in range(len(refinements))),
         tokens={k: _over_draws([s.tokens[k] for s in kept if k in s.tokens], 1) for k in kept[0].tokens},
-        token_baseline={k: _over_draws([s.token_baseline[k] for s in kept], 0) for k in kept[0].token_baseline},
-        rows={k: _over_draws([s.rows[k] for s in kept], 0) for k in kept[0].rows} if per_token else {},
+        token_baseline={
+            k: _over_draws([s.token_baseline[k] for s in kept if k in s.token_baseline], 0)
+            for k in kept[0].token_baseline
+        },
+        rows={k: _over_draws([s.rows[k] for s in kept if k in s.rows], 0) for k in kept[0].rows} if per_token else {},
     )
 
 
@@ -260,7 +269,7 @@ class _Pass:
     random: Random
     state: Any
     spread: float = 0.0  # mean square distance from w*, per weight, at which chains start
-    slope: Tensor | None = None  # [member, dim]: ḡ, for the control variate
+    slope: Tensor | None = None  # [member, dim]: ĝ, for the control variate
 
 
 @dataclass(frozen=True)
@@ -289,12 +298,9 @@ def _steps(
     autocast = None if sampling.autocast is None else getattr(torch, sampling.autocast)
     bound = bind(model, loss, autocast=autocast, train_mode=sampling.train_mode)
     datasets = _plan(model, bound, refinements, masks, sampler, sampling, device)
-    if sampling.start == "gaussian":
+    if sampling.start == "gaussian" or sampling.control_variate:
         for d in datasets:
-            _spread(d, bound, sampler, sampling, device)
-    if sampling.control_variate:
-        for d in datasets:
-            _slopes(d, bound, sampling, device)
+            _look_around(d, bound, sampler, sampling, device)
     diverged = torch.full((len(refinements), sampling.num_chains), -1, device=device)
     active = len(refinements)
     for t in range(sampling.num_steps + 1):
@@ -312,7 +318,7 @@ def _steps(
             if per_token:
                 token_baseline[d.name] = at.losses
             if draw is not None and sampling.control_variate:
-                _control(control, d, bound, batch, stable_hash("loss", sampling.seed, t))
+                _control(control, d, bound, at, batch, stable_hash("loss", sampling.seed, t))
             for p in d.passes:
                 positions.append((p, p.state.position))
                 runs = _advance(p, bound, at, batch, sampler, sampling, per_token)
@@ -361,50 +367,39 @@ def _advance(p: _Pass, bound: Loss, at: Center, batch: Batch, sampler: Sampler, 
     return measured[0]
 
 
-def _spread(d: _DataSet, bound: Loss, sampler: Sampler, sampling: Sampling, device: torch.device) -> None:
-    """Put each chain at a draw from the local Gaussian approximation; see ``Sampling.start``.
-
-    Near a minimum of a log loss the Hessian is the Fisher information, and the gradient's variance over minibatches is
-    the Fisher information divided by the number of predictions in one.
-    """
-    gradients: dict[int, list[Tensor]] = {}
-    for t in range(_CURVATURE_BATCHES):
-        _, batch, at = _minibatch(d, t, bound, sampling, device)
-        for group, origin in {id(p.group): (p.group, p.origin) for p in d.passes}.values():
-            member = torch.arange(len(origin), device=device)
-            runs = bound.runs(group, member, origin, at, batch, gradient=True, each=False)
-            gradients.setdefault(id(group), []).append(runs.gradient * at.losses.numel() ** 0.5)
+def _look_around(d: _DataSet, bound: Loss, sampler: Sampler, sampling: Sampling, device: torch.device) -> None:
+    """Mean and variance of the gradient at w* over minibatches of their own: the control variate's ĝ, and where to start."""
+    minibatches = Minibatches(refine.num_rows(d.rows), sampling.batch_size, seed=("look around", sampling.seed))
+    seen: list[dict[int, Tensor]] = []
+    for t in range(max(2, min(sampling.num_draws, _LOOKS))):
+        seed = stable_hash("look around", sampling.seed, t)
+        batch = refine.take(d.rows, minibatches[t], device)
+        at = bound.center(batch, seed)
+        seen.append(_gradients(d, bound, at, batch, seed))
     for p in d.passes:
-        curvature = torch.stack(gradients[id(p.group)]).var(0)
-        a = sampling.n_beta * curvature + sampler.localization
-        sd = (a * (1 - sampler.lr * a / 4).clamp(min=0.5)).rsqrt()
-        p.spread = float(sd.square().mean(1).max())
-        p.state = p.state._replace(position=p.state.position + sd[p.member] * p.random.normal())
+        gradients = torch.stack([found[id(p.group)] for found in seen])
+        p.slope = gradients.mean(0)
+        if sampling.start == "gaussian":
+            curvature = (
+                gradients.var(0) * at.losses.numel()
+            )  # Fisher information = variance × predictions in a minibatch
+            a = sampling.n_beta * curvature + sampler.localization
+            sd = (a * (1 - sampler.lr * a / 4).clamp(min=0.5)).rsqrt()
+            p.state = p.state._replace(position=p.state.position + sd[p.member] * p.random.normal())
+            p.spread = float(sd.square().mean(1).max())
 
 
-def _gradients(d: _DataSet, bound: Loss, batch: Batch, seed: int) -> dict[int, Tensor]:
+def _gradients(d: _DataSet, bound: Loss, at: Center, batch: Batch, seed: int) -> dict[int, Tensor]:
     """For each group, by id: the minibatch's gradient at w* ``[member, dim]``; one backward pass for all."""
     each = {id(p.group): p.group for p in d.passes}
     names = {slot.name for group in each.values() for slot in group.slots}
-    whole = bound.gradient(sorted(names), batch, seed)
+    whole = bound.gradient(sorted(names), at, batch, seed)
     return {key: center(group, whole) for key, group in each.items()}
 
 
-def _slopes(d: _DataSet, bound: Loss, sampling: Sampling, device: torch.device) -> None:
-    """Give each pass ḡ, the mean over all draws' minibatches of the gradient at w*."""
-    for t in range(sampling.num_steps + 1):
-        if _draw_at(t, sampling) is not None:
-            batch = refine.take(d.rows, d.minibatches[t], device)
-            found = _gradients(d, bound, batch, stable_hash("loss", sampling.seed, t))
-            for key in found:
-                share = found[key] / sampling.num_draws
-                for p in (p for p in d.passes if id(p.group) == key):
-                    p.slope = share if p.slope is None else p.slope + share
-
-
-def _control(control: Tensor, d: _DataSet, bound: Loss, batch: Batch, seed: int) -> None:
-    """Put (g_B − ḡ)·(v − v*) of each run where it belongs."""
-    found = _gradients(d, bound, batch, seed)
+def _control(control: Tensor, d: _DataSet, bound: Loss, at: Center, batch: Batch, seed: int) -> None:
+    """Put (g_B − ĝ)·(v − v*) of each run where it belongs."""
+    found = _gradients(d, bound, at, batch, seed)
     for p in d.passes:
         tilt = (found[id(p.group)] - p.slope)[p.member]
         control[p.refinement, p.chain] = (tilt * (p.state.position - p.origin[p.member])).sum(1, dtype=torch.float64)
@@ -474,12 +469,12 @@ def _plan(
     planned = []
     for name in dict.fromkeys(r.data_name for r in refinements):
         here = [i for i, r in enumerate(refinements) if r.data_name == name]
-        data = refinements[here[0]].data
+        data, whole = refinements[here[0]].data, refine.fingerprint(refinements[here[0]].data)
         passes: list[_Pass] = []
         for found in groups([masks[i] for i in here]):
             group = to(found, device)
             origin = center(group, parameters)
-            seeds = [("noise", sampling.seed, _digest(masks[here[i]]), refine.fingerprint(data)) for i in group.members]
+            seeds = [("noise", sampling.seed, _digest(masks[here[i]]), whole) for i in group.members]
             runs = [(m, c) for m in range(len(group.members)) for c in range(sampling.num_chains)]
             size = sampling.runs_per_pass or _pass_size(bound.memory(group, _batch_shape(data, sampling)), device)
             for some in (runs[start : start + size] for start in range(0, len(runs), size)):
@@ -511,11 +506,18 @@ def _batch_shape(data: refine.Rows, sampling: Sampling) -> tuple[int, ...]:
 def _pass_size(bytes_per_run: int, device: torch.device) -> int:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-    elif "SC_AVPHYS_PAGES" in os.sysconf_names:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
-        free = 4 * 2**30
+        free = _free_memory()
     return max(1, free // 4 // max(bytes_per_run, 1))
+
+
+def _free_memory() -> int:
+    """What Linux says is available, page cache included; elsewhere 4 GiB."""
+    known = Path("/proc/meminfo")
+    if not known.exists():
+        return 4 * 2**30
+    line = next(line for line in known.read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
 
 
 def _arguments(
@@ -532,6 +534,10 @@ def _arguments(
     for name, value, right, expected in wanted:
         if not right:
             raise InputError(f"sampling: `{name}` must be {expected}; got {type(value).__name__}.")
+    if sampling.start == "gaussian" and sampler.name != "sgld":
+        raise InputError(
+            f"sampling: start='gaussian' knows the law of rllc.sgld only, got {sampler.name}; pass start='center'."
+        )
     if sampling.start == "gaussian" and sampler.localization == 0:
         raise InputError(
             "sampling: start='gaussian' needs a localization above 0, or flat directions start infinitely far away; "
@@ -549,12 +555,20 @@ def _there(model: nn.Module, loss: LossFunction | None, sampling: Sampling) -> t
         raise InputError(
             f"sampling {type(model).__name__}: it has no parameters; expected a torch.nn.Module with weights."
         )
-    device = parameter.device if sampling.device is None else torch.device(sampling.device)
-    if device.type == parameter.device.type and device.index in (None, parameter.device.index):
-        return model, loss, parameter.device
+    try:
+        device = parameter.device if sampling.device is None else torch.device(sampling.device)
+    except RuntimeError as error:
+        raise InputError(f"Sampling: `device` must be such as 'cpu' or 'cuda', got {sampling.device!r}.") from error
     if isinstance(loss, Distillation):
-        loss = Distillation(copy.deepcopy(loss.generator).to(device))
-    return copy.deepcopy(model).to(device), loss, device
+        loss = Distillation(_moved(loss.generator, device))
+    model = _moved(model, device)
+    return model, loss, next(model.parameters()).device
+
+
+def _moved(model: nn.Module, device: torch.device) -> nn.Module:
+    here = next((p.device for p in model.parameters()), device)
+    same = device.type == here.type and device.index in (None, here.index)
+    return model if same else copy.deepcopy(model).to(device)
 
 
 def _check(
@@ -609,9 +623,9 @@ def _check_tokens(model: nn.Module, data: Tokens, name: str) -> None:
     config = getattr(model, "config", None) or getattr(model, "cfg", None)
     vocabulary = getattr(config, "vocab_size", None) or getattr(config, "d_vocab", None)
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
-    if isinstance(vocabulary, int) and int(data.rows.max()) >= vocabulary:
+    if isinstance(vocabulary, int) and data.largest_id >= vocabulary:
         raise InputError(
-            f"sampling on data {name!r}: it has token id {int(data.rows.max())}, but the model's vocabulary has "
+            f"sampling on data {name!r}: it has token id {data.largest_id}, but the model's vocabulary has "
             f"{vocabulary} (ids 0 to {vocabulary - 1}); tokenize with the model's own tokenizer."
         )
     if isinstance(context, int) and data.rows.shape[1] > context:

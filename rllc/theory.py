@@ -3,7 +3,7 @@
 Learning coefficients are asymptotic: the volume {w : ℓ(w) − ℓ(w*) < t} scales as t^λ (−log t)^(m−1) for t → 0, with
 learning coefficient λ and multiplicity m. They do not depend on the scale of the loss. :class:`SGLDLaw` is not
 asymptotic: it is what the estimator returns at a given step size, localization and nβ, discretisation and prior
-    included.
+included.
 
 References:
     Aoyagi and Watanabe (2005), Stochastic complexities of reduced rank regression in Bayesian estimation.

@@ -42,7 +42,8 @@ def track(
             :class:`rllc.models.Checkpoint` to take some of them.
         data: as for :func:`rllc.estimate`; so are ``loss``, ``sampler`` and ``sampling``.
         weights: as for :func:`rllc.estimate`, or a function of the model that gives them, such as ``rllc.heads``.
-        path: a file for the trajectory, written after each checkpoint; the same call goes on from there.
+        path: a file for the trajectory, written after each checkpoint; the same call goes on from there. Settings,
+            weights and data must be the same; that the checkpoints are, it takes your word for.
         progress: show a bar over checkpoints, and one over steps.
 
     Raises:
@@ -58,4 +59,6 @@ def track(
         if checkpoint.step not in tracker.estimates:
             model = load(checkpoint, into=model)
             tracker(checkpoint.step, model)
+    if model is None and tracker.estimates:  # all were there: are they what is asked for?
+        tracker(found[-1].step, load(found[-1]))
     return tracker.trajectory

@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from rllc.data.tokens import Minibatches, Tokens
 from rllc.errors import FileError, InputError, RllcError, first_line
 from rllc.files import save_arrays, sha256, write_atomically
-from rllc.loss import Target, UnembedLoss
+from rllc.loss import Target, UnembedLoss, is_attention_only
 from rllc.models.checkpoints import SUMS
 from rllc.seeds import stable_hash
 
@@ -224,7 +224,7 @@ def _loss(model: Any, batch: Tensor, autocast: torch.dtype | None) -> Tensor:
     logits and cross entropy, which for small models are most of the work.
     """
     with nullcontext() if autocast is None else torch.autocast(batch.device.type, autocast):
-        if not hasattr(model, "activations"):
+        if not is_attention_only(model):
             return model(input_ids=batch, labels=batch).loss
         hidden = model.normalise("ln_final", model.activations(batch).residual[-1], {})
     target = Target((batch.shape[0], batch.shape[1] - 1), batch[:, 1:].flatten(), None)

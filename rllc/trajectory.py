@@ -15,7 +15,7 @@ from rllc.errors import FileError, InputError
 from rllc.estimate import ARRAYS, Estimate, estimate
 from rllc.files import load_arrays, save_arrays
 from rllc.loss import LossFunction
-from rllc.refinement import DataLike, WeightsLike
+from rllc.refinement import DataLike, WeightsLike, fingerprints, product
 from rllc.sample import Sampling
 from rllc.samplers import Sampler, sgld
 
@@ -160,7 +160,8 @@ class Tracker:
         path: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> None:
-        self.data, self.weights, self.loss, self.sampler, self.sampling = data, weights, loss, sampler, sampling
+        self.data, self.weights, self.loss = data, weights, loss
+        self.sampler, self.sampling = sampler or sgld(), sampling or Sampling()
         self.at_steps = None if at_steps is None else frozenset(at_steps)
         self.path, self.progress = None if path is None else Path(path), progress
         self.estimates: dict[int, Estimate] = {}
@@ -173,8 +174,9 @@ class Tracker:
         """The estimate at this step; ``None`` when it is not one of ``at_steps``."""
         if self.at_steps is not None and step not in self.at_steps:
             return None
+        weights = self.weights(model) if callable(self.weights) else self.weights
+        self._check_names(weights)
         if step not in self.estimates:
-            weights = self.weights(model) if callable(self.weights) else self.weights
             self.estimates[step] = estimate(
                 model,
                 self.data,
@@ -184,23 +186,29 @@ class Tracker:
                 sampling=self.sampling,
                 progress=self.progress,
             )
-            try:
-                trajectory = self.trajectory
-            except InputError:
-                del self.estimates[step]
-                raise
             if self.path is not None:
-                trajectory.save(self.path)
+                self.trajectory.save(self.path)
         return self.estimates[step]
 
+    def _check_names(self, weights: WeightsLike) -> None:
+        """Whether these are the refinements there are estimates of."""
+        wanted = [r.name for r in product(weights, self.data)]
+        for step, stored in self.estimates.items():
+            there = list(zip(stored.weights, stored.data, strict=True))
+            if there != wanted:
+                raise InputError(
+                    f"Tracker: the estimate at step {step}{f' in {self.path}' if self.path else ''} is of (weights, data) "
+                    f"{there}, but now {wanted} are asked for; use the same weights and data, or another path."
+                )
+
     def _check_settings(self, stored: Trajectory) -> None:
-        mine = (self.sampler or sgld()).settings | (self.sampling or Sampling()).settings
+        mine = self.sampler.settings | self.sampling.settings | {"fingerprints": fingerprints(product(None, self.data))}
         differing = [
             f"{k}: {stored.settings.get(k)} there, {v} here" for k, v in mine.items() if stored.settings.get(k) != v
         ]
         if differing:
             raise InputError(
-                f"Tracker: {self.path} was made with other settings ({'; '.join(differing)}); use the same settings, or "
+                f"Tracker: {self.path} was made with other settings or data ({'; '.join(differing)}); use the same, or "
                 f"another path."
             )
 

@@ -81,8 +81,8 @@ class Weights:
             taken, shape = int(mask.sum()), tuple(parameters[name].shape)
             total += taken
             lines.append(f"  {name:<28} {shape!s:<18} {taken:>12,} of {mask.numel():,}")
-        everything_else = sum(p.numel() for p in parameters.values())
-        return "\n".join([f"{self.name}: {total:,} of {everything_else:,} weights", *lines])
+        whole = sum(p.numel() for p in parameters.values())
+        return "\n".join([f"{self.name}: {total:,} of {whole:,} weights", *lines])
 
 
 def everything() -> Weights:
@@ -117,15 +117,25 @@ def head(layer: int | str, head: int | None = None) -> Weights:
         InputError: the name is not a head's (``"1:6"``, ``"L1H6"`` or two numbers).
     """
     if isinstance(layer, str):
-        match = _HEAD.match(layer.strip())
-        if not match or head is not None:
+        name = head_name(layer)
+        if name is None or head is not None:
             raise InputError(f"head({layer!r}): expected a head such as '1:6' or 'L1H6', or two numbers: head(1, 6).")
-        layer, head = (int(part) for part in match.groups() if part is not None)
+        layer, head = (int(part) for part in name.split(":"))
     if head is None or layer < 0 or head < 0:
         raise InputError(
             f"head({layer}, {head}): expected a layer and a head from 0 on, as in head(1, 6) or head('1:6')."
         )
     return Weights(f"{layer}:{head}", ("head", layer, head))
+
+
+def head_name(written: str) -> str | None:
+    """The name ``"1:6"`` of a head written in any accepted way; ``None`` for what is not a head.
+
+    >>> head_name("L1H6"), head_name("embed.W_E")
+    ('1:6', None)
+    """
+    match = _HEAD.match(written.strip())
+    return ":".join(str(int(part)) for part in match.groups() if part is not None) if match else None
 
 
 def heads(model: nn.Module) -> list[Weights]:
@@ -220,7 +230,7 @@ def _by_layer(model: nn.Module, number: int) -> dict[str, Tensor]:
             found.setdefault(int(match[1]), {})[name] = parameter
     if number not in found:
         raise InputError(
-            f"layer({number}): {type(model).__name__} has layers {sorted(found) or 'with no known names'}."
+            f"layer({number!r}): {type(model).__name__} has layers {sorted(found) or 'with no known names'}."
         )
     return {name: _full(parameter) for name, parameter in found[number].items()}
 

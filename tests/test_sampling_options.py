@@ -8,6 +8,7 @@ import torch
 from tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
 
 import rllc
+from rllc.data import Minibatches
 from rllc.theory import SGLDLaw
 
 FALSE_ALARM = 5.0  # standard errors; a false alarm in 2 million
@@ -20,7 +21,7 @@ def _first_draws(start: str, rows: torch.Tensor, curvatures: torch.Tensor, num_c
         rows,
         loss=loss_of_quadratic,
         sampler=rllc.sgld(lr=1e-3, localization=200.0),
-        sampling=rllc.Sampling(num_chains=num_chains, num_draws=1, batch_size=16, start=start),
+        sampling=rllc.Sampling(num_chains=num_chains, num_draws=32, batch_size=16, start=start),
         progress=False,
     )
     first = draws.llc[0, :, 0]
@@ -47,7 +48,7 @@ def test_where_it_is_seen_the_first_draw_is_near_the_stationary_value() -> None:
     )
     spread, _ = _first_draws("gaussian", rows, curvatures, num_chains=64)
     center, _ = _first_draws("center", rows, curvatures, num_chains=64)
-    assert abs(spread - law.value) < 0.15 * law.value  # eight gradients tell each variance to a factor of 1.6
+    assert abs(spread - law.value) < 0.15 * law.value  # 32 gradients tell each variance to a quarter
     assert center < 0.6 * law.value
 
 
@@ -85,6 +86,40 @@ def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
         assert not estimate.status[i].startswith("diverged")
 
 
+def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() -> None:
+    """200 repetitions on a quadratic: the mean is on the law, and intervals cover it, with a little lost to stopping."""
+    law = SGLDLaw([4.0, 40.0], lr=1e-3, localization=200.0, n_beta=30.0)
+    copies = {str(i): rllc.parameters("v", index=slice(2 * i, 2 * i + 2)) for i in range(200)}
+    estimate = rllc.estimate(
+        Quadratic(torch.tensor([4.0, 40.0] * 200)),
+        torch.zeros(8, 400),
+        copies,
+        loss=loss_of_quadratic,
+        sampling=rllc.Sampling(num_draws=400, num_burnin_steps=50, batch_size=8, target_se=0.045),
+        progress=False,
+    )
+    reached = estimate.standard_error <= 0.045
+    assert 0.5 < reached.mean() < 1
+    assert abs(estimate.value.mean() / law.value - 1) < 0.03
+    assert 0.88 < (abs(estimate.value - law.value) < 1.96 * estimate.standard_error).mean() < 0.995
+    assert [("above target_se" in status) for status in estimate.status] == list(~reached)
+
+
+def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
+    data = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
+    settings = {"num_chains": 2, "num_draws": 80, "batch_size": 4}
+    errors = rllc.estimate(
+        tiny_model(), data, "0:0", sampling=rllc.Sampling(**settings, num_burnin_steps=0), progress=False
+    )
+    target = float(errors.standard_error.mean())
+    draws = rllc.sample(
+        tiny_model(), data, "0:0", sampling=rllc.Sampling(**settings, target_se=target), per_token=True, progress=False
+    )
+    for i, name in enumerate(("a", "b")):
+        assert draws.tokens["0:0", name].shape[:2] == (2, draws.lengths[i])
+        assert len(draws.token_baseline[name]) == len(draws.rows[name]) >= draws.lengths[i]
+
+
 def test_draws_of_several_lengths_go_to_a_file_and_back(tmp_path) -> None:
     sampling = rllc.Sampling(num_chains=2, num_draws=60, batch_size=4, target_se=1e9)
     draws = rllc.sample(tiny_model(), tiny_tokens(), ["0:0", "1:1"], sampling=sampling, progress=False)
@@ -120,13 +155,8 @@ def test_bfloat16_products_in_any_module() -> None:
     assert 0 < difference < 0.1
 
 
-def test_other_precisions_are_refused() -> None:
-    with pytest.raises(rllc.InputError, match="`autocast` must be None or 'bfloat16', got 'float16'"):
-        rllc.Sampling(autocast="float16")
-
-
 def test_the_control_variate_leaves_only_what_minibatches_do_not_explain() -> None:
-    """The loss is ½ Σ h δ² + x·δ: with the control variate each draw is the quadratic plus the mean slope, to the bit."""
+    """The loss is ½ Σ h δ² + x·δ: with the control variate each draw is the quadratic plus one slope for all."""
     stream = torch.Generator().manual_seed(0)
     curvatures = torch.tensor([1.0, 5.0, 30.0])
     rows, model = torch.randn(64, 3, generator=stream), Quadratic(curvatures)
@@ -137,7 +167,8 @@ def test_the_control_variate_leaves_only_what_minibatches_do_not_explain() -> No
         for s in steps
         if s.draw is not None
     ]
-    slope = torch.stack([rows[batch].mean(0) for batch, _, _ in seen]).mean(0)
+    others = Minibatches(64, 8, seed=("look around", 0))
+    slope = torch.stack([rows[others[t]].mean(0) for t in range(12)]).mean(0)
     for _, away, controlled in seen:
         assert torch.allclose(controlled[0].float(), 0.5 * away.square() @ curvatures + away @ slope, atol=1e-5)
     draws = rllc.sample(model, rows, loss=loss_of_quadratic, sampling=sampling, progress=False)
@@ -161,7 +192,7 @@ def test_the_control_variate_changes_no_expectation_and_shrinks_the_error() -> N
     )
     law = SGLDLaw(curvatures.numpy(), lr=1e-3, localization=200.0, n_beta=2.0, gradient_variance=400 / 8)
     assert abs(on.value - law.value) < FALSE_ALARM * on.standard_error
-    assert on.standard_error < 0.5 * off.standard_error
+    assert on.standard_error < 0.6 * off.standard_error
 
 
 @pytest.mark.parametrize(
@@ -173,17 +204,23 @@ def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
     weights = {"head": rllc.head("0:1"), "rest": ~rllc.head("0:1"), "unembedding": rllc.parameters("unembed.*")}
     sampling = rllc.Sampling(num_chains=2, num_draws=3, batch_size=4, control_variate=True)
     plain = rllc.next_token if loss is None else loss
+
+    def slope(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        plain(model, data.rows[rows].long()).mean().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    others = Minibatches(len(data), 4, seed=("look around", 0))
+    around = [slope(others[t]) for t in range(3)]
     slopes, aways, controls = [], [], []
     for step in rllc.iterate(model, data, weights, loss=loss, sampling=sampling):
-        model.zero_grad()
-        plain(model, data.rows[step.rows["tokens"]].long()).mean().backward()
-        slopes.append({n: p.grad.clone() for n, p in model.named_parameters()})
+        slopes.append(slope(step.rows["tokens"]))
         aways.append([step.positions(i) for i in range(3)])
         controls.append(step.control)
     for i, w in enumerate(weights.values()):
         masks = w.masks(model)
         flat = [torch.cat([g[n][masks[n]] for n in sorted(masks)]) for g in slopes]
         center = torch.cat([p.detach()[masks[n]] for n, p in sorted(model.named_parameters()) if n in masks])
+        mean = torch.stack([torch.cat([g[n][masks[n]] for n in sorted(masks)]) for g in around]).mean(0)
         for g, away, control in zip(flat, aways, controls, strict=True):
-            expected = (away[i] - center) @ (g - torch.stack(flat).mean(0))
-            assert torch.allclose(control[i].float(), expected, atol=1e-5)
+            assert torch.allclose(control[i].float(), (away[i] - center) @ (g - mean), atol=1e-5)

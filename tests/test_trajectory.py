@@ -100,8 +100,27 @@ def test_a_tracker_takes_up_its_file_and_does_not_estimate_again(tmp_path, monke
     second = _tracker(path=path)
     monkeypatch.setattr("rllc.trajectory.estimate", lambda *a, **k: pytest.fail("estimated again"))
     assert second(0, _linear(0)).value == first(0, _linear(0)).value
-    with pytest.raises(rllc.InputError, match=r"made with other settings \(seed: 0 there, 1 here\)"):
+    with pytest.raises(rllc.InputError, match=r"made with other settings or data \(seed: 0 there, 1 here\)"):
         _tracker(path=path, sampling=rllc.Sampling(num_chains=2, num_draws=5, batch_size=4, seed=1))
+
+
+def test_a_tracker_refuses_a_file_of_other_weights_or_data(tmp_path) -> None:
+    path = tmp_path / "t.npz"
+    _tracker(path=path)(0, _linear(0))
+    with pytest.raises(
+        rllc.InputError, match=r"is of \(weights, data\) \[\('everything', 'data'\)\], but now \[\('bias'"
+    ):
+        _tracker(path=path, weights=rllc.parameters("bias"))(0, _linear(0))
+    with pytest.raises(rllc.InputError, match="other settings or data \\(fingerprints"):
+        rllc.Tracker(DATA + 1, loss=square, sampling=SHORT, path=path)
+
+
+def test_track_refuses_a_file_of_other_weights_even_when_all_is_there(tmp_path) -> None:
+    tiny_model().save_pretrained(tmp_path / "step0000000")
+    settings = {"data": tiny_tokens(), "sampling": SHORT, "progress": False, "path": tmp_path / "t.npz"}
+    rllc.track(tmp_path, weights="0:1", **settings)
+    with pytest.raises(rllc.InputError, match="but now"):
+        rllc.track(tmp_path, weights="1:2", **settings)
 
 
 def test_a_diverged_estimate_is_kept_as_nan() -> None:

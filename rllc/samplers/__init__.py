@@ -9,7 +9,7 @@ symbol            here              devinterp         blackjax (sgld)
 ================  ================  ================  ==================================
 ε                 ``lr``            ``lr``            ``step_size`` = ε/2
 γ                 ``localization``  ``localization``  a term of your ``logdensity_fn``
-nβ                ``n_beta``        ``nbeta``         a factor in your ``logdensity_fn``
+nβ                ``n_beta``        ``n_beta``        a factor in your ``logdensity_fn``
 noise per step    N(0, ε)           N(0, ε)           N(0, 2 · ``step_size``)
 ================  ================  ================  ==================================
 

@@ -89,7 +89,7 @@ def gaussian(localization: float = _LOCALIZATION) -> Prior:
     tensor([[50.]])
 
     Args:
-        localization: γ. The paper's 200 confines each weight to about 1/√γ = 0.07 of its value at w*.
+        localization: γ. The paper's 200 keeps each weight within about 1/√γ = 0.07 (absolute) of w*.
     """
     return Prior(localization)
 
