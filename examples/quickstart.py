@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 import rllc
 
-SMALL = {"layers": 2, "d_model": 64, "heads": 4, "context": 128, "vocab": 1000, "steps": 2400, "batch": 16}
-SMALL |= {"chains": 4, "draws": 100, "llc_batch": 8, "checkpoints": 5, "lr_train": 5e-3}
+SMALL = {"layers": 2, "d_model": 64, "heads": 4, "context": 128, "vocab": 1000, "steps": 2000, "batch": 16}
+SMALL |= {"chains": 4, "draws": 60, "llc_batch": 8, "checkpoints": 5, "lr_train": 5e-3}
 FULL = {"layers": 2, "d_model": 256, "heads": 8, "context": 1024, "vocab": 5000, "steps": 50_000, "batch": 100}
 FULL |= {"chains": 4, "draws": 200, "llc_batch": 32, "checkpoints": 107, "lr_train": 1e-3}
 

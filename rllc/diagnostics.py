@@ -94,7 +94,7 @@ def mcse(x: ArrayLike) -> np.ndarray:
     return _result(_mcse(values), usable)
 
 
-def standard_error(x: ArrayLike) -> np.ndarray:
+def standard_error(x: ArrayLike, discard: float = 0.0) -> np.ndarray:
     """Standard error of the mean over chains and draws, also for chains that share minibatches; ±1.96 of it cover 95 %.
 
     SE = max( t(C·ν)·mcse(x), t(ν)·√V ), with
@@ -121,11 +121,16 @@ def standard_error(x: ArrayLike) -> np.ndarray:
 
     Args:
         x: draws [..., chain, draw]; one chain is enough.
+        discard: share of the draws, at the beginning, from which the noise is not estimated. A chain that starts at w*
+            first rises to its level; that rise is bias, not noise, but looks like long autocorrelation and would make
+            the error several times too large. The result is still for the mean over all draws.
 
     Returns:
         Standard error [...]; NaN with fewer than 4 draws or non-finite draws.
     """
     values, usable = _usable(x)
+    whole = values.shape[-1]
+    values = values[..., int(discard * whole) :]
     chains, draws = values.shape[-2:]
     width = 2 * (2 * _ess(values)[1] + 1) + 1
     series = _autocovariance(values.mean(axis=-2))
@@ -133,7 +138,8 @@ def standard_error(x: ArrayLike) -> np.ndarray:
     weights = np.where(lags == 0, 1, 2) * (2 * lags < width[..., None])
     long_run = np.maximum((series * weights).sum(-1), 0) / draws / np.maximum(1 - width / draws, 0.2)
     pieces = draws / width
-    return _result(np.maximum(_student(chains * pieces) * _mcse(values), _student(pieces) * np.sqrt(long_run)), usable)
+    error = np.maximum(_student(chains * pieces) * _mcse(values), _student(pieces) * np.sqrt(long_run))
+    return _result(error * np.sqrt(draws / whole), usable)
 
 
 def geweke(x: ArrayLike, first: float = 0.1, last: float = 0.5) -> np.ndarray:

@@ -17,7 +17,7 @@ from rllc.errors import FileError, InputError, nearest
 from rllc.files import load_arrays, save_arrays
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike
-from rllc.sample import Sampling, sample
+from rllc.sample import RISE, Sampling, sample
 from rllc.samplers import Sampler
 from rllc.weights import head_name
 
@@ -53,7 +53,8 @@ class Estimate:
     Args:
         value: ``[refinement]``: λ̂ = nβ · mean(loss − baseline), no unit; NaN when a chain diverged. Negative ones are kept.
         standard_error: ``[refinement]``: of the mean over chains and draws, from the chains' autocorrelation and from what
-            chains share (:func:`rllc.diagnostics.standard_error`). It knows of noise, not of bias.
+            chains share (:func:`rllc.diagnostics.standard_error`), as the last four fifths of the draws
+            show it. It knows of noise, not of bias.
         rhat: ``[refinement]``: rank-normalised split R-hat; near 1 when the chains, and their halves, agree.
         ess: ``[refinement]``: how many independent draws the mean would be worth if the chains were independent;
             ``standard_error`` also counts what they share.
@@ -84,8 +85,9 @@ class Estimate:
             mine = [i for i, n in enumerate(draws.lengths) if n == length]
             llc = whole[mine, :, :length]
             value[mine], per_chain[mine] = llc.mean((-2, -1)), llc.mean(-1)
-            error[mine], rhat[mine] = diagnostics.standard_error(llc), diagnostics.rhat(llc)
-            ess[mine] = diagnostics.ess(llc, method="mean")
+            error[mine], rhat[mine] = diagnostics.standard_error(llc, discard=RISE), diagnostics.rhat(llc)
+            rise = int(RISE * length)
+            ess[mine] = diagnostics.ess(llc[..., rise:], method="mean") * length / (length - rise)
         return cls(
             value=value,
             standard_error=error,

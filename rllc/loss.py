@@ -177,7 +177,7 @@ class TokenLoss:
     @torch.no_grad()
     def center(self, batch: Tensor, seed: int) -> Center:  # noqa: D102 (see Loss)
         with _precision(batch.device, self.autocast):
-            at = self.model.activations(batch)
+            at = self.model.activations(batch[:, :-1])  # the last token is predicted, but predicts nothing
             target = self._target(batch)
             hidden = self.model.normalise("ln_final", at.residual[-1], {})
         unembed = [self.parameters[name].detach()[None] for name in ("unembed.W_U", "unembed.b_U")]
@@ -210,7 +210,7 @@ class TokenLoss:
         leaves = {name: self.parameters[name].detach().requires_grad_() for name in names}
         with torch.enable_grad(), _precision(batch.device, self.autocast):
             changed = {f"model.{name}": leaf for name, leaf in leaves.items()}
-            hidden = torch.func.functional_call(self.to_hidden, changed, (batch,))
+            hidden = torch.func.functional_call(self.to_hidden, changed, (batch[:, :-1],))
             W_U, b_U = (leaves.get(n, self.parameters[n].detach())[None] for n in ("unembed.W_U", "unembed.b_U"))
             mean, _ = UnembedLoss.apply(hidden, W_U, b_U, center.shared[1], self.autocast)
             gradients = torch.autograd.grad(
@@ -237,7 +237,7 @@ class TokenLoss:
         if self.generator is None:
             return Target(shape, batch[:, 1:].flatten(), None)
         g = self.generator
-        hidden = g.normalise("ln_final", g.activations(batch).residual[-1], {})[0, :, :-1].flatten(0, 1)
+        hidden = g.normalise("ln_final", g.activations(batch[:, :-1]).residual[-1], {})[0].flatten(0, 1)
         return Target(shape, None, (hidden.float(), g.unembed.W_U.detach(), g.unembed.b_U.detach()))
 
 
@@ -276,9 +276,9 @@ class Goal(NamedTuple):
     ids: Tensor | None
     q: Tensor | None
 
-    def pull(self, W: Tensor) -> Tensor:
+    def pull(self, W_T: Tensor) -> Tensor:
         """qWᵀ ``[position, d_model]``."""
-        return W.T[self.ids] if self.q is None else self.q @ W.T
+        return W_T[self.ids] if self.q is None else self.q @ W_T
 
     def lift(self, b: Tensor) -> Tensor:
         """q·b ``[position]``."""
@@ -310,36 +310,37 @@ class UnembedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         want_x, want_W, want_b = ctx.needs_input_grad[:3]
         runs, (batch, pos) = max(len(hidden), len(W), len(b)), target.shape
-        x = hidden[:, :, :-1].reshape(len(hidden), batch * pos, -1)
+        x = hidden.reshape(len(hidden), batch * pos, -1)
         each = x.new_empty(runs, batch * pos)
         d_x = torch.empty_like(x) if want_x else None
         d_W = torch.zeros(runs, *W.shape[1:], device=W.device) if want_W else None
         d_b = torch.zeros(runs, *b.shape[1:], device=b.device) if want_b else None
-        low = [w if autocast is None else w.to(autocast) for w in (W, b)]
-        for rows in _chunks(batch * pos, W.shape[-1], x.device):
+        low_W, low_b = (w if autocast is None else w.to(autocast) for w in (W, b))
+        W_T, low_W_T = W.mT.contiguous(), low_W.mT.contiguous()  # products and look-ups are faster along rows
+        chunks = list(_chunks(batch * pos, W.shape[-1], x.device))
+        room = x.new_empty(chunks[0].stop, W.shape[-1], dtype=low_W.dtype)  # one chunk's logits, used again and again
+        for rows in chunks:
             goal = target.at(rows)
-            pull = goal.pull(W[0]) if len(W) == 1 else None
+            pull = goal.pull(W_T[0]) if len(W) == 1 else None
             for r in range(runs):
-                x_r, W_r, b_r, low_W, low_b = (part[r if len(part) > 1 else 0] for part in (x, W, b, *low))
+                x_r, W_r, b_r, W_back, W_pull, b_pull = (
+                    part[r if len(part) > 1 else 0] for part in (x, low_W, low_b, low_W_T, W_T, b)
+                )
                 x_r = x_r[rows]
-                pull_r = goal.pull(W_r) if pull is None else pull
-                z = torch.addmm(low_b, x_r.to(low_W.dtype), low_W).float()
+                pull_r = goal.pull(W_pull) if pull is None else pull
+                z = torch.addmm(b_r, x_r.to(W_r.dtype), W_r, out=room[: len(x_r)]).float()
                 top = z.amax(1, keepdim=True)
                 total = z.sub_(top).exp_().sum(1, keepdim=True)
-                each[r, rows] = (top + total.log())[:, 0] - (x_r * pull_r).sum(1) - goal.lift(b_r)
+                each[r, rows] = (top + total.log())[:, 0] - (x_r * pull_r).sum(1) - goal.lift(b_pull)
                 if d_x is not None:
-                    torch.sub(torch.div((z.to(low_W.dtype) @ low_W.T).float(), total), pull_r, out=d_x[r, rows])
+                    torch.sub((z.to(W_back.dtype) @ W_back).float().div_(total), pull_r, out=d_x[r, rows])
                 if d_W is not None or d_b is not None:
                     p_minus_q = goal.subtract_from(z.div_(total))
                     if d_W is not None:
                         d_W[r].addmm_(x_r.T, p_minus_q)
                     if d_b is not None:
                         d_b[r].add_(p_minus_q.sum(0))
-        d_hidden = None
-        if d_x is not None:
-            d_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format)
-            d_hidden[:, :, :-1] = d_x.view(*d_hidden[:, :, :-1].shape)
-        ctx.gradients = d_hidden, d_W, d_b
+        ctx.gradients = None if d_x is None else d_x.view(hidden.shape), d_W, d_b
         ctx.count = batch * pos
         losses, each = each.double().mean(1), each.view(runs, batch, pos)
         ctx.mark_non_differentiable(each)

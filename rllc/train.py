@@ -226,7 +226,7 @@ def _loss(model: Any, batch: Tensor, autocast: torch.dtype | None) -> Tensor:
     with nullcontext() if autocast is None else torch.autocast(batch.device.type, autocast):
         if not is_attention_only(model):
             return model(input_ids=batch, labels=batch).loss
-        hidden = model.normalise("ln_final", model.activations(batch).residual[-1], {})
+        hidden = model.normalise("ln_final", model.activations(batch[:, :-1]).residual[-1], {})
     target = Target((batch.shape[0], batch.shape[1] - 1), batch[:, 1:].flatten(), None)
     mean, _ = UnembedLoss.apply(hidden.float(), model.unembed.W_U[None], model.unembed.b_U[None], target, autocast)
     return mean[0]

@@ -59,13 +59,11 @@ for i, name in enumerate(heads):
     )
 variance = np.exp(np.mean(2 * np.log(controlled.standard_error / plain.standard_error)))
 print(
-    f"geometric mean of the variances' ratio {variance:.2f}; time {cost:.2f}×; so {1 / (variance * cost):.1f} times the precision a second"
+    f"variances' ratio, geometric mean {variance:.2f}; time {cost:.2f}×; so {1 / (variance * cost):.1f} times the precision a second"
 )
 
 # %% Where chains start: the bias of a short estimate
-print(
-    "\nBias of 40 draws without burn-in, in percent of the long-run value, mean over heads (lr 1e-4: relaxes 10 times slower)"
-)
+print("\nBias of 40 draws without burn-in, in percent of the long-run value (lr 1e-4 relaxes 10 times slower)")
 for lr, long in ((1e-3, 800), (1e-4, 3000)):
     sampler = rllc.sgld(lr=lr)
     truth = estimate(sampler=sampler, num_draws=long, num_burnin_steps=long // 4, control_variate=True)
