@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -337,7 +338,7 @@ def _project(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     As few and as large matrix products as there can be: one when the weights or the inputs are shared.
     """
     (r, batch, pos, d), (s, heads, _, width) = x.shape, W.shape
-    flat = W.transpose(1, 2).reshape(s, d, heads * width)
+    flat = rearrange(W, "run head d_model d_head -> run d_model (head d_head)")
     if s == 1:
         y = (x.reshape(-1, d) @ flat[0]).view(r, batch, pos, heads, width)
     elif r == 1:
@@ -350,8 +351,8 @@ def _project(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
 
 def _combine(z: Tensor, W: Tensor) -> Tensor:
     """Sum over heads of ``z [r, batch, head, pos, d_head]`` times ``W [s, head, d_head, d_model]``; r, s: run or 1."""
-    r, batch, heads, pos, width = z.shape
-    flat = z.transpose(2, 3).reshape(r, batch * pos, heads * width)
+    _, batch, _, pos, _ = z.shape
+    flat = rearrange(z, "run batch head pos d_head -> run (batch pos) (head d_head)")
     out = torch.matmul(flat, W.flatten(1, 2)) if W.shape[0] > 1 else flat @ W[0].flatten(0, 1)
     return out.view(-1, batch, pos, W.shape[-1])
 
