@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rllc import refinement as refine
+from rllc.checks import arguments, check, check_baseline
 from rllc.data.tokens import Minibatches, Tokens
 from rllc.diagnostics import standard_error
 from rllc.draws import Draws
 from rllc.errors import InputError
 from rllc.layout import Group, center, groups, to
-from rllc.loss import Batch, Center, Distillation, Loss, LossFunction, Runs, bind, next_token
+from rllc.loss import Batch, Center, Distillation, Loss, LossFunction, Runs, bind
 from rllc.refinement import DataLike, Refinement, WeightsLike
-from rllc.samplers import Random, Sampler, sgld
+from rllc.samplers import Random, Sampler
+from rllc.sampling import Sampling
 from rllc.seeds import generator, stable_hash
 
 RISE = 0.2
@@ -37,94 +39,6 @@ _CPU_PASS = 256 * 2**20
 
 _FREE_WALKS = 1e2
 """A chain counts as diverged when its root-mean-square distance from w* exceeds this many free random walks √(lr · steps)."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How much is sampled, and at which resolution; the defaults are the paper's.
-
-    >>> Sampling(num_draws=100).num_steps
-    100
-
-    Args:
-        num_chains: independent chains for each refinement; 4 shows whether they agree.
-        num_draws: draws kept from each chain.
-        num_burnin_steps: steps before the first draw counts. 0 in the paper: chains start at w*.
-        num_steps_bw_draws: steps from one draw to the next.
-        batch_size: rows of a minibatch; all chains of all refinements of one data set see the same minibatches.
-        n_beta: nβ, sample size times inverse temperature; multiplies the mean loss per token (or example).
-        seed: of minibatches and noise.
-        start: ``"center"``: chains start at w*, as the paper's. ``"gaussian"``, for :func:`rllc.sgld`: at a draw from the local
-            Gaussian approximation N(w*, 1/(aᵢ(1 − εaᵢ/4))), aᵢ = nβ hᵢ + γ (εaᵢ taken as 2 at most), with the curvature hᵢ of
-            each weight estimated from the variance of minibatch gradients at w* (as below): for a log loss near its minimum the
-            Hessian is the Fisher information. Starting at w* biases λ̂ down, by the share 1/(num_draws · εaᵢ) of each
-            direction or so: 2.5 % at the paper's settings, 25 % at a tenth of its lr. The Gaussian removes it where hᵢ
-            is right or nβ hᵢ is small beside γ; where hᵢ is too low, chains come down from too wide.
-        control_variate: also subtract (g_B − ĝ)·(v − v*) from each draw, g_B being the gradient at w* on the draw's minibatch
-            and ĝ the mean of K = min(num_draws, 256) others: to first order, what the minibatch's own slope adds. A
-            draw's position depends neither on its own minibatch nor on those K, and all have the same mean gradient,
-            so this is 0 on average and λ̂ stays unbiased. Of the slope's noise a share of about τ/K remains, τ being the
-            chains' autocorrelation time in draws. Costs two backward passes a draw, one of them before the first
-            step, for all refinements of a data set together; on trained models it halved the variance
-            (``examples/benchmarks/noise.py``).
-        target_se: stop a refinement once its standard error is at most this; absolute, on λ̂'s own scale: for 2 % pass 0.02
-            times the value you expect. Looked at every 20 draws from 40 on; ``num_draws`` is then the most that is drawn.
-            Biased a little: low errors come with low values, so stopping favours these, and intervals cover a little
-            less (on a quadratic with 40 to 400 draws 94 % instead of 97 %, the value 1 % low).
-        runs_per_pass: how many chains go through the model together; ``None`` fits them into a quarter of the memory
-            that is free, on a CPU into 256 MB at most (larger passes leave the cache and are slower). Never
-            changes the noise or the minibatches; losses agree to float32 rounding.
-        autocast: ``"bfloat16"`` does the forward pass's matrix products in that precision, on GPUs and on CPUs with
-            AVX512-BF16 or AMX 2–5 times faster; chain state, noise, softmax and sums stay float32. ``None``: the model's own.
-        device: where to sample; ``None`` is where the model is. Elsewhere, one copy of the model is made there.
-        train_mode: run the model in training mode (dropout, batch statistics) instead of eval mode.
-
-    Raises:
-        InputError: a number is out of its range.
-    """
-
-    num_chains: int = 4
-    num_draws: int = 200
-    num_burnin_steps: int = 0
-    num_steps_bw_draws: int = 1
-    batch_size: int = 32
-    n_beta: float = 30.0
-    seed: int = 0
-    start: str = "center"
-    control_variate: bool = False
-    target_se: float | None = None
-    runs_per_pass: int | None = None
-    autocast: str | None = None
-    device: str | None = None
-    train_mode: bool = False
-
-    def __post_init__(self) -> None:
-        least = {"num_chains": 1, "num_draws": 1, "num_burnin_steps": 0, "num_steps_bw_draws": 1, "batch_size": 1}
-        least |= {} if self.runs_per_pass is None else {"runs_per_pass": 1}
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                raise InputError(f"Sampling: `{name}` must be an integer of at least {lowest}, got {value!r}.")
-        if not isinstance(self.seed, int):
-            raise InputError(f"Sampling: `seed` must be an integer, got {self.seed!r}.")
-        if self.start not in ("center", "gaussian"):
-            raise InputError(f"Sampling: `start` must be 'center' or 'gaussian', got {self.start!r}.")
-        if self.target_se is not None and not (isinstance(self.target_se, int | float) and self.target_se > 0):
-            raise InputError(f"Sampling: `target_se` must be a positive number or None, got {self.target_se!r}.")
-        if self.autocast not in (None, "bfloat16"):
-            raise InputError(f"Sampling: `autocast` must be None or 'bfloat16', got {self.autocast!r}.")
-        if not isinstance(self.n_beta, int | float) or not 0 < self.n_beta < float("inf"):
-            raise InputError(f"Sampling: `n_beta` must be a positive number, got {self.n_beta!r}; the paper uses 30.")
-
-    @property
-    def num_steps(self) -> int:
-        """Sampler steps of each chain."""
-        return self.num_burnin_steps + self.num_draws * self.num_steps_bw_draws
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What makes its results, for files and tables: not where or how large the passes are."""
-        return {k: v for k, v in asdict(self).items() if k not in ("runs_per_pass", "device")}
 
 
 class Step(NamedTuple):
@@ -181,7 +95,7 @@ def sample(
     Raises:
         InputError: before any chain runs, when an argument cannot work.
     """
-    sampler, sampling = _arguments(model, loss, sampler, sampling)
+    sampler, sampling = arguments(model, loss, sampler, sampling)
     refinements = refine.product(weights, data)
     stopped: dict[int, int] = {}
     kept: list[Step] = []
@@ -248,7 +162,7 @@ def iterate(
 
     Takes what :func:`sample` takes. Stop early by leaving the loop. Values stay on the device.
     """
-    sampler, sampling = _arguments(model, loss, sampler, sampling)
+    sampler, sampling = arguments(model, loss, sampler, sampling)
     if sampling.target_se is not None:
         raise InputError(
             "iterate: `target_se` stops rllc.sample and rllc.estimate; here, leave the loop when you like."
@@ -301,7 +215,7 @@ def _steps(
 ) -> Iterator[Step]:
     """The loop. A refinement that its reader puts into ``stopped`` between two steps is not sampled any further."""
     model, loss, device = _there(model, loss, sampling)
-    masks = _check(model, loss, refinements, sampler, sampling)
+    masks = check(model, loss, refinements, sampler, sampling)
     autocast = None if sampling.autocast is None else getattr(torch, sampling.autocast)
     bound = bind(model, loss, autocast=autocast, train_mode=sampling.train_mode)
     datasets = _plan(model, bound, refinements, masks, sampler, sampling, device)
@@ -354,7 +268,7 @@ def _minibatch(
     batch = refine.take(d.rows, rows, device)
     at = bound.center(batch, seed=stable_hash("loss", sampling.seed, t))
     if t == 0:
-        _check_baseline(at, d.name)
+        check_baseline(at, d.name)
     return rows, batch, at
 
 
@@ -528,34 +442,6 @@ def _free_memory() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _arguments(
-    model: nn.Module, loss: LossFunction | None, sampler: Sampler | None, sampling: Sampling | None
-) -> tuple[Sampler, Sampling]:
-    """The paper's settings for what is ``None``; refuses what is of another kind."""
-    sampler, sampling = sgld() if sampler is None else sampler, Sampling() if sampling is None else sampling
-    wanted = (
-        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module; rllc.load(folder) gives one"),
-        ("loss", loss, loss is None or callable(loss), "None, rllc.distillation(model) or a function f(module, batch)"),
-        ("sampler", sampler, isinstance(sampler, Sampler), "a sampler such as rllc.sgld(lr=1e-3, localization=200.0)"),
-        ("sampling", sampling, isinstance(sampling, Sampling), "rllc.Sampling(num_chains=4, num_draws=200)"),
-    )
-    for name, value, right, expected in wanted:
-        if not right:
-            raise InputError(f"sampling: `{name}` must be {expected}; got {type(value).__name__}.")
-    if sampling.start == "gaussian" and sampler.name != "sgld":
-        raise InputError(
-            f"sampling: start='gaussian' knows the law of rllc.sgld only, got {sampler.name}; pass start='center'."
-        )
-    if sampling.start == "gaussian" and sampler.localization == 0:
-        raise InputError(
-            "sampling: start='gaussian' needs a localization above 0, or flat directions start infinitely far away; "
-            "pass rllc.sgld(localization=200.0), or start='center'."
-        )
-    if sampling.start == "gaussian" and "half_width" in sampler.options:
-        raise InputError("sampling: start='gaussian' may start outside the prior's box; pass start='center'.")
-    return sampler, sampling
-
-
 def _there(model: nn.Module, loss: LossFunction | None, sampling: Sampling) -> tuple[nn.Module, Any, torch.device]:
     """The model and loss on the device asked for: themselves where they are there already, else one copy."""
     parameter = next(model.parameters(), None)
@@ -577,67 +463,3 @@ def _moved(model: nn.Module, device: torch.device) -> nn.Module:
     here = next((p.device for p in model.parameters()), device)
     same = device.type == here.type and device.index in (None, here.index)
     return model if same else copy.deepcopy(model).to(device)
-
-
-def _check(
-    model: nn.Module,
-    loss: LossFunction | None,
-    refinements: Sequence[Refinement],
-    sampler: Sampler,
-    sampling: Sampling,
-) -> list[dict[str, Tensor]]:
-    """Everything that can be known to be wrong before a chain runs; gives each refinement's masks."""
-    resolved = {r.weights: r.weights.masks(model) for r in refinements}
-    for name, parameter in model.named_parameters():
-        if not bool(parameter.detach().isfinite().all()):
-            bad = int((~parameter.detach().isfinite()).sum())
-            raise InputError(
-                f"sampling {type(model).__name__}: parameter {name!r} has {bad} non-finite numbers; expected finite "
-                f"weights. Load a checkpoint from before training broke."
-            )
-    for r in {r.data_name: r for r in refinements}.values():
-        rows = refine.num_rows(r.data)
-        if rows < sampling.batch_size:
-            raise InputError(
-                f"sampling on data {r.data_name!r}: it has {rows} rows, fewer than a batch of {sampling.batch_size}; "
-                f"pass Sampling(batch_size={rows}) or more data."
-            )
-        if sampler.full_batch and sampling.batch_size != rows:
-            raise InputError(
-                f"sampling on data {r.data_name!r}: {sampler.name} accepts or rejects by the energy of all {rows} rows, "
-                f"got batches of {sampling.batch_size}; pass Sampling(batch_size={rows}), or use rllc.sgld."
-            )
-        if isinstance(r.data, Tokens):
-            _check_tokens(model, r.data, r.data_name)
-        elif loss is None or loss is next_token or isinstance(loss, Distillation):
-            got = ", ".join(f"{part.dtype} {list(part.shape)}" for part in r.data)
-            raise InputError(
-                f"sampling on data {r.data_name!r}: the loss of tokens needs rllc.Tokens or one tensor of token ids "
-                f"[row, pos], got {got}; for other data pass loss=f, f(module, batch) giving per-example losses."
-            )
-    return [resolved[r.weights] for r in refinements]
-
-
-def _check_baseline(at: Center, name: str) -> None:
-    if not bool(at.losses.isfinite().all()):
-        bad = int((~at.losses.isfinite()).sum())
-        raise InputError(
-            f"sampling on data {name!r}: at w*, before any step, {bad} of the {at.losses.numel()} losses of the first "
-            f"minibatch are not finite; expected a loss that is finite at the weights it is asked about."
-        )
-
-
-def _check_tokens(model: nn.Module, data: Tokens, name: str) -> None:
-    config = getattr(model, "config", None) or getattr(model, "cfg", None)
-    vocabulary = getattr(config, "vocab_size", None) or getattr(config, "d_vocab", None)
-    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
-    if isinstance(vocabulary, int) and data.largest_id >= vocabulary:
-        raise InputError(
-            f"sampling on data {name!r}: it has token id {data.largest_id}, but the model's vocabulary has "
-            f"{vocabulary} (ids 0 to {vocabulary - 1}); tokenize with the model's own tokenizer."
-        )
-    if isinstance(context, int) and data.rows.shape[1] > context:
-        raise InputError(
-            f"sampling on data {name!r}: its rows have {data.rows.shape[1]} positions, but the model's context is "
-            f"{context}; tokenize with context_length={context}."
-        )

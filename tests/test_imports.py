@@ -18,6 +18,8 @@ MODULES = {
 SAMPLING = {
     "samplers",
     "sample",
+    "sampling",
+    "checks",
     "draws",
     "estimate",
     "refinement",
