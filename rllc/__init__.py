@@ -16,7 +16,7 @@ from rllc.samplers import Prior, Sampler, box, gaussian, hmc, mala, rmsprop_sgld
 
 # results: one estimate, and estimates over training
 from rllc.draws import Draws
-from rllc.estimate import LLC, Estimate, estimate
+from rllc.estimate import LLC, Estimate, control, estimate
 from rllc.track import track
 from rllc.trajectory import Tracker, Trajectory
 

@@ -181,6 +181,59 @@ def geweke(x: ArrayLike, first: float = 0.1, last: float = 0.5) -> np.ndarray:
     return _result(z, np.isfinite(values).all(axis=(-2, -1)))
 
 
+def spikes(x: ArrayLike) -> np.ndarray:
+    """How many draws stand far outside the distribution of the others: more than 30 times (90 % quantile − median) above it.
+
+    The losses that a chain sees near a minimum are Gamma distributed. Of Gamma(½), one direction, a draw is that far out
+    once in 10¹⁵, of Gamma(¼) once in 10¹⁰; a chain that was thrown up a cliff by too large a step is, often.
+
+    >>> int(spikes([[*range(100), 1e4]]))
+    1
+
+    Args:
+        x: draws [..., chain, draw].
+
+    Returns:
+        Counts [...], as floats; NaN with fewer than 4 draws or non-finite draws.
+    """
+    values, usable = _usable(x)
+    flat = values.reshape(*values.shape[:-2], -1)
+    middle, high = np.quantile(flat, 0.5, axis=-1), np.quantile(flat, 0.9, axis=-1)
+    return _result((flat - middle[..., None] > 30 * (high - middle)[..., None]).sum(-1).astype(np.float64), usable)
+
+
+def variance_reading(x: ArrayLike, noise: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """λ read from the *variance* of nβ(ℓ − ℓ*) over draws, and the standard error of that: a second reading without a baseline.
+
+    Where λ̂ has its asymptotic meaning nβ(ℓ(v) − ℓ(w*)) is Gamma(λ, 1) distributed, so its variance is λ as well as its
+    mean, and a constant error of the loss at w* does not matter. A Gaussian prior makes the variance the smaller: with
+    sᵢ = nβhᵢ/(nβhᵢ + γ) on a quadratic the mean is ½Σsᵢ, the variance ½Σsᵢ². So variance/mean is the average sᵢ of the
+    directions that count, and 1 minus it, how far the prior has shrunk λ̂.
+
+    Var − mean noise, the variance of all draws over chains, divided by 1 − 1/ess because their own mean was subtracted.
+
+    >>> x = np.random.default_rng(0).gamma(3.0, size=(4, 1000))
+    >>> [round(float(v), 1) for v in variance_reading(x, np.zeros_like(x))]
+    [3.1, 0.1]
+
+    Args:
+        x: nβ(ℓ_B − ℓ*_B) [..., chain, draw], on minibatches or not.
+        noise: same shape: what of each draw's variance is due to the choice of its minibatch (0 on full batches).
+
+    Returns:
+        Reading and its standard error, [...]; NaN with fewer than 4 draws, non-finite draws or noise.
+    """
+    values, usable = _usable(x)
+    removed = np.broadcast_to(np.asarray(noise, dtype=np.float64), np.shape(x))
+    usable = usable & np.isfinite(removed).all(axis=(-2, -1))
+    removed = (
+        np.where(usable[..., None, None], removed, 0.0) if removed.shape == values.shape else np.zeros_like(values)
+    )
+    squares = (values - values.mean(axis=(-2, -1), keepdims=True)) ** 2 - removed
+    lost = 1 - 1 / np.maximum(_ess(_split(values))[0], 2.0)
+    return _result(squares.mean(axis=(-2, -1)) / lost, usable), _result(standard_error(squares) / lost, usable)
+
+
 def _draws(x: ArrayLike) -> np.ndarray:
     values = np.asarray(x)
     if values.ndim < 2 or values.dtype.kind not in "iuf" or 0 in values.shape[-2:]:

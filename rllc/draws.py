@@ -31,6 +31,10 @@ class Draws:
         data: name of each refinement's data.
         settings: of sampler and sampling, ``n_beta`` among them.
         control: same shape as ``loss``, with ``Sampling(control_variate=True)``: (g_B − ḡ)·(v − v*), 0 on average.
+        noise: same shape: the variance of loss − baseline that comes from the choice of the minibatch, estimated from how its
+            rows differ.
+        probes: what :mod:`rllc.probes` saw: ``"acceptance"`` and ``"discretisation"`` ``[refinement, chain, probe]``,
+            ``"max_curvature"`` ``[refinement]``. Empty with ``Sampling(num_probes=0)``.
         lengths: ``[refinement]``: how many draws each has; fewer than the others' where ``target_se`` was reached, and
             NaN behind them. Left out: all.
         tokens: with ``per_token``, each refinement's ``[chain, draw, batch(, pos)]`` losses.
@@ -45,6 +49,8 @@ class Draws:
     data: tuple[str, ...]
     settings: Mapping[str, Any]
     control: np.ndarray | None = None
+    noise: np.ndarray | None = None
+    probes: Mapping[str, np.ndarray] = field(default_factory=dict)
     lengths: tuple[int, ...] = ()
     tokens: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
     token_baseline: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -87,7 +93,8 @@ class Draws:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
         arrays = {"loss": self.loss, "baseline": self.baseline, "diverged": self.diverged}
-        arrays |= {} if self.control is None else {"control": self.control}
+        arrays |= {name: a for name in ("control", "noise") if (a := getattr(self, name)) is not None}
+        arrays |= {f"probes.{name}": a for name, a in self.probes.items()}
         keys = list(self.tokens)
         arrays |= {f"tokens.{i}": self.tokens[key] for i, key in enumerate(keys)}
         arrays |= {f"token_baseline.{name}": a for name, a in self.token_baseline.items()}
@@ -117,6 +124,8 @@ class Draws:
             data=tuple(header["data"]),
             settings=header["settings"],
             control=arrays.get("control"),
+            noise=arrays.get("noise"),
+            probes=under("probes."),
             lengths=tuple(header["lengths"]),
             tokens={tuple(key): arrays[f"tokens.{i}"] for i, key in enumerate(header["tokens"])},
             token_baseline=under("token_baseline."),

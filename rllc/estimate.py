@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rllc import diagnostics
+from rllc.checks import arguments
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError, nearest
 from rllc.files import load_arrays, save_arrays
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike
 from rllc.sample import RISE, Sampling, sample
-from rllc.samplers import Sampler
+from rllc.samplers import Energy, Random, Sampler
+from rllc.status import DIAGNOSTICS, diagnose, verdict
 from rllc.weights import head_name
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_RHAT = 1.1
-"""R-hat above which chains do not agree well enough; Vehtari et al. 2021 ask for 1.01 when draws are plenty."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Estimate:
             ``standard_error`` also counts what they share.
         per_chain: ``[refinement, chain]``: each chain's own λ̂.
         status: ``"ok"``, or what is wrong and what to change.
+        diagnostics: what the status is made from, by name, each ``[refinement]``, NaN where not known; see
+            :data:`rllc.status.DIAGNOSTICS`.
         weights: name of each refinement's weights.
         data: name of each refinement's data.
         settings: of sampler and sampling.
@@ -74,12 +76,14 @@ class Estimate:
     weights: tuple[str, ...]
     data: tuple[str, ...]
     settings: Mapping[str, Any]
+    diagnostics: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, draws: Draws) -> Estimate:
         """Sum up draws; a refinement with a diverged chain is NaN with a status that names chain and step."""
         whole = draws.llc
         value, error, rhat, ess = (np.full(len(whole), np.nan) for _ in range(4))
+        told = {name: np.full(len(whole), np.nan) for name in DIAGNOSTICS}
         per_chain = np.full(whole.shape[:2], np.nan)
         for length in set(draws.lengths):
             mine = [i for i, n in enumerate(draws.lengths) if n == length]
@@ -88,6 +92,8 @@ class Estimate:
             error[mine], rhat[mine] = diagnostics.standard_error(llc, discard=RISE), diagnostics.rhat(llc)
             rise = int(RISE * length)
             ess[mine] = diagnostics.ess(llc[..., rise:], method="mean") * length / (length - rise)
+            for name, found in diagnose(draws, mine, slice(rise, length), value[mine], ess[mine]).items():
+                told[name][mine] = found
         return cls(
             value=value,
             standard_error=error,
@@ -95,9 +101,14 @@ class Estimate:
             ess=ess,
             per_chain=per_chain,
             status=tuple(
-                _status(d, v, e, r, draws.settings.get("target_se"))
-                for d, v, e, r in zip(draws.diverged, value, error, rhat, strict=True)
+                verdict(
+                    draws.diverged[i],
+                    {"value": value[i], "error": error[i], "rhat": rhat[i]} | {k: a[i] for k, a in told.items()},
+                    draws.settings | {"num_draws": draws.lengths[i]},
+                )
+                for i in range(len(whole))
             ),
+            diagnostics=told,
             weights=draws.weights,
             data=draws.data,
             settings=draws.settings,
@@ -140,7 +151,7 @@ class Estimate:
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a refinement: ``weights, data, llc, standard_error, rhat, ess, status``."""
+        """One row a refinement: ``weights, data, llc, standard_error, rhat, ess, status``, and the diagnostics."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -152,6 +163,7 @@ class Estimate:
                 "rhat": self.rhat,
                 "ess": self.ess,
                 "status": self.status,
+                **self.diagnostics,
             }
         )
 
@@ -181,6 +193,7 @@ class Estimate:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays |= {f"diagnostics.{name}": a for name, a in self.diagnostics.items()}
         names = {"weights": self.weights, "data": self.data, "status": self.status, "settings": dict(self.settings)}
         return save_arrays(path, arrays, {"kind": "rllc.Estimate"} | names)
 
@@ -195,7 +208,9 @@ class Estimate:
         if header.get("kind") != "rllc.Estimate":
             raise FileError(f"reading {path} as Estimate: it holds {header.get('kind', 'something else')}.")
         names = {key: tuple(header[key]) for key in ("weights", "data", "status")}
-        return cls(**arrays, **names, settings=header["settings"])
+        told = {k.removeprefix("diagnostics."): a for k, a in arrays.items() if k.startswith("diagnostics.")}
+        main = {name: arrays[name] for name in ARRAYS}
+        return cls(**main, **names, settings=header["settings"], diagnostics=told)
 
 
 ARRAYS = ("value", "standard_error", "rhat", "ess", "per_chain")
@@ -249,21 +264,40 @@ def estimate(
     return Estimate.of(sample(model, data, weights, loss=loss, sampler=sampler, sampling=sampling, progress=progress))
 
 
-def _status(diverged: np.ndarray, value: float, error: float, rhat: float, target_se: float | None) -> str:
-    if (diverged >= 0).any():
-        chain = int(np.flatnonzero(diverged >= 0)[0])
-        more = int((diverged >= 0).sum()) - 1
-        others = f" (and {more} more)" if more else ""
-        return f"diverged: chain {chain} at step {diverged[chain]}{others}; lower lr"
-    problems = []
-    if np.isnan(error):
-        problems.append("too few draws for a standard error: at least 4")
-    if rhat > _RHAT:
-        problems.append("chains disagree (R-hat): more draws or burn-in")
-    if value < 0:
-        problems.append("negative: w* is not a minimum for this data, or noise exceeds signal")
-    elif error > abs(value):
-        problems.append("noise exceeds signal: more draws")
-    if target_se is not None and error > target_se:
-        problems.append("standard error above target_se: more draws")
-    return "; ".join(problems) or "ok"
+def control(
+    model: nn.Module,
+    data: DataLike,
+    weights: WeightsLike = None,
+    *,
+    loss: LossFunction | None = None,
+    sampler: Sampler | None = None,
+    sampling: Sampling | None = None,
+    progress: bool = True,
+) -> Estimate:
+    """The control at nβ = 0: chains that do not see the loss, only the prior and their noise, read as λ̂ is read.
+
+    Its value is nβ·E[ℓ(v) − ℓ(w*)] under the prior alone, ½nβ Σhᵢ/γ on a quadratic. An estimate that is not clearly below its
+    control says nothing of the shape of the loss: there the prior is all that holds the chains, λ̂ ≈ ½nβ tr(h)/γ, and a
+    larger nβ or a smaller localization is needed.
+
+    >>> import torch
+    >>> model, data = torch.nn.Linear(4, 1), torch.eye(4).repeat(16, 1)
+    >>> at_zero = control(model, data, loss=lambda m, x: m(x)[:, 0] ** 2, progress=False)
+    >>> at_zero.settings["sampler"]
+    'sgld without loss'
+
+    Arguments, result and errors are those of :func:`estimate`; chains start at w*.
+
+    Source: the negative control of devinterp's sampling guide.
+    """
+    sampler, sampling = arguments(model, loss, sampler, replace(sampling or Sampling(), start="center"))
+
+    def step(state: Any, energy: Energy, random: Random) -> Any:
+        def flat(position: Tensor) -> tuple[Tensor, Tensor]:
+            height, slope = energy(position)
+            return torch.zeros_like(height), torch.zeros_like(slope)
+
+        return sampler.step(state, flat, random)
+
+    blind = replace(sampler, name=f"{sampler.name} without loss", step=step)
+    return estimate(model, data, weights, loss=loss, sampler=blind, sampling=sampling, progress=progress)

@@ -132,7 +132,12 @@ def next_token(module: nn.Module, batch: Tensor) -> Tensor:
 
 
 def bind(
-    model: nn.Module, loss: LossFunction | None, *, autocast: torch.dtype | None = None, train_mode: bool = False
+    model: nn.Module,
+    loss: LossFunction | None,
+    *,
+    autocast: torch.dtype | None = None,
+    train_mode: bool = False,
+    compile: bool = False,
 ) -> Loss:
     """The fastest exact evaluation there is for this model and loss.
 
@@ -140,13 +145,14 @@ def bind(
         loss: yours, a :func:`distillation`, or ``None`` for :func:`next_token`.
         autocast: precision of matrix products, such as ``torch.bfloat16``; ``None`` is the model's own.
         train_mode: evaluate the module in training mode (dropout and all) instead of eval mode.
+        compile: pass the forward through ``torch.compile``.
     """
     if is_attention_only(model):
         if loss is None or loss is next_token:
-            return TokenLoss(model, None, autocast)  # type: ignore[arg-type]
+            return TokenLoss(model, None, autocast, compile)  # type: ignore[arg-type]
         if isinstance(loss, Distillation) and is_attention_only(loss.generator):
-            return TokenLoss(model, loss.generator, autocast)  # type: ignore[arg-type]
-    return ModuleLoss(model, next_token if loss is None else loss, autocast, train_mode)
+            return TokenLoss(model, loss.generator, autocast, compile)  # type: ignore[arg-type]
+    return ModuleLoss(model, next_token if loss is None else loss, autocast, train_mode, compile)
 
 
 def is_attention_only(model: nn.Module) -> bool:
@@ -167,12 +173,19 @@ def is_attention_only(model: nn.Module) -> bool:
 class TokenLoss:
     """Next-token or distillation loss of an :class:`rllc.models.AttentionOnly`, all runs at once."""
 
-    def __init__(self, model: AttentionOnly, generator: AttentionOnly | None, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        model: AttentionOnly,
+        generator: AttentionOnly | None = None,
+        autocast: torch.dtype | None = None,
+        compile: bool = False,
+    ) -> None:
         if generator is not None:
             _check_vocabularies(generator.config.d_vocab, model.config.d_vocab)
         self.model, self.generator, self.autocast = model, generator, autocast
         self.parameters = dict(model.named_parameters())
         self.to_hidden = _ToHidden(model)
+        self.hidden = torch.compile(model.hidden, dynamic=False) if compile else model.hidden
 
     @torch.no_grad()
     def center(self, batch: Tensor, seed: int) -> Center:  # noqa: D102 (see Loss)
@@ -228,7 +241,7 @@ class TokenLoss:
 
     def _losses(self, moved: dict[str, Moved], at: Activations, target: Target) -> tuple[Tensor, Tensor]:
         with _precision(at.tokens.device, self.autocast):
-            hidden = self.model.hidden(moved, at)
+            hidden = self.hidden(moved, at)
         W_U, b_U = (self.model.weight(name, moved) for name in ("unembed.W_U", "unembed.b_U"))
         return UnembedLoss.apply(hidden, W_U, b_U, target, self.autocast)
 
@@ -362,12 +375,20 @@ class ModuleLoss:
     on the first minibatch, so that the choice, and with it every bit of the result, does not depend on a stopwatch.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFunction, autocast: torch.dtype | None, train_mode: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossFunction,
+        autocast: torch.dtype | None = None,
+        train_mode: bool = False,
+        compile: bool = False,
+    ) -> None:
         self.model, self.loss, self.autocast, self.train_mode = model, loss, autocast, train_mode
         self.wrapper = _Call(model, loss)
         self.parameters = {name: p.detach() for name, p in model.named_parameters()}
         self.device = next(iter(self.parameters.values())).device
         self.stacked: bool | None = None
+        self.compile, self.call = compile, torch.func.functional_call
 
     def center(self, batch: Batch, seed: int) -> Center:  # noqa: D102 (see Loss)
         with torch.no_grad(), self._seeded(seed), _mode(self.model, self.train_mode):
@@ -464,13 +485,15 @@ class ModuleLoss:
                 f"batch = {rows}, got {got}; with a torch loss, pass reduction='none'."
             )
         self.stacked = counter.get_total_flops() < _STACKED_FLOPS
+        if self.compile:
+            self.stacked, self.call = False, torch.compile(self.call, dynamic=False)
         return losses
 
     def _call(self, changed: dict[str, Tensor], batch: Batch) -> Tensor:
         buffers = {f"module.{name}": b.clone() for name, b in self.model.named_buffers()}  # a forward may update them
         weights = {f"module.{name}": changed.get(name, p) for name, p in self.parameters.items()}
         with _precision(self.device, self.autocast):
-            return torch.func.functional_call(self.wrapper, weights | buffers, (batch,))
+            return self.call(self.wrapper, weights | buffers, (batch,))
 
 
 class _Call(nn.Module):

@@ -23,6 +23,7 @@ from rllc.draws import Draws
 from rllc.errors import InputError
 from rllc.layout import Group, center, groups, to
 from rllc.loss import Batch, Center, Distillation, Loss, LossFunction, Runs, bind
+from rllc.probes import largest_curvature, probed, second_look
 from rllc.refinement import DataLike, Refinement, WeightsLike
 from rllc.samplers import Random, Sampler
 from rllc.sampling import Sampling
@@ -62,6 +63,10 @@ class Step(NamedTuple):
     """Which rows of each data set the minibatch holds."""
     diverged: Tensor
     """``[refinement, chain]``: the step at which a chain diverged, −1 while it has not."""
+    noise: Tensor
+    """``[refinement, chain]``, float64: at a draw, variance of loss − baseline due to the choice of the minibatch."""
+    probes: Mapping[str, Tensor]
+    """:func:`rllc.probes.second_look`, ``[refinement, chain]``; at step 1 ``"max_curvature"``, ``[refinement]``; else empty."""
     positions: Callable[[int], Tensor]
     """``positions(refinement)`` is ``[chain, dim]``: the selected weights, parameters in alphabetical order."""
 
@@ -99,6 +104,7 @@ def sample(
     refinements = refine.product(weights, data)
     stopped: dict[int, int] = {}
     kept: list[Step] = []
+    probes: dict[str, list[Tensor]] = {}
     bar = tqdm(
         total=sampling.num_steps,
         desc=f"{sampler.name}: {len(refinements)} × {sampling.num_chains} chains",
@@ -109,6 +115,8 @@ def sample(
     with bar:
         for step in _steps(model, refinements, loss, sampler, sampling, per_token, stopped):
             bar.update()
+            for name, found in step.probes.items():
+                probes.setdefault(name, []).append(found)
             if step.draw is not None:
                 kept.append(step._replace(positions=_forgotten))
                 _stop_the_precise(stopped, kept, sampling)
@@ -119,6 +127,8 @@ def sample(
         loss=losses.cpu().numpy(),
         baseline=baseline.cpu().numpy().copy(),
         control=control.cpu().numpy() if sampling.control_variate else None,
+        noise=torch.stack([s.noise for s in kept], -1).cpu().numpy(),
+        probes=_over_probes(probes),
         diverged=kept[-1].diverged.cpu().numpy(),
         weights=tuple(r.weights.name for r in refinements),
         data=tuple(r.data_name for r in refinements),
@@ -174,6 +184,12 @@ def _forgotten(refinement: int) -> Tensor:
     raise InputError("positions are not kept after the step; read them inside the loop over rllc.iterate(...).")
 
 
+def _over_probes(probes: Mapping[str, Sequence[Tensor]]) -> dict[str, np.ndarray]:
+    """``[refinement, chain, probe]``; the curvature, found once, ``[refinement]``."""
+    arrays = {name: torch.stack(list(found), -1).cpu().numpy() for name, found in probes.items()}
+    return {name: a[..., 0] if name == "max_curvature" else a for name, a in arrays.items()}
+
+
 def _over_draws(steps: Sequence[Tensor], axis: int) -> np.ndarray:
     return torch.stack(list(steps), axis).cpu().numpy()
 
@@ -217,13 +233,14 @@ def _steps(
     model, loss, device = _there(model, loss, sampling)
     masks = check(model, loss, refinements, sampler, sampling)
     autocast = None if sampling.autocast is None else getattr(torch, sampling.autocast)
-    bound = bind(model, loss, autocast=autocast, train_mode=sampling.train_mode)
+    bound = bind(model, loss, autocast=autocast, train_mode=sampling.train_mode, compile=sampling.compile)
     datasets = _plan(model, bound, refinements, masks, sampler, sampling, device)
     if sampling.start == "gaussian" or sampling.control_variate:
         for d in datasets:
             _look_around(d, bound, sampler, sampling, device)
     diverged = torch.full((len(refinements), sampling.num_chains), -1, device=device)
-    active = len(refinements)
+    active, looks = len(refinements), probed(sampling) if sampling.num_probes else frozenset()
+    sharpest = torch.full((len(refinements),), torch.nan, dtype=torch.float64, device=device)
     for t in range(sampling.num_steps + 1):
         if len(refinements) - len(stopped) < active:
             datasets, active = _without(datasets, stopped), len(refinements) - len(stopped)
@@ -232,26 +249,61 @@ def _steps(
         losses = torch.full(diverged.shape, torch.nan, dtype=torch.float64, device=device)
         baseline, control, draw = losses[:, 0].clone(), torch.zeros_like(losses), _draw_at(t, sampling)
         rows, tokens, token_baseline = {}, {}, {}
-        positions = []
+        positions, noise = [], torch.full_like(losses, torch.nan)
+        probes: dict[str, Tensor] = {"max_curvature": sharpest} if t == 1 and looks else {}
         for d in datasets:
             rows[d.name], batch, at = _minibatch(d, t, bound, sampling, device)
             baseline[d.refinements] = at.losses.double().mean()
             if per_token:
                 token_baseline[d.name] = at.losses
+            if t == 0 and looks:
+                _sharpest(sharpest, d, bound, at, batch, sampler.lr)
             if draw is not None and sampling.control_variate:
                 _control(control, d, bound, at, batch, stable_hash("loss", sampling.seed, t))
             for p in d.passes:
-                positions.append((p, p.state.position))
-                runs = _advance(p, bound, at, batch, sampler, sampling, per_token)
-                where = p.refinement, p.chain
+                where, before = (p.refinement, p.chain), p.state.position
+                positions.append((p, before))
+                runs = _advance(p, bound, at, batch, sampler, sampling, each=per_token or draw is not None)
                 broken = ~runs.losses.isfinite() | _runs_away(p, sampler.lr, t + 1)
                 diverged[where] = torch.where(broken & (diverged[where] < 0), t, diverged[where])
                 losses[where] = torch.where(diverged[where] < 0, runs.losses, torch.nan)
-                if runs.each is not None:
+                if draw is not None:
+                    noise[where] = _minibatch_noise(runs, at, refine.num_rows(d.rows))
+                if draw in looks:
+                    after = p.state.position
+                    again = bound.runs(p.group, p.member, after, at, batch, gradient=True, each=False)
+                    origin = p.origin[p.member]
+                    found = second_look(before, after, runs, again, origin, sampler, sampling.n_beta)
+                    for name, values in found.items():
+                        probes.setdefault(name, torch.full_like(losses, torch.nan))[where] = values
+                if per_token and runs.each is not None:
                     _sort_tokens(tokens, p, runs.each, refinements, sampling.num_chains)
         if t > 0:
             find = partial(_positions, positions, sampling.num_chains)
-            yield Step(t, draw, losses, baseline, control, tokens, token_baseline, rows, diverged.clone(), find)
+            told = tokens, token_baseline, rows
+            yield Step(t, draw, losses, baseline, control, *told, diverged.clone(), noise, probes, find)
+
+
+def _minibatch_noise(runs: Runs, at: Center, num_rows: int) -> Tensor:
+    """``[run]``: by how much loss − baseline varies with the choice of the minibatch, from how it varies within one.
+
+    Rows are drawn without replacement: variance over rows / batch, times 1 − batch/rows; NaN for one row of several.
+    """
+    assert runs.each is not None
+    rise = (runs.each.double() - at.losses.double()).reshape(len(runs.losses), len(at.losses), -1).mean(2)
+    batch = rise.shape[1]
+    if batch == num_rows:
+        return torch.zeros_like(rise[:, 0])
+    return rise.var(1) / batch * (1 - batch / num_rows) if batch > 1 else torch.full_like(rise[:, 0], torch.nan)
+
+
+def _sharpest(found: Tensor, d: _DataSet, bound: Loss, at: Center, batch: Batch, lr: float) -> None:
+    """Put the largest curvature in the weights of each refinement where it belongs."""
+    for p in d.passes:
+        first = [i for i, c in enumerate(p.chain.tolist()) if c == 0]
+        if first:
+            member = p.member[torch.tensor(first, device=p.member.device)]
+            found[p.refinement[first]] = largest_curvature(bound, p.group, member, p.origin[member], at, batch, lr)
 
 
 def _draw_at(t: int, sampling: Sampling) -> int | None:
@@ -399,7 +451,7 @@ def _plan(
             runs = [(m, c) for m in range(len(group.members)) for c in range(sampling.num_chains)]
             size = sampling.runs_per_pass or _pass_size(bound.memory(group, _batch_shape(data, sampling)), device)
             for some in (runs[start : start + size] for start in range(0, len(runs), size)):
-                streams = [generator(*seeds[m], c, device=device) for m, c in some]
+                streams = [generator(*seeds[m], sampling.first_chain + c, device=device) for m, c in some]
                 member = torch.tensor([m for m, _ in some], device=device)
                 chain = torch.tensor([c for _, c in some], device=device)
                 refinement = torch.tensor([here[group.members[m]] for m, _ in some], device=device)

@@ -23,6 +23,10 @@ class Sampling:
         batch_size: rows of a minibatch; all chains of all refinements of one data set see the same minibatches.
         n_beta: nβ, sample size times inverse temperature; multiplies the mean loss per token (or example).
         seed: of minibatches and noise.
+        first_chain: number of the first chain; a chain's noise depends on its number, so that further chains of an earlier
+            result (``first_chain=4`` after four) are those that a larger call would have run.
+        num_probes: at how many draws a step is looked at a second time, for what ``Estimate.diagnostics`` says of its size
+            (:mod:`rllc.probes`); changes no draw, costs one evaluation each. 0 is none.
         start: ``"center"``: chains start at w*, as the paper's. ``"gaussian"``, for :func:`rllc.sgld`: at a draw from the local
             Gaussian approximation N(w*, 1/(aᵢ(1 − εaᵢ/4))), aᵢ = nβ hᵢ + γ (εaᵢ taken as 2 at most), with the curvature hᵢ of
             each weight estimated from the variance of minibatch gradients at w* (as below): for a log loss near its minimum the
@@ -33,9 +37,9 @@ class Sampling:
             and ĝ the mean of K = min(num_draws, 256) others: to first order, what the minibatch's own slope adds. A
             draw's position depends neither on its own minibatch nor on those K, and all have the same mean gradient,
             so this is 0 on average and λ̂ stays unbiased. Of the slope's noise a share of about τ/K remains, τ being the
-            chains' autocorrelation time in draws. Costs two backward passes a draw, one of them before the first
-            step, for all refinements of a data set together; on one small trained model the
-            squared standard errors of four heads fell to 0.3 to 0.8 (``examples/RESULTS.md``).
+            chains' autocorrelation time in draws. Costs two backward passes of the whole model a draw, one of them before
+            the first step, once for all refinements of a data set: a third more time for 4 heads, little for 16. The
+            variance falls to about 0.7 (``examples/RESULTS.md``), so it pays for many heads at once.
         target_se: stop a refinement once its standard error is at most this; absolute, on λ̂'s own scale: for 2 % pass 0.02
             times the value you expect. Looked at every 20 draws from 40 on; ``num_draws`` is then the most that is drawn.
             Biased a little: low errors come with low values, so stopping favours these, and intervals cover a little
@@ -43,6 +47,9 @@ class Sampling:
         runs_per_pass: how many chains go through the model together; ``None`` fits them into a quarter of the memory
             that is free, on a CPU into 256 MB at most (larger passes leave the cache and are slower). Never
             changes the noise or the minibatches; losses agree to float32 rounding.
+        compile: pass the model's forward through ``torch.compile`` (needs a C++ compiler, on GPUs triton, and a minute before
+            the first step). On two CPU cores it gains nothing (0.473 s a step against 0.475); for GPUs. Losses agree to
+            float32 rounding.
         autocast: ``"bfloat16"`` does the forward pass's matrix products in that precision, on GPUs and on CPUs with
             AVX512-BF16 or AMX 2–5 times faster; chain state, noise, softmax and sums stay float32. ``None``: the model's own.
         device: where to sample; ``None`` is where the model is. Elsewhere, one copy of the model is made there.
@@ -59,16 +66,20 @@ class Sampling:
     batch_size: int = 32
     n_beta: float = 30.0
     seed: int = 0
+    first_chain: int = 0
+    num_probes: int = 5
     start: str = "center"
     control_variate: bool = False
     target_se: float | None = None
     runs_per_pass: int | None = None
+    compile: bool = False
     autocast: str | None = None
     device: str | None = None
     train_mode: bool = False
 
     def __post_init__(self) -> None:
         least = {"num_chains": 1, "num_draws": 1, "num_burnin_steps": 0, "num_steps_bw_draws": 1, "batch_size": 1}
+        least |= {"first_chain": 0, "num_probes": 0}
         least |= {} if self.runs_per_pass is None else {"runs_per_pass": 1}
         for name, lowest in least.items():
             value = getattr(self, name)
@@ -93,4 +104,4 @@ class Sampling:
     @property
     def settings(self) -> dict[str, Any]:
         """What makes its results, for files and tables: not where or how large the passes are."""
-        return {k: v for k, v in asdict(self).items() if k not in ("runs_per_pass", "device")}
+        return {k: v for k, v in asdict(self).items() if k not in ("runs_per_pass", "device", "compile")}

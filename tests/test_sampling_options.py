@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -224,3 +226,18 @@ def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
         mean = torch.stack([torch.cat([g[n][masks[n]] for n in sorted(masks)]) for g in around]).mean(0)
         for g, away, control in zip(flat, aways, controls, strict=True):
             assert torch.allclose(control[i].float(), (away[i] - center) @ (g - mean), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("native", [True, False])
+def test_compiled_losses_are_the_same_to_rounding(native: bool) -> None:
+    model, data, loss = (
+        (tiny_model(n_layers=1), tiny_tokens(), None) if native else (torch.nn.Linear(3, 1), torch.ones(8, 3), square)
+    )
+    plain, compiled = (
+        rllc.sample(model, data, loss=loss, sampling=rllc.Sampling(2, 4, batch_size=4, compile=c), progress=False)
+        for c in (False, True)
+    )
+    np.testing.assert_allclose(compiled.loss, plain.loss, atol=2e-6)
+    assert compiled.settings == plain.settings

@@ -1,0 +1,157 @@
+"""The second look at a step: acceptance and curvature against slow and dense computations, shares against exact laws."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from tiny import SHORT, Quadratic, loss_of_quadratic, tiny_model, tiny_tokens
+from torch import Tensor
+
+import rllc
+from rllc.data.tokens import Minibatches
+from rllc.layout import center, groups
+from rllc.loss import Runs, bind
+from rllc.probes import largest_curvature, probed, second_look
+from rllc.seeds import generator
+
+
+def test_probed_draws_are_spread_evenly_and_end_with_the_last() -> None:
+    assert probed(rllc.Sampling(num_draws=100, num_probes=4)) == {24, 49, 74, 99}
+    assert probed(rllc.Sampling(num_draws=3, num_probes=5)) == {0, 1, 2}
+    assert probed(rllc.Sampling(num_draws=200, num_probes=3, target_se=0.1)) == {19, 39, 59}
+
+
+def test_acceptance_is_the_ratio_written_out() -> None:
+    """p(v′) q(v | v′) / (p(v) q(v′ | v)) with every term, on an energy that is no quadratic."""
+    stream = generator("acceptance")
+    before, origin = torch.randn(50, 3, generator=stream), torch.randn(50, 3, generator=stream)
+    n_beta, lr, gamma = 3.0, 0.3, 2.0
+
+    def loss(v: Tensor) -> tuple[Tensor, Tensor]:
+        return (v**4 / 4 + v.cos()).sum(1).double(), v**3 - v.sin()
+
+    def total(v: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = loss(v)
+        return n_beta * value + gamma / 2 * (v - origin).square().sum(1), n_beta * slope + gamma * (v - origin)
+
+    after = before - lr / 2 * total(before)[1] + math.sqrt(lr) * torch.randn(50, 3, generator=stream)
+    to = -(after - before + lr / 2 * total(before)[1]).square().sum(1) / (2 * lr)
+    back = -(before - after + lr / 2 * total(after)[1]).square().sum(1) / (2 * lr)
+    ratio = total(before)[0] - total(after)[0] + back - to
+    ends = [Runs(*loss(v), None) for v in (before, after)]
+    found = second_look(before, after, *ends, origin, rllc.sgld(lr, gamma), n_beta)["acceptance"]
+    torch.testing.assert_close(found, ratio.clamp(max=0).exp().double(), atol=1e-5, rtol=1e-4)
+    assert 0.1 < float(found.mean()) < 0.9
+
+
+@pytest.mark.parametrize("sampler", [rllc.sghmc(), rllc.sgld(prior=rllc.box(0.1)), rllc.mala()])
+def test_other_proposals_are_not_judged(sampler: rllc.Sampler) -> None:
+    ends = Runs(torch.zeros(2), torch.zeros(2, 3), None)
+    found = second_look(torch.zeros(2, 3), torch.ones(2, 3), ends, ends, torch.zeros(2, 3), sampler, 30.0)
+    assert all(bool(values.isnan().all()) for values in found.values())
+
+
+def test_the_largest_curvature_is_that_of_the_dense_hessian() -> None:
+    model, tokens = tiny_model(), tiny_tokens()
+    weights = [rllc.head(name) for name in ("0:1", "0:2", "1:0")]
+    found = rllc.sample(model, tokens, weights, sampling=SHORT, progress=False).probes["max_curvature"]
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    batch = tokens.rows[Minibatches(len(tokens), SHORT.batch_size, seed=SHORT.seed)[0]].long()
+    for selected, mine in zip(weights, found, strict=True):
+        mask = selected.masks(model)
+
+        def loss(v: Tensor, mask: dict[str, Tensor] = mask) -> Tensor:
+            moved, at = {}, 0
+            for name in sorted(mask):
+                count = int(mask[name].sum())
+                moved[name] = parameters[name].masked_scatter(mask[name], v[at : at + count])
+                at += count
+            logits = torch.func.functional_call(model, moved, (batch,)).logits[:, :-1]
+            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+
+        here = torch.cat([parameters[name][mask[name]] for name in sorted(mask)])
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            hessian = torch.autograd.functional.hessian(loss, here)
+        assert mine == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=0.03)
+
+
+def test_the_largest_curvature_of_few_directions_is_exact() -> None:
+    """Fewer weights than products with the Hessian, and equal curvatures, at which Lanczos' method ends early."""
+    for curvatures in ([7.0], [3.0, 3.0, 3.0], [-2.0, -5.0]):
+        model = Quadratic(torch.tensor(curvatures))
+        bound = bind(model, loss_of_quadratic)
+        (group,) = groups([rllc.everything().masks(model)])
+        x = torch.zeros(4, len(curvatures))
+        origin, member = center(group, dict(model.named_parameters())), torch.zeros(1, dtype=torch.long)
+        found = largest_curvature(bound, group, member, origin, bound.center(x, 0), x, lr=1e-3)
+        assert float(found) == pytest.approx(max(curvatures), rel=0.01)
+
+
+def test_probes_change_no_draw_and_can_be_left_out() -> None:
+    model, tokens = tiny_model(), tiny_tokens()
+    draws = [
+        rllc.sample(model, tokens, rllc.heads(model), sampling=rllc.Sampling(2, 5, batch_size=4, num_probes=n), progress=False)
+        for n in (0, 3)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(draws[0].loss, draws[1].loss)
+    assert not draws[0].probes
+    assert {k: a.shape for k, a in draws[1].probes.items()} == {
+        "max_curvature": (6,), "acceptance": (6, 2, 3), "discretisation": (6, 2, 3)
+    }  # fmt: skip
+    assert all(np.isfinite(a).all() for a in draws[1].probes.values())
+
+
+def test_the_noise_of_a_minibatch_is_that_over_all_minibatches() -> None:
+    """At a fixed position the estimate is unbiased: its mean over draws is the variance of loss − baseline over minibatches."""
+    rows, batch = 12, 4
+    x = torch.randn(rows, 6, generator=generator("x"))
+    model = Quadratic(torch.zeros(6))
+
+    def measured(state: Stay, energy: object, random: object) -> Stay:
+        energy(state.position)
+        return state
+
+    sampler = rllc.Sampler("stay", 1.0, 0.0, lambda position: Stay(position + 0.5), measured)
+    draws = rllc.sample(model, (x,), loss=loss_of_quadratic, sampler=sampler,
+                        sampling=rllc.Sampling(1, 600, batch_size=batch, n_beta=1.0), progress=False)  # fmt: skip
+    each = (x * 0.5).sum(1)
+    exact = float(each.var(correction=1)) / batch * (1 - batch / rows)
+    assert draws.noise.shape == draws.loss.shape
+    error = draws.noise.std() / 600**0.5
+    assert abs(draws.noise.mean() - exact) < 5 * error
+    assert error < 0.1 * exact
+    assert abs((draws.loss - draws.baseline).var() / exact - 1) < 5 * (2 / 600) ** 0.5
+
+
+class Stay(NamedTuple):
+    """A state of a chain that does not move."""
+
+    position: Tensor
+
+
+@pytest.mark.parametrize(("batch", "noise"), [(12, 0.0), (1, np.nan)])
+def test_noise_of_full_batches_and_of_single_rows(batch: int, noise: float) -> None:
+    draws = rllc.sample(
+        tiny_model(), tiny_tokens(), "0:0", sampling=rllc.Sampling(1, 2, batch_size=batch), progress=False
+    )
+    np.testing.assert_array_equal(draws.noise, np.full((1, 1, 2), noise))
+
+
+def test_further_chains_are_those_of_a_larger_call() -> None:
+    model, tokens = tiny_model(), tiny_tokens()
+    settings = {"num_draws": 6, "batch_size": 4, "num_probes": 2, "control_variate": True, "start": "gaussian"}
+
+    def some(num_chains: int, first: int) -> rllc.Draws:
+        sampling = rllc.Sampling(num_chains, first_chain=first, runs_per_pass=2, **settings)
+        return rllc.sample(model, tokens, ["0:1", "1:0"], sampling=sampling, progress=False)
+
+    whole, first, more = some(4, 0), some(2, 0), some(2, 2)
+    np.testing.assert_array_equal(whole.loss, np.concatenate([first.loss, more.loss], 1))
+    np.testing.assert_array_equal(whole.llc, np.concatenate([first.llc, more.llc], 1))
+    np.testing.assert_array_equal(whole.noise, np.concatenate([first.noise, more.noise], 1))
+    for name in ("acceptance", "discretisation"):
+        np.testing.assert_array_equal(whole.probes[name], np.concatenate([d.probes[name] for d in (first, more)], 1))
