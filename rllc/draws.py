@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rllc.errors import FileError
+from rllc.errors import FileError, InputError
 from rllc.files import load_arrays, save_arrays
 
 if TYPE_CHECKING:
@@ -88,6 +89,29 @@ class Draws:
                 "baseline": self.baseline.ravel(),
                 "llc": self.llc.ravel(),
             }
+        )
+
+    def to_inferencedata(self) -> Any:
+        """The draws as an ``arviz.InferenceData``, for its plots and tables; needs ``pip install "arviz<1"``.
+
+        ``posterior`` has ``llc``, ``loss`` and ``baseline`` with dimensions chain, draw and refinement (named
+        ``"weights, data"``), ``sample_stats`` has ``diverging``.
+
+        Raises:
+            InputError: arviz is not installed.
+        """
+        try:
+            from arviz import from_dict
+        except ImportError as error:
+            raise InputError('Draws.to_inferencedata needs arviz; type: pip install "rllc[arviz]"') from error
+        arrays = {"llc": self.llc, "loss": self.loss, "baseline": self.baseline}
+        diverging = (self.diverged >= 0)[..., None] & np.isnan(self.loss)
+        return from_dict(
+            posterior={name: np.moveaxis(a, 0, -1) for name, a in arrays.items()},
+            sample_stats={"diverging": np.moveaxis(diverging, 0, -1)},
+            coords={"refinement": [f"{w}, {d}" for w, d in zip(self.weights, self.data, strict=True)]},
+            dims={name: ["refinement"] for name in (*arrays, "diverging")},
+            attrs={"settings": json.dumps(dict(self.settings))},
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:

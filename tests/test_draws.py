@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from tiny import SHORT, tiny_model, tiny_tokens
 
 import rllc
-from rllc.errors import FileError
+from rllc.errors import FileError, InputError
 
 MODEL = tiny_model()
 DATA = {"code": tiny_tokens(seed=1), "owner/name: prose (en)": tiny_tokens(num_rows=6, pos=4, seed=2)}
@@ -66,7 +67,7 @@ def test_files_of_something_else_or_damaged_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no such file"):
         rllc.Draws.load(tmp_path / "missing.npz")
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(FileError, match="truncated"):
+    with pytest.raises(FileError, match="do not match the checksum"):
         rllc.Draws.load(path)
 
 
@@ -84,3 +85,21 @@ def test_a_dataframe_has_one_row_a_draw() -> None:
     one = frame[(frame.weights == "1:2") & (frame.data == "code") & (frame.chain == 1) & (frame.draw == 3)]
     assert one.loss.item() == found.loss[2, 1, 3]
     assert one.llc.item() == found.llc[2, 1, 3]
+
+
+@pytest.mark.oracle
+def test_inferencedata_gives_arviz_the_same_draws() -> None:
+    arviz = pytest.importorskip("arviz")
+    draws = rllc.sample(tiny_model(), tiny_tokens(), ["0:1", "1:2"], sampling=SHORT, progress=False)
+    found = draws.to_inferencedata()
+    np.testing.assert_array_equal(found.posterior["llc"].sel(refinement="1:2, tokens"), draws.llc[1])
+    summary = arviz.summary(found, var_names=["llc"], round_to="none")
+    np.testing.assert_allclose(summary["mean"], rllc.Estimate.of(draws).value)
+    assert not found.sample_stats["diverging"].any()
+
+
+def test_inferencedata_without_arviz(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "arviz", None)
+    draws = rllc.sample(tiny_model(), tiny_tokens(), "0:1", sampling=SHORT, progress=False)
+    with pytest.raises(InputError, match=r"pip install \"rllc\[arviz\]\""):
+        draws.to_inferencedata()

@@ -241,3 +241,40 @@ def test_compiled_losses_are_the_same_to_rounding(native: bool) -> None:
     )
     np.testing.assert_allclose(compiled.loss, plain.loss, atol=2e-6)
     assert compiled.settings == plain.settings
+
+
+SWITCHES = [
+    {"start": "gaussian"},
+    {"control_variate": True},
+    {"runs_per_pass": 1},
+    {"num_probes": 0},
+    {"start": "gaussian", "control_variate": True, "runs_per_pass": 3, "num_burnin_steps": 2, "num_steps_bw_draws": 2},
+]
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_with_every_switch_the_engine_is_the_plain_loop(switches: dict[str, object]) -> None:
+    """The same call with the loss as a function of any module is evaluated run by run, without anything shared."""
+    model, tokens = tiny_model(), tiny_tokens()
+
+    def plain(module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        return rllc.next_token(module, rows)
+
+    sampling = rllc.Sampling(2, 6, batch_size=4, **switches)
+    weights = ["0:1", "1:2", rllc.everything()]
+    fast, slow = (rllc.sample(model, tokens, weights, loss=f, sampling=sampling, progress=False) for f in (None, plain))
+    np.testing.assert_allclose(fast.llc, slow.llc, atol=2e-4 * sampling.n_beta, rtol=0)
+    np.testing.assert_allclose(fast.noise, slow.noise, rtol=1e-2, atol=1e-9)
+    for name in fast.probes:
+        np.testing.assert_allclose(fast.probes[name], slow.probes[name], rtol=0.02, atol=1e-3)
+
+
+def test_bfloat16_products_change_losses_by_their_rounding() -> None:
+    """Eight bits of mantissa: a logit of size z is off by about z/256, the paired difference by less."""
+    model, tokens = tiny_model(), tiny_tokens()
+    low, full = (
+        rllc.sample(model, tokens, rllc.heads(model), progress=False,
+                    sampling=rllc.Sampling(2, 20, batch_size=4, autocast=a)) for a in ("bfloat16", None)
+    )  # fmt: skip
+    assert 0 < abs(low.loss - full.loss).max() < 0.02
+    assert abs(low.llc.mean((1, 2)) - full.llc.mean((1, 2))).max() < 30 * 2e-3

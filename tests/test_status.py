@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,3 +158,24 @@ def test_the_reading_from_the_variance() -> None:
     value, error = variance_reading(clean[0], np.where(np.arange(200) == 7, np.nan, variance[0]))
     assert np.isnan([value, error]).all()
     assert np.isnan(variance_reading(clean[0, :, :2], variance[0, :, :2])).all()
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_long_run_value_of_a_trained_model(tmp_path: Path) -> None:
+    """200 repetitions, other noise and other minibatches, of two chains on a head of a small model that has learnt."""
+    rows = torch.arange(7).repeat(40, 1) + torch.randint(4, (40, 1), generator=generator("rows"))
+    tokens = rllc.Tokens(rows.where(torch.rand(40, 7, generator=generator("noise")) < 0.9, 10))
+    config = rllc.models.AttentionOnlyConfig(n_layers=2, d_model=12, n_heads=3, d_head=4, n_ctx=8, d_vocab=11)
+    model = rllc.train(config, tokens, num_steps=300, batch_size=20, lr=1e-2, out=tmp_path, progress=False)
+    heads, sampler = ["0:1"], rllc.sgld(1e-3, 200.0)
+
+    def of(chains: int, draws: int, seed: int) -> rllc.Estimate:
+        sampling = rllc.Sampling(chains, draws, 20, batch_size=8, seed=seed, num_probes=0)
+        return rllc.estimate(model, tokens, heads, sampler=sampler, sampling=sampling, progress=False)
+
+    long = [of(32, 800, 1000 + seed) for seed in range(3)]
+    truth, error = np.mean([e.value for e in long], 0), np.std([e.value for e in long], 0, ddof=1) / 3**0.5
+    repeats = [of(2, 50, seed) for seed in range(200)]
+    assert (error < 0.2 * repeats[0].standard_error).all()
+    covered = np.mean([abs(e.value - truth) < 1.96 * e.standard_error for e in repeats], 0)
+    assert ((covered >= 0.9) & (covered <= 0.99)).all(), covered

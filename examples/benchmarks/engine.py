@@ -46,6 +46,13 @@ import rllc
 
 CHAINS, N_BETA, LR, LOCALIZATION = 4, 30.0, 1e-3, 200.0
 SIZES = {"256 × 8": (256, 8), "1024 × 2": (1024, 2)}  # context × batch
+AROUND = {"heads": 4, "chains": 1, "context": 256, "batch": 4}
+AXES = {
+    "heads": [1, 2, 4, 8, 16],
+    "chains": [1, 2, 4, 8],
+    "context": [64, 128, 256, 512, 1024],
+    "batch": [1, 2, 4, 8, 16],
+}
 PAPER_FLOP, PAPER_PEAK = 2.7e15, 7.9e14  # a checkpoint's unavoidable products; FLOPs a second of an H200 in bfloat16
 TARGET = 0.02  # standard error over value
 PRECISION_NOTE = """\
@@ -122,8 +129,10 @@ def paper_model():
     return model
 
 
-def random_tokens(context, rows=128):
-    return rllc.Tokens(torch.randint(0, 5000, (rows, context), generator=torch.Generator().manual_seed(0)))
+def random_tokens(model, context, rows=128):
+    return rllc.Tokens(
+        torch.randint(0, model.config.d_vocab, (rows, context), generator=torch.Generator().manual_seed(0))
+    )
 
 
 def ours(model, tokens, batch, weights=None, chains=CHAINS, **settings):
@@ -184,9 +193,9 @@ def one_of_each_layer(model):
 
 
 # %% (a) FLOPs
-def ideal_flops(context, batch, layer, runs, D=256, d=32, H=8, V=5000, L=2):
+def ideal_flops(config, context, layer, runs):
     """For each position of a minibatch and run, from the docstring above; the last position does nothing."""
-    T = context - 1
+    T, D, d, V, L = context - 1, config.d_model, config.d_head, config.d_vocab, config.n_layers
     unembed = 2 * D * V + 2 * D * V
     head = 6 * (2 * D * d) + 3 * (2 * d * D) + 6 * (2 * T * d)
     later = (L - 1 - layer) * (8 * (2 * D * D) + 6 * (2 * T * D))
@@ -219,10 +228,12 @@ def flops(args):
     model, rows, found = paper_model(), [], {}
     runs = CHAINS * len(rllc.heads(model))
     for size, (context, batch) in SIZES.items():
-        tokens = random_tokens(context)
+        tokens = random_tokens(model, context)
         steps = ours(model, tokens, batch)
         mine = count(lambda steps=steps: next(steps)) / runs / batch / context
-        ideal = statistics.mean(ideal_flops(context, batch, layer, runs) for layer in range(2))
+        ideal = statistics.mean(
+            ideal_flops(model.config, context, layer, runs) for layer in range(model.config.n_layers)
+        )
         other = statistics.mean(
             count(lambda w=w, t=tokens, b=batch: theirs(model, t, b, w, draws=3))
             - count(lambda w=w, t=tokens, b=batch: theirs(model, t, b, w, draws=2))
@@ -241,7 +252,7 @@ def clock(args):
     model, rows, found = paper_model(), [], {}
     runs = CHAINS * len(rllc.heads(model))
     for size, (context, batch) in SIZES.items():
-        tokens = random_tokens(context)
+        tokens = random_tokens(model, context)
         kinds = {"float32": ours(model, tokens, batch)}
         if has_bfloat16():
             kinds["bfloat16"] = ours(model, tokens, batch, autocast="bfloat16")
@@ -273,7 +284,7 @@ def timed(work):
 
 def equality(model):
     """The largest difference in λ̂ of a draw between the engine and the plain loop: next-token loss, one run after another."""
-    tokens, some = random_tokens(64, rows=8), ["0:1", "1:6"]
+    tokens, some = random_tokens(model, 64, rows=8), ["0:1", "1:6"]
     sampling = rllc.Sampling(num_chains=2, num_draws=5, batch_size=4)
 
     def plain(module, rows):
@@ -386,7 +397,8 @@ def memory(args):
 
 def peak_memory(what, context, batch):
     """In a process of its own: resident memory with everything loaded, and the peak over two evaluations of each run or more."""
-    model, tokens = paper_model(), random_tokens(context)
+    model = paper_model()
+    tokens = random_tokens(model, context)
     if what == "theirs":
         import devinterp.slt.sampling  # noqa: F401 (not counted)
     before = resident("VmRSS")
@@ -416,18 +428,11 @@ def growth(args):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    model = paper_model()
-    around = {"heads": 4, "chains": 1, "context": 256, "batch": 4}
-    axes = {
-        "heads": [1, 2, 4, 8, 16],
-        "chains": [1, 2, 4, 8],
-        "context": [64, 128, 256, 512, 1024],
-        "batch": [1, 2, 4, 8, 16],
-    }
+    model, around = paper_model(), AROUND
     rows, lines = [], ["axis,value,seconds_per_step"]
     figure, panels = plt.subplots(1, 4, figsize=(12, 3), sharey=True, layout="constrained")
     found = {}
-    for panel, (axis, values) in zip(panels, axes.items(), strict=True):
+    for panel, (axis, values) in zip(panels, AXES.items(), strict=True):
         seconds = [seconds_of_step(model, **(around | {axis: value})) for value in values]
         slope = np.polyfit(np.log(values), np.log(seconds), 1)[0]
         found[axis] = {"values": values, "seconds": seconds, "slope": slope}
@@ -451,14 +456,15 @@ def growth(args):
 
 def seconds_of_step(model, heads, chains, context, batch):
     order = [rllc.head(f"{layer}:{head}") for head, layer in itertools.product(range(8), range(2))]  # layers in turn
-    steps = ours(model, random_tokens(context, rows=32), batch, order[:heads], chains)
+    steps = ours(model, random_tokens(model, context, rows=32), batch, order[:heads], chains)
     return statistics.median(timed(lambda: next(steps)) for _ in range(3))
 
 
 # %% --full: the paper's estimate of one checkpoint
 def full(args, draws=200, context=1024, batch=32):
     """All 16 heads × 4 chains × 200 draws at 32 × 1024 tokens in bfloat16."""
-    model, tokens = paper_model().to(args.device), random_tokens(context, rows=1024)
+    model = paper_model().to(args.device)
+    tokens = random_tokens(model, context, rows=1024)
     weights = rllc.heads(model)
     on_gpu = args.device.startswith("cuda")
 
