@@ -115,9 +115,10 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
         {"all": training, **subsets},
         rllc.heads,
         sampling=sampling,
-        path=args.out / "trajectory.npz",
+        store=args.out / "sweep",
         progress=not args.quiet,
     )
+    trajectory.save(args.out / "trajectory.npz")
 
     # %% The table and the figures
     final = trajectory.at(trajectory.steps[-1])

@@ -1,7 +1,8 @@
 """Files that are either whole or not there: written to a temporary name, synced, then renamed.
 
 Writing in place leaves torn files after a crash; a rename within one folder is atomic on POSIX and NTFS. Arrays go to
-``.npz`` without objects (nothing is ever unpickled), with a JSON header and a SHA-256 over header and contents.
+``.npz`` without objects (nothing is ever unpickled), with a JSON header, and with the SHA-256 of all bytes before it as
+the last 64: no byte of a file can change unnoticed.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from rllc.errors import FileError
 
 _HEADER = "__header__"
+_SEAL = 64
+"""Characters of a SHA-256 in hexadecimal: the end of the zip's comment, and so of the file."""
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
@@ -55,13 +59,19 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], 
         arrays: names to arrays of numbers, booleans or fixed-width strings (no objects).
         header: anything JSON can hold; kept beside the arrays.
     """
+    text = json.dumps({"header": dict(header)}, sort_keys=True)
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    text = json.dumps({"header": dict(header), "sha256": _digest(whole, header)}, sort_keys=True)
     whole[_HEADER] = np.frombuffer(text.encode(), dtype=np.uint8)
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             np.savez_compressed(file, **whole)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.comment = b"sha256:" + b"0" * _SEAL
+        with open(temporary, "r+b") as file:
+            seal = _seal(file)
+            file.seek(-_SEAL, os.SEEK_END)
+            file.write(seal)
 
     return write_atomically(path, write)
 
@@ -76,14 +86,15 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     if not path.is_file():
         raise FileError(f"reading {path}: there is no such file.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            whole = {name: file[name] for name in file.files}
+        with open(path, "rb") as file:
+            whole_file = file.seek(0, os.SEEK_END) > _SEAL and _seal(file) == file.read(_SEAL)
+        with np.load(path, allow_pickle=False) as archive:
+            whole = {name: archive[name] for name in archive.files}
         stored = json.loads(bytes(whole.pop(_HEADER)).decode())
-        header, expected = stored["header"], stored["sha256"]
-        found = _digest(whole, header)
+        header = stored["header"]
     except Exception as error:  # damaged bytes make zipfile, zlib, NumPy and json raise nearly anything
         raise FileError(f"reading {path}: the file is truncated, damaged or not written by rllc ({error}).") from error
-    if found != expected:
+    if not whole_file and stored.get("sha256") != _digest(whole, header):
         raise FileError(
             f"reading {path}: its contents do not match the checksum in it; the file was changed or damaged."
         )
@@ -96,7 +107,20 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _seal(file: BinaryIO) -> bytes:
+    """The SHA-256 of all bytes but the last 64, at which the file then stands."""
+    left = file.seek(0, os.SEEK_END) - _SEAL
+    file.seek(0)
+    digest = hashlib.sha256()
+    while left:
+        block = file.read(min(left, 1 << 20))
+        digest.update(block)
+        left -= len(block)
+    return digest.hexdigest().encode()
+
+
 def _digest(arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
+    """What files written before 0.2 have in their header in place of a seal."""
     digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())

@@ -6,10 +6,12 @@ are rows of one ``position [run, dim]`` tensor and go through the model together
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,6 +120,15 @@ def to(group: Group, device: torch.device) -> Group:
 
     slots = tuple(Slot(s.name, s.shape, s.start, s.stop, move(s.rows), move(s.within)) for s in group.slots)
     return Group(group.members, slots, group.dim)
+
+
+def digest(masks: Mapping[str, Tensor]) -> str:
+    """Which weights a selection takes, whatever it is called: SHA-256 of its masks."""
+    found = hashlib.sha256()
+    for name in sorted(masks):
+        found.update(f"{name} {tuple(masks[name].shape)}".encode())
+        found.update(np.packbits(masks[name].numpy()).tobytes())
+    return found.hexdigest()
 
 
 def _group(members: list[int], key: Sequence[tuple[str, int, int]], masks: Sequence[Mapping[str, Tensor]]) -> Group:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from rllc.data.tokens import Minibatches, Tokens
 from rllc.diagnostics import standard_error
 from rllc.draws import Draws
 from rllc.errors import InputError
-from rllc.layout import Group, center, groups, to
+from rllc.layout import Group, center, digest, groups, to
 from rllc.loss import Batch, Center, Distillation, Loss, LossFunction, Runs, bind
 from rllc.probes import largest_curvature, probed, second_look
 from rllc.refinement import DataLike, Refinement, WeightsLike
@@ -447,7 +446,7 @@ def _plan(
         for found in groups([masks[i] for i in here]):
             group = to(found, device)
             origin = center(group, parameters)
-            seeds = [("noise", sampling.seed, _digest(masks[here[i]]), whole) for i in group.members]
+            seeds = [("noise", sampling.seed, digest(masks[here[i]]), whole) for i in group.members]
             runs = [(m, c) for m in range(len(group.members)) for c in range(sampling.num_chains)]
             size = sampling.runs_per_pass or _pass_size(bound.memory(group, _batch_shape(data, sampling)), device)
             for some in (runs[start : start + size] for start in range(0, len(runs), size)):
@@ -463,15 +462,6 @@ def _plan(
     return planned
 
 
-def _digest(masks: Mapping[str, Tensor]) -> str:
-    """Which weights, whatever they are called."""
-    digest = hashlib.sha256()
-    for name in sorted(masks):
-        digest.update(f"{name} {tuple(masks[name].shape)}".encode())
-        digest.update(np.packbits(masks[name].numpy()).tobytes())
-    return digest.hexdigest()
-
-
 def _batch_shape(data: refine.Rows, sampling: Sampling) -> tuple[int, ...]:
     return sampling.batch_size, *(data.rows.shape[1:] if isinstance(data, Tokens) else data[0].shape[1:])
 
@@ -482,6 +472,7 @@ def _pass_size(bytes_per_run: int, device: torch.device) -> int:
         budget = torch.cuda.mem_get_info(device)[0] // 4
     else:
         budget = min(_free_memory() // 4, _CPU_PASS)
+    budget = 2 ** (int(budget).bit_length() - 1)  # the same from day to day, so that rounding is, too
     return max(1, budget // max(bytes_per_run, 1))
 
 

@@ -1,64 +1,552 @@
-"""Estimates over a run's checkpoints: the sweep."""
+"""The sweep: estimates over a run's checkpoints, on as many processes or machines as there are, resumed without a trace.
+
+``python -m rllc.track spec.json --shard 3/16`` does a share of one in an array job; ``--help`` says what the file holds.
+What lies in the store, and what a cell is: :mod:`rllc.store`. How cells get to workers and back: :mod:`rllc.workers`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import importlib
+import json
 import os
-from collections.abc import Callable, Iterable
+import re
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from rllc.errors import InputError
-from rllc.loss import LossFunction
-from rllc.models.checkpoints import Checkpoint, checkpoints, load
+from rllc import refinement as refine
+from rllc.checks import arguments, check
+from rllc.data.tokens import Tokens
+from rllc.errors import FileError, InputError, RllcError, first_line, nearest
+from rllc.layout import digest, groups
+from rllc.loss import Distillation, LossFunction
+from rllc.models.checkpoints import Checkpoint, load
+from rllc.models.checkpoints import checkpoints as checkpoints_of
 from rllc.refinement import DataLike, WeightsLike
-from rllc.sample import Sampling
+from rllc.sample import Sampling, iterate
 from rllc.samplers import Sampler
-from rllc.trajectory import Tracker, Trajectory
+from rllc.store import Cell, Store, Sweep, cell_name, contents, differences, versions
+from rllc.trajectory import Trajectory
+from rllc.weights import Weights, heads
+from rllc.workers import Task, digest_of, finish_all, places, sampler_of
+
+__path__: list[str] = []  # what `python -m` asks of a module that `import rllc` has already imported, to run it quietly
 
 
 def track(
-    source: str | os.PathLike[str] | Iterable[Checkpoint],
+    checkpoints: str | os.PathLike[str] | Iterable[Checkpoint],
     data: DataLike,
     weights: WeightsLike | Callable[[nn.Module], WeightsLike] = None,
     *,
     loss: LossFunction | None = None,
     sampler: Sampler | None = None,
     sampling: Sampling | None = None,
-    path: str | os.PathLike[str] | None = None,
+    store: str | os.PathLike[str] | None = None,
+    executor: int | Sequence[str] | Executor | None = None,
+    dry_run: bool = False,
     progress: bool = True,
 ) -> Trajectory:
     """Refined LLCs at each checkpoint of a training run.
 
     The same seed serves every checkpoint: noise and minibatches are common, so that curves are smooth where the model is.
+    With a ``store`` every finished piece of the work, a *cell*, is one file that is whole or not there; the same call,
+    after whatever happened, computes what is missing. Numbers depend neither on the executor, nor on the order, nor on
+    interruptions: bit for bit, with the same number of torch threads, on one kind of device.
 
     Example::
 
-        trajectory = rllc.track("runs/two-layer", {"code": code, "prose": prose}, rllc.heads)
-        rllc.plot_trajectory(trajectory)
+        data = {"code": code, "prose": prose}
+        trajectory = rllc.track("runs/two-layer", data, rllc.heads, store="sweep", executor=8)
+        rllc.plot_trajectory(trajectory, "code")
+
+    A cell that raises, whose checkpoint is missing, damaged or not finite, or that three times kills its worker, is marked
+    ``failed`` with the reason and the others go on; the next call tries it again.
+
+    Under one store, more checkpoints, data sets, weights or chains reuse what is there, and only the new is computed. More
+    draws are computed from the first one on, because chains' states are not kept.
 
     Args:
-        source: a folder or hub repository of checkpoints (:func:`rllc.checkpoints` says which), or a list of
-            :class:`rllc.models.Checkpoint` to take some of them.
-        data: as for :func:`rllc.estimate`; so are ``loss``, ``sampler`` and ``sampling``.
+        checkpoints: a folder or hub repository of checkpoints (:func:`rllc.checkpoints` says which), or a list of
+            :class:`rllc.Checkpoint` to take some of them.
+        data: as for :func:`rllc.estimate`; so are ``loss``, ``sampler`` and ``sampling``. That a loss or sampler of your own
+            is still the same function, under the same name, it takes your word for.
         weights: as for :func:`rllc.estimate`, or a function of the model that gives them, such as ``rllc.heads``.
-        path: a file for the trajectory, written after each checkpoint; the same call goes on from there. Settings,
-            weights and data must be the same; that the checkpoints are, it takes your word for.
-        progress: show a bar over checkpoints, and one over steps.
+        store: a folder; one for each training run and setting. With workers on other machines, one that all of them see,
+            as they must the checkpoints. ``None`` keeps nothing.
+        executor: where cells are computed. ``None``: here. A number: as many processes with one thread each. A list of
+            devices such as ``["cuda:0", "cuda:1"]``: a process for each, as ``CUDA_VISIBLE_DEVICES`` counts them. Or any
+            ``concurrent.futures.Executor``: Dask's (``Client(…).get_executor()``), loky's, MPI's. A loss or sampler of
+            your own must then be one that the executor can pickle: for processes, a function in a module of its own.
+        dry_run: compute nothing, print the number of cells and steps, FLOPs, memory and hours, measured on a few steps of
+            one cell; what is returned says what is missing.
+        progress: show a bar over cells.
+
+    Returns:
+        :class:`rllc.Trajectory` ``[checkpoint, refinement]``; NaN with a status where a cell failed.
 
     Raises:
-        InputError: there are no checkpoints, or an argument cannot work.
-        FileError: a checkpoint is missing or damaged.
+        InputError: there are no checkpoints, an argument cannot work, or the store holds a sweep with other settings,
+            checkpoints or data: they are listed.
+        FileError: no checkpoint can be loaded, or the store cannot be written.
+        RllcError: every cell failed, or the executor is broken and not to be repaired.
     """
-    found = checkpoints(source) if isinstance(source, str | os.PathLike) else sorted(source, key=lambda c: c.step)
-    if not found:
+    sweep = _Call.of(checkpoints, data, weights, loss, sampler, sampling)
+    if dry_run:
+        return _dry(sweep, None if store is None else Store(store), executor)
+    if store is not None:
+        return _run(sweep, Store(store), executor, progress)
+    with tempfile.TemporaryDirectory(prefix="rllc-track-") as folder:
+        trajectory = _run(sweep, Store(folder), executor, progress)
+        len(trajectory.value)  # read it before the folder goes
+        return trajectory
+
+
+# What is asked for.
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """The arguments of :func:`track`, checked and resolved."""
+
+    checkpoints: Mapping[int, Checkpoint]
+    digests: Mapping[int, str | None]
+    data: Mapping[str, refine.Rows]
+    weights: Mapping[str, Weights]
+    masks: Mapping[str, Mapping[str, Tensor]]
+    loss: LossFunction | None
+    sampler: Sampler
+    sampling: Sampling
+    model: nn.Module
+    """The first checkpoint that can be loaded."""
+    first: int
+    """Its step."""
+
+    @classmethod
+    def of(
+        cls,
+        checkpoints: str | os.PathLike[str] | Iterable[Checkpoint],
+        data: DataLike,
+        weights: WeightsLike | Callable[[nn.Module], WeightsLike],
+        loss: LossFunction | None,
+        sampler: Sampler | None,
+        sampling: Sampling | None,
+    ) -> _Call:
+        found = _listed(checkpoints)
+        model, step = _first(found.values())
+        sampler, sampling = arguments(model, loss, sampler, sampling)
+        if sampling.first_chain:
+            raise InputError(
+                f"track: `first_chain` must be 0, got {sampling.first_chain}; with a larger num_chains and the same store only "
+                f"the new chains are run."
+            )
+        refinements = refine.product(weights(model) if callable(weights) else weights, data)
+        masks = check(model, loss, refinements, sampler, sampling)
+        return cls(
+            checkpoints=found,
+            digests={step: _digest(checkpoint) for step, checkpoint in found.items()},
+            data={r.data_name: r.data for r in refinements},
+            weights={r.weights.name: r.weights for r in refinements},
+            masks={r.weights.name: m for r, m in zip(refinements, masks, strict=True)},
+            loss=loss,
+            sampler=sampler,
+            sampling=sampling,
+            model=model,
+            first=step,
+        )
+
+    def sweep(self, earlier: Sequence[Sweep], finished: set[str]) -> Sweep:
+        """What is wanted, in cells: those that earlier calls planned where they fit, and new ones for the rest."""
+        settings = self.sampler.settings | self.sampling.settings
+        apart = {"num_draws", "first_chain"} | ({"num_chains"} if self.sampling.target_se is None else set())
+        bare = Sweep(
+            settings=json.loads(json.dumps({k: v for k, v in settings.items() if k not in apart})),
+            num_draws=self.sampling.num_draws,
+            num_chains=self.sampling.num_chains,
+            loss=_loss_name(self.loss),
+            checkpoints={step: _where(c, self.digests[step]) for step, c in self.checkpoints.items()},
+            data={name: refine.fingerprint(rows) for name, rows in self.data.items()},
+            weights={name: digest(masks) for name, masks in self.masks.items()},
+            cells=(),
+            versions=versions(),
+        )
+        planned: dict[tuple[int, str], list[Cell]] = {}
+        for before in earlier:
+            for cell in before.cells if before.num_draws == bare.num_draws else ():
+                planned.setdefault((cell.step, cell.data), []).append(cell)
+        cells: list[Cell] = []
+        for step in self.checkpoints:
+            for data in self.data:
+                cells += self._cells(bare, step, data, planned.get((step, data), []), finished)
+        return replace(bare, cells=tuple(dict.fromkeys(cells)))
+
+    def _cells(self, sweep: Sweep, step: int, data: str, planned: Sequence[Cell], finished: set[str]) -> Iterable[Cell]:
+        """One checkpoint and data set: cells that are there, then planned ones that hold nothing else, then new ones."""
+        known = [c for c in planned if c.name in finished or set(c.weights) <= set(self.weights)]
+        known.sort(key=lambda c: c.name not in finished)
+        used: dict[Cell, None] = {}
+        lacking: dict[tuple[int, int], list[str]] = {}
+        for name in self.weights:
+            chain = 0
+            while chain < sweep.num_chains and (cell := _next(known, name, chain, sweep.num_chains)) is not None:
+                used[cell] = None
+                chain = cell.chains[1]
+            if chain < sweep.num_chains:
+                lacking.setdefault((chain, sweep.num_chains), []).append(name)
+        for chains, names in lacking.items():
+            for group in groups([self.masks[name] for name in names]):
+                together = tuple(names[i] for i in group.members)
+                name = cell_name(sweep, sweep.checkpoints[step], data, together, chains)
+                used[Cell(name, step, data, together, chains)] = None
+        return used
+
+    def task(self, sweep: Sweep, cell: Cell, store: Store) -> Task:
+        """What a worker needs for a cell."""
+        first, end = cell.chains
+        return Task(
+            cell=cell,
+            folder=str(store.folder),
+            checkpoint=self.checkpoints[cell.step],
+            sha256=self.digests[cell.step],
+            data=self.data[cell.data],
+            weights=tuple(self.weights[name] for name in cell.weights),
+            loss=self.loss,
+            sampler=self.sampler,
+            sampling=replace(self.sampling, first_chain=first, num_chains=end - first),
+            about={
+                "checkpoint": dict(sweep.checkpoints[cell.step]),
+                "weights": {name: sweep.weights[name] for name in cell.weights},
+                "loss": sweep.loss,
+                "chains": list(cell.chains),
+            },
+        )
+
+
+def _next(cells: Iterable[Cell], weights: str, chain: int, num_chains: int) -> Cell | None:
+    return next((c for c in cells if c.covers(weights, chain) and c.chains[1] <= num_chains), None)
+
+
+def _listed(source: str | os.PathLike[str] | Iterable[Checkpoint]) -> dict[int, Checkpoint]:
+    """Checkpoints by step, rising, those on this machine by absolute paths."""
+    given = checkpoints_of(source) if isinstance(source, str | os.PathLike) else list(source)
+    if not given:
         raise InputError(f"track({source!r}): expected at least one checkpoint, got none.")
-    tracker = Tracker(data, weights, loss=loss, sampler=sampler, sampling=sampling, path=path, progress=progress)
-    model: nn.Module | None = None
-    for checkpoint in tqdm(found, desc="checkpoints", unit="checkpoint", disable=not progress):
-        if checkpoint.step not in tracker.estimates:
-            model = load(checkpoint, into=model)
-            tracker(checkpoint.step, model)
-    if model is None and tracker.estimates:  # all were there: are they what is asked for?
-        tracker(found[-1].step, load(found[-1]))
-    return tracker.trajectory
+    found: dict[int, Checkpoint] = {}
+    for checkpoint in sorted(given, key=lambda c: c.step):
+        if checkpoint.step in found:
+            raise InputError(
+                f"track: {found[checkpoint.step]} and {checkpoint} are both step {checkpoint.step}; one sweep is of one "
+                f"training run. Track each run in a store of its own."
+            )
+        local = checkpoint.revision is None and (os.path.exists(checkpoint.source) or os.path.isabs(checkpoint.source))
+        found[checkpoint.step] = replace(checkpoint, source=os.path.abspath(checkpoint.source)) if local else checkpoint
+    return found
+
+
+def _first(checkpoints: Iterable[Checkpoint]) -> tuple[nn.Module, int]:
+    """A model to look at: the first checkpoint that can be loaded."""
+    problems: list[RllcError] = []
+    for checkpoint in checkpoints:
+        try:
+            return load(checkpoint), checkpoint.step
+        except RllcError as error:
+            problems.append(error)
+    raise problems[0]
+
+
+def _digest(checkpoint: Checkpoint) -> str | None:
+    """SHA-256 of the weights; ``None`` for what is not on this machine (the worker that fetches it finds it), or not at all."""
+    if not os.path.exists(checkpoint.source):
+        return None
+    try:
+        return digest_of(checkpoint)
+    except (FileError, OSError):  # the cells of it will say so
+        return None
+
+
+def _where(checkpoint: Checkpoint, sha256: str | None) -> dict[str, Any]:
+    c = checkpoint
+    return {"step": c.step, "source": c.source, "revision": c.revision, "file": c.file, "sha256": sha256}
+
+
+def _loss_name(loss: LossFunction | None) -> str:
+    if loss is None:
+        return "next token"
+    if isinstance(loss, Distillation):
+        found = hashlib.sha256()
+        for name, tensor in sorted(loss.generator.state_dict().items()):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return f"distillation of {found.hexdigest()}"
+    named = loss if hasattr(loss, "__qualname__") else type(loss)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+# Doing it.
+
+
+def _run(
+    call: _Call,
+    store: Store,
+    executor: int | Sequence[str] | Executor | None,
+    progress: bool,
+    shard: tuple[int, int] = (1, 1),
+) -> Trajectory:
+    earlier = store.sweeps()
+    sweep = call.sweep(earlier, store.finished())
+    _compare(earlier, sweep, store)
+    store.announce(sweep)
+    part = _share(sweep.cells, shard)
+    there = store.finished()
+    damaged = set(store.set_damaged_aside(c.name for c in part if c.name in there))
+    if damaged:
+        warnings.warn(
+            f"track: {len(damaged)} cell files in {store.folder} were damaged; they are in damaged/ and computed again.",
+            stacklevel=3,
+        )
+    todo = [call.task(sweep, c, store) for c in part if c.name not in there or c.name in damaged]
+    reasons = _compute(todo, len(part), executor, progress)
+    if part and len(reasons) == len(part):
+        raise RllcError(f"track: all {len(part)} cells failed; the first: {reasons[0]}")
+    return Trajectory._lazy(store, contents(store, [*earlier, sweep], [sweep]))
+
+
+def _compute(
+    todo: Sequence[Task], total: int, executor: int | Sequence[str] | Executor | None, progress: bool
+) -> list[str]:
+    """Finish cells under one bar; gives the reasons of those that failed."""
+    reasons: list[str] = []
+    steps, begin = 0, time.perf_counter()
+    bar = tqdm(total=total, initial=total - len(todo), desc="track", unit="cell", disable=not progress)
+    with bar:
+        for task, reason in finish_all(todo, executor):
+            if reason is None:
+                steps += task.sampling.num_steps
+            else:
+                reasons.append(f"{task.name}: {reason}")
+            rate = steps / (time.perf_counter() - begin)
+            bar.set_postfix_str(f"{rate:.3g} steps/s, {len(reasons)} failed", refresh=False)
+            bar.update()
+    if reasons and len(reasons) < total:
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        warnings.warn(
+            f"track: {len(reasons)} of {total} cells failed: {reasons[0]}{more}; see trajectory.failed. Call again to try "
+            f"them again.",
+            stacklevel=4,
+        )
+    return reasons
+
+
+def _compare(earlier: Sequence[Sweep], now: Sweep, store: Store) -> None:
+    found = differences(earlier, now)
+    if found:
+        raise InputError(
+            f"track: {store.folder} holds a sweep with other settings, checkpoints or data:\n  "
+            + "\n  ".join(found)
+            + "\n"
+            "Give the same to go on with it, or another folder as `store`."
+        )
+    changed = [f"{k} {v} -> {now.versions[k]}" for k, v in (earlier[-1].versions if earlier else {}).items()]
+    changed = [text for text in changed if len(set(text.split(" ", 1)[1].split(" -> "))) > 1]
+    if changed:
+        warnings.warn(
+            f"track: going on with {store.folder} with {', '.join(changed)}; new cells may differ in their last bits from "
+            f"what they would have been.",
+            stacklevel=4,
+        )
+
+
+def _share(cells: Sequence[Cell], shard: tuple[int, int]) -> Sequence[Cell]:
+    """The k-th of n about equal parts, each of neighbours, so that a worker loads few checkpoints."""
+    k, n = shard
+    return cells[(k - 1) * len(cells) // n : k * len(cells) // n]
+
+
+# Not doing it.
+
+
+def _dry(call: _Call, store: Store | None, executor: int | Sequence[str] | Executor | None) -> Trajectory:
+    """Print what a sweep would take; measured on a few steps of its first missing cell."""
+    there = Store(tempfile.gettempdir() + "/rllc-no-store") if store is None else store
+    earlier = there.sweeps()
+    finished = there.finished()
+    sweep = call.sweep(earlier, finished)
+    if store is not None:
+        _compare(earlier, sweep, store)
+    missing = [c for c in sweep.cells if c.name not in finished]
+    what = f"{len(call.checkpoints)} checkpoints × {len(call.data)} data sets × {len(call.weights)} weights"
+    print(f"{what}: {len(sweep.cells)} cells, {len(sweep.cells) - len(missing)} finished, {len(missing)} to compute")
+    if missing:
+        steps = call.sampling.num_steps
+        run_steps = sum(steps * len(c.weights) * (c.chains[1] - c.chains[0]) for c in missing)
+        seconds, flops, memory = _measured(call, missing[0])
+        workers = None if isinstance(executor, Executor) else 1 if executor is None else len(places(executor))
+        print(f"{steps * len(missing):,} steps, of each chain: {run_steps:,}; {flops * run_steps:.2g} FLOPs")
+        print(f"about {memory / 2**30:.2g} GiB of memory a worker")
+        shared = "" if workers is None else f", on {workers} worker{'s' if workers > 1 else ''}"
+        hours = seconds * run_steps / (workers or 1) / 3600
+        print(f"about {hours:.2g} hours{shared}" + (" of one worker's time" if workers is None else ""))
+    return Trajectory._lazy(there, contents(there, [*earlier, sweep], [sweep]))
+
+
+_TIMED = 4
+"""Draws whose time, FLOPs and memory stand for all, after one that warms up."""
+
+
+def _measured(call: _Call, cell: Cell) -> tuple[float, float, int]:
+    """Seconds and FLOPs of one chain's step, and a worker's peak memory in bytes, from a few steps of a cell."""
+
+    def run(num_draws: int) -> int:
+        short = {
+            "num_draws": num_draws,
+            "num_burnin_steps": 0,
+            "num_steps_bw_draws": 1,
+            "target_se": None,
+            "num_probes": 0,
+        }
+        sampling = replace(call.sampling, **short, num_chains=chains)
+        data, weights = {cell.data: call.data[cell.data]}, [call.weights[name] for name in cell.weights]
+        steps = iterate(call.model, data, weights, loss=call.loss, sampler=call.sampler, sampling=sampling)
+        return sum(1 for _ in steps)
+
+    chains = cell.chains[1] - cell.chains[0]
+
+    def seconds(num_draws: int) -> float:
+        begin = time.perf_counter()
+        run(num_draws)
+        return time.perf_counter() - begin
+
+    run(1)  # warms up
+    few_draws = seconds(1)
+    took = max(seconds(1 + _TIMED) - few_draws, 0.0)
+    with FlopCounterMode(display=False) as few:
+        run(1)
+    with FlopCounterMode(display=False) as more:
+        run(1 + _TIMED)
+    runs = _TIMED * chains * len(cell.weights)
+    return took / runs, (more.get_total_flops() - few.get_total_flops()) / runs, _peak_memory()
+
+
+def _peak_memory() -> int:
+    """Bytes that this process has held at most, on a GPU or, where there is none, at all."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# In array jobs.
+
+
+_SPEC = """the sweep, as JSON, paths being relative to it; only the first three are needed:
+{"checkpoints": "runs/seed0", "data": {"code": "code.npz"}, "store": "sweep",
+ "weights": "heads" or "everything" or ["0:1", "1:6"], "steps": [0, 100, 200],
+ "sampler": {"sampler": "sgld", "lr": 0.001, "localization": 200.0},
+ "sampling": {"num_chains": 4, "num_draws": 200}, "loss": "module:function"};
+data are files that rllc.Tokens.save wrote"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``python -m rllc.track``: a sweep, or a share of one, that a file describes; 1 if a cell failed, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rllc.track",
+        description="Estimate refined LLCs over training, as a file describes; again after an interruption.",
+        epilog="SLURM: sbatch --array=1-16 --wrap 'python -m rllc.track spec.json --shard $SLURM_ARRAY_TASK_ID/16'",
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("spec", type=Path, help=_SPEC)
+    parser.add_argument("--shard", default="1/1", metavar="K/N", help="do the K-th of N shares, K from 1 to N")
+    parser.add_argument("--executor", type=int, metavar="N", help="N processes; default: this one")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and compute nothing")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    args = parser.parse_args(argv)
+    try:
+        call, store = _read_spec(args.spec)
+        shard = _read_shard(args.shard)
+        trajectory = (
+            _dry(call, store, args.executor)
+            if args.dry_run
+            else _run(call, store, args.executor, not args.quiet, shard)
+        )
+    except RllcError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(trajectory)
+    return int(bool(trajectory.failed))
+
+
+def _read_spec(path: Path) -> tuple[_Call, Store]:
+    """The call that a file describes, and its store."""
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(spec, dict):
+            raise ValueError(f"expected an object, got {type(spec).__name__}")
+    except (OSError, ValueError) as error:
+        raise FileError(f"reading {path}: {error}. Type python -m rllc.track --help for what it holds.") from error
+    known = ("checkpoints", "data", "store", "weights", "steps", "sampler", "sampling", "loss")
+    for name in spec:
+        if name not in known:
+            raise InputError(f"reading {path}: it has {name!r}, which means nothing; {nearest(name, known)}")
+    for name in known[:3]:
+        if name not in spec:
+            raise InputError(f"reading {path}: it has no {name!r}. Type python -m rllc.track --help for what it holds.")
+    here = path.absolute().parent
+    source = here / spec["checkpoints"]
+    found = checkpoints_of(source if source.exists() else spec["checkpoints"])
+    if "steps" in spec:
+        lacking = sorted(set(spec["steps"]) - {c.step for c in found})
+        if lacking:
+            raise InputError(f"reading {path}: {spec['checkpoints']} has no checkpoints of the steps {lacking}.")
+        found = [c for c in found if c.step in spec["steps"]]
+    data = {name: Tokens.load(here / file) for name, file in spec["data"].items()}
+    weights = spec.get("weights", "everything")
+    if not isinstance(weights, list):
+        if weights not in ("heads", "everything"):
+            raise InputError(
+                f"reading {path}: 'weights' must be 'heads', 'everything' or a list of heads such as ['0:1', '1:6'], got "
+                f"{weights!r}."
+            )
+        weights = heads if weights == "heads" else None
+    try:
+        sampler = sampler_of(spec["sampler"]) if "sampler" in spec else None
+        sampling = Sampling(**spec.get("sampling", {}))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"reading {path}: sampler or sampling: {first_line(error)}.") from error
+    return _Call.of(found, data, weights, _read_loss(spec.get("loss")), sampler, sampling), Store(here / spec["store"])
+
+
+def _read_loss(name: str | None) -> LossFunction | None:
+    if name is None:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"track: `loss` {name!r} must be module:function, to be imported ({error}).") from error
+
+
+def _read_shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"track: --shard must be K/N with K from 1 to N, such as 3/16; got {text!r}.")
+    return int(match[1]), int(match[2])
+
+
+if __name__ == "__main__":
+    sys.exit(importlib.import_module("rllc.track").main())  # not what runs as __main__: workers could not import that

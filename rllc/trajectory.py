@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,16 @@ from torch import nn
 
 from rllc.errors import FileError, InputError
 from rllc.estimate import ARRAYS, Estimate, estimate
-from rllc.files import load_arrays, save_arrays
+from rllc.files import load_arrays, save_arrays, write_atomically
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike, fingerprints, product
 from rllc.sample import Sampling
 from rllc.samplers import Sampler, sgld
+from rllc.store import Contents, Store, contents, gathered
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +34,13 @@ class Trajectory:
         steps: training step of each checkpoint, rising.
         value: ``[checkpoint, refinement]``; so ``standard_error``, ``rhat`` and ``ess``: as in :class:`rllc.Estimate`.
         per_chain: ``[checkpoint, refinement, chain]``.
-        status: ``[checkpoint][refinement]``.
+        status: ``[checkpoint][refinement]``; ``"missing"`` or ``"failed: …"`` where a sweep has no estimate.
         weights: name of each refinement's weights.
         data: name of each refinement's data.
         settings: of sampler and sampling, the same at every checkpoint.
+        diagnostics: by name, ``[checkpoint, refinement]``: as in :class:`rllc.Estimate`.
+        missing: the ``(step, weights, data)`` that a sweep has not come to.
+        failed: ``(step, weights, data)`` to the reason; the next call of the sweep tries them again.
     """
 
     steps: tuple[int, ...]
@@ -47,6 +53,9 @@ class Trajectory:
     weights: tuple[str, ...]
     data: tuple[str, ...]
     settings: Mapping[str, Any]
+    diagnostics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    missing: tuple[tuple[int, str, str], ...] = ()
+    failed: Mapping[tuple[int, str, str], str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, estimates: Mapping[int, Estimate]) -> Trajectory:
@@ -67,9 +76,54 @@ class Trajectory:
                         f"Trajectory.of: `{what}` at step {step} are {getattr(other, what)}, but at step {steps[0]} "
                         f"{getattr(first, what)}; a curve compares the same refinements with the same settings."
                     )
-        arrays = {name: np.stack([getattr(e, name) for e in ordered]) for name in ARRAYS}
-        status = tuple(e.status for e in ordered)
-        return cls(steps, **arrays, status=status, weights=first.weights, data=first.data, settings=first.settings)
+        told = {name: np.stack([e.diagnostics[name] for e in ordered]) for name in first.diagnostics}
+        return cls(
+            steps,
+            **{name: np.stack([getattr(e, name) for e in ordered]) for name in ARRAYS},
+            status=tuple(e.status for e in ordered),
+            weights=first.weights,
+            data=first.data,
+            settings=first.settings,
+            diagnostics=told,
+        )
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Trajectory:
+        """What :func:`rllc.track` has put into a store so far: while it runs, after it was killed, or years later.
+
+        Only names are read now; the numbers are when they are first asked for. What comes into the folder later is not
+        seen: open it again.
+
+        >>> trajectory = rllc.Trajectory.open("sweep")                                     # doctest: +SKIP
+        >>> trajectory.missing[:1], len(trajectory.failed)                                 # doctest: +SKIP
+        (((50000, '1:7', 'prose'),), 0)
+
+        Raises:
+            FileError: the folder is not a store, or a description in it is damaged.
+        """
+        store = Store(folder)
+        sweeps = store.sweeps()
+        if not sweeps:
+            raise FileError(
+                f"Trajectory.open({os.fspath(folder)!r}): there is no sweep in it; expected a folder that rllc.track(…, "
+                f"store=folder) wrote. A single file is read by rllc.Trajectory.load."
+            )
+        return cls._lazy(store, contents(store, sweeps, sweeps))
+
+    @classmethod
+    def _lazy(cls, store: Store, found: Contents) -> Trajectory:
+        self = object.__new__(cls)
+        names = {"weights": [w for w, _ in found.refinements], "data": [d for _, d in found.refinements]}
+        known = {"steps": found.steps, "settings": found.settings, "missing": found.missing, "failed": found.failed}
+        self.__dict__.update(known | {k: tuple(v) for k, v in names.items()} | {"_from": (store, found)})
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """The arrays of a trajectory that was opened, when one is first asked for."""
+        if name not in (*ARRAYS, "status", "diagnostics") or "_from" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self.__dict__.update(_read(*self.__dict__.pop("_from")))
+        return self.__dict__[name]
 
     def at(self, step: int) -> Estimate:
         """The estimate at one checkpoint.
@@ -81,32 +135,72 @@ class Trajectory:
             close = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:3])
             raise InputError(f"trajectory.at({step}): no such checkpoint; the nearest steps are {close}.")
         i = self.steps.index(step)
-        arrays = {name: getattr(self, name)[i] for name in ARRAYS}
-        return Estimate(**arrays, status=self.status[i], weights=self.weights, data=self.data, settings=self.settings)
+        return Estimate(
+            **{name: getattr(self, name)[i] for name in ARRAYS},
+            status=self.status[i],
+            weights=self.weights,
+            data=self.data,
+            settings=self.settings,
+            diagnostics={name: array[i] for name, array in self.diagnostics.items()},
+        )
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __repr__(self) -> str:
-        troubled = sum(status != "ok" for row in self.status for status in row)
-        note = f", {troubled} of {self.value.size} not ok" if troubled else ""
+        size = len(self.steps) * len(self.weights)
+        counts = [(len(self.missing), "missing"), (len(self.failed), "failed")]
+        if not (self.missing or self.failed):
+            counts = [(sum(status != "ok" for row in self.status for status in row), "not ok")]
+        note = "".join(f", {count} of {size} {what}" for count, what in counts if count)
         return (
             f"Trajectory({len(self.steps)} checkpoints, steps {self.steps[0]}…{self.steps[-1]}, "
             f"{len(dict.fromkeys(self.weights))} weights × {len(dict.fromkeys(self.data))} data{note})"
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a checkpoint and refinement: ``step, weights, data, llc, standard_error, rhat, ess, status``."""
+        """One row a checkpoint and refinement: ``step, weights, data, llc, standard_error, rhat, ess, status``, diagnostics."""
         import pandas as pd
 
         rows = [self.at(step).to_dataframe().assign(step=step) for step in self.steps]
         return pd.concat(rows, ignore_index=True).pipe(lambda df: df[["step", *df.columns.drop("step")]])
 
+    def to_xarray(self) -> xr.Dataset:
+        """Everything with named axes ``checkpoint, refinement, chain``; steps and names are coordinates. Needs ``xarray``.
+
+        ``.set_index(refinement=["weights", "data"]).unstack("refinement")`` makes an axis of each.
+
+        Raises:
+            InputError: xarray is not installed.
+        """
+        try:
+            import xarray as xr
+        except ImportError as error:
+            raise InputError(
+                "trajectory.to_xarray(): xarray is not installed; type pip install 'rllc[xarray]'."
+            ) from error
+        axes = ("checkpoint", "refinement")
+        arrays = {
+            "llc" if name == "value" else name: (axes, getattr(self, name)) for name in ARRAYS if name != "per_chain"
+        }
+        arrays |= {name: (axes, array) for name, array in self.diagnostics.items()}
+        arrays["per_chain"] = ((*axes, "chain"), self.per_chain)
+        arrays["status"] = (axes, np.array(self.status, dtype=object).reshape(self.value.shape))
+        names = {"weights": ("refinement", list(self.weights)), "data": ("refinement", list(self.data))}
+        coordinates = {"step": ("checkpoint", list(self.steps))} | names
+        return xr.Dataset(arrays, coordinates, {"settings": json.dumps(dict(self.settings))})
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> Path:
+        """Write :meth:`to_dataframe` as one Parquet file, whole or not at all."""
+        return write_atomically(path, lambda at: self.to_dataframe().to_parquet(at, index=False))
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
-        names = {key: getattr(self, key) for key in ("steps", "status", "weights", "data")}
-        header = {"kind": "rllc.Trajectory", "settings": dict(self.settings)} | names
-        return save_arrays(path, {name: getattr(self, name) for name in ARRAYS}, header)
+        names = {key: getattr(self, key) for key in ("steps", "status", "weights", "data", "missing")}
+        failed = [[*key, reason] for key, reason in self.failed.items()]
+        header = {"kind": "rllc.Trajectory", "settings": dict(self.settings), "failed": failed} | names
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        return save_arrays(path, arrays | {f"diagnostics.{k}": a for k, a in self.diagnostics.items()}, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
@@ -118,8 +212,46 @@ class Trajectory:
         arrays, header = load_arrays(path)
         if header.get("kind") != "rllc.Trajectory":
             raise FileError(f"reading {path} as Trajectory: it holds {header.get('kind', 'something else')}.")
-        names = {key: tuple(header[key]) for key in ("steps", "weights", "data")}
-        return cls(**arrays, **names, status=tuple(map(tuple, header["status"])), settings=header["settings"])
+        return cls(
+            **{name: arrays[name] for name in ARRAYS},
+            **{key: tuple(header[key]) for key in ("steps", "weights", "data")},
+            status=tuple(map(tuple, header["status"])),
+            settings=header["settings"],
+            diagnostics={k.removeprefix("diagnostics."): a for k, a in arrays.items() if k.startswith("diagnostics.")},
+            missing=tuple(map(tuple, header.get("missing", ()))),
+            failed={tuple(key): reason for *key, reason in header.get("failed", ())},
+        )
+
+
+def _read(store: Store, found: Contents) -> dict[str, Any]:
+    """The arrays of a trajectory from the cells of a store; NaN where there is none, with a status that says why."""
+    shape = len(found.steps), len(found.refinements)
+    arrays = {name: np.full(shape, np.nan) for name in ARRAYS}
+    arrays["per_chain"] = np.full((*shape, found.settings["num_chains"]), np.nan)
+    told: dict[str, np.ndarray] = {}
+    status = np.full(shape, "not asked for", dtype=object)
+    for key, words in [
+        *((k, "missing") for k in found.missing),
+        *((k, f"failed: {r}") for k, r in found.failed.items()),
+    ]:
+        status[found.steps.index(key[0]), found.refinements.index(key[1:])] = words
+    together: dict[tuple[int, str, tuple[str, ...]], list[str]] = {}
+    for (step, weights, data), names in found.cells.items():
+        together.setdefault((step, data, names), []).append(weights)
+    for (step, data, names), weights in together.items():
+        i, where = found.steps.index(step), [found.refinements.index((w, data)) for w in weights]
+        try:
+            parts = [store.read(name) for name in names]
+        except FileError as error:
+            status[i, where] = f"damaged: {error} rllc.track, called again, computes it anew"
+            continue
+        estimate = Estimate.of(gathered(parts, [found.chains[name] for name in names], weights))
+        for name in ARRAYS:
+            arrays[name][i, where] = getattr(estimate, name)
+        for name, values in estimate.diagnostics.items():
+            told.setdefault(name, np.full(shape, np.nan))[i, where] = values
+        status[i, where] = estimate.status
+    return arrays | {"diagnostics": told, "status": tuple(map(tuple, status.tolist()))}
 
 
 class Tracker:

@@ -28,6 +28,9 @@ SAMPLING = {
     "trajectory",
     "track",
     "store",
+    "workers",
+    "probes",
+    "status",
 }
 """Parts of rllc that know that there is sampling."""
 HEAVY = {
@@ -41,6 +44,7 @@ HEAVY = {
     "tslearn",
     "arviz",
     "xarray",
+    "distributed",
 }
 NUMBERS = {"torch", "numpy"}
 LEAVES = {"errors", "files", "seeds"}

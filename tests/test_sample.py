@@ -18,7 +18,7 @@ import rllc
 from rllc import refinement as refine
 from rllc.data.tokens import Minibatches
 from rllc.errors import InputError
-from rllc.sample import _digest
+from rllc.layout import digest
 from rllc.samplers import SGLDState
 from rllc.seeds import generator
 from rllc.testing import unchanged
@@ -72,7 +72,7 @@ def naive_chain(
     lr, localization, n_beta = 1e-3, 200.0, sampling.n_beta
     moved, masks = copy.deepcopy(model), weights.masks(model)
     names = sorted(masks)
-    stream = generator("noise", sampling.seed, _digest(masks), refine.fingerprint(data), chain)
+    stream = generator("noise", sampling.seed, digest(masks), refine.fingerprint(data), chain)
     batches = Minibatches(len(data), sampling.batch_size, seed=sampling.seed)
     center = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses, baselines = [], []

@@ -1,11 +1,15 @@
-"""Estimates over training: results in order, trackers that resume, sweeps over checkpoints."""
+"""Estimates over training: results in order, trackers that resume, tables. Sweeps are in test_track.py."""
 
 from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
+from tiny import SHORT, Quadratic, loss_of_quadratic, square
 from torch import nn
 
 import rllc
@@ -45,7 +49,7 @@ def test_round_trip_through_a_file(tmp_path) -> None:
     again = rllc.Trajectory.load(trajectory.save(tmp_path / "t.npz"))
     assert again.to_dataframe().equals(trajectory.to_dataframe())
     assert (again.settings, again.steps, again.status) == (trajectory.settings, trajectory.steps, trajectory.status)
-    assert list(again.to_dataframe().columns) == [
+    assert list(again.to_dataframe().columns)[:8] == [
         "step", "weights", "data", "llc", "standard_error", "rhat", "ess", "status",
     ]  # fmt: skip
     assert "2 checkpoints" in repr(again)
@@ -115,14 +119,6 @@ def test_a_tracker_refuses_a_file_of_other_weights_or_data(tmp_path) -> None:
         rllc.Tracker(DATA + 1, loss=square, sampling=SHORT, path=path)
 
 
-def test_track_refuses_a_file_of_other_weights_even_when_all_is_there(tmp_path) -> None:
-    tiny_model().save_pretrained(tmp_path / "step0000000")
-    settings = {"data": tiny_tokens(), "sampling": SHORT, "progress": False, "path": tmp_path / "t.npz"}
-    rllc.track(tmp_path, weights="0:1", **settings)
-    with pytest.raises(rllc.InputError, match="but now"):
-        rllc.track(tmp_path, weights="1:2", **settings)
-
-
 def test_a_diverged_estimate_is_kept_as_nan() -> None:
     tracker = rllc.Tracker(torch.zeros(4, 3), loss=loss_of_quadratic, sampler=rllc.sgld(lr=10.0), sampling=SHORT)
     tracker(0, Quadratic(torch.ones(3)))
@@ -131,32 +127,64 @@ def test_a_diverged_estimate_is_kept_as_nan() -> None:
     assert "diverged: chain 0" in tracker.trajectory.status[0][0]
 
 
-def test_track_is_a_loop_over_checkpoints(tmp_path) -> None:
-    models = {step: tiny_model(step) for step in (0, 100, 50)}
-    for step, model in models.items():
-        model.save_pretrained(tmp_path / "run" / f"step{step:07d}")
-    data = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
-    trajectory = rllc.track(tmp_path / "run", data, rllc.heads, sampling=SHORT, progress=False)
-    assert trajectory.steps == (0, 50, 100)
-    assert len(trajectory.weights) == 2 * 6
-    for step, model in models.items():
-        alone = rllc.estimate(model, data, rllc.heads(model), sampling=SHORT, progress=False)
-        assert np.array_equal(trajectory.at(step).value, alone.value)
+def test_diagnostics_come_along(tmp_path) -> None:
+    tracker = _tracker()
+    tracker(0, _linear(0)), tracker(5, _linear(1))
+    trajectory = tracker.trajectory
+    assert trajectory.diagnostics
+    for name, values in trajectory.diagnostics.items():
+        expected = [tracker.estimates[step].diagnostics[name] for step in (0, 5)]
+        assert np.array_equal(values, expected, equal_nan=True)
+        assert np.array_equal(trajectory.at(5).diagnostics[name], expected[1], equal_nan=True)
+    again = rllc.Trajectory.load(trajectory.save(tmp_path / "t.npz"))
+    assert again.diagnostics.keys() == trajectory.diagnostics.keys()
+    assert again.to_dataframe().equals(trajectory.to_dataframe())
 
 
-def test_track_goes_on_from_its_file(tmp_path) -> None:
-    for step in (0, 1, 2):
-        tiny_model(step).save_pretrained(tmp_path / f"step{step:07d}")
-    found = rllc.checkpoints(tmp_path)
-    settings = {"data": tiny_tokens(), "weights": "1:2", "sampling": SHORT, "progress": False}
-    whole = rllc.track(tmp_path, **settings)
-    rllc.track(found[:2], **settings, path=tmp_path / "t.npz")
-    for checkpoint in found[:2]:  # what is in the file needs no checkpoint any more
-        (tmp_path / f"step{checkpoint.step:07d}" / "model.safetensors").unlink()
-    resumed = rllc.track(found, **settings, path=tmp_path / "t.npz")
-    assert np.array_equal(resumed.value, whole.value)
+def test_what_is_missing_and_failed_is_saved_too(tmp_path) -> None:
+    tracker = _tracker()
+    tracker(0, _linear(0))
+    key = (0, "everything", "data")
+    holes = replace(tracker.trajectory, missing=(key,), failed={key: "because"})
+    again = rllc.Trajectory.load(holes.save(tmp_path / "t.npz"))
+    assert again.missing == (key,)
+    assert again.failed == {key: "because"}
+    assert "1 of 1 missing, 1 of 1 failed" in repr(again)
 
 
-def test_track_without_checkpoints_is_an_error() -> None:
-    with pytest.raises(rllc.InputError, match="expected at least one checkpoint, got none"):
-        rllc.track([], tiny_tokens(), progress=False)
+def test_tables_with_named_axes(tmp_path) -> None:
+    xarray = pytest.importorskip("xarray")
+    tracker = _tracker(weights={"all": rllc.everything(), "bias": rllc.parameters("bias")})
+    tracker(0, _linear(0)), tracker(5, _linear(1))
+    trajectory = tracker.trajectory
+    table = trajectory.to_xarray()
+    assert isinstance(table, xarray.Dataset)
+    assert dict(table.sizes) == {"checkpoint": 2, "refinement": 2, "chain": 2}
+    by_name = table.set_index(refinement=["weights", "data"]).unstack("refinement")
+    at = by_name["llc"].sel(weights="bias", data="data").values
+    assert np.array_equal(at, [trajectory.at(step)["bias"].value for step in (0, 5)])
+    assert table["step"].values.tolist() == [0, 5]
+    assert json.loads(table.attrs["settings"])["n_beta"] == 30.0
+
+
+def test_parquet_holds_the_table(tmp_path) -> None:
+    pandas = pytest.importorskip("pandas")
+    tracker = _tracker()
+    tracker(0, _linear(0))
+    path = tracker.trajectory.to_parquet(tmp_path / "new" / "t.parquet")
+    pandas.testing.assert_frame_equal(pandas.read_parquet(path), tracker.trajectory.to_dataframe())
+
+
+def test_without_xarray_the_error_says_what_to_install(monkeypatch) -> None:
+    tracker = _tracker()
+    tracker(0, _linear(0))
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(rllc.InputError, match=r"pip install 'rllc\[xarray\]'"):
+        tracker.trajectory.to_xarray()
+
+
+def test_an_unknown_attribute_is_an_attribute_error() -> None:
+    tracker = _tracker()
+    tracker(0, _linear(0))
+    with pytest.raises(AttributeError, match="has no attribute 'values'"):
+        tracker.trajectory.values  # noqa: B018

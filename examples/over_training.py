@@ -1,0 +1,110 @@
+"""From a folder of checkpoints to refined LLCs over training: the sweep, on processes, on Dask, interrupted and resumed.
+
+    python examples/over_training.py                                  # trains a tiny model first; no network, no download
+    python examples/over_training.py --dry-run                        # how many cells, FLOPs and hours
+    python examples/over_training.py --processes 8
+    python examples/over_training.py --dask                           # a Dask cluster of two workers on this machine
+    python examples/over_training.py --dask tcp://scheduler:8786      # yours; dask-jobqueue makes one on SLURM
+    python examples/over_training.py --checkpoints runs/seed0 --data code.npz prose.npz
+
+Kill it whenever you like: the same command goes on where it stopped. What is there so far can be looked at while it runs:
+``rllc.Trajectory.open("rllc-out/over_training/sweep")``.
+"""
+
+# %% What is asked for
+import argparse
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+
+import matplotlib
+
+import rllc
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", help="folder or hub repository; default: those of a tiny model, trained here")
+    parser.add_argument("--data", type=Path, nargs="+", help="files that rllc.Tokens.save wrote, one a data set")
+    parser.add_argument("--out", type=Path, default=Path("rllc-out/over_training"), help="output folder")
+    parser.add_argument("--processes", type=int, help="compute in so many processes; default: in this one")
+    parser.add_argument("--dask", nargs="?", const="", metavar="ADDRESS", help="compute on Dask")
+    parser.add_argument("--chains", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=100, help="of each chain; the paper's are 200")
+    parser.add_argument("--batch", type=int, default=8, help="rows; the paper's are 32")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and compute nothing")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    args = parser.parse_args(argv)
+    if (args.checkpoints is None) != (args.data is None):
+        parser.error("--checkpoints and --data go together")
+    return args
+
+
+# %% A run to look at: a two-layer model that learns Python's own source code for some seconds
+def tiny_run(folder: Path, quiet: bool) -> tuple[Path, dict[str, rllc.Tokens]]:
+    texts = rllc.data.python_corpus(max_bytes=300_000)
+    tokenizer = rllc.data.train_tokenizer([t for some in texts.values() for t in some], vocab_size=300)
+    data = {name: rllc.data.tokenize(some, tokenizer, 32, name=name) for name, some in texts.items()}
+    config = rllc.models.AttentionOnlyConfig(n_layers=2, d_model=32, n_heads=4, d_head=8, n_ctx=32, d_vocab=300)
+    rllc.train(
+        config,
+        rllc.data.mix("all", *data.values()),
+        num_steps=200,
+        batch_size=16,
+        lr=5e-3,
+        schedule=[0, 10, 20, 50, 100, 200],
+        out=folder,
+        progress=not quiet,
+    )
+    return folder, data
+
+
+# %% Where cells are computed
+@contextlib.contextmanager
+def workers(args: argparse.Namespace) -> Iterator[int | Executor | None]:
+    if args.dask is None:
+        yield args.processes
+        return
+    from distributed import Client, LocalCluster
+
+    with contextlib.ExitStack() as stack:
+        cluster = args.dask or stack.enter_context(
+            LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+        )
+        yield stack.enter_context(Client(cluster)).get_executor()
+
+
+# %% The sweep, its table and its figures
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    matplotlib.use("Agg")
+    if args.checkpoints is None:
+        checkpoints, data = tiny_run(args.out / "checkpoints", args.quiet)
+    else:
+        checkpoints, data = args.checkpoints, {path.stem: rllc.Tokens.load(path) for path in args.data}
+    with workers(args) as executor:
+        trajectory = rllc.track(
+            checkpoints,
+            data,
+            rllc.heads,
+            sampling=rllc.Sampling(num_chains=args.chains, num_draws=args.draws, batch_size=args.batch),
+            store=args.out / "sweep",
+            executor=executor,
+            dry_run=args.dry_run,
+            progress=not args.quiet,
+        )
+    if args.dry_run:
+        return
+    print(trajectory)
+    print(trajectory.at(trajectory.steps[-1]))
+    trajectory.to_parquet(args.out / "trajectory.parquet")
+    for name in data:
+        axes = rllc.plot_trajectory(trajectory, name)
+        figure = getattr(axes, "flat", [axes])[0].figure
+        figure.savefig(args.out / f"over_training_{''.join(c for c in name if c.isalnum())}.png", dpi=150)
+    print(f"table, figures and the sweep are in {args.out}")
+
+
+if __name__ == "__main__":  # worker processes import this file
+    main()

@@ -1,0 +1,429 @@
+"""What a sweep leaves on disk: one whole, checksummed file a finished cell, and no file that two processes would both change.
+
+What you type::
+
+    trajectory = rllc.track("runs/seed0", {"code": code, "prose": prose}, rllc.heads, store="sweep", executor=2)
+    # killed, out of power, or more heads, chains, checkpoints wanted? The same line computes what is missing.
+    trajectory = rllc.Trajectory.open("sweep")  # now, years later, or from another window while it runs
+    trajectory.missing, trajectory.failed
+    rllc.plot_trajectory(trajectory, "code")
+
+A *cell* is one checkpoint × one data set × the weights that the engine runs together × some chains. In the folder:
+
+- ``sweeps/<hash>.json``: what one call asked for: settings, checkpoints, data, weights, and the names of its cells.
+  Written before the first chain runs, never changed; the name is the hash of the contents;
+- ``cells/<hash>.npz``: the draws of one finished cell, as :meth:`rllc.Draws.load` reads them. The name is the hash of all
+  that its numbers depend on (:func:`cell_name`), so any process knows which file is its, and two that compute the same
+  cell write the same file;
+- ``failed/<hash>.json``: why a cell has no file yet; gone once it has;
+- ``data/<hash>.npz``, ``generators/<hash>/``: rows and generating models, once each, for workers in other processes;
+- ``damaged/``: cell files whose checksum was wrong, set aside to be computed again.
+
+Everything is written under a temporary name, synced and renamed. A ``.tmp`` file is a killed writer's and may go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rllc.draws import Draws
+from rllc.errors import FileError
+from rllc.files import load_arrays, save_arrays, write_atomically
+
+_VERSION = 1
+"""Of this layout; in every cell's name."""
+
+_LEFT_OVER = 3600.0
+"""Seconds after which a temporary file has no writer any more."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work: which checkpoint, data, weights and chains, and the name of its file."""
+
+    name: str
+    step: int
+    data: str
+    weights: tuple[str, ...]
+    chains: tuple[int, int]
+    """From the first to before the last."""
+
+    def covers(self, weights: str, chain: int) -> bool:
+        """Whether a chain of some weights is among its draws."""
+        return weights in self.weights and self.chains[0] <= chain < self.chains[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What one call of :func:`rllc.track` asks for.
+
+    Args:
+        settings: of sampler and sampling, all that is the same in every cell.
+        num_draws: of each chain.
+        num_chains: of each refinement.
+        loss: its name.
+        checkpoints: by step, where each is and the SHA-256 of its weights (``None``: not known beforehand).
+        data: by name, the SHA-256 of the rows.
+        weights: by name, the SHA-256 of the masks.
+        cells: all that it needs, finished or not.
+        versions: of what computes.
+    """
+
+    settings: Mapping[str, Any]
+    num_draws: int
+    num_chains: int
+    loss: str
+    checkpoints: Mapping[int, Mapping[str, Any]]
+    data: Mapping[str, str]
+    weights: Mapping[str, str]
+    cells: tuple[Cell, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def whole_settings(self) -> dict[str, Any]:
+        """As :class:`rllc.Draws` has them."""
+        counts = {"num_draws": self.num_draws, "num_chains": self.num_chains, "first_chain": 0}
+        return {**self.settings, **counts, "fingerprints": dict(self.data)}
+
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps({"kind": "rllc.sweep", **asdict(self)}, indent=1, sort_keys=True)
+
+    @classmethod
+    def of(cls, text: str) -> Sweep:
+        """From JSON."""
+        found = json.loads(text)
+        if found.pop("kind") != "rllc.sweep":
+            raise ValueError("it is of another kind")
+        cells = tuple(
+            Cell(c["name"], c["step"], c["data"], tuple(c["weights"]), tuple(c["chains"])) for c in found.pop("cells")
+        )
+        steps = {int(step): where for step, where in found.pop("checkpoints").items()}
+        return cls(**found, checkpoints=steps, cells=cells)
+
+
+class Store:
+    """A sweep's folder.
+
+    Args:
+        folder: need not exist; :meth:`announce` makes it.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).absolute()
+
+    # What is wanted.
+
+    def sweeps(self) -> list[Sweep]:
+        """What all calls so far asked for, the latest last.
+
+        Raises:
+            FileError: one of the files is damaged.
+        """
+        paths = sorted((self.folder / "sweeps").glob("*.json"), key=lambda p: (p.stat().st_mtime_ns, p.name))
+        return [_sweep(path) for path in paths]
+
+    def announce(self, sweep: Sweep) -> None:
+        """Write down what is wanted, and see by that that the folder can be written.
+
+        Raises:
+            FileError: it cannot.
+        """
+        text = sweep.text()
+        path = self.folder / "sweeps" / f"{_hash(text)}.json"
+        with self._writing("what this call asks for"):
+            if path.exists():
+                os.utime(path)  # it is the latest call again
+            else:
+                write_atomically(path, lambda at: _write(at, text))
+            probe = write_atomically(self.folder / "cells" / ".writable", lambda at: _write(at, ""))
+            probe.unlink(missing_ok=True)  # another sweep on the folder may have been faster
+            for leftover in self.folder.glob("*/.*.tmp"):  # of killed writers, not of those at work
+                with suppress(FileNotFoundError):
+                    if time.time() - leftover.stat().st_mtime > _LEFT_OVER:
+                        leftover.unlink()
+
+    # Cells.
+
+    def path(self, name: str) -> Path:
+        """Of a cell's file, which is there when the cell is finished."""
+        return self.folder / "cells" / f"{name}.npz"
+
+    def finished(self) -> set[str]:
+        """Names of the cells that have a file."""
+        return {path.stem for path in (self.folder / "cells").glob("*.npz")}
+
+    def failures(self) -> dict[str, str]:
+        """Names of the cells that have none because they failed, and why."""
+        finished = self.finished()
+        found = {}
+        for path in (self.folder / "failed").glob("*.json"):
+            if path.stem not in finished:
+                try:
+                    found[path.stem] = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+                except FileNotFoundError:  # it has just been finished
+                    continue
+                except (ValueError, KeyError, OSError) as error:
+                    found[path.stem] = f"unknown: {path} cannot be read ({error})"
+        return found
+
+    def write(self, name: str, draws: Draws, about: Mapping[str, Any]) -> None:
+        """Finish a cell: its draws, with what they were made from, in one file.
+
+        Raises:
+            FileError: it cannot be written; nothing of it is left then.
+        """
+        with self._writing(f"cell {name}"):
+            replace(draws, settings={**draws.settings, "cell": dict(about)}).save(self.path(name))
+            (self.folder / "failed" / f"{name}.json").unlink(missing_ok=True)
+
+    def fail(self, name: str, reason: str) -> None:
+        """Write down why a cell has no file."""
+        with self._writing(f"why cell {name} failed"):
+            text = json.dumps({"reason": reason}, ensure_ascii=False)
+            write_atomically(self.folder / "failed" / f"{name}.json", lambda at: _write(at, text))
+
+    def read(self, name: str) -> Draws:
+        """The draws of a finished cell; ``settings["cell"]`` says what they were made from.
+
+        Raises:
+            FileError: there is no such file, or it is damaged.
+        """
+        return Draws.load(self.path(name))
+
+    def set_damaged_aside(self, names: Iterable[str]) -> list[str]:
+        """Move cell files that are damaged to ``damaged/``, and say which."""
+        damaged = []
+        for name in names:
+            try:
+                load_arrays(self.path(name))
+            except FileError:
+                with self._writing(f"damaged/{name}.npz"):
+                    (self.folder / "damaged").mkdir(exist_ok=True)
+                    os.replace(self.path(name), self.folder / "damaged" / f"{name}.npz")
+                damaged.append(name)
+        return damaged
+
+    # What workers in other processes read.
+
+    def save_rows(self, rows: tuple[torch.Tensor, ...], fingerprint: str) -> str:
+        """Write the tensors of a data set once; gives the file."""
+        path = self.folder / "data" / f"{fingerprint}.npz"
+        if not path.exists():
+            with self._writing("data"):
+                save_arrays(path, {str(i): part.detach().cpu().numpy() for i, part in enumerate(rows)}, {})
+        return str(path)
+
+    def save_model(self, folder: Path, model: Any) -> None:
+        """Write a model once, in ``save_pretrained`` form."""
+        if not folder.exists():
+            temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+            with self._writing("a generating model"):
+                model.save_pretrained(temporary)
+                with suppress(OSError):  # somebody else was faster
+                    os.replace(temporary, folder)
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FileError(
+                f"track: writing {what} in `store` = {self.folder} failed ({error}). Finished cells are whole. Make room, "
+                f"change its rights or give another folder, and call again to go on."
+            ) from error
+
+
+def load_rows(path: str) -> tuple[torch.Tensor, ...]:
+    """Read what :meth:`Store.save_rows` wrote."""
+    arrays, _ = load_arrays(path)
+    return tuple(torch.from_numpy(arrays[str(i)]) for i in range(len(arrays)))
+
+
+def cell_name(
+    sweep: Sweep, checkpoint: Mapping[str, Any], data: str, weights: Sequence[str], chains: tuple[int, int]
+) -> str:
+    """The hash of all that a cell's numbers depend on: contents of checkpoint and data, masks, loss, settings, chains.
+
+    Where a checkpoint lies has no part in it once its SHA-256 is known, so a folder may move; nor have versions: which
+    computed a cell stands in its file, and a change of them is warned of.
+    """
+    where = {k: checkpoint[k] for k in ("source", "revision", "file")} if checkpoint["sha256"] is None else {}
+    key = {
+        "version": _VERSION,
+        "checkpoint": {"step": checkpoint["step"], "sha256": checkpoint["sha256"], **where},
+        "data": [data, sweep.data[data]],
+        "weights": [[name, sweep.weights[name]] for name in weights],
+        "loss": sweep.loss,
+        "settings": {**sweep.settings, "num_draws": sweep.num_draws},
+        "chains": chains,
+    }
+    return _hash(json.dumps(key, sort_keys=True))
+
+
+def differences(earlier: Sequence[Sweep], now: Sweep) -> list[str]:
+    """What sweeps on one folder must have in common, and have not: ``"lr: 0.001 there, 0.002 now"``.
+
+    Chains and draws may grow, and be as few as in one that was there.
+    """
+    found = [words for before in earlier for words in _differences(json.loads(before.text()), json.loads(now.text()))]
+    for what in ("num_chains", "num_draws"):
+        there = {getattr(before, what) for before in earlier}
+        mine = getattr(now, what)
+        if there and mine < max(there) and mine not in there:
+            found.append(f"{what}: {max(there)} there, {mine} now (it can only grow)")
+    return list(dict.fromkeys(found))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    pairs = [(k, old["settings"].get(k), new["settings"].get(k)) for k in old["settings"] | new["settings"]]
+    pairs.append(("loss", old["loss"], new["loss"]))
+    for step in old["checkpoints"].keys() & new["checkpoints"].keys():
+        a, b = old["checkpoints"][step], new["checkpoints"][step]
+        if None not in (a["sha256"], b["sha256"]):
+            pairs.append((f"checkpoint of step {step}, SHA-256", a["sha256"], b["sha256"]))
+        elif None not in (a["revision"], b["revision"]):
+            pairs.append((f"checkpoint of step {step}, revision", a["revision"], b["revision"]))
+    for what in ("data", "weights"):
+        pairs += [(f"{what} {k!r}, SHA-256", old[what][k], new[what][k]) for k in old[what].keys() & new[what].keys()]
+    return [f"{name}: {_short(a)} there, {_short(b)} now" for name, a, b in sorted(pairs, key=str) if a != b]
+
+
+def versions() -> dict[str, str]:
+    """What bits of a result depend on besides the settings."""
+    import rllc
+
+    found = {"rllc": rllc.__version__, "torch": torch.__version__, "numpy": np.__version__}
+    return found | {"python": platform.python_version()}
+
+
+# A store seen as a table.
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Which cells hold each refinement at each checkpoint; what is missing, and what failed."""
+
+    steps: tuple[int, ...]
+    refinements: tuple[tuple[str, str], ...]
+    """``(weights, data)``, weights varying slowest."""
+    settings: Mapping[str, Any]
+    cells: Mapping[tuple[int, str, str], tuple[str, ...]]
+    """By (step, weights, data): names of the finished cells that hold its chains, in order."""
+    chains: Mapping[str, tuple[int, int]]
+    """Of each cell."""
+    missing: tuple[tuple[int, str, str], ...]
+    failed: Mapping[tuple[int, str, str], str]
+
+
+def contents(store: Store, sweeps: Sequence[Sweep], wanted: Sequence[Sweep]) -> Contents:
+    """What there is of what ``wanted`` ask for, in cells that any of ``sweeps`` planned; chains and draws as the last has."""
+    draws, chains = wanted[-1].num_draws, wanted[-1].num_chains
+    wanted = [s for s in wanted if s.num_draws == draws]
+    planned = {c.name: c for s in sweeps if s.num_draws == draws for c in s.cells}
+    finished, failures = store.finished(), store.failures()
+    at: dict[tuple[int, str], list[Cell]] = {}
+    for cell in planned.values():
+        at.setdefault((cell.step, cell.data), []).append(cell)
+    asked = dict.fromkeys((step, w, d) for s in wanted for step in s.checkpoints for w in s.weights for d in s.data)
+    cells, failed, missing = {}, {}, []
+    for step, w, d in asked:
+        here = at.get((step, d), [])
+        if (cover := covering([c for c in here if c.name in finished], w, chains)) is not None:
+            cells[step, w, d] = tuple(c.name for c in cover)
+        elif reasons := [failures[c.name] for c in here if w in c.weights and c.name in failures]:
+            failed[step, w, d] = reasons[-1]
+        else:
+            missing.append((step, w, d))
+    names = {what: tuple(dict.fromkeys(k for s in wanted for k in getattr(s, what))) for what in ("weights", "data")}
+    data = {k: v for s in wanted for k, v in s.data.items()}
+    return Contents(
+        steps=tuple(sorted({step for s in wanted for step in s.checkpoints})),
+        refinements=tuple((w, d) for w in names["weights"] for d in names["data"]),
+        settings=wanted[-1].whole_settings | {"fingerprints": data},
+        cells=cells,
+        chains={name: c.chains for name, c in planned.items()},
+        missing=tuple(missing),
+        failed=failed,
+    )
+
+
+def covering(cells: Iterable[Cell], weights: str, num_chains: int) -> list[Cell] | None:
+    """Cells that together hold all chains of some weights, the fewest; ``None`` if they do not."""
+    mine, chosen, chain = list(cells), [], 0
+    while chain < num_chains:
+        fitting = [c for c in mine if c.covers(weights, chain) and c.chains[1] <= num_chains]
+        if not fitting:
+            return None
+        chosen.append(max(fitting, key=lambda c: c.chains[1]))
+        chain = chosen[-1].chains[1]
+    return chosen
+
+
+def gathered(parts: Sequence[Draws], chains: Sequence[tuple[int, int]], weights: Sequence[str]) -> Draws:
+    """The draws of some weights on one data set, their chains put together from several cells, one behind the other.
+
+    Args:
+        parts: each holds some chains of all of ``weights``, and perhaps more.
+        chains: of each part, from the first to before the last.
+    """
+    ends = [0, *(end for _, end in chains)]
+    rows = [[part.weights.index(w) for w in weights] for part in parts]
+    first = parts[0]
+
+    def joined(arrays: Sequence[np.ndarray | None]) -> Any:
+        if any(a is None for a in arrays):
+            return None
+        taken = [a[r] for a, r in zip(arrays, rows, strict=True)]
+        if taken[0].ndim == 1:  # of the refinement, whatever its chains
+            return taken[0]
+        skips = [end - begin for end, (begin, _) in zip(ends, chains, strict=False)]
+        return np.concatenate([a[:, skip:] for a, skip in zip(taken, skips, strict=True)], axis=1)
+
+    arrays = ("loss", "baseline", "diverged", "control", "noise")
+    return replace(
+        first,
+        **{name: joined([getattr(p, name) for p in parts]) for name in arrays},
+        probes={name: joined([p.probes[name] for p in parts]) for name in first.probes},
+        weights=tuple(weights),
+        data=(first.data[0],) * len(weights),
+        lengths=tuple(first.lengths[r] for r in rows[0]),
+        settings={k: v for k, v in first.settings.items() if k != "cell"} | {"num_chains": ends[-1], "first_chain": 0},
+    )
+
+
+def _sweep(path: Path) -> Sweep:
+    text = path.read_text(encoding="utf-8")
+    try:
+        if _hash(text) != path.stem:
+            raise ValueError("its contents do not match their hash, its name")
+        return Sweep.of(text)
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileError(
+            f"reading {path}: it is damaged or was not written by rllc.track ({error}). Remove it and make the call that it "
+            f"is of again: finished cells are found by their contents."
+        ) from error
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _short(value: Any) -> str:
+    return f"{value[:8]}…" if isinstance(value, str) and len(value) == 64 else repr(value)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,526 @@
+"""Sweeps: the same numbers however they are computed, nothing computed twice, and errors that name what differs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+import shutil
+import threading
+from collections import Counter
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faulty import raises
+from tiny import SHORT, tiny_model, tiny_tokens
+
+import rllc
+import rllc.workers
+from rllc.store import Store
+from rllc.track import main
+from rllc.workers import sampler_of
+
+SMALL = {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_head": 4}
+DATA = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
+QUICK = {"sampling": replace(SHORT, num_probes=0), "progress": False}
+
+
+def write_run(folder: Path, steps=(0, 10), **changes: object) -> Path:
+    for step in steps:
+        tiny_model(step, **SMALL | changes).save_pretrained(folder / f"step{step:07d}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(run) -> rllc.Trajectory:
+    """Two checkpoints × two data sets × (two layers of two heads): eight cells."""
+    return rllc.track(run, DATA, rllc.heads, **QUICK)
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[tuple[str, ...]]:
+    """What is sampled: ``(data, first chain, weights…)`` of each cell."""
+    seen: list[tuple[str, ...]] = []
+
+    def counting(model, data, weights, **options):
+        seen.append((*data, options["sampling"].first_chain, *(w.name for w in weights)))
+        return rllc.sample(model, data, weights, **options)
+
+    monkeypatch.setattr(rllc.workers, "sample", counting)
+    return seen
+
+
+def same(one: rllc.Trajectory, other: rllc.Trajectory) -> bool:
+    names = ("value", "standard_error", "rhat", "ess", "per_chain")
+    equal = all(np.array_equal(getattr(one, n), getattr(other, n), equal_nan=True) for n in names)
+    return equal and (one.steps, one.weights, one.data, one.status) == (
+        other.steps,
+        other.weights,
+        other.data,
+        other.status,
+    )
+
+
+# The same numbers.
+
+
+def test_a_sweep_is_an_estimate_at_each_checkpoint(run, unbroken) -> None:
+    assert unbroken.steps == (0, 10)
+    for step in unbroken.steps:
+        alone = rllc.estimate(rllc.load(run, step), DATA, rllc.heads(rllc.load(run, step)), **QUICK)
+        here = unbroken.at(step)
+        assert (here.weights, here.data, here.settings) == (alone.weights, alone.data, alone.settings)
+        assert here.value == pytest.approx(alone.value, rel=1e-4, abs=1e-4)  # other company in the pass
+        for name in rllc.heads(rllc.load(run, step)):
+            one = rllc.estimate(rllc.load(run, step), DATA, name, **QUICK)
+            assert here[name.name, "b"].value == pytest.approx(one[name.name, "b"].value, rel=1e-4, abs=1e-4)
+
+
+def test_a_store_and_threads_change_no_bit(run, unbroken, tmp_path) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        assert same(rllc.track(run, DATA, rllc.heads, store=tmp_path, executor=threads, **QUICK), unbroken)
+    opened = rllc.Trajectory.open(tmp_path)
+    assert same(opened, unbroken)
+    assert opened.settings == unbroken.settings
+    assert opened.missing == ()
+    assert opened.failed == {}
+
+
+def test_the_model_and_random_states_are_left_alone(run, tmp_path) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    rllc.track(run, DATA["a"], "0:1", **QUICK)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_every_sampler_is_made_again_from_its_settings() -> None:
+    prior = rllc.box(0.1, localization=3.0)
+    for make in (rllc.sgld, rllc.rmsprop_sgld, rllc.sghmc, rllc.mala, rllc.hmc):
+        for sampler in (make(lr=2e-3), make(lr=2e-3, prior=prior)):
+            settings = rllc.workers._settings(sampler)
+            assert settings == sampler.settings, sampler
+            again = sampler_of(json.loads(json.dumps(settings)))
+            assert (again.settings, again.full_batch) == (sampler.settings, sampler.full_batch)
+    blind = replace(rllc.sgld(), step=lambda state, energy, random: state)
+    assert rllc.workers._settings(blind) is blind  # another's step under the same name
+
+
+# Nothing twice.
+
+
+def test_the_same_call_again_computes_nothing(run, unbroken, tmp_path, computed) -> None:
+    rllc.track(run, DATA, rllc.heads, store=tmp_path, **QUICK)
+    assert len(computed) == 8
+    assert same(rllc.track(run, DATA, rllc.heads, store=tmp_path, **QUICK), unbroken)
+    assert len(computed) == 8
+
+
+def test_more_of_everything_reuses_what_is_there(run, unbroken, tmp_path, computed) -> None:
+    found = rllc.checkpoints(run)
+    rllc.track(
+        found[:1], DATA["a"], "0:1", store=tmp_path, **QUICK | {"sampling": replace(QUICK["sampling"], num_chains=1)}
+    )
+    assert computed == [("tokens", 0, "0:1")]
+    rllc.track(found[:1], DATA["a"], "0:1", store=tmp_path, **QUICK)
+    assert computed[1:] == [("tokens", 1, "0:1")]  # the new chain
+    named = {"tokens": DATA["a"], "b": DATA["b"]}
+    rllc.track(found[:1], named, "0:1", store=tmp_path, **QUICK)
+    assert computed[2:] == [("b", 0, "0:1")]
+    rllc.track(found[:1], named, rllc.heads, store=tmp_path, **QUICK)
+    assert computed[3:] == [("tokens", 0, "0:0"), ("tokens", 0, "1:0", "1:1"), ("b", 0, "0:0"), ("b", 0, "1:0", "1:1")]
+    del computed[:]
+    extended = rllc.track(found, named, rllc.heads, store=tmp_path, **QUICK)
+    assert len(computed) == 4
+    assert extended.value == pytest.approx(unbroken.value, rel=1e-4, abs=1e-4)  # other company in the passes
+    assert extended.settings["num_chains"] == 2
+    del computed[:]
+    longer = rllc.track(
+        found, named, rllc.heads, store=tmp_path, **QUICK | {"sampling": replace(QUICK["sampling"], num_draws=6)}
+    )
+    assert len(computed) == 8  # from the first draw
+    assert longer.settings["num_draws"] == rllc.Trajectory.open(tmp_path).settings["num_draws"] == 6
+    assert longer.missing == ()
+
+
+def test_more_chains_are_those_of_a_larger_call(run, tmp_path) -> None:
+    one_at_a_time = replace(QUICK["sampling"], runs_per_pass=1)  # so that company changes no bit
+    more = {"sampling": replace(one_at_a_time, num_chains=4), "progress": False}
+    rllc.track(run, DATA["a"], "1:0", store=tmp_path, sampling=one_at_a_time, progress=False)
+    assert same(rllc.track(run, DATA["a"], "1:0", store=tmp_path, **more), rllc.track(run, DATA["a"], "1:0", **more))
+
+
+def test_fewer_of_anything_reads_what_is_there(run, unbroken, tmp_path, computed) -> None:
+    rllc.track(run, DATA, rllc.heads, store=tmp_path, **QUICK)
+    del computed[:]
+    few = rllc.track(rllc.checkpoints(run)[1:], {"b": DATA["b"]}, ["1:0"], store=tmp_path, **QUICK)
+    assert computed == []
+    assert few.value.tolist() == [[unbroken.at(10)["1:0", "b"].value]]
+    assert len(rllc.Trajectory.open(tmp_path).weights) == 8
+
+
+def test_a_moved_run_and_one_without_its_finished_checkpoints_go_on(tmp_path, computed) -> None:
+    rllc.track(write_run(tmp_path / "here"), DATA["a"], "0:1", store=tmp_path / "store", **QUICK)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    (tmp_path / "there" / "step0000010" / "model.safetensors").unlink()
+    again = rllc.track(tmp_path / "there", DATA["a"], "0:1", store=tmp_path / "store", **QUICK)
+    assert len(computed) == 2
+    assert again.missing == ()
+    assert again.failed == {}
+
+
+def test_opening_reads_names_and_only_then_numbers(run, tmp_path, monkeypatch) -> None:
+    rllc.track(run, DATA["a"], ["0:0", "1:1"], store=tmp_path, **QUICK)
+    victim = next(iter(Store(tmp_path).finished()))
+    Store(tmp_path).path(victim).unlink()
+    read = []
+    monkeypatch.setattr(Store, "read", lambda self, name, inner=Store.read: read.append(name) or inner(self, name))
+    opened = rllc.Trajectory.open(tmp_path)
+    assert len(opened.missing) == 1
+    assert "1 of 4 missing" in repr(opened)
+    assert read == []
+    assert int(np.isnan(opened.value).sum()) == 1
+    assert len(read) == 3
+    assert sum(status == "missing" for row in opened.status for status in row) == 1
+    assert len(opened.to_dataframe()) == 4
+    assert len(read) == 3
+    with pytest.raises(rllc.FileError, match="there is no sweep in it"):
+        rllc.Trajectory.open(tmp_path / "nowhere")
+
+
+def test_what_was_never_asked_for_is_not_missing(run, tmp_path) -> None:
+    found = rllc.checkpoints(run)
+    rllc.track(found[:1], DATA["a"], "0:0", store=tmp_path, **QUICK)
+    rllc.track(found[1:], DATA["a"], "0:1", store=tmp_path, **QUICK)
+    opened = rllc.Trajectory.open(tmp_path)
+    assert opened.missing == ()
+    assert opened.status[0][1] == opened.status[1][0] == "not asked for"
+
+
+# What cannot be.
+
+
+def test_a_store_of_something_else_is_refused_by_field(run, tmp_path) -> None:
+    def again(data=DATA["a"], weights="0:0", sampling=QUICK["sampling"], **options) -> None:
+        rllc.track(run, data, weights, sampling=sampling, store=tmp_path, progress=False, **options)
+
+    again()
+    before = sorted(tmp_path.rglob("*"))
+    other = rllc.parameters("blocks.1.attn.W_Q").named("0:0")
+    for changed, words in [
+        ({"sampling": replace(QUICK["sampling"], seed=1)}, "seed: 0 there, 1 now"),
+        ({"sampler": rllc.sgld(lr=2e-3)}, "lr: 0.001 there, 0.002 now"),
+        ({"sampler": rllc.rmsprop_sgld()}, "sampler: 'sgld' there, 'rmsprop_sgld' now"),
+        ({"data": DATA["b"]}, "data 'tokens', SHA-256: "),
+        ({"weights": other}, "weights '0:0', SHA-256: "),
+        ({"loss": raises}, "loss: 'next token' there, 'faulty:raises' now"),
+        ({"loss": rllc.distillation(tiny_model(5, **SMALL))}, "loss: 'next token' there, 'distillation of "),
+        ({"sampling": replace(QUICK["sampling"], num_chains=1)}, r"num_chains: 2 there, 1 now \(it can only grow\)"),
+    ]:
+        with pytest.raises(
+            rllc.InputError, match=f"holds a sweep with other settings, checkpoints or data:\n(  .*\n)*  {words}"
+        ):
+            again(**changed)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_with_target_se_chains_stop_together_so_more_is_another_sweep(run, tmp_path) -> None:
+    sampling = replace(QUICK["sampling"], target_se=1e9, num_draws=40)
+    rllc.track(run, DATA["a"], "0:0", sampling=sampling, store=tmp_path, progress=False)
+    with pytest.raises(rllc.InputError, match="num_chains: 2 there, 3 now"):
+        rllc.track(run, DATA["a"], "0:0", sampling=replace(sampling, num_chains=3), store=tmp_path, progress=False)
+
+
+def test_other_versions_are_warned_of(run, tmp_path, monkeypatch) -> None:
+    rllc.track(run, DATA["a"], "0:0", store=tmp_path, **QUICK)
+    monkeypatch.setattr(rllc, "__version__", "9.9")
+    with pytest.warns(
+        UserWarning, match=r"going on with .* with rllc \S+ -> 9\.9; new cells may differ in their last bits"
+    ):
+        rllc.track(run, DATA["a"], "0:0", store=tmp_path, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoints": []}, "expected at least one checkpoint, got none"),
+        ({"checkpoints": [rllc.Checkpoint(0, "a"), rllc.Checkpoint(0, "b")]}, "a and b are both step 0"),
+        ({"sampling": replace(SHORT, first_chain=2)}, "`first_chain` must be 0, got 2"),
+        ({"sampling": replace(SHORT, batch_size=99)}, "12 rows, fewer than a batch of 99"),
+        ({"executor": 0}, "`executor` must be None, a number of processes, a list of devices .* got 0"),
+        ({"executor": "cuda"}, "`executor` must be .* got 'cuda'"),
+        ({"executor": []}, r"`executor` must be .* got \[\]"),
+        ({"executor": True}, "`executor` must be .* got True"),
+    ],
+)
+def test_errors_come_before_any_chain(run, tmp_path, computed, changes, message) -> None:
+    arguments = {"checkpoints": run, "data": DATA["a"], "weights": "0:0", "store": tmp_path / "s"} | QUICK | changes
+    with pytest.raises(rllc.InputError, match=message):
+        rllc.track(**arguments)
+    assert computed == []
+
+
+def test_a_cell_that_raises_is_marked_and_the_others_are_done(run, tmp_path) -> None:
+    seven = DATA["b"].rows.clone()
+    seven[:, 0] = 7
+    data = {"a": rllc.Tokens(torch.where(DATA["a"].rows == 7, 6, DATA["a"].rows)), "seven": rllc.Tokens(seven)}
+    with pytest.warns(
+        UserWarning, match=r"track: 4 of 8 cells failed: step 0, data 'seven', .* seven is \(and 3 more\)"
+    ):
+        found = rllc.track(run, data, rllc.heads, loss=raises, store=tmp_path, **QUICK)
+    assert np.isnan(found.value).reshape(2, 4, 2)[..., 1].all()
+    assert np.isfinite(found.value).reshape(2, 4, 2)[..., 0].all()
+    assert found.failed[0, "0:1", "seven"] == "ArithmeticError: seven is"
+    assert found.at(0)["0:1", "seven"].status == "failed: ArithmeticError: seven is"
+    assert rllc.Trajectory.open(tmp_path).failed == found.failed
+    with pytest.raises(
+        rllc.RllcError, match="all 4 cells failed; the first: step 0, data 'seven', weights 0:0, 0:1: Arith"
+    ):
+        rllc.track(run, {"seven": data["seven"]}, rllc.heads, loss=raises, **QUICK)
+
+
+# Not doing it.
+
+
+def test_a_dry_run_counts_and_computes_nothing(run, tmp_path, capsys, computed) -> None:
+    call = {"checkpoints": run, "data": DATA, "weights": rllc.heads, "store": tmp_path / "s"} | QUICK
+    planned = rllc.track(**call, dry_run=True)
+    assert len(planned.missing) == 16
+    assert np.isnan(planned.value).all()
+    assert not (tmp_path / "s").exists()
+    first, steps, memory, hours = capsys.readouterr().out.splitlines()
+    assert first == "2 checkpoints × 2 data sets × 4 weights: 8 cells, 0 finished, 8 to compute"
+    assert steps.startswith("40 steps, of each chain: 160; ")
+    assert "GiB of memory a worker" in memory
+    assert hours.startswith("about ")
+    rllc.track(**call | {"checkpoints": rllc.checkpoints(run)[:1]})
+    rllc.track(**call, dry_run=True, executor=3)
+    assert "8 cells, 4 finished, 4 to compute\n20 steps" in (told := capsys.readouterr().out)
+    assert "on 3 workers" in told
+    rllc.track(**call)
+    assert len(rllc.track(**call, dry_run=True).missing) == 0
+    assert capsys.readouterr().out.endswith("8 cells, 8 finished, 0 to compute\n")
+    with pytest.raises(rllc.InputError, match="seed: 0 there, 1 now"):
+        rllc.track(**call | {"sampling": replace(QUICK["sampling"], seed=1)}, dry_run=True)
+    assert len(computed) == 8
+
+
+def test_flops_of_a_dry_run_are_those_of_a_linear_model(run, capsys) -> None:
+    """One more draw costs what one more draw costs: the printed total is proportional to the steps."""
+    told = []
+    for draws in (5, 50):
+        rllc.track(run, DATA["a"], "0:0", sampling=replace(QUICK["sampling"], num_draws=draws), dry_run=True)
+        told.append(float(capsys.readouterr().out.split("; ")[1].split(" FLOPs")[0]))
+    assert told[1] == pytest.approx(10 * told[0], rel=0.05)
+    assert told[0] > 0
+
+
+# Executors that break.
+
+
+class Fragile(Executor):
+    """Four cells at a time; all of them are lost when one is of data ``"b"`` at step 10. Like loky's, it can be had anew."""
+
+    _max_workers = 4
+    lost: list[str]
+    """Names of cells, each time that one is lost."""
+
+    def __init__(self) -> None:
+        self.broken, self.pending = False, []
+
+    def submit(self, function, /, task):
+        if self.broken:
+            raise BrokenExecutor("broken before")
+        future: Future = Future()
+        self.pending.append((future, function, task))
+        if len(self.pending) == 1:
+            threading.Timer(0.05, self._work).start()  # by then there are more
+        return future
+
+    def _work(self) -> None:
+        pending, self.pending = self.pending, []
+        cells = [task.cell for _, function, task in pending if function is rllc.workers.work]
+        self.broken = any((cell.step, cell.data) == (10, "b") for cell in cells)
+        if self.broken:
+            self.lost.extend(cell.name for cell in cells)
+        for future, function, task in pending:
+            if self.broken:
+                future.set_exception(BrokenExecutor("a worker died"))
+            else:
+                future.set_result(function(task))
+
+
+def get_reusable_executor(max_workers: int) -> Fragile:
+    """What loky has beside its executor."""
+    assert max_workers == 4
+    return Fragile()
+
+
+def test_only_the_cells_that_kill_workers_are_failed(run, unbroken, tmp_path, monkeypatch) -> None:
+    """Those that ran beside them are tried again alone; what is left then goes on together."""
+    monkeypatch.setattr(Fragile, "lost", [], raising=False)
+    with pytest.warns(UserWarning, match="2 of 8 cells failed"):
+        found = rllc.track(run, DATA, rllc.heads, store=tmp_path, executor=Fragile(), **QUICK)
+    assert set(found.failed) == {(10, name, "b") for name in unbroken.weights}
+    assert set(found.failed.values()) == {"its worker died, 3 times (a worker died)"}
+    times = sorted(Counter(Fragile.lost).values(), reverse=True)
+    assert times[:2] == [3, 3]
+    assert all(n <= 2 for n in times[2:])  # once with each killer, before it was known
+    there = [i for i, data in enumerate(found.data) if data == "a"]
+    assert np.array_equal(found.value[:, there], unbroken.value[:, there])
+    assert np.array_equal(found.value[0], unbroken.value[0])
+
+
+class Once(Executor):
+    """Breaks with the second cell, and stays broken, as those of the standard library do."""
+
+    __module__ = "concurrent.futures"
+
+    def submit(self, function, /, task):
+        future: Future = Future()
+        if function is rllc.workers.work and hasattr(self, "one"):
+            future.set_exception(BrokenExecutor("gone"))
+        else:
+            self.one = function is rllc.workers.work and self
+            future.set_result(function(task))
+        return future
+
+
+def test_an_executor_of_others_that_stays_broken_is_said_so(run, tmp_path) -> None:
+    with pytest.raises(rllc.RllcError, match=r"a worker died, and with it the Once that was given\. Finished"):
+        rllc.track(run, DATA["a"], rllc.heads, store=tmp_path, executor=Once(), **QUICK)
+
+
+class Lossy(ThreadPoolExecutor):
+    """Gives up on some cells by itself, as Dask does on those that kill workers."""
+
+    def submit(self, function, /, task):
+        future = super().submit(function, task)
+        if function is rllc.workers.work and task.cell.data == "b":
+            future = Future()
+            future.set_exception(ConnectionError("killed four workers\nlong story"))
+        return future
+
+
+def test_cells_that_an_executor_gives_up_are_failed(run, unbroken, tmp_path) -> None:
+    with Lossy(1) as executor, pytest.warns(UserWarning, match="4 of 8 cells failed"):
+        found = rllc.track(run, DATA, rllc.heads, store=tmp_path, executor=executor, **QUICK)
+    assert set(found.failed.values()) == {"ConnectionError: killed four workers"}
+    assert {key[2] for key in found.failed} == {"b"}
+    assert same(rllc.track(run, DATA, rllc.heads, store=tmp_path, **QUICK), unbroken)  # and the next call does them
+
+
+def test_workers_that_cannot_see_the_store_are_found_first(run, tmp_path, computed) -> None:
+    class Elsewhere(ThreadPoolExecutor):
+        def submit(self, function, /, task):
+            return super().submit(function, replace(task, folder="/nowhere"))
+
+    with (
+        Elsewhere(1) as executor,
+        pytest.raises(rllc.InputError, match="does not see `store` = /nowhere; give a folder"),
+    ):
+        rllc.track(run, DATA["a"], "0:0", store=tmp_path, executor=executor, **QUICK)
+    assert computed == []
+
+
+def test_what_travels_is_small_and_holds_no_model(run, tmp_path) -> None:
+    """References only, however large the data; a generating model is saved, and loaded by the worker."""
+
+    class Weighing(ThreadPoolExecutor):
+        def submit(self, function, /, task):
+            travelling = pickle.dumps(task)
+            weights.append(len(travelling))
+            return super().submit(function, pickle.loads(travelling))
+
+    weights: list[int] = []
+    large = tiny_tokens(20_000, seed=3)
+    loss = rllc.distillation(tiny_model(7, **SMALL))
+    call = {"checkpoints": run, "data": large, "weights": rllc.heads, "loss": loss} | QUICK
+    with Weighing(1) as executor:
+        travelled = rllc.track(**call, store=tmp_path, executor=executor)
+    assert max(weights) < 5000
+    assert same(travelled, rllc.track(**call))
+
+
+def test_a_generating_model_that_cannot_be_saved_is_refused(run) -> None:
+    loss = rllc.distillation(torch.nn.Linear(2, 2))
+    with ThreadPoolExecutor(1) as executor, pytest.raises(rllc.InputError, match=r"generating model .* got Linear"):
+        rllc.track(run, DATA["a"], "0:0", loss=loss, executor=executor, **QUICK)
+
+
+def test_tensors_travel_as_tokens_do(run, tmp_path) -> None:
+    pair = DATA["a"].rows.long(), DATA["b"].rows.long()
+    with ThreadPoolExecutor(1) as executor:
+        found = rllc.track(run, {"pair": pair}, "0:0", loss=first_of_pair, executor=executor, **QUICK)
+    assert same(found, rllc.track(run, {"pair": pair}, "0:0", loss=first_of_pair, **QUICK))
+
+
+def first_of_pair(module, batch):
+    return rllc.next_token(module, batch[0])
+
+
+def test_a_loss_is_named_by_where_it_is() -> None:
+    name = rllc.track.__globals__["_loss_name"]
+    assert name(None) == "next token"
+    assert name(first_of_pair) == "test_track:first_of_pair"
+    assert name(functools.partial(first_of_pair)) == "functools:partial"
+    one, other = (name(rllc.distillation(tiny_model(i))) for i in (1, 2))
+    assert one == name(rllc.distillation(tiny_model(1))) != other
+
+
+# In array jobs.
+
+
+def spec(folder: Path, run: Path, **changes: object) -> str:
+    DATA["a"].save(folder / "a.npz"), DATA["b"].save(folder / "b.npz")
+    sampling = {"num_chains": 2, "num_draws": 5, "batch_size": 4, "num_probes": 0}
+    whole = {"checkpoints": str(run), "data": {"a": "a.npz", "b": "b.npz"}, "store": "sweep", "weights": "heads"}
+    whole |= {"sampling": sampling, "sampler": {"sampler": "sgld", "lr": 1e-3, "localization": 200.0}}
+    (folder / "spec.json").write_text(json.dumps({k: v for k, v in (whole | changes).items() if v is not None}))
+    return str(folder / "spec.json")
+
+
+def test_shards_together_are_the_sweep(run, unbroken, tmp_path, computed, capsys) -> None:
+    path = spec(tmp_path, run)
+    for k, there in ((1, 2), (3, 5), (2, 8)):  # 8 cells in 3 shares: 2, 3 and 3
+        assert main([path, "--shard", f"{k}/3", "--quiet"]) == 0
+        assert len(Store(tmp_path / "sweep").finished()) == there
+    assert [len(computed), sorted({c[0] for c in computed})] == [8, ["a", "b"]]
+    assert "2 checkpoints" in capsys.readouterr().out
+    assert same(rllc.Trajectory.open(tmp_path / "sweep"), unbroken)
+    assert main([path, "--dry-run"]) == 0
+    assert "8 finished, 0 to compute" in capsys.readouterr().out
+    assert len(computed) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({}, ["--shard", "0/3"], "--shard must be K/N with K from 1 to N, such as 3/16; got '0/3'"),
+        ({"wieghts": 1}, [], "it has 'wieghts', which means nothing; did you mean 'weights'"),
+        ({"store": None}, [], "it has no 'store'"),
+        ({"weights": "head"}, [], "'weights' must be 'heads', 'everything' or a list of heads"),
+        ({"steps": [0, 11]}, [], "has no checkpoints of the steps [11]"),
+        ({"loss": "faulty:nothing"}, [], "`loss` 'faulty:nothing' must be module:function, to be imported"),
+        ({"sampling": {"chains": 3}}, [], "unexpected keyword argument 'chains'"),
+        ({"sampler": {"sampler": "nuts"}}, [], "sampler or sampling: "),
+    ],
+)
+def test_errors_of_the_command_line(run, tmp_path, capsys, changes, arguments, message) -> None:
+    assert main([spec(tmp_path, run, **changes), "--quiet", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_spec_that_is_none(tmp_path, capsys) -> None:
+    (tmp_path / "s.json").write_text("[]")
+    assert main([str(tmp_path / "s.json")]) == 2
+    assert "expected an object, got list" in capsys.readouterr().err
+    assert main([str(tmp_path / "nothing.json")]) == 2
