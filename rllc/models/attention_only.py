@@ -203,7 +203,7 @@ class AttentionOnly(PreTrainedModel):
         for layer in range(self.config.n_layers):
             z = self._heads(layer, residual[-1], {}, patterns)
             zs.append(z)
-            residual.append(residual[-1] + self._write(layer, z, {}))
+            residual.append(residual[-1] + self.write(layer, z, {}))
         return Activations(tokens, residual, zs)
 
     def hidden(self, moved: Mapping[str, Moved], at: Activations) -> Tensor:
@@ -222,7 +222,7 @@ class AttentionOnly(PreTrainedModel):
             if layer == first and rows is not None:  # all before it, and its other heads, are as in `at`
                 x = self._replace_heads(layer, rows, moved, at)
             else:
-                x = x + self._write(layer, self._heads(layer, x, moved), moved)
+                x = x + self.write(layer, self._heads(layer, x, moved), moved)
         return self.normalise("ln_final", x, moved)
 
     def first_block(self, names: Collection[str]) -> int:
@@ -275,9 +275,21 @@ class AttentionOnly(PreTrainedModel):
         q = _project(qk, self.weight(at + "W_Q", moved), self.weight(at + "b_Q", moved))
         k = _project(qk, self.weight(at + "W_K", moved), self.weight(at + "b_K", moved))
         v = _project(u, self.weight(at + "W_V", moved), self.weight(at + "b_V", moved))
-        return self._attend(q, k, v, patterns)
+        return self.attend(q, k, v, patterns)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, patterns: list[Tensor] | None = None) -> Tensor:
+    def project(self, layer: int, letter: str, x: Tensor, heads: slice | Tensor = slice(None)) -> Tensor:
+        """Queries, keys or values (``letter`` "Q", "K" or "V") that heads of a block make of the residual stream x.
+
+        Returns:
+            ``[run, batch, head, pos, d_head]``, the heads being the chosen ones, in their order.
+        """
+        at = f"blocks.{layer}.attn."
+        qk, u = self._inputs(layer, x, {})
+        W, b = (self._tensor(f"{at}{kind}_{letter}")[heads][None] for kind in "Wb")
+        return _project(u if letter == "V" else qk, W, b)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, patterns: list[Tensor] | None = None) -> Tensor:
+        """Outputs of heads before W_O from their queries, keys and values, ``[run or 1, batch, head, pos, d_head]`` each."""
         runs = max(t.shape[0] for t in (q, k, v))
         q, k, v = (t.expand(runs, *t.shape[1:]).flatten(0, 1) for t in (q, k, v))
         if patterns is None and self.config._attn_implementation != "eager":
@@ -291,7 +303,7 @@ class AttentionOnly(PreTrainedModel):
             z = pattern @ v
         return z.unflatten(0, (runs, -1))
 
-    def _write(self, layer: int, z: Tensor, moved: Mapping[str, Moved]) -> Tensor:
+    def write(self, layer: int, z: Tensor, moved: Mapping[str, Moved]) -> Tensor:
         """What the heads add to the residual stream: Σ_head z W_O + b_O."""
         at = f"blocks.{layer}.attn."
         return _combine(z, self.weight(at + "W_O", moved)) + self.weight(at + "b_O", moved)[:, None, None]
@@ -305,7 +317,7 @@ class AttentionOnly(PreTrainedModel):
         before = {t: self._tensor(name + t).detach()[rows] for t in HEAD_TENSORS}
         own = {t: moved[name + t].block if name + t in moved else before[t] for t in HEAD_TENSORS}
         qk, u = self._inputs(layer, at.residual[layer], moved)
-        z = self._attend(
+        z = self.attend(
             _project(qk, own["W_Q"], own["b_Q"]),
             _project(qk, own["W_K"], own["b_K"]),
             _project(u, own["W_V"], own["b_V"]),

@@ -304,6 +304,24 @@ def test_nothing_moved_is_the_model_itself():
     torch.testing.assert_close(hidden[0] @ model.unembed.W_U + model.unembed.b_U, model(rows).logits)
 
 
+@BOTH
+@pytest.mark.parametrize("layer", [0, 2])
+def test_heads_in_parts(positions, layer):
+    """Queries, keys and values of chosen heads, attention and output, against the model's own activations."""
+    model, rows = random_model(positions=positions), tokens()
+    at = model.activations(rows, patterns := [])
+    made = {letter: model.project(layer, letter, at.residual[layer]) for letter in "QKV"}
+    z = model.attend(made["Q"], made["K"], made["V"], again := [])
+    torch.testing.assert_close(z, at.z[layer])
+    torch.testing.assert_close(again[0], patterns[layer])
+    torch.testing.assert_close(at.residual[layer] + model.write(layer, z, {}), at.residual[layer + 1])
+    for letter in "QKV":
+        chosen = model.project(layer, letter, at.residual[layer], torch.tensor([2, 0]))
+        torch.testing.assert_close(chosen, made[letter][:, :, [2, 0]])
+        several = model.project(layer, letter, torch.cat([at.residual[layer], at.residual[1]]), slice(1, 2))
+        torch.testing.assert_close(several[:1], made[letter][:, :, 1:2])
+
+
 def test_frozen_weights_get_no_gradient():
     model, rows = random_model(), tokens()
     moved = {n: Moved(m.block.requires_grad_(), m.rows) for n, m in moved_heads(model, 1, [[0], [1]]).items()}

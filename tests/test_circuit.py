@@ -1,0 +1,168 @@
+"""Circuits: what the ablation of known ones costs known tokens, and random sets of their size."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import log
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from handmade import BOS, LOGIT, induction_model
+from tiny import tiny_model, tiny_tokens
+from torch import Tensor, nn
+
+from rllc.analysis.ablation import ablate
+from rllc.analysis.circuit import CircuitCost, ablate_circuit, plot_circuit, random_sets
+from rllc.analysis.patching import Path
+from rllc.errors import InputError
+from rllc.testing import unchanged
+
+mpl.use("Agg")
+plt = pytest.importorskip("matplotlib.pyplot")
+SURE = log(1 + 11 * np.exp(-LOGIT))
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def simple_and_complex() -> tuple[Tensor, dict[str, Tensor]]:
+    """Rows where 1 is followed by 2 and 3 by 4 (bigrams: "simple"), and others are repeats ("complex")."""
+    stream = torch.Generator().manual_seed(0)
+    rows, simple, complex_ = [], [], []
+    for _ in range(10):
+        words = (5 + torch.randperm(7, generator=stream)[:6]).tolist()
+        rows.append([BOS, *words, 1, 2, *words, 3, 4])
+        simple.append([0] * 7 + [0, 1] + [0] * 6 + [0, 1])
+        complex_.append([0] * 9 + [0] + [1] * 5 + [0, 0])
+    return torch.tensor(rows), {"simple": torch.tensor(simple).bool(), "complex": torch.tensor(complex_).bool()}
+
+
+ROWS, MASKS = simple_and_complex()
+
+
+def cost(circuit: list[str], **options: object) -> CircuitCost:
+    return ablate_circuit(induction_model(bigrams={1: 2, 3: 4}), ROWS, circuit, MASKS, method="zero", **options)
+
+
+def test_the_induction_circuit_costs_complex_tokens_only() -> None:
+    for circuit in (["0:0", "1:1"], ["0:0->1:1.K"], ["1:1->logits"], ["0:0->1:1.K", "1:1->logits"]):
+        result = cost(circuit)
+        assert result.baseline_accuracy == pytest.approx([1, 1])
+        assert result.baseline_loss == pytest.approx([SURE, SURE], abs=1e-4)
+        assert result.loss[0] == pytest.approx([0, log(12) - SURE], abs=1e-3)
+        assert result.accuracy[0] == pytest.approx([0, -1])
+        assert tuple(result.counts) == (20, 50)
+
+
+def test_the_bigram_head_costs_simple_tokens_only() -> None:
+    for circuit in (["0:1"], ["0:1->logits"]):
+        result = cost(circuit)
+        assert result.loss[0] == pytest.approx([log(12) - SURE, 0], abs=1e-3)
+        assert result.accuracy[0] == pytest.approx([-1, 0])
+
+
+def test_random_sets_are_the_null() -> None:
+    result = cost(["0:0", "1:1"], num_random=40)
+    assert len(result.sets) == 41
+    for i, heads in enumerate(result.sets[1:], 1):  # half of an induction circuit is none
+        expected = log(12) - SURE if "0:0" in heads or "1:1" in heads else 0
+        assert result.loss[i, 1] == pytest.approx(expected, abs=1e-3)
+    as_bad = 1 + sum("0:0" in heads or "1:1" in heads for heads in result.sets[1:])
+    assert result.p_value("complex") >= 1 / 41
+    assert result.p_value("complex") <= as_bad / 41
+    contrast = result.loss[:, 1] - result.loss[:, 0]
+    assert result.p_value("complex", less="simple") == (contrast >= contrast[0]).mean()
+    assert cost(["0:1"], num_random=9).p_value("simple") == pytest.approx(0.1)  # no other head costs anything there
+
+
+def test_one_head_is_an_ablation() -> None:
+    model, rows = tiny_model(n_layers=3), tiny_tokens(6)
+    everywhere = {"all": np.ones((6, 7), dtype=bool)}
+    for method in ("zero", "mean", "position_mean", "resample"):
+        result = ablate_circuit(model, rows, ["1:2"], everywhere, method=method, num_random=2, seed=3)
+        alone = ablate(model, rows, ["1:2"], method=method, seed=3)
+        assert result.loss[0] == pytest.approx(alone.delta, abs=1e-6)
+        assert result.loss_error[0] == pytest.approx(alone.standard_error, abs=1e-6)
+
+
+def test_random_sets_have_the_circuits_shape() -> None:
+    model = tiny_model(n_layers=3)
+    circuit = [Path.parse(p) for p in ("0:0", "0:2", "2:1", "0:1->2:1.K", "1:0->logits")]
+    sets = random_sets(model, circuit, 30)
+    for one in sets:
+        kinds = Counter((p.sender[0], p.receiver and p.receiver[0], p.input) for p in one)
+        assert kinds == {(0, None, "everything"): 2, (2, None, "everything"): 1, (0, 2, "K"): 1, (1, None, "logits"): 1}
+        assert len(set(one)) == 5
+        assert set(one) != set(circuit)
+    assert sets == random_sets(model, circuit, 30)
+    assert sets != random_sets(model, circuit, 30, seed=1)
+
+
+def test_random_sets_are_drawn_evenly() -> None:
+    """Two heads of layer 0 and one of layer 1, less the circuit: 8 sets; χ² with 7 degrees of freedom, level 1e-6."""
+    circuit = [Path((0, 0)), Path((0, 1)), Path((1, 2))]
+    counts = Counter(frozenset(one) for one in random_sets(tiny_model(), circuit, 800))
+    assert len(counts) == 8
+    assert sum((n - 100) ** 2 / 100 for n in counts.values()) < 41.0
+
+
+def test_results_as_tables_and_figures() -> None:
+    result = cost(["0:0", "1:1"], num_random=5)
+    frame = result.to_dataframe()
+    assert len(frame) == 12
+    row = frame[(frame["set"] == "circuit") & (frame["mask"] == "complex")].iloc[0]
+    assert row["loss"] == result.loss[0, 1]
+    assert row["paths"] == "0:0, 1:1"
+    lines = repr(result).splitlines()
+    assert lines[0] == "Circuit 0:0, 1:1 on tokens (zero, 5 random sets)"
+    assert lines[3].split()[:4] == ["complex", "50", "0.000", f"{result.loss[0, 1]:.3f}"]
+    _, given = plt.subplots()
+    assert plot_circuit(result, ax=given) is given
+    assert np.array_equal(given.containers[0].lines[0].get_ydata(), result.loss[0])
+    assert np.array_equal(given.lines[1].get_ydata(), result.loss[1:, 1])
+    assert np.array_equal(plot_circuit(result, "accuracy").containers[0].lines[0].get_ydata(), result.accuracy[0])
+
+
+def test_without_random_sets() -> None:
+    result = cost(["0:0", "0:1", "0:2"], num_random=0)
+    assert result.loss.shape == (1, 2)
+    assert "nan" in repr(result)
+    assert plot_circuit(result).get_ylabel() == "change of loss (nats per token)"
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = tiny_model().train()
+    with unchanged(model):
+        ablate_circuit(model, tiny_tokens(6), ["0:1"], {"all": torch.ones(6, 7, dtype=torch.bool)}, num_random=2)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: ablate_circuit(nn.Linear(2, 2), ROWS, ["0:0"], MASKS),
+            "ablate_circuit: expected an rllc.models.Atten",
+        ),
+        (
+            lambda: ablate_circuit(induction_model(), ROWS, ["0:0"], {}),
+            r"no masks; pass a dict such as \{'simple': mask\}",
+        ),
+        (
+            lambda: ablate_circuit(induction_model(), ROWS, ["0:0"], {"a": ROWS}),
+            "mask 'a' must be boolean .* got int64",
+        ),
+        (lambda: cost(["0:7"]), "the model has no head '0:7'"),
+        (lambda: cost(["0:0", "0:1", "0:2"]), r"all heads or paths of its kind \(0:0, 0:1, 0:2\).*num_random=0"),
+        (lambda: cost(["0:0"], num_random=1).p_value("easy"), "no mask 'easy'; known: 'simple', 'complex'"),
+        (lambda: plot_circuit(cost(["0:0"], num_random=1), "kl"), "`quantity` must be 'loss' or 'accuracy', got 'kl'"),
+    ],
+)
+def test_errors_say_what_to_type(call, message) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
