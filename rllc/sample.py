@@ -269,11 +269,7 @@ def _steps(
                 if draw is not None:
                     noise[where] = _minibatch_noise(runs, at, refine.num_rows(d.rows))
                 if draw in looks:
-                    after = p.state.position
-                    again = bound.runs(p.group, p.member, after, at, batch, gradient=True, each=False)
-                    origin = p.origin[p.member]
-                    found = second_look(before, after, runs, again, origin, sampler, sampling.n_beta)
-                    for name, values in found.items():
+                    for name, values in _look_again(p, before, runs, bound, at, batch, sampler, sampling).items():
                         probes.setdefault(name, torch.full_like(losses, torch.nan))[where] = values
                 if per_token and runs.each is not None:
                     _sort_tokens(tokens, p, runs.each, refinements, sampling.num_chains)
@@ -294,6 +290,15 @@ def _minibatch_noise(runs: Runs, at: Center, num_rows: int) -> Tensor:
     if batch == num_rows:
         return torch.zeros_like(rise[:, 0])
     return rise.var(1) / batch * (1 - batch / num_rows) if batch > 1 else torch.full_like(rise[:, 0], torch.nan)
+
+
+def _look_again(
+    p: _Pass, before: Tensor, runs: Runs, bound: Loss, at: Center, batch: Batch, sampler: Sampler, sampling: Sampling
+) -> dict[str, Tensor]:
+    """:func:`rllc.probes.second_look` at the step that the runs have just made, on its own minibatch."""
+    after = p.state.position
+    again = bound.runs(p.group, p.member, after, at, batch, gradient=True, each=False)
+    return second_look(before, after, runs, again, p.origin[p.member], sampler, sampling.n_beta)
 
 
 def _sharpest(found: Tensor, d: _DataSet, bound: Loss, at: Center, batch: Batch, lr: float) -> None:
