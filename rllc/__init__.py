@@ -18,6 +18,8 @@ from rllc.samplers import Prior, Sampler, box, gaussian, hmc, mala, rmsprop_sgld
 from rllc.draws import Draws
 from rllc.estimate import LLC, Estimate, control, estimate
 from rllc.track import track
+from rllc.calibrate import Calibration, Criterion, calibrate
+from rllc.resolution import Resolution, resolution
 from rllc.trajectory import Tracker, Trajectory
 
 # models, checkpoints, training
@@ -25,7 +27,7 @@ from rllc.models.checkpoints import Checkpoint, checkpoints, load
 from rllc.train import schedule, train
 
 # figures
-from rllc.plots import plot_heads, plot_traces, plot_trajectory
+from rllc.plots import plot_calibration, plot_heads, plot_resolution, plot_traces, plot_trajectory
 
 # errors
 from rllc.errors import FileError, InputError, RllcError

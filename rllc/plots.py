@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rllc.calibrate import Calibration
 from rllc.draws import Draws
 from rllc.errors import InputError, nearest
 from rllc.estimate import Estimate
+from rllc.resolution import Resolution
 from rllc.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 _COVERS_95 = 1.96
 
@@ -134,12 +137,108 @@ def plot_traces(draws: Draws, weights: str | None = None, data: str | None = Non
     return ax
 
 
+def plot_calibration(calibration: Calibration, ax: Axes | Sequence[Axes] | None = None) -> Axes | np.ndarray:
+    """The error of every setting as a heat map over lr and localization, a panel for each n_beta.
+
+    The number in a cell is ``Calibration.error``, as a logarithm (0.1 is 10 %, 2.3 a factor of ten); a cross marks a setting
+    that is not good, the frame the one that is recommended. Settings that were not tried are white; those without an
+    error, because chains diverged, are grey.
+
+    >>> ax = plot_calibration(calibration)                                         # doctest: +SKIP
+
+    Args:
+        calibration: what :func:`rllc.calibrate` gave.
+        ax: one Axes for each n_beta that was tried, or one for the best setting's n_beta; ``None`` makes a figure.
+
+    Returns:
+        The Axes when one was given or there is one panel, else an array of them ``[n_beta]``.
+
+    Raises:
+        InputError: as many Axes as there are not values of n_beta.
+    """
+    n_betas = sorted(set(calibration.n_beta))
+    if ax is None:
+        panels = _row_of_axes(len(n_betas), width=2.6)
+    elif isinstance(ax, Sequence | np.ndarray):
+        panels = list(ax)
+        if len(panels) != len(n_betas):
+            raise InputError(
+                f"plot_calibration: expected one Axes for each of {len(n_betas)} n_beta, got {len(panels)}."
+            )
+    else:
+        panels, n_betas = [ax], [calibration.n_beta[calibration.best]]
+    for panel, n_beta in zip(panels, n_betas, strict=True):
+        image = _heat_map(panel, calibration, n_beta)
+    panels[0].set_ylabel("localization $\\gamma$")
+    panels[-1].figure.colorbar(image, ax=panels, label="relative error (logarithm)")
+    return panels[0] if len(panels) == 1 else np.array(panels)
+
+
+def plot_resolution(resolution: Resolution, ax: Axes | None = None) -> Axes:
+    """λ̂ as a curve over nβ, on a log axis: one line a refinement with its 95 % band.
+
+    Points whose status is not ok are crosses; those of diverged chains stand at zero.
+
+    >>> ax = plot_resolution(curve)                                                # doctest: +SKIP
+
+    Args:
+        resolution: what :func:`rllc.resolution` gave.
+        ax: where to draw; ``None`` makes a figure.
+    """
+    ax, several = _axes(ax, width=5.0), len(set(resolution.data)) > 1
+    for k, (name, on) in enumerate(zip(resolution.weights, resolution.data, strict=True)):
+        y, error = resolution.value[:, k], _COVERS_95 * resolution.standard_error[:, k]
+        _band(ax, resolution.n_beta, y, error, k, label=f"{name}, {on}" if several else name, marker="o")
+        wrong = np.array([status[k] != "ok" for status in resolution.status])
+        color = _COLORS[k % len(_COLORS)]
+        ax.plot(resolution.n_beta[wrong], np.nan_to_num(y[wrong]), "x", ms=8, mew=2, color=color)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda n_beta, _: f"{n_beta:g}")
+    ax.set_xlabel(r"$n\beta$")
+    ax.set_ylabel(r"$\hat\lambda$ (95 % band)")
+    _zero_line(ax, resolution.value)
+    ax.legend(frameon=False, fontsize="small", ncols=1 + len(resolution.weights) // 9)
+    return ax
+
+
+def _heat_map(ax: Axes, calibration: Calibration, n_beta: float) -> AxesImage:
+    """One panel of :func:`plot_calibration`; all panels have the same rows and columns."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+
+    lrs, localizations = sorted(set(calibration.lr)), sorted(set(calibration.localization))
+    errors, good = calibration.error, calibration.good
+    cells = np.full((len(localizations), len(lrs)), np.nan)
+    for i in np.flatnonzero(calibration.n_beta == n_beta):
+        y, x = localizations.index(calibration.localization[i]), lrs.index(calibration.lr[i])
+        cells[y, x] = errors[i]
+        if np.isnan(errors[i]):
+            ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color="0.85", lw=0))
+        words = "" if np.isnan(errors[i]) else f"{errors[i]:.2f}"
+        dark = errors[i] > 0.4
+        ax.text(x, y, words if good[i] else f"×\n{words}".strip(), ha="center", va="center", fontsize="small",
+                color="white" if dark else "black")  # fmt: skip
+        if good[i] and i == calibration.best:
+            ax.add_patch(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, fill=False, ec=_COLORS[1], lw=2.5))
+    image = ax.imshow(cells, origin="lower", aspect="auto", cmap="viridis_r", norm=LogNorm(0.05, 5, clip=True))
+    ax.set_xticks(range(len(lrs)), [f"{lr:.3g}" for lr in lrs], rotation=60)
+    ax.set_yticks(range(len(localizations)), [f"{g:.3g}" for g in localizations])
+    ax.set_title(rf"$n\beta$ = {n_beta:.4g}", fontsize="medium")
+    ax.set_xlabel("lr $\\epsilon$")
+    return image
+
+
 def _curve(ax: Axes, trajectory: Trajectory, i: int, k: int) -> None:
     y, error = trajectory.value[:, i], _COVERS_95 * trajectory.standard_error[:, i]
-    style: dict[str, Any] = {"color": _COLORS[k % 8], "ls": _DASHES[k // 8 % 3]}
     marker = "o" if len(trajectory.steps) < 12 else None
-    ax.plot(trajectory.steps, y, marker=marker, ms=3, lw=1.4, label=trajectory.weights[i], **style)
-    ax.fill_between(trajectory.steps, y - error, y + error, alpha=0.15, lw=0, color=_COLORS[k % 8])
+    _band(ax, trajectory.steps, y, error, k, label=trajectory.weights[i], marker=marker)
+
+
+def _band(ax: Axes, x: Sequence[float] | np.ndarray, y: np.ndarray, error: np.ndarray, k: int, **options: Any) -> None:
+    """The k-th line of a figure, with its 95 % band."""
+    color, dash = _COLORS[k % len(_COLORS)], _DASHES[k // len(_COLORS) % len(_DASHES)]
+    ax.plot(x, y, ms=3, lw=1.4, color=color, ls=dash, **options)
+    ax.fill_between(x, y - error, y + error, alpha=0.15, lw=0, color=color)
 
 
 def _on(trajectory: Trajectory, data: str | None) -> list[int]:
@@ -167,9 +266,9 @@ def _axes(ax: Axes | None, width: float) -> Axes:
     return _pyplot().subplots(figsize=(width, 3.4), layout="constrained")[1]
 
 
-def _row_of_axes(count: int) -> list[Axes]:
+def _row_of_axes(count: int, width: float = 4.2) -> list[Axes]:
     _, axes = _pyplot().subplots(
-        1, count, figsize=(1 + 4.2 * count, 3.6), sharey=True, squeeze=False, layout="constrained"
+        1, count, figsize=(1 + width * count, 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     return list(axes[0])
 

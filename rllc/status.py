@@ -36,6 +36,7 @@ DIAGNOSTICS = {
     "stability": "4/(ε(nβh + γ)) for the largest h; below 1 the sharpest direction blows up (sgld and sghmc)",
     "from_variance": "a second reading of λ, from the variance of the draws (rllc.diagnostics.variance_reading)",
     "from_variance_se": "standard error of that reading",
+    "minibatch_variance": "the part of the draws' variance that comes from the choice of the minibatch",
     "prior_shrinkage": "1 − from_variance/λ̂: by about which share the prior makes λ̂ smaller than it would be without",
 }
 """What ``Estimate.diagnostics`` holds. Acceptance, discretisation and curvature need ``Sampling(num_probes=…)`` above 0."""
@@ -52,8 +53,10 @@ def diagnose(draws: Draws, mine: list[int], kept: slice, value: np.ndarray, ess:
         "spikes": diagnostics.spikes(llc),
     }
     if draws.noise is not None:
-        second, error = diagnostics.variance_reading(plain, s["n_beta"] ** 2 * draws.noise[mine, :, kept])
+        noise = s["n_beta"] ** 2 * draws.noise[mine, :, kept]
+        second, error = diagnostics.variance_reading(plain, noise)
         found |= {"from_variance": second, "from_variance_se": error, "prior_shrinkage": 1 - second / value}
+        found["minibatch_variance"] = noise.mean((1, 2))
     if "acceptance" in draws.probes:
         with np.errstate(invalid="ignore"):
             found["acceptance"] = draws.probes["acceptance"][mine].mean((1, 2))

@@ -31,6 +31,7 @@ SAMPLING = {
     "workers",
     "probes",
     "status",
+    "resolution",
 }
 """Parts of rllc that know that there is sampling."""
 HEAVY = {

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib as mpl
 import numpy as np
 import pytest
 from tiny import SHORT, tiny_model, tiny_tokens
 
 import rllc
+from rllc.calibrate import Calibration, Criterion, calibrate
+from rllc.plots import plot_calibration, plot_resolution
+from rllc.resolution import Resolution
 
 mpl.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -77,6 +82,67 @@ def test_diverged_heads_are_crosses() -> None:
     )
     crosses = next(line for line in rllc.plot_heads(estimate).lines if line.get_marker() == "x")
     assert list(crosses.get_xdata()) == [0, 1]
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    grid = {"lr": [1e-4, 1e-3, 1e3], "n_beta": [30.0, 300.0], "localization": [100.0, 1000.0]}
+    lenient = Criterion(
+        min_relaxations=0, max_rhat=1e9, max_noise=1e9, max_drift=1e9, max_shrinkage=0.99999, max_step=0.9
+    )
+    sampling = rllc.Sampling(num_chains=2, num_draws=20, batch_size=4)
+    return calibrate(
+        tiny_model(), tiny_tokens(), "0:0", sampling=sampling, grid=grid, criterion=lenient, progress=False
+    )
+
+
+def test_a_heat_map_for_each_n_beta(calibration) -> None:
+    axes = plot_calibration(calibration)
+    assert [ax.get_title() for ax in axes] == [r"$n\beta$ = 30", r"$n\beta$ = 300"]
+    assert axes[0].get_ylabel() == "localization $\\gamma$"
+    assert [t.get_text() for t in axes[0].get_yticklabels()] == ["100", "1e+03"]
+    frames = 0
+    for ax, n_beta in zip(axes, (30.0, 300.0), strict=True):
+        assert ax.get_xlabel() == "lr $\\epsilon$"
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["0.0001", "0.001", "1e+03"]
+        mine = calibration.n_beta == n_beta
+        shown = np.ma.filled(
+            ax.images[0].get_array(), np.nan
+        )  # [localization, lr], tried in the order lr, n_beta, localization
+        assert np.array_equal(shown, calibration.error[mine].reshape(3, 2).T, equal_nan=True)
+        assert sum("×" in t.get_text() for t in ax.texts) == (~calibration.good[mine]).sum() > 0
+        frames += sum(not p.get_fill() for p in ax.patches)
+    assert frames == calibration.good.any() == 1
+
+
+def test_a_heat_map_of_the_best_n_beta(calibration) -> None:
+    _, ax = plt.subplots()
+    assert plot_calibration(calibration, ax=ax) is ax
+    assert ax.get_title() == rf"$n\beta$ = {calibration.n_beta[calibration.best]:g}"
+    with pytest.raises(rllc.InputError, match="one Axes for each of 2 n_beta, got 3"):
+        plot_calibration(calibration, ax=plt.subplots(1, 3)[1])
+
+
+def test_a_curve_over_n_beta(draws) -> None:
+    first = rllc.Estimate.of(draws)
+    broken = rllc.Estimate.of(
+        replace(draws, diverged=np.zeros_like(draws.diverged), loss=np.full_like(draws.loss, np.nan))
+    )
+    curve = Resolution(np.array([10.0, 30.0, 100.0]), (first, first, broken))
+    ax = plot_resolution(curve)
+    assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", r"$n\beta$", r"$\hat\lambda$ (95 % band)")
+    lines = {line.get_label(): line for line in ax.lines if "," in line.get_label()}
+    assert list(lines) == [f"{w}, {d}" for w, d in zip(first.weights, first.data, strict=True)]
+    for k, line in enumerate(lines.values()):
+        assert np.array_equal(line.get_xdata(), [10.0, 30.0, 100.0])
+        assert np.array_equal(line.get_ydata(), curve.value[:, k], equal_nan=True)
+        low = ax.collections[k].get_paths()[0].vertices[:, 1].min()
+        assert low == pytest.approx(first.value[k] - 1.96 * first.standard_error[k])
+    crosses = [line for line in ax.lines if line.get_marker() == "x"]
+    assert len(crosses) == len(first)
+    assert all(line.get_xdata()[-1] == 100.0 and line.get_ydata()[-1] == 0 for line in crosses)
+    wrong = [status != "ok" for status in (first.status[0], first.status[0], broken.status[0])]
+    assert len(crosses[0].get_xdata()) == sum(wrong)
 
 
 @pytest.mark.parametrize(

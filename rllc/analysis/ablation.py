@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from rllc.analysis import patching
 from rllc.analysis.patching import Path, Values, check_paths, from_rows
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens, other_rows
-from rllc.analysis.tables import table
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots import _axes
 from rllc.refinement import WeightsLike, product
 from rllc.seeds import generator
+from rllc.tables import table
 from rllc.weights import Weights, head_name, heads
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rllc.analysis.rows import check_model, check_rows, ratio
-from rllc.analysis.tables import table
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots import _axes
 from rllc.seeds import generator
+from rllc.tables import table
 from rllc.weights import head_name
 
 if TYPE_CHECKING:

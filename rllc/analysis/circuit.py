@@ -16,11 +16,11 @@ from rllc.analysis import patching
 from rllc.analysis.ablation import Method, replacement
 from rllc.analysis.patching import Path, all_paths, check_paths
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens
-from rllc.analysis.tables import table
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots import _axes
 from rllc.seeds import generator
+from rllc.tables import table
 
 if TYPE_CHECKING:
     import pandas as pd

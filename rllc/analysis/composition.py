@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rllc.analysis.tables import table
 from rllc.errors import InputError, nearest
 from rllc.plots import _axes
 from rllc.seeds import generator
+from rllc.tables import table
 from rllc.weights import head_name
 
 if TYPE_CHECKING:

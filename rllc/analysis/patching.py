@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens, other_rows
-from rllc.analysis.tables import table
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots import _axes
+from rllc.tables import table
 from rllc.weights import head_name
 
 if TYPE_CHECKING:
