@@ -7,8 +7,9 @@
     python examples/over_training.py --dask tcp://scheduler:8786      # yours; dask-jobqueue makes one on SLURM
     python examples/over_training.py --checkpoints runs/seed0 --data code.npz prose.npz
 
-Kill it whenever you like: the same command goes on where it stopped. What is there so far can be looked at while it runs:
-``rllc.Trajectory.open("rllc-out/over_training/sweep")``.
+Kill it whenever you like: the same command goes on where it stopped. It ends with a page, report.html. What is there so
+far can be looked at while it runs: ``rllc.report("rllc-out/over_training/sweep")`` makes the page, and
+``rllc.Trajectory.open`` of the same folder gives the numbers.
 """
 
 # %% What is asked for
@@ -31,29 +32,31 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, help="compute in so many processes; default: in this one")
     parser.add_argument("--dask", nargs="?", const="", metavar="ADDRESS", help="compute on Dask")
     parser.add_argument("--chains", type=int, default=4)
-    parser.add_argument("--draws", type=int, default=100, help="of each chain; the paper's are 200")
-    parser.add_argument("--batch", type=int, default=8, help="rows; the paper's are 32")
+    parser.add_argument("--draws", type=int, help="of each chain; default: the paper's 200, for the tiny model 30")
+    parser.add_argument("--batch", type=int, help="rows; default: the paper's 32, for the tiny model 8")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take, and compute nothing")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
     if (args.checkpoints is None) != (args.data is None):
         parser.error("--checkpoints and --data go together")
+    args.draws = args.draws or (30 if args.checkpoints is None else 200)
+    args.batch = args.batch or (8 if args.checkpoints is None else 32)
     return args
 
 
 # %% A run to look at: a two-layer model that learns Python's own source code for some seconds
 def tiny_run(folder: Path, quiet: bool) -> tuple[Path, dict[str, rllc.Tokens]]:
-    texts = rllc.data.python_corpus(max_bytes=300_000)
+    texts = rllc.data.python_corpus(max_bytes=100_000)
     tokenizer = rllc.data.train_tokenizer([t for some in texts.values() for t in some], vocab_size=300)
-    data = {name: rllc.data.tokenize(some, tokenizer, 32, name=name) for name, some in texts.items()}
-    config = rllc.models.AttentionOnlyConfig(n_layers=2, d_model=32, n_heads=4, d_head=8, n_ctx=32, d_vocab=300)
+    data = {name: rllc.data.tokenize(some, tokenizer, 16, name=name) for name, some in texts.items()}
+    config = rllc.models.AttentionOnlyConfig(n_layers=2, d_model=32, n_heads=2, d_head=16, n_ctx=16, d_vocab=300)
     rllc.train(
         config,
         rllc.data.mix("all", *data.values()),
         num_steps=200,
         batch_size=16,
         lr=5e-3,
-        schedule=[0, 10, 20, 50, 100, 200],
+        schedule=[0, 20, 50, 100, 200],
         out=folder,
         progress=not quiet,
     )
@@ -75,7 +78,7 @@ def workers(args: argparse.Namespace) -> Iterator[int | Executor | None]:
         yield stack.enter_context(Client(cluster)).get_executor()
 
 
-# %% The sweep, its table and its figures
+# %% The sweep, its table, its figures and its report
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     matplotlib.use("Agg")
@@ -103,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
         axes = rllc.plot_trajectory(trajectory, name)
         figure = getattr(axes, "flat", [axes])[0].figure
         figure.savefig(args.out / f"over_training_{''.join(c for c in name if c.isalnum())}.png", dpi=150)
-    print(f"table, figures and the sweep are in {args.out}")
+    page = rllc.report(args.out / "sweep", args.out / "report.html")
+    print(f"table, figures and the sweep are in {args.out}; open {page}")
 
 
 if __name__ == "__main__":  # worker processes import this file

@@ -26,8 +26,9 @@ from rllc.trajectory import Tracker, Trajectory
 from rllc.models.checkpoints import Checkpoint, checkpoints, load
 from rllc.train import schedule, train
 
-# figures
+# figures, and all of a sweep on one page
 from rllc.plots import plot_calibration, plot_heads, plot_resolution, plot_traces, plot_trajectory
+from rllc.report import report
 
 # errors
 from rllc.errors import FileError, InputError, RllcError

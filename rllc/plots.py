@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,18 +11,13 @@ from rllc.calibrate import Calibration
 from rllc.draws import Draws
 from rllc.errors import InputError, nearest
 from rllc.estimate import Estimate
+from rllc.figures import COLORS, COVERS_95, band, layer_of, log_steps, new_axes, plain, row_of_axes, zero_line
 from rllc.resolution import Resolution
 from rllc.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
-
-_COVERS_95 = 1.96
-
-# Okabe & Ito's colours, which most colour-blind people can tell apart, and a second round with another dash.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#1A1A1A")
-_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 
 
 def plot_heads(estimate: Estimate, ax: Axes | None = None) -> Axes:
@@ -36,13 +30,13 @@ def plot_heads(estimate: Estimate, ax: Axes | None = None) -> Axes:
         ax: where to draw; ``None`` makes a figure.
     """
     weights, data = list(dict.fromkeys(estimate.weights)), list(dict.fromkeys(estimate.data))
-    ax = _axes(ax, width=max(4.0, 1.5 + 0.45 * len(weights)))
+    ax = new_axes(ax, width=max(4.0, 1.5 + 0.45 * len(weights)))
     for d, name in enumerate(data):
         mine = [i for i in range(len(estimate)) if estimate.data[i] == name]
         x = np.array([weights.index(estimate.weights[i]) for i in mine]) + 0.16 * (d - (len(data) - 1) / 2)
-        y, error = estimate.value[mine], _COVERS_95 * estimate.standard_error[mine]
-        color = _COLORS[d % len(_COLORS)]
-        ax.errorbar(x, y, yerr=error, fmt="o", ms=5, capsize=2, lw=1.2, color=color, label=name)
+        y, error = estimate.value[mine], COVERS_95 * estimate.standard_error[mine]
+        color = COLORS[d % len(COLORS)]
+        ax.errorbar(x, y, yerr=error, fmt="o", ms=5, capsize=2, lw=1.2, color=color, label=plain(name))
         broken = ~np.isfinite(y)
         ax.plot(x[broken], np.zeros(broken.sum()), "x", ms=8, mew=2, color=color)
     for edge in _layer_edges(weights):
@@ -50,7 +44,7 @@ def plot_heads(estimate: Estimate, ax: Axes | None = None) -> Axes:
     ax.set_xticks(range(len(weights)), weights, rotation=0 if max(map(len, weights)) <= 4 else 60)
     ax.set_xlabel("weights")
     ax.set_ylabel(r"$\hat\lambda$ (95 % interval)")
-    _zero_line(ax, estimate.value)
+    zero_line(ax, estimate.value)
     if len(data) > 1:
         ax.legend(title="data", frameon=False)
     return ax
@@ -77,9 +71,9 @@ def plot_trajectory(
     mine = _on(trajectory, data)
     layers: dict[str, list[int]] = {}
     for i in mine:
-        layers.setdefault(_layer_of(trajectory.weights[i]), []).append(i)
+        layers.setdefault(layer_of(trajectory.weights[i]), []).append(i)
     if ax is None:
-        panels = _row_of_axes(len(layers))
+        panels = row_of_axes(len(layers))
         groups = list(layers.items())
     elif isinstance(ax, Sequence | np.ndarray):
         panels, groups = list(ax), list(layers.items())
@@ -90,12 +84,12 @@ def plot_trajectory(
     for panel, (title, members) in zip(panels, groups, strict=True):
         for k, i in enumerate(members):
             _curve(panel, trajectory, i, k)
-        _log_steps(panel, trajectory.steps)
-        _zero_line(panel, trajectory.value[:, members])
+        log_steps(panel, trajectory.steps)
+        zero_line(panel, trajectory.value[:, members])
         panel.set_title(title, fontsize="medium")
         panel.set_xlabel("training step")
         panel.legend(frameon=False, fontsize="small", ncols=1 + len(members) // 9)
-    label = r"$\hat\lambda$" + (f" on {trajectory.data[mine[0]]}" if len(set(trajectory.data)) > 1 else "")
+    label = r"$\hat\lambda$" + (f" on {plain(trajectory.data[mine[0]])}" if len(set(trajectory.data)) > 1 else "")
     panels[0].set_ylabel(label)
     return panels[0] if len(panels) == 1 else np.array(panels)
 
@@ -123,14 +117,14 @@ def plot_traces(draws: Draws, weights: str | None = None, data: str | None = Non
         known = [f"{w}, {d}" for w, d in zip(draws.weights, draws.data, strict=True)]
         problem = "matches nothing" if not matching else f"matches {len(matching)} refinements; name one"
         raise InputError(f"plot_traces({weights!r}, {data!r}): {problem}; {nearest(f'{weights}, {data}', known)}")
-    ax = _axes(ax, width=5.0)
+    ax = new_axes(ax, width=5.0)
     for chain, values in enumerate(draws.llc[matching[0], :, : draws.lengths[matching[0]]]):
         steps = np.arange(1, len(values) + 1)
-        color = _COLORS[chain % len(_COLORS)]
+        color = COLORS[chain % len(COLORS)]
         ax.plot(steps, values, lw=0.6, alpha=0.35, color=color)
         ax.plot(steps, np.cumsum(values) / steps, lw=1.6, color=color, label=f"chain {chain}")
     ax.axhline(0, color="0.7", lw=0.8, zorder=0)
-    ax.set_title(f"{draws.weights[matching[0]]} on {draws.data[matching[0]]}", fontsize="medium")
+    ax.set_title(plain(f"{draws.weights[matching[0]]} on {draws.data[matching[0]]}"), fontsize="medium")
     ax.set_xlabel("draw")
     ax.set_ylabel(r"$n\beta\,(\ell - \ell^*)$ and its running mean")
     ax.legend(frameon=False, fontsize="small")
@@ -158,7 +152,7 @@ def plot_calibration(calibration: Calibration, ax: Axes | Sequence[Axes] | None 
     """
     n_betas = sorted(set(calibration.n_beta))
     if ax is None:
-        panels = _row_of_axes(len(n_betas), width=2.6)
+        panels = row_of_axes(len(n_betas), width=2.6)
     elif isinstance(ax, Sequence | np.ndarray):
         panels = list(ax)
         if len(panels) != len(n_betas):
@@ -185,18 +179,18 @@ def plot_resolution(resolution: Resolution, ax: Axes | None = None) -> Axes:
         resolution: what :func:`rllc.resolution` gave.
         ax: where to draw; ``None`` makes a figure.
     """
-    ax, several = _axes(ax, width=5.0), len(set(resolution.data)) > 1
+    ax, several = new_axes(ax, width=5.0), len(set(resolution.data)) > 1
     for k, (name, on) in enumerate(zip(resolution.weights, resolution.data, strict=True)):
-        y, error = resolution.value[:, k], _COVERS_95 * resolution.standard_error[:, k]
-        _band(ax, resolution.n_beta, y, error, k, label=f"{name}, {on}" if several else name, marker="o")
+        y, error = resolution.value[:, k], COVERS_95 * resolution.standard_error[:, k]
+        band(ax, resolution.n_beta, y, error, k, label=plain(f"{name}, {on}" if several else name), marker="o")
         wrong = np.array([status[k] != "ok" for status in resolution.status])
-        color = _COLORS[k % len(_COLORS)]
+        color = COLORS[k % len(COLORS)]
         ax.plot(resolution.n_beta[wrong], np.nan_to_num(y[wrong]), "x", ms=8, mew=2, color=color)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda n_beta, _: f"{n_beta:g}")
     ax.set_xlabel(r"$n\beta$")
     ax.set_ylabel(r"$\hat\lambda$ (95 % band)")
-    _zero_line(ax, resolution.value)
+    zero_line(ax, resolution.value)
     ax.legend(frameon=False, fontsize="small", ncols=1 + len(resolution.weights) // 9)
     return ax
 
@@ -219,7 +213,7 @@ def _heat_map(ax: Axes, calibration: Calibration, n_beta: float) -> AxesImage:
         ax.text(x, y, words if good[i] else f"×\n{words}".strip(), ha="center", va="center", fontsize="small",
                 color="white" if dark else "black")  # fmt: skip
         if good[i] and i == calibration.best:
-            ax.add_patch(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, fill=False, ec=_COLORS[1], lw=2.5))
+            ax.add_patch(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, fill=False, ec=COLORS[1], lw=2.5))
     image = ax.imshow(cells, origin="lower", aspect="auto", cmap="viridis_r", norm=LogNorm(0.05, 5, clip=True))
     ax.set_xticks(range(len(lrs)), [f"{lr:.3g}" for lr in lrs], rotation=60)
     ax.set_yticks(range(len(localizations)), [f"{g:.3g}" for g in localizations])
@@ -229,16 +223,9 @@ def _heat_map(ax: Axes, calibration: Calibration, n_beta: float) -> AxesImage:
 
 
 def _curve(ax: Axes, trajectory: Trajectory, i: int, k: int) -> None:
-    y, error = trajectory.value[:, i], _COVERS_95 * trajectory.standard_error[:, i]
+    y, error = trajectory.value[:, i], COVERS_95 * trajectory.standard_error[:, i]
     marker = "o" if len(trajectory.steps) < 12 else None
-    _band(ax, trajectory.steps, y, error, k, label=trajectory.weights[i], marker=marker)
-
-
-def _band(ax: Axes, x: Sequence[float] | np.ndarray, y: np.ndarray, error: np.ndarray, k: int, **options: Any) -> None:
-    """The k-th line of a figure, with its 95 % band."""
-    color, dash = _COLORS[k % len(_COLORS)], _DASHES[k // len(_COLORS) % len(_DASHES)]
-    ax.plot(x, y, ms=3, lw=1.4, color=color, ls=dash, **options)
-    ax.fill_between(x, y - error, y + error, alpha=0.15, lw=0, color=color)
+    band(ax, trajectory.steps, y, error, k, label=plain(trajectory.weights[i]), marker=marker)
 
 
 def _on(trajectory: Trajectory, data: str | None) -> list[int]:
@@ -250,54 +237,6 @@ def _on(trajectory: Trajectory, data: str | None) -> list[int]:
     return [i for i, name in enumerate(trajectory.data) if data in (None, name)]
 
 
-def _layer_of(weights: str) -> str:
-    head = re.fullmatch(r"(\d+):\d+", weights)
-    return f"layer {head[1]}" if head else "other weights"
-
-
 def _layer_edges(weights: Sequence[str]) -> list[float]:
-    layers = [_layer_of(name) for name in weights]
+    layers = [layer_of(name) for name in weights]
     return [i - 0.5 for i in range(1, len(layers)) if layers[i] != layers[i - 1]]
-
-
-def _axes(ax: Axes | None, width: float) -> Axes:
-    if ax is not None:
-        return ax
-    return _pyplot().subplots(figsize=(width, 3.4), layout="constrained")[1]
-
-
-def _row_of_axes(count: int, width: float = 4.2) -> list[Axes]:
-    _, axes = _pyplot().subplots(
-        1, count, figsize=(1 + width * count, 3.6), sharey=True, squeeze=False, layout="constrained"
-    )
-    return list(axes[0])
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise InputError("plotting needs matplotlib; type: pip install 'rllc[plot]'") from error
-    return plt
-
-
-def _log_steps(ax: Axes, steps: Sequence[int]) -> None:
-    """A log axis that also shows step 0, at the left end."""
-    positive = [s for s in steps if s > 0]
-    if len(positive) > 1 and positive[-1] >= 10 * positive[0]:
-        ax.set_xscale("symlog", linthresh=positive[0], linscale=0.4)
-        ticks = [
-            10**k for k in range(int(np.log10(positive[0])), int(np.log10(positive[-1])) + 1) if 10**k >= positive[0]
-        ]
-        ax.set_xticks(
-            [s for s in (0, positive[0], positive[-1]) if s in steps]
-            if len(ticks) < 2
-            else ([0] if 0 in steps else []) + ticks
-        )
-        ax.xaxis.set_major_formatter(lambda step, _: f"{step:g}")
-    ax.set_xlim(min(steps), max(steps) * 1.02 + (len(steps) == 1))
-
-
-def _zero_line(ax: Axes, values: np.ndarray) -> None:
-    if np.nanmin(values, initial=1.0) < 0:
-        ax.axhline(0, color="0.7", lw=0.8, zorder=0)

@@ -60,7 +60,7 @@ def samples():
     yield "spreads apart", rng.standard_normal((4, 100)) * (1 + np.arange(4)[:, None])
     yield "trend", rng.standard_normal((4, 100)) + np.linspace(0, 3, 100)
     yield "constant", np.ones((4, 100))
-    yield "constant chains apart", np.ones((4, 100)) * np.arange(4)[:, None]
+    yield "nearly constant chains apart", np.arange(4)[:, None] + 1e-3 * rng.standard_normal((4, 100))
     yield "integers", np.arange(40).reshape(2, 20)
     yield "not a number", np.where(np.arange(400).reshape(4, 100) == 123, np.nan, 1.0)
     for draws in range(3, 15):

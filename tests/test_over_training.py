@@ -18,11 +18,16 @@ def test_over_training_and_again(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     main = runpy.run_path(str(EXAMPLES / "over_training.py"))["main"]  # importing everything anew would take longer
     main([*QUICK, "--dry-run"])
-    assert "6 checkpoints × 2 data sets × 8 weights: 24 cells, 0 finished, 24 to compute" in capsys.readouterr().out
+    assert "5 checkpoints × 2 data sets × 4 weights: 20 cells, 0 finished, 20 to compute" in capsys.readouterr().out
     out = tmp_path / "rllc-out" / "over_training"
     assert not (out / "sweep").exists()
     main(QUICK)
-    assert "Trajectory(6 checkpoints, steps 0…200, 8 weights × 2 data" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Trajectory(5 checkpoints, steps 0…200, 4 weights × 2 data" in told
+    assert told.endswith("open rllc-out/over_training/report.html\n")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "40 of 40 estimates are finished" in page
+    assert page.count("<img ") == 4 + 6  # two layers on two data sets, and traces
     opened = rllc.Trajectory.open(out / "sweep")
     assert opened.missing == ()
     assert np.isfinite(opened.value).all()
@@ -42,3 +47,4 @@ def test_over_training_on_files_and_dask(tmp_path) -> None:
     )
     assert "Trajectory(2 checkpoints, steps 0…10, 4 weights × 1 data" in told
     assert rllc.Trajectory.open(tmp_path / "o" / "sweep").missing == ()
+    assert "8 of 8 estimates are finished" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from rllc.analysis.patching import Path, Values, check_paths, from_rows
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens, other_rows
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.plots import _axes
+from rllc.figures import COVERS_95, new_axes
 from rllc.refinement import WeightsLike, product
 from rllc.seeds import generator
 from rllc.tables import table
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Method = Literal["zero", "mean", "position_mean", "resample"]
 METHODS = ("zero", "mean", "position_mean", "resample")
-_COVERS_95 = 1.96
 
 
 class Effect(NamedTuple):
@@ -207,9 +206,9 @@ def plot_ablation(result: Ablation, ax: Axes | None = None) -> Axes:
 
     >>> ax = plot_ablation(ablate(model, tokens))                                  # doctest: +SKIP
     """
-    ax = _axes(ax, width=max(4.0, 1.5 + 0.4 * len(result)))
+    ax = new_axes(ax, width=max(4.0, 1.5 + 0.4 * len(result)))
     x = np.arange(len(result))
-    ax.errorbar(x, result.delta, yerr=_COVERS_95 * result.standard_error, fmt="o", ms=5, capsize=2, lw=1.2)
+    ax.errorbar(x, result.delta, yerr=COVERS_95 * result.standard_error, fmt="o", ms=5, capsize=2, lw=1.2)
     layers = [name.split(":")[0] if head_name(name) else "" for name in result.names]
     for edge in x[1:][[before != after for before, after in pairwise(layers)]]:
         ax.axvline(edge - 0.5, color="0.85", lw=0.8, zorder=0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rllc.analysis.rows import check_model, check_rows, ratio
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.plots import _axes
+from rllc.figures import new_axes
 from rllc.seeds import generator
 from rllc.tables import table
 from rllc.weights import head_name
@@ -197,7 +197,7 @@ def plot_scores(result: Scores, ax: Axes | None = None) -> Axes:
     >>> ax = plot_scores(scores(model))                                            # doctest: +SKIP
     """
     values = np.stack([getattr(result, name).ravel() for name in SCORES])
-    ax = _axes(ax, width=2.5 + 0.45 * len(result.heads))
+    ax = new_axes(ax, width=2.5 + 0.45 * len(result.heads))
     image = ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     _write_numbers(ax, values)
     ax.set_xticks(range(len(result.heads)), result.heads, rotation=0 if len(result.heads) <= 16 else 90)
@@ -230,7 +230,7 @@ def plot_pattern(pattern: Tensor | np.ndarray, tokens: Sequence[str] | None = No
         )
     if tokens is not None and len(tokens) != len(pattern):
         raise InputError(f"plot_pattern: expected a label for each of {len(pattern)} positions, got {len(tokens)}.")
-    ax = _axes(ax, width=4.2)
+    ax = new_axes(ax, width=4.2)
     image = ax.imshow(pattern, vmin=0, vmax=1, cmap="Blues")
     if tokens is not None:
         ax.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize="small")

@@ -18,7 +18,7 @@ from rllc.analysis.patching import Path, all_paths, check_paths
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.plots import _axes
+from rllc.figures import COVERS_95, new_axes
 from rllc.seeds import generator
 from rllc.tables import table
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from rllc.models import AttentionOnly
-
-_COVERS_95 = 1.96
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,14 +214,14 @@ def plot_circuit(result: CircuitCost, quantity: Literal["loss", "accuracy"] = "l
     if quantity not in ("loss", "accuracy"):
         raise InputError(f"plot_circuit: `quantity` must be 'loss' or 'accuracy', got {quantity!r}.")
     cost, error = getattr(result, quantity), getattr(result, f"{quantity}_error")
-    ax = _axes(ax, width=max(3.2, 1.6 + 0.9 * len(result.masks)))
+    ax = new_axes(ax, width=max(3.2, 1.6 + 0.9 * len(result.masks)))
     x = np.arange(len(result.masks))
     spread = np.linspace(-0.12, 0.12, max(2, len(cost) - 1))[: len(cost) - 1]  # so that equal values can be told apart
     for i, others in enumerate(cost[1:].T):
         label = "random sets of its size" if i == 0 else None
         ax.plot(x[i] + 0.12 + spread, others, "o", ms=4, alpha=0.5, mew=0, color="0.5", label=label)
     ax.errorbar(
-        x - 0.15, cost[0], yerr=_COVERS_95 * error[0], fmt="o", ms=6, capsize=2, color="#D55E00", label="circuit"
+        x - 0.15, cost[0], yerr=COVERS_95 * error[0], fmt="o", ms=6, capsize=2, color="#D55E00", label="circuit"
     )
     ax.axhline(0, color="0.7", lw=0.8, zorder=0)
     ax.set_xticks(x, [f"{name}\n({count} tokens)" for name, count in zip(result.masks, result.counts, strict=True)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rllc.errors import InputError, nearest
-from rllc.plots import _axes
+from rllc.figures import new_axes
 from rllc.seeds import generator
 from rllc.tables import table
 from rllc.weights import head_name
@@ -201,7 +201,7 @@ def plot_composition(result: Composition, input: str = "K", ax: Axes | None = No
     if not senders:
         raise InputError("plot_composition: the model has one layer, and heads compose across layers only.")
     given = ax is not None
-    ax = _axes(ax, width=min(9.0, 2.6 + 0.35 * len(receivers)))
+    ax = new_axes(ax, width=min(9.0, 2.6 + 0.35 * len(receivers)))
     if not given:
         ax.figure.set_figheight(min(8.0, 1.4 + 0.3 * len(senders)))
     most = np.nanmax(np.abs(values), initial=1e-12)

@@ -31,9 +31,10 @@ from rllc import refinement as refine
 from rllc.analysis.spectrum import Ends, Reading, filtered_rank, hutchinson, hutchpp, lanczos
 from rllc.checks import arguments, check, check_baseline
 from rllc.errors import InputError, first_line, nearest
+from rllc.figures import COLORS, new_axes
 from rllc.layout import Group, center, digest, groups, stack, to, unpack
 from rllc.loss import Batch, Distillation, LossFunction, ModuleLoss, _logits, _mode, next_token
-from rllc.plots import _COLORS, _axes, plot_heads
+from rllc.plots import plot_heads
 from rllc.refinement import DataLike, Refinement, WeightsLike
 from rllc.samplers import sgld
 from rllc.sampling import Sampling
@@ -442,12 +443,12 @@ def plot_curvature(result: Curvature | Eigenvalues, ax: Axes | None = None) -> A
         ax.set_ylabel(f"{result.quantity} (95 % interval)")
         return ax
     names = list(dict.fromkeys(result.weights))
-    ax = _axes(ax, width=max(4.0, 1.5 + 0.45 * len(names)))
+    ax = new_axes(ax, width=max(4.0, 1.5 + 0.45 * len(names)))
     for d, name in enumerate(dict.fromkeys(result.data)):
         mine = [i for i in range(len(result)) if result.data[i] == name]
         x = np.array([names.index(result.weights[i]) for i in mine]) + 0.2 * (d - (len(set(result.data)) - 1) / 2)
         y = np.concatenate([result.largest[mine], result.smallest[mine]], 1)
-        ax.plot(np.repeat(x, y.shape[1]), y.ravel(), "_", ms=9, mew=1.4, color=_COLORS[d % len(_COLORS)], label=name)
+        ax.plot(np.repeat(x, y.shape[1]), y.ravel(), "_", ms=9, mew=1.4, color=COLORS[d % len(COLORS)], label=name)
     ax.axhline(0, color="0.7", lw=0.8, zorder=0)
     ax.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) <= 4 else 60)
     ax.set_xlabel("weights")

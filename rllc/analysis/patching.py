@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens, other_rows
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.plots import _axes
+from rllc.figures import new_axes
 from rllc.tables import table
 from rllc.weights import head_name
 
@@ -375,7 +375,7 @@ def plot_paths(result: Patching, input: str = "K", ax: Axes | None = None) -> Ax
     values = np.array([[mine.get((s, r), np.nan) for r in receivers] for s in senders])
     most = np.nanmax(np.abs(values)) or 1.0
     given = ax is not None
-    ax = _axes(ax, width=2.4 + 0.4 * len(receivers))
+    ax = new_axes(ax, width=2.4 + 0.4 * len(receivers))
     if not given:
         ax.figure.set_figheight(min(8.0, 1.4 + 0.3 * len(senders)))
     ax.set_facecolor("0.9")

@@ -15,7 +15,7 @@ from rllc.analysis.rows import check_model, check_rows
 from rllc.analysis.tokens_in_context import TokensInContext, common_start, tokens_in_context
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.plots import _axes
+from rllc.figures import new_axes
 from rllc.tables import table
 from rllc.weights import head_name
 
@@ -194,7 +194,7 @@ def plot_roles(result: Roles, ax: Axes | None = None) -> Axes:
     """
     shown = (*EVIDENCE[:6], "delta_loss", "memorised")
     values = np.stack([_relative(name, result.evidence[name]) for name in shown])
-    ax = _axes(ax, width=max(5.0, 2.4 + 0.5 * len(result.heads)))
+    ax = new_axes(ax, width=max(5.0, 2.4 + 0.5 * len(result.heads)))
     ax.imshow(values, vmin=0, vmax=1, cmap="Greys", aspect="auto")
     for (y, x), value in np.ndenumerate(values):
         number = result.evidence[shown[y]][x]

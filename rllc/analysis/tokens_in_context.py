@@ -20,7 +20,7 @@ from rllc.analysis.ablation import Ablation, ablate
 from rllc.analysis.rows import check_model, check_rows
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.plots import _axes
+from rllc.figures import new_axes
 from rllc.tables import table
 from rllc.weights import head_name
 
@@ -426,7 +426,7 @@ def plot_kinds(result: TokensInContext, ax: Axes | None = None) -> Axes:
 
     >>> ax = plot_kinds(tokens_in_context(model, tokens))                          # doctest: +SKIP
     """
-    ax = _axes(ax, width=max(4.0, 2.2 + 0.4 * len(result.heads)))
+    ax = new_axes(ax, width=max(4.0, 2.2 + 0.4 * len(result.heads)))
     x, below = np.arange(len(result.heads)), np.zeros(len(result.heads))
     for kind in KINDS:
         count = result.count(kind)

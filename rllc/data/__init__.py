@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rllc.data import synthetic
 from rllc.data.corpus import python_corpus
 from rllc.data.pile import PILE_SUBSETS, load_pile, pile_texts
 from rllc.data.tokenizer import load_tokenizer, train_tokenizer
@@ -16,6 +17,7 @@ __all__ = [
     "mix",
     "pile_texts",
     "python_corpus",
+    "synthetic",
     "tokenize",
     "train_tokenizer",
 ]

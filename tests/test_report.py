@@ -1,0 +1,374 @@
+"""The page of a sweep: read back as a browser reads it, from real stores, finished, running, failed, damaged and empty."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import SHORT, tiny_model, tiny_tokens
+
+import rllc
+from rllc.report import report
+from rllc.store import Cell, Store
+
+matplotlib = pytest.importorskip("matplotlib")
+
+ODD = "<b>&\"x'"
+DATA = {ODD: tiny_tokens(seed=1), "plain": tiny_tokens(seed=2)}
+QUICK = {"sampling": replace(SHORT, num_draws=8, num_probes=0), "progress": False}
+SMALL = {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_head": 4}
+VOID = {"meta", "img"}
+MODULE = importlib.import_module("rllc.report")  # rllc.report is the function
+BROWSER = next(filter(None, map(shutil.which, ("google-chrome", "chromium", "chromium-browser"))), None)
+
+
+class Page(html.parser.HTMLParser):
+    """What a page holds, by section: texts, rows of tables, images."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.open = Counter(), [], []
+        self.title, self.text = "", {"": ""}
+        self.rows: dict[str, list[list[str]]] = {}
+        self.captions: list[str] = []
+        self.images: dict[str, list[tuple[str, bytes]]] = {}
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, *pair) for pair in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "section":
+            self.title = ""
+        elif tag == "tr":
+            self.rows.setdefault(self.title, []).append([])
+        elif tag in ("td", "th"):
+            self.rows[self.title][-1].append("")
+        elif tag == "figcaption":
+            self.captions.append("")
+        elif tag == "img":
+            start, inside = dict(attrs)["src"].split(",")
+            assert start == "data:image/svg+xml;base64"
+            self.images.setdefault(self.title, []).append((dict(attrs)["alt"], base64.b64decode(inside)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag == "h2":
+            self.text[self.title] = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] == ["h2"]:
+            self.title += data
+        elif self.open and self.open[-1] in ("td", "th"):
+            self.rows[self.title][-1][-1] += data
+        elif self.open[-1:] == ["figcaption"]:
+            self.captions[-1] += data
+        else:
+            self.text[self.title] += data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    for step in (0, 10, 20):
+        tiny_model(step, **SMALL).save_pretrained(folder / f"step{step:07d}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory) -> Path:
+    """Three checkpoints × two data sets × (two layers of two heads): 12 cells, 24 estimates."""
+    folder = tmp_path_factory.mktemp("sweeps") / "<script>&amp;"
+    rllc.track(run, DATA, rllc.heads, store=folder, **QUICK)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(finished, tmp_path_factory) -> Path:
+    """The page of the finished sweep."""
+    return report(finished, tmp_path_factory.mktemp("whole") / "page.html")
+
+
+@pytest.fixture(scope="module")
+def broken(finished, tmp_path_factory) -> tuple[Path, dict[str, Cell]]:
+    """The page of a sweep with one cell not there, one failed, one damaged."""
+    folder = tmp_path_factory.mktemp("broken") / "sweep"
+    shutil.copytree(finished, folder)
+    store = Store(folder)
+    cells = {(c.step, c.data, c.weights[0]): c for c in store.sweeps()[0].cells}
+    mine = {"missing": cells[20, "plain", "1:0"], "failed": cells[10, ODD, "0:0"], "damaged": cells[0, ODD, "0:0"]}
+    store.path(mine["missing"].name).unlink()
+    store.path(mine["failed"].name).unlink()
+    store.fail(mine["failed"].name, 'Error: <img src="http://x"> & so on')
+    store.path(mine["damaged"].name).write_bytes(b"damaged")
+    return report(folder, num_traces=3), mine
+
+
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    """For tests of words: drawing takes most of the time."""
+    monkeypatch.setattr(MODULE, "_image", lambda ax, words: f'<img alt="{words}" src="data:image/svg+xml;base64,">')
+    monkeypatch.setattr(MODULE, "plot_trajectory", lambda *_, **__: None)
+
+
+def triples(rows: list[list[str]]) -> list[tuple[int, str, str]]:
+    """``(step, weights, data)`` of the rows of Failed and Missing."""
+    return [
+        (int(s), w, data) for steps, weights, data, _ in rows for s in steps.split(", ") for w in weights.split(", ")
+    ]
+
+
+# What the page says is what the store holds.
+
+
+def test_a_finished_sweep(finished, whole) -> None:
+    page, there = Page(whole), rllc.Trajectory.open(finished)
+    statuses = [status for row in there.status for status in row]
+    assert "3 checkpoints × 4 weights × 2 data sets. 24 of 24 estimates are finished" in page.text[""]
+    assert f"{statuses.count('ok')} ok, 0 failed, 0 missing, 0 damaged." in page.text[""]
+    assert "Nothing has failed." in page.text["Failed"]
+    assert "Nothing is missing." in page.text["Missing"]
+
+    wrong = there.to_dataframe().query("status != 'ok'")
+    header, *rows = page.rows["Every estimate that is not ok"]
+    assert header == ["step", "weights", "data", "λ̂", "± se", "R-hat", "status"]
+    assert [[*row[:3], row[6]] for row in rows] == [
+        [str(r.step), r.weights, r.data, r.status] for r in wrong.itertuples()
+    ]
+    numbers = np.array([row[3:6] for row in rows], dtype=float)
+    assert numbers == pytest.approx(wrong[["llc", "standard_error", "rhat"]].to_numpy(), abs=5.1e-4)
+    assert len(rows) > 0
+
+    told = dict(page.rows["Statuses"][1:])
+    assert int(told["ok"]) == statuses.count("ok") if "ok" in told else "ok" not in statuses
+    for words in ("chains disagree (R-hat)", "negative", "noise exceeds signal", "still falling"):
+        assert int(told.get(words, 0)) == sum(f"{words}:" in status for status in statuses)
+
+
+def test_settings_and_versions(finished, run, whole) -> None:
+    told = dict(Page(whole).rows["Settings and versions"])
+    settings = dict(rllc.Trajectory.open(finished).settings)
+    for name, fingerprint in settings.pop("fingerprints").items():
+        assert told[f"data {name}, SHA-256"] == fingerprint
+    assert {name: told[name] for name in settings} == {k: "–" if v is None else str(v) for k, v in settings.items()}
+    assert (told["loss"], told["weights"], told["steps"]) == ("next token", "0:0, 0:1, 1:0, 1:1", "0, 10, 20")
+    assert (told["checkpoints"], told["store"]) == (str(run), str(finished))
+    assert told["rllc, version"] == told["this page, by rllc"] == rllc.__version__
+    assert told["numpy, version"] == np.__version__
+
+
+def test_versions_that_changed_are_all_told(finished, tmp_path) -> None:
+    sweep = Store(finished).sweeps()[0]
+    for version in (sweep.versions["torch"], "9.9"):
+        Store(tmp_path).announce(replace(sweep, versions=sweep.versions | {"torch": version}))
+    told = dict(Page(report(tmp_path)).rows["Settings and versions"])
+    assert told["torch, version"] == f"{sweep.versions['torch']}, then 9.9"
+
+
+def test_missing_failed_and_damaged(broken) -> None:
+    path, cells = broken
+    page = Page(path)
+    assert "18 of 24 estimates are finished" in page.text[""]
+    assert ", 2 failed, 2 missing, 2 damaged." in page.text[""]
+    for what in ("failed", "missing"):
+        header, *rows = page.rows[what.capitalize()]
+        assert header == ["steps", "weights", "data", "reason"]
+        assert triples(rows) == [(cells[what].step, w, cells[what].data) for w in cells[what].weights]
+    assert page.rows["Failed"][1][3] == 'Error: <img src="http://x"> & so on'
+    last = [row for row in page.rows["Every estimate that is not ok"] if row[6].startswith("damaged")]
+    assert [row[:6] for row in last] == [["0", w, ODD, "–", "–", "–"] for w in ("0:0", "0:1")]
+    told = dict(page.rows["Statuses"][1:])
+    assert [told[what] for what in ("failed", "missing", "damaged")] == ["2"] * 3
+
+
+def test_many_missing_are_few_rows(finished, tmp_path, no_figures) -> None:
+    folder = tmp_path / "few"
+    shutil.copytree(finished, folder)
+    for cell in Store(folder).sweeps()[0].cells:
+        if cell.data == ODD:
+            Store(folder).path(cell.name).unlink()
+    page = Page(report(folder))
+    assert page.rows["Missing"][1:] == [["0, 10, 20", "0:0, 0:1, 1:0, 1:1", ODD, "not finished yet"]]
+    assert sorted(triples(page.rows["Missing"][1:])) == sorted(rllc.Trajectory.open(folder).missing)
+    assert f"On {ODD} there is no estimate yet." in page.text["Over training"]
+    assert len(page.images["Over training"]) == 2  # of the other data, two layers
+
+
+def test_a_sweep_that_has_just_begun_needs_no_matplotlib(finished, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    Store(tmp_path).announce(Store(finished).sweeps()[0])
+    page = Page(report(tmp_path))
+    assert page.images == {}
+    assert "Not one of 24 estimates is finished: 0 ok, 0 failed, 24 missing, 0 damaged." in page.text[""]
+    assert "The last cell" not in page.text[""]
+    assert "There is no R-hat yet." in page.text["Traces of the worst R-hat"]
+    assert len(triples(page.rows["Missing"][1:])) == 24
+
+
+# Figures.
+
+
+def test_traces_are_of_the_worst_r_hat(finished, tmp_path, no_figures) -> None:
+    table = rllc.Trajectory.open(finished).to_dataframe().sort_values("rhat", ascending=False)
+    for count in (3, 100):
+        page = Page(report(finished, tmp_path / "page.html", num_traces=count))
+        traces = [re.match(r"Step (\d+), (\S+) on (.*): R-hat ([\d.]+); ", words) for words in page.captions]
+        told = [found.groups() for found in traces if found]
+        worst = table[:count]
+        assert told == [(str(r.step), r.weights, r.data, f"{r.rhat:.3f}") for r in worst.itertuples()]
+        assert len(page.images.get("Traces of the worst R-hat", ())) == min(count, 24)
+    assert (
+        "None were asked for."
+        in Page(report(finished, tmp_path / "page.html", num_traces=0)).text["Traces of the worst R-hat"]
+    )
+
+
+def test_traces_show_all_chains_of_several_cells(run, tmp_path, monkeypatch, no_figures) -> None:
+    seen, inner = [], MODULE.plot_traces
+    monkeypatch.setattr(MODULE, "plot_traces", lambda draws, **options: seen.append(draws) or inner(draws, **options))
+    for chains in (1, 3):
+        more = QUICK | {"sampling": replace(QUICK["sampling"], num_chains=chains)}
+        rllc.track(rllc.checkpoints(run)[:1], DATA["plain"], ["1:0"], store=tmp_path, **more)
+    report(tmp_path)
+    parts = sorted((Store(tmp_path).read(name) for name in Store(tmp_path).finished()), key=lambda d: d.loss.shape[1])
+    assert [part.loss.shape[1] for part in parts] == [1, 2]
+    assert len(seen) == 1
+    assert np.array_equal(seen[0].llc[0], np.concatenate([part.llc[0] for part in parts]))
+
+
+def test_trajectories_have_a_panel_a_layer_and_one_scale(finished, tmp_path, monkeypatch) -> None:
+    import matplotlib.pyplot as plt
+
+    before, backend = plt.get_fignums(), matplotlib.get_backend()
+    drawn, inner, start = {}, MODULE.plot_trajectory, datetime.now(UTC)
+
+    def recording(trajectory: rllc.Trajectory, data: str, ax: list) -> None:
+        drawn[data] = ax
+        inner(trajectory, data, ax=ax)
+
+    monkeypatch.setattr(MODULE, "plot_trajectory", recording)
+    page = Page(report(finished, tmp_path / "page.html", num_traces=0))
+    expected = [f"λ̂ over training on {data}, layer {layer}" for data in DATA for layer in (0, 1)]
+    assert [alt for alt, _ in page.images["Over training"]] == expected
+    there = rllc.Trajectory.open(finished)
+    for data, axes in drawn.items():
+        assert len({ax.get_ylim() for ax in axes}) == 1
+        for layer, ax in enumerate(axes):
+            shown = {line.get_label(): line.get_ydata() for line in ax.get_lines() if ":" in str(line.get_label())}
+            assert set(shown) == {f"{layer}:0", f"{layer}:1"}
+            for head, values in shown.items():
+                assert np.array_equal(values, [there.at(step)[head, data].value for step in there.steps])
+    assert (plt.get_fignums(), matplotlib.get_backend()) == (before, backend)
+    made = next(value for tag, name, value in page.attributes if (tag, name) == ("time", "datetime"))
+    assert start <= datetime.fromisoformat(made) <= datetime.now(UTC)
+
+
+# A page like any other.
+
+
+def test_names_are_text_and_nothing_is_fetched(broken, whole) -> None:
+    for path, name, traces in ((broken[0], "sweep", 3), (whole, "<script>&amp;", 6)):
+        page = Page(path)
+        assert not {"b", "script", "link", "iframe", "object", "a", "base"} & set(page.tags)
+        assert page.tags["title"] == page.tags["h1"] == 1
+        assert f"{name}: refined LLCs over training" in page.text[""]
+        for tag, attribute, value in page.attributes:
+            assert not (value or "").startswith(("http:", "https:", "//", "file:")), (tag, attribute)
+            assert not attribute.startswith("on")
+        policy = next(value for _, _, value in page.attributes if "default-src" in (value or ""))
+        assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        style = re.search(r"<style>(.*?)</style>", path.read_text(encoding="utf-8"), re.S)[1]
+        assert "url(" not in style
+        assert "@import" not in style
+        images = [picture for shown in page.images.values() for picture in shown]
+        assert len(images) == 4 + traces
+        for alt, svg in images:
+            assert re.search(r"on (<b>&\"x'|plain)", alt)
+            for element in ET.fromstring(svg).iter():
+                assert not element.tag.endswith(("}script", "}image", "}foreignObject"))
+                for attribute, value in element.attrib.items():
+                    assert not attribute.endswith("href") or value.startswith("#")
+
+
+def test_the_page_is_made_again_in_the_store(run, tmp_path, monkeypatch, no_figures) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = rllc.checkpoints(run)
+    rllc.track(found[:1], DATA["plain"], ["0:1"], store="sweep", **QUICK)
+    assert report("sweep") == Path("sweep/report.html")
+    assert "1 of 1 estimates are finished" in Page(Path("sweep/report.html")).text[""]
+    rllc.track(found, DATA["plain"], ["0:1"], store="sweep", **QUICK)
+    assert "3 of 3 estimates are finished" in Page(report("sweep")).text[""]
+    assert rllc.Trajectory.open("sweep").missing == ()  # it does not disturb the store
+    assert not list(Path("sweep").glob(".*.tmp"))
+
+
+# Errors.
+
+
+def test_errors_say_what_to_do(finished, tmp_path, monkeypatch) -> None:
+    with pytest.raises(rllc.FileError, match=r"report\('.*nowhere'\): there is no sweep in it; expected a folder that"):
+        report(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    for wrong in (-1, 1.5, True, "3"):
+        with pytest.raises(rllc.InputError, match="`num_traces` must be a whole number from 0 up, got"):
+            report(finished, tmp_path / "page.html", num_traces=wrong)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(rllc.FileError, match=r"report: writing .*folder failed .*; give another file as `path`"):
+        report(finished, tmp_path / "folder", num_traces=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(rllc.InputError, match=r"need matplotlib; type: pip install 'rllc\[plot\]'"):
+        report(finished, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+# In a browser.
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no google-chrome, chromium or chromium-browser is here")
+def test_a_browser_shows_it(broken, tmp_path) -> None:
+    import matplotlib.image
+
+    page = broken[0]
+
+    def browse(*flags: str) -> str:
+        quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        quiet += [
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-sandbox",
+            "--hide-scrollbars",
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ]
+        command = [BROWSER, "--headless", *quiet, *flags, page.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+    dom = tmp_path / "dom.html"
+    dom.write_text(browse("--dump-dom"), encoding="utf-8")
+    as_seen, as_written = Page(dom), Page(page)
+    assert as_seen.captions == as_written.captions
+    assert as_seen.rows == as_written.rows
+    for width in (1200, 500):  # a desk and a phone; narrower windows are not given
+        browse(f"--screenshot={tmp_path / 'seen.png'}", f"--window-size={width},2400")
+        pixels = matplotlib.image.imread(tmp_path / "seen.png")
+        assert pixels.shape[:2] == (2400, width)
+        assert (tmp_path / "seen.png").stat().st_size > 50_000
+        for color in ((0, 114, 178), (213, 94, 0)):  # of the first two heads and chains: the figures are shown
+            assert (np.abs(pixels[..., :3] * 255 - color).max(-1) < 2).sum() > 200
+        assert pixels[:, -8:, :3].min() == 1.0  # nothing runs off the screen
