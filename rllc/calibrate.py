@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
+from rllc.checks import arguments
 from rllc.errors import InputError, RllcError, nearest
 from rllc.estimate import Estimate, estimate
 from rllc.loss import LossFunction
@@ -379,7 +380,7 @@ def calibrate(
             f"calibrate: `sampler` must be a function (lr, localization) -> Sampler, such as rllc.sgld without a call; "
             f"got {sampler!r}."
         )
-    criterion, sampling, axes = criterion or Criterion(), sampling or Sampling(), _axes(grid or {})
+    criterion, sampling, axes = criterion or Criterion(), arguments(model, loss, None, sampling)[1], _axes(grid or {})
     tried: dict[tuple[float, ...], Estimate] = {}
     plain = all(axis.values is not None for axis in axes)
     total = math.prod(len(axis.values or ()) for axis in axes) if plain else criterion.max_settings
@@ -440,6 +441,8 @@ def _axes(grid: Mapping[str, float | Sequence[float]]) -> list[_Axis]:
                 f"to try; got {given!r}."
             )
         numbers = tuple(float(v) for v in values)
+        if not all(isinstance(grid.get(other), Sequence | np.ndarray) for other in _AXES):  # a search goes up and down
+            numbers = tuple(sorted(set(numbers)))
         axes.append(_Axis(START[name] if listed else numbers[0], numbers if listed else None))
     return axes
 

@@ -22,6 +22,7 @@ from rllc.refinement import DataLike, WeightsLike
 from rllc.sample import RISE, Sampling, sample
 from rllc.samplers import Energy, Random, Sampler
 from rllc.status import DIAGNOSTICS, diagnose, verdict
+from rllc.tables import table
 from rllc.weights import head_name
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Estimate:
             error[mine], rhat[mine] = diagnostics.standard_error(llc, discard=RISE), diagnostics.rhat(llc)
             rise = int(RISE * length)
             ess[mine] = diagnostics.ess(llc[..., rise:], method="mean") * length / (length - rise)
-            for name, found in diagnose(draws, mine, slice(rise, length), value[mine], ess[mine]).items():
+            for name, found in diagnose(draws, mine, slice(rise, length), ess[mine]).items():
                 told[name][mine] = found
         return cls(
             value=value,
@@ -104,7 +105,7 @@ class Estimate:
                 verdict(
                     draws.diverged[i],
                     {"value": value[i], "error": error[i], "rhat": rhat[i]} | {k: a[i] for k, a in told.items()},
-                    draws.settings | {"num_draws": draws.lengths[i]},
+                    draws.settings,
                 )
                 for i in range(len(whole))
             ),
@@ -177,18 +178,10 @@ class Estimate:
                 f"{self.ess[i]:.0f}",
             )
             rows.append((self.weights[i], self.data[i], *numbers, status))
-        widths = [max(len(row[k]) for row in rows) for k in range(7)]
-        left = {0, 1, 6}
-        lines = [
-            "  ".join(
-                c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
         s = self.settings
         title = f"Estimate of {len(self)} LLCs (nβ = {s['n_beta']:g}, γ = {s['localization']:g}, ε = {s['lr']:g}, "
         title += f"{s['num_chains']} chains × {'up to ' if s.get('target_se') else ''}{s['num_draws']} draws)"
-        return "\n".join([title, *lines])
+        return table(title, rows, left=(0, 1, 6))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
@@ -290,7 +283,8 @@ def control(
 
     Source: the negative control of devinterp's sampling guide.
     """
-    sampler, sampling = arguments(model, loss, sampler, replace(sampling or Sampling(), start="center"))
+    sampler, sampling = arguments(model, loss, sampler, sampling)
+    sampling = replace(sampling, start="center")
 
     def step(state: Any, energy: Energy, random: Random) -> Any:
         def flat(position: Tensor) -> tuple[Tensor, Tensor]:

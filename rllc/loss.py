@@ -236,8 +236,8 @@ class TokenLoss:
         positions, width = batch_shape[0] * batch_shape[1], max(c.d_model, c.n_heads * c.d_head)
         blocks = c.n_layers - max(self.model.first_block([slot.name for slot in group.slots]), 0)
         # Kept for the backward pass: about 16 activations as wide as the model a block, the hidden state and its gradient.
-        # Chain state, noise and gradient: about 8 numbers a weight. Gradients of a moved unembedding: one more copy.
-        return 4 * (positions * width * (16 * blocks + 4) + 8 * group.dim)
+        # Chain state, noise, gradient and a second look: about 12 numbers a weight, the gradients of a moved unembedding one.
+        return 4 * (positions * width * (16 * blocks + 4) + 12 * group.dim)
 
     def _losses(self, moved: dict[str, Moved], at: Activations, target: Target) -> tuple[Tensor, Tensor]:
         with _precision(at.tokens.device, self.autocast):

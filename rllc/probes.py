@@ -14,19 +14,31 @@ from torch import Tensor
 from rllc.layout import Group
 from rllc.loss import Batch, Center, Loss, Runs
 from rllc.samplers import Sampler
-from rllc.sampling import Sampling
 from rllc.seeds import generator
 
 _LANCZOS_STEPS = 12
 """Products with the Hessian. The largest curvature of a head stands out from the others, and is found to some percent."""
 
 
-def probed(sampling: Sampling) -> frozenset[int]:
-    """The draws whose step is looked at twice: evenly spaced, the last draw one of them."""
-    few = min(sampling.num_probes, sampling.num_draws)
-    if sampling.target_se is not None:  # it may end at any twentieth draw
-        return frozenset(d for d in range(19, 20 * few, 20) if d < sampling.num_draws)
-    return frozenset((k + 1) * sampling.num_draws // few - 1 for k in range(few))
+_ROUNDING = 0.02
+"""What is left of a product, relative to the largest, that may be an error of the difference of gradients."""
+
+
+def probed(num_probes: int, num_draws: int, target_se: float | None) -> list[int]:
+    """The draws whose step is looked at twice: evenly spaced, the last draw one of them.
+
+    With ``target_se`` a refinement may end at any twentieth draw, so these are taken, and a refinement's own are those before
+    its end.
+    """
+    few = min(num_probes, num_draws)
+    if target_se is not None and num_draws >= 20:
+        return [d for d in range(19, 20 * few, 20) if d < num_draws]
+    return [(k + 1) * num_draws // few - 1 for k in range(few)]
+
+
+def can_be_judged(sampler: Sampler) -> bool:
+    """Whether a step is a Langevin proposal, with or without a preconditioner, and no wall."""
+    return sampler.name in ("sgld", "rmsprop_sgld") and "half_width" not in sampler.options
 
 
 def second_look(
@@ -50,64 +62,67 @@ def second_look(
         at_before: the runs there, with gradients; so ``at_after``, on the same minibatch.
 
     Returns:
-        ``"acceptance"`` and ``"discretisation"``, ``[run]`` in float64; NaN where the sampler's proposals are others.
+        ``"acceptance"`` (of :func:`rllc.sgld` only, else NaN) and ``"discretisation"``, ``[run]`` in float64.
     """
-    unknown = torch.full((len(before),), math.nan, dtype=torch.float64, device=before.device)
-    found = {"acceptance": unknown, "discretisation": unknown}
-    if sampler.name not in ("sgld", "rmsprop_sgld") or "half_width" in sampler.options:
-        return found
-    assert at_before.gradient is not None
-    assert at_after.gradient is not None
-    moved = (after - before).double()
-    g, g_after = at_before.gradient.double(), at_after.gradient.double()
-    found["discretisation"] = n_beta / 8 * (moved * (g_after - g)).sum(1)
-    if sampler.name == "sgld":
-        total = n_beta * g + sampler.localization * (before - origin)
-        total_after = n_beta * g_after + sampler.localization * (after - origin)
-        ratio = n_beta * (at_before.losses - at_after.losses + (moved * (g + g_after)).sum(1) / 2)
-        ratio += sampler.lr / 8 * ((total - total_after) * (total + total_after)).sum(1)
-        found["acceptance"] = ratio.clamp(max=0.0).exp()
-    return found
+    moved, g, g_after = after - before, at_before.gradient, at_after.gradient
+    assert g is not None
+    assert g_after is not None
+    added = n_beta / 8 * _dot(moved, g_after - g)
+    if sampler.name != "sgld":
+        return {"acceptance": torch.full_like(added, math.nan), "discretisation": added}
+    ratio = n_beta * (at_before.losses - at_after.losses + _dot(moved, g + g_after) / 2)
+    difference = n_beta * (g - g_after) - sampler.localization * moved
+    total = n_beta * (g + g_after) + sampler.localization * ((before - origin) + (after - origin))
+    ratio += sampler.lr / 8 * _dot(difference, total)
+    return {"acceptance": ratio.clamp(max=0.0).exp(), "discretisation": added}
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1, dtype=torch.float64)
 
 
 def largest_curvature(
-    bound: Loss, group: Group, member: Tensor, origin: Tensor, center: Center, batch: Batch, lr: float
+    bound: Loss, group: Group, member: int, origin: Tensor, center: Center, batch: Batch, lr: float
 ) -> Tensor:
-    """The largest eigenvalue of the loss's Hessian in the weights of each member, on one minibatch: ``[member]``.
+    """The largest eigenvalue of the loss's Hessian in the weights of one member, on one minibatch: a scalar, in float64.
 
-    Lanczos' method: it is the power iteration that keeps all its vectors, and needs fewer products. A product with the
-    Hessian is a difference of gradients, (∇ℓ(w* + ηu) − ∇ℓ(w*))/η, over a quarter of the length √ε that a step's noise moves
-    each weight, so that no kernel needs a second derivative. What is found is at most the largest; one minibatch's is on average
-    at least that of the whole loss, because the largest eigenvalue is convex.
+    Lanczos' method by its recurrence of three terms: the power iteration, of whose vectors it makes more, so that it needs
+    fewer products. What it loses of their orthogonality makes it find an eigenvalue twice, which is no harm. A product with
+    the Hessian is a difference of gradients, (∇ℓ(w* + ηu) − ∇ℓ(w*))/η, over a quarter of the length √ε that a step's noise
+    moves each weight (or a hundredth of the weights' root mean square, where that is more: rounding), so that no kernel needs a
+    second derivative; ``bound`` must evaluate in float32. What is found is at most the largest; one minibatch's is on
+    average at least that of the whole loss, because the largest eigenvalue is convex.
 
     Args:
-        member: which members of the group.
-        origin: their w*, ``[member, dim]``.
+        member: which member of the group.
+        origin: its w*, ``[dim]``.
         lr: ε.
     """
-    eta = math.sqrt(lr) / 4
+    eta = max(math.sqrt(lr) / 4, 0.01 * float(origin.square().mean().sqrt()))
+    which = torch.tensor([member], device=origin.device)
 
     def gradient(position: Tensor) -> Tensor:
-        found = bound.runs(group, member, position, center, batch, gradient=True, each=False).gradient
+        found = bound.runs(group, which, position[None], center, batch, gradient=True, each=False).gradient
         assert found is not None
-        return found.double()
+        return found[0].double()
 
     start = torch.randn(group.dim, generator=generator("curvature", group.dim), dtype=torch.float64)
-    here, vector = gradient(origin), (start / start.norm()).to(origin.device).expand(len(origin), -1)
-    basis = [vector]
+    here, now = gradient(origin), (start / start.norm()).to(origin.device)
+    before, length = torch.zeros_like(now), torch.zeros((), dtype=torch.float64, device=origin.device)
     diagonal, beside = [], []
     for _ in range(min(_LANCZOS_STEPS, group.dim)):
-        product = (gradient(origin + (eta * basis[-1]).to(origin.dtype)) - here) / eta
-        diagonal.append((product * basis[-1]).sum(1))
-        for _ in range(2):  # twice is enough to stay orthogonal
-            for earlier in basis:
-                product = product - (product * earlier).sum(1, keepdim=True) * earlier
-        length = product.norm(dim=1)
+        product = (gradient(origin + (eta * now).to(origin.dtype)) - here) / eta - length * before
+        diagonal.append(product @ now)
+        product -= diagonal[-1] * now
+        length = product.norm()
+        noise = (
+            length < _ROUNDING * torch.stack(diagonal).abs().max()
+        )  # no further direction: the rest would be made of it
+        length = torch.where(noise, 0.0, length)
+        before, now = now, torch.where(noise, 0.0, product / length)
         beside.append(length)
-        basis.append(product / length.clamp(min=1e-30)[:, None])
-    T = torch.diag_embed(torch.stack(diagonal, 1))
+    T = torch.diag(torch.stack(diagonal))
     if len(diagonal) > 1:
-        T = T + torch.diag_embed(torch.stack(beside[:-1], 1), 1) + torch.diag_embed(torch.stack(beside[:-1], 1), -1)
-    finite = T.isfinite().all(-1).all(-1)
-    top = torch.linalg.eigvalsh(torch.where(finite[:, None, None], T, 0.0))[:, -1]
-    return torch.where(finite, top, math.nan)
+        T = T + torch.diag(torch.stack(beside[:-1]), 1) + torch.diag(torch.stack(beside[:-1]), -1)
+    finite = T.isfinite().all()
+    return torch.where(finite, torch.linalg.eigvalsh(torch.where(finite, T, 0.0))[-1], math.nan)

@@ -11,6 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from rllc.calibrate import START, is_number, where
+from rllc.checks import arguments
 from rllc.errors import InputError
 from rllc.estimate import Estimate, estimate
 from rllc.loss import LossFunction
@@ -143,7 +144,7 @@ def resolution(
         raise InputError(
             f"resolution: `n_betas` must be different positive numbers, such as [10.0, 30.0, 100.0]; got {n_betas!r}."
         )
-    sampling = sampling or Sampling()
+    _, sampling = arguments(model, loss, None, sampling)
     common = {"loss": loss, "progress": False}
     if sampler is None:
         sampler = _steady(model, data, weights, sampling, common)

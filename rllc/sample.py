@@ -22,7 +22,7 @@ from rllc.draws import Draws
 from rllc.errors import InputError
 from rllc.layout import Group, center, digest, groups, to
 from rllc.loss import Batch, Center, Distillation, Loss, LossFunction, Runs, bind
-from rllc.probes import largest_curvature, probed, second_look
+from rllc.probes import can_be_judged, largest_curvature, probed, second_look
 from rllc.refinement import DataLike, Refinement, WeightsLike
 from rllc.samplers import Random, Sampler
 from rllc.sampling import Sampling
@@ -238,7 +238,7 @@ def _steps(
         for d in datasets:
             _look_around(d, bound, sampler, sampling, device)
     diverged = torch.full((len(refinements), sampling.num_chains), -1, device=device)
-    active, looks = len(refinements), probed(sampling) if sampling.num_probes else frozenset()
+    active, looks = len(refinements), _looks(sampler, sampling)
     sharpest = torch.full((len(refinements),), torch.nan, dtype=torch.float64, device=device)
     for t in range(sampling.num_steps + 1):
         if len(refinements) - len(stopped) < active:
@@ -249,14 +249,17 @@ def _steps(
         baseline, control, draw = losses[:, 0].clone(), torch.zeros_like(losses), _draw_at(t, sampling)
         rows, tokens, token_baseline = {}, {}, {}
         positions, noise = [], torch.full_like(losses, torch.nan)
-        probes: dict[str, Tensor] = {"max_curvature": sharpest} if t == 1 and looks else {}
+        probes: dict[str, Tensor] = {"max_curvature": sharpest} if t == 1 and sampling.num_probes else {}
         for d in datasets:
             rows[d.name], batch, at = _minibatch(d, t, bound, sampling, device)
             baseline[d.refinements] = at.losses.double().mean()
             if per_token:
                 token_baseline[d.name] = at.losses
-            if t == 0 and looks:
-                _sharpest(sharpest, d, bound, at, batch, sampler.lr)
+            if t == 0 and sampling.num_probes:
+                exact = bind(model, loss, train_mode=sampling.train_mode)  # differences of gradients need float32
+                _sharpest(
+                    sharpest, d, exact, exact.center(batch, stable_hash("loss", sampling.seed, t)), batch, sampler.lr
+                )
             if draw is not None and sampling.control_variate:
                 _control(control, d, bound, at, batch, stable_hash("loss", sampling.seed, t))
             for p in d.passes:
@@ -301,13 +304,19 @@ def _look_again(
     return second_look(before, after, runs, again, p.origin[p.member], sampler, sampling.n_beta)
 
 
-def _sharpest(found: Tensor, d: _DataSet, bound: Loss, at: Center, batch: Batch, lr: float) -> None:
+def _looks(sampler: Sampler, sampling: Sampling) -> frozenset[int]:
+    """The draws that are probed."""
+    if not sampling.num_probes or not can_be_judged(sampler):
+        return frozenset()
+    return frozenset(probed(sampling.num_probes, sampling.num_draws, sampling.target_se))
+
+
+def _sharpest(found: Tensor, d: _DataSet, exact: Loss, at: Center, batch: Batch, lr: float) -> None:
     """Put the largest curvature in the weights of each refinement where it belongs."""
     for p in d.passes:
-        first = [i for i, c in enumerate(p.chain.tolist()) if c == 0]
-        if first:
-            member = p.member[torch.tensor(first, device=p.member.device)]
-            found[p.refinement[first]] = largest_curvature(bound, p.group, member, p.origin[member], at, batch, lr)
+        for member, refinement, chain in zip(p.member.tolist(), p.refinement.tolist(), p.chain.tolist(), strict=True):
+            if chain == 0:
+                found[refinement] = largest_curvature(exact, p.group, member, p.origin[member], at, batch, lr)
 
 
 def _draw_at(t: int, sampling: Sampling) -> int | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rllc import diagnostics
 from rllc.draws import Draws
+from rllc.probes import probed
 
 _RHAT = 1.1
 """R-hat above which chains do not agree well enough; Vehtari et al. 2021 ask for 1.01 when draws are plenty."""
@@ -42,31 +43,32 @@ DIAGNOSTICS = {
 """What ``Estimate.diagnostics`` holds. Acceptance, discretisation and curvature need ``Sampling(num_probes=…)`` above 0."""
 
 
-def diagnose(draws: Draws, mine: list[int], kept: slice, value: np.ndarray, ess: np.ndarray) -> dict[str, np.ndarray]:
+def diagnose(draws: Draws, mine: list[int], kept: slice, ess: np.ndarray) -> dict[str, np.ndarray]:
     """The diagnostics of refinements with draws of one length, from those after the rise."""
     s, llc = draws.settings, draws.llc[mine, :, kept]
-    plain = s["n_beta"] * (draws.loss - draws.baseline)[mine, :, kept]
+    settled = llc.mean((1, 2))
     found = {
-        "relaxation": llc.shape[1] * kept.stop / ess,
         "drift": diagnostics.geweke(llc, first=0.2),
         "trend": _trend(llc),
         "spikes": diagnostics.spikes(llc),
     }
-    if draws.noise is not None:
-        noise = s["n_beta"] ** 2 * draws.noise[mine, :, kept]
-        second, error = diagnostics.variance_reading(plain, noise)
-        found |= {"from_variance": second, "from_variance_se": error, "prior_shrinkage": 1 - second / value}
-        found["minibatch_variance"] = noise.mean((1, 2))
-    if "acceptance" in draws.probes:
-        with np.errstate(invalid="ignore"):
-            found["acceptance"] = draws.probes["acceptance"][mine].mean((1, 2))
-            found["discretisation"] = draws.probes["discretisation"][mine].mean((1, 2)) / value
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found["relaxation"] = llc.shape[1] * kept.stop / ess
+        if draws.noise is not None:
+            noise = s["n_beta"] ** 2 * draws.noise[mine, :, kept]
+            plain = s["n_beta"] * (draws.loss - draws.baseline)[mine, :, kept]
+            second, error = diagnostics.variance_reading(plain, noise)
+            found |= {"from_variance": second, "from_variance_se": error, "prior_shrinkage": 1 - second / settled}
+            found["minibatch_variance"] = noise.mean((1, 2))
+        if "acceptance" in draws.probes:
+            seen = sum(d < kept.stop for d in probed(s["num_probes"], s["num_draws"], s["target_se"]))
+            acceptance, added = (draws.probes[name][mine, :, :seen] for name in ("acceptance", "discretisation"))
+            found |= {"acceptance": acceptance.mean((1, 2)), "discretisation": added.mean((1, 2)) / settled}
     if "max_curvature" in draws.probes:
         found["max_curvature"] = draws.probes["max_curvature"][mine]
         if s["sampler"] in ("sgld", "sghmc"):
-            found["stability"] = (
-                4 / s["lr"] / np.maximum(s["n_beta"] * found["max_curvature"] + s["localization"], 1e-30)
-            )
+            a = np.maximum(s["n_beta"] * found["max_curvature"] + s["localization"], 1e-30)
+            found["stability"] = 4 / s["lr"] / a
     return found
 
 

@@ -96,7 +96,7 @@ def test_diagnostics_are_the_exact_ones(many: tuple) -> None:
     np.testing.assert_allclose(told["stability"], 4 / law.lr / (30 * 8 + 50), rtol=0.01)
     scatter = told["from_variance"].std()
     assert scatter / 1.5 < told["from_variance_se"].mean() < 1.5 * scatter
-    np.testing.assert_allclose(told["prior_shrinkage"], 1 - told["from_variance"] / est.value)
+    np.testing.assert_allclose(told["prior_shrinkage"], 1 - told["from_variance"] / est.value, atol=0.05)
 
 
 class DeepLinear(nn.Module):

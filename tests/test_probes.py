@@ -20,9 +20,10 @@ from rllc.seeds import generator
 
 
 def test_probed_draws_are_spread_evenly_and_end_with_the_last() -> None:
-    assert probed(rllc.Sampling(num_draws=100, num_probes=4)) == {24, 49, 74, 99}
-    assert probed(rllc.Sampling(num_draws=3, num_probes=5)) == {0, 1, 2}
-    assert probed(rllc.Sampling(num_draws=200, num_probes=3, target_se=0.1)) == {19, 39, 59}
+    assert probed(4, 100, None) == [24, 49, 74, 99]
+    assert probed(5, 3, None) == [0, 1, 2]
+    assert probed(3, 200, 0.1) == [19, 39, 59]
+    assert probed(5, 10, 0.1) == [1, 3, 5, 7, 9]
 
 
 def test_acceptance_is_the_ratio_written_out() -> None:
@@ -48,11 +49,42 @@ def test_acceptance_is_the_ratio_written_out() -> None:
     assert 0.1 < float(found.mean()) < 0.9
 
 
-@pytest.mark.parametrize("sampler", [rllc.sghmc(), rllc.sgld(prior=rllc.box(0.1)), rllc.mala()])
+@pytest.mark.parametrize("sampler", [rllc.sghmc(), rllc.sgld(prior=rllc.box(0.1)), rllc.sghmc(prior=rllc.box(0.1))])
 def test_other_proposals_are_not_judged(sampler: rllc.Sampler) -> None:
-    ends = Runs(torch.zeros(2), torch.zeros(2, 3), None)
-    found = second_look(torch.zeros(2, 3), torch.ones(2, 3), ends, ends, torch.zeros(2, 3), sampler, 30.0)
-    assert all(bool(values.isnan().all()) for values in found.values())
+    draws = rllc.sample(tiny_model(), tiny_tokens(), "0:1", sampler=sampler, sampling=SHORT, progress=False)
+    assert set(draws.probes) == {"max_curvature"}
+    assert np.isnan(rllc.Estimate.of(draws).diagnostics["acceptance"]).all()
+
+
+def test_refinements_that_stop_early_keep_their_own_probes() -> None:
+    """Of two, one stops at draw 40 and one goes on: each is told what it is told alone."""
+    x, model = torch.zeros(1, 8), Quadratic(torch.tensor([1.0, 1.0, 1.0, 1.0, 60.0, 60.0, 60.0, 60.0]))
+    weights = [rllc.parameters("v", index=slice(4 * i, 4 * i + 4)) for i in range(2)]
+    sampling = rllc.Sampling(num_draws=100, batch_size=1, target_se=0.12)
+
+    def of(some: list[rllc.Weights]) -> rllc.Draws:
+        return rllc.sample(model, x, some, loss=loss_of_quadratic, sampling=sampling, progress=False)
+
+    both = of(weights)
+    assert both.lengths[0] < both.lengths[1]
+    together = rllc.Estimate.of(both).diagnostics
+    for i, one in enumerate(weights):
+        alone = rllc.Estimate.of(of([one])).diagnostics
+        for name in ("acceptance", "discretisation"):
+            assert together[name][i] == pytest.approx(alone[name][0], rel=1e-6), name
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+@pytest.mark.parametrize("lr", [1e-3, 1e-9])
+def test_the_curvature_depends_on_neither_step_size_nor_precision(lr: float, autocast: str | None) -> None:
+    x = torch.randn(64, 5, generator=generator("x"))
+    model = torch.nn.Linear(5, 1, bias=False)
+    sampling = rllc.Sampling(1, 1, batch_size=64, autocast=autocast)
+    draws = rllc.sample(
+        model, x, loss=lambda m, x: m(x)[:, 0] ** 2, sampler=rllc.sgld(lr), sampling=sampling, progress=False
+    )
+    exact = float(torch.linalg.eigvalsh(2 * x.T @ x / 64)[-1])
+    assert draws.probes["max_curvature"][0] == pytest.approx(exact, rel=0.01)
 
 
 def test_the_largest_curvature_is_that_of_the_dense_hessian() -> None:
@@ -86,8 +118,8 @@ def test_the_largest_curvature_of_few_directions_is_exact() -> None:
         bound = bind(model, loss_of_quadratic)
         (group,) = groups([rllc.everything().masks(model)])
         x = torch.zeros(4, len(curvatures))
-        origin, member = center(group, dict(model.named_parameters())), torch.zeros(1, dtype=torch.long)
-        found = largest_curvature(bound, group, member, origin, bound.center(x, 0), x, lr=1e-3)
+        origin = center(group, dict(model.named_parameters()))[0]
+        found = largest_curvature(bound, group, 0, origin, bound.center(x, 0), x, lr=1e-3)
         assert float(found) == pytest.approx(max(curvatures), rel=0.01)
 
 

@@ -63,7 +63,7 @@ def test_a_direction_too_sharp_for_the_step_that_the_loss_keeps_from_diverging()
         return torch.log1p(500.0 * v**2).sum()
 
     said = status_of(Surface(bent), 3e-3, 50.0)
-    assert "unstable in the sharpest direction, of curvature 993: lr below 0.0001" in said
+    assert re.search(r"unstable in the sharpest direction, of curvature (9[5-9]\d|1e\+03): lr below 0.0001", said)
     assert "steps too large (acceptance 0.000): lower lr" in said
 
 
