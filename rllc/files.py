@@ -25,6 +25,16 @@ _SEAL = 64
 """Characters of a SHA-256 in hexadecimal: the end of the zip's comment, and so of the file."""
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+"""Of this process. Read once, because it can only be read by setting it, for all threads."""
+
+
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
     """Call ``write`` with a temporary path in the same folder, sync what it wrote, and rename it to ``path``.
 
@@ -41,14 +51,13 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     temporary = Path(name)
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        sync(temporary)
+        temporary.chmod(0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync(path.parent)
     return path
 
 
@@ -128,16 +137,11 @@ def _digest(arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
+def sync(path: Path) -> None:
+    """Have a file's contents, or the names in a folder, on disk before going on. Windows has the former only."""
+    if os.name != "posix" and path.is_dir():
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

@@ -28,6 +28,8 @@ import hashlib
 import json
 import os
 import platform
+import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -40,13 +42,16 @@ import torch
 
 from rllc.draws import Draws
 from rllc.errors import FileError
-from rllc.files import load_arrays, save_arrays, write_atomically
+from rllc.files import load_arrays, save_arrays, sync, write_atomically
 
 _VERSION = 1
 """Of this layout; in every cell's name."""
 
 _LEFT_OVER = 3600.0
 """Seconds after which a temporary file has no writer any more."""
+
+_FOLDERS = ("sweeps", "cells", "failed", "data", "generators")
+"""In which there are temporary files of ours."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,11 @@ class Store:
         Raises:
             FileError: one of the files is damaged.
         """
-        paths = sorted((self.folder / "sweeps").glob("*.json"), key=lambda p: (p.stat().st_mtime_ns, p.name))
-        return [_sweep(path) for path in paths]
+        found = []
+        for path in (self.folder / "sweeps").glob("*.json"):
+            with suppress(FileNotFoundError):  # it has just been withdrawn
+                found.append((path.stat().st_mtime_ns, path.name, _sweep(path)))
+        return [sweep for *_, sweep in sorted(found, key=lambda one: one[:2])]
 
     def announce(self, sweep: Sweep) -> None:
         """Write down what is wanted, and see by that that the folder can be written.
@@ -141,19 +149,26 @@ class Store:
         Raises:
             FileError: it cannot.
         """
-        text = sweep.text()
-        path = self.folder / "sweeps" / f"{_hash(text)}.json"
+        path = self._wanted(sweep)
         with self._writing("what this call asks for"):
             if path.exists():
                 os.utime(path)  # it is the latest call again
             else:
-                write_atomically(path, lambda at: _write(at, text))
+                write_atomically(path, lambda at: _write(at, sweep.text()))
             probe = write_atomically(self.folder / "cells" / ".writable", lambda at: _write(at, ""))
             probe.unlink(missing_ok=True)  # another sweep on the folder may have been faster
-            for leftover in self.folder.glob("*/.*.tmp"):  # of killed writers, not of those at work
-                with suppress(FileNotFoundError):
-                    if time.time() - leftover.stat().st_mtime > _LEFT_OVER:
-                        leftover.unlink()
+        for leftover in (path for name in _FOLDERS for path in (self.folder / name).glob(".*.tmp")):
+            with suppress(OSError):  # gone, or not ours to remove: it is in nobody's way
+                if time.time() - leftover.stat().st_mtime > _LEFT_OVER:  # of a killed writer, not of one at work
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+    def withdraw(self, sweep: Sweep) -> None:
+        """Take back what :meth:`announce` wrote, before anything was computed for it."""
+        with self._writing("that this call asks for nothing"):
+            self._wanted(sweep).unlink(missing_ok=True)
+
+    def _wanted(self, sweep: Sweep) -> Path:
+        return self.folder / "sweeps" / f"{_hash(sweep.text())}.json"
 
     # Cells.
 
@@ -204,36 +219,45 @@ class Store:
         return Draws.load(self.path(name))
 
     def set_damaged_aside(self, names: Iterable[str]) -> list[str]:
-        """Move cell files that are damaged to ``damaged/``, and say which."""
-        damaged = []
-        for name in names:
-            try:
-                load_arrays(self.path(name))
-            except FileError:
-                with self._writing(f"damaged/{name}.npz"):
-                    (self.folder / "damaged").mkdir(exist_ok=True)
-                    os.replace(self.path(name), self.folder / "damaged" / f"{name}.npz")
-                damaged.append(name)
+        """Move cell files that are damaged to ``damaged/``, and say which, with those that another sweep has just moved."""
+        damaged = [name for name in names if not _is_whole(self.path(name))]
+        for name in damaged:
+            with self._writing(f"damaged/{name}.npz"):
+                (self.folder / "damaged").mkdir(exist_ok=True)
+                if not _is_whole(self.path(name)):  # another sweep may have computed it again meanwhile
+                    with suppress(FileNotFoundError):
+                        os.replace(self.path(name), self.folder / "damaged" / f"{name}.npz")
         return damaged
 
     # What workers in other processes read.
 
     def save_rows(self, rows: tuple[torch.Tensor, ...], fingerprint: str) -> str:
-        """Write the tensors of a data set once; gives the file."""
+        """Write the tensors of a data set once, or again if the file is damaged; gives the file."""
         path = self.folder / "data" / f"{fingerprint}.npz"
-        if not path.exists():
+        if not _is_whole(path):
             with self._writing("data"):
                 save_arrays(path, {str(i): part.detach().cpu().numpy() for i, part in enumerate(rows)}, {})
         return str(path)
 
     def save_model(self, folder: Path, model: Any) -> None:
         """Write a model once, in ``save_pretrained`` form."""
-        if not folder.exists():
-            temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-            with self._writing("a generating model"):
-                model.save_pretrained(temporary)
-                with suppress(OSError):  # somebody else was faster
-                    os.replace(temporary, folder)
+        if folder.exists():
+            return
+        with self._writing("a generating model"):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+            try:
+                model.save_pretrained(temporary / "model")  # one deeper, with the usual rights
+                for file in (temporary / "model").rglob("*"):
+                    if file.is_file():
+                        sync(file)
+                os.replace(temporary / "model", folder)
+                sync(folder.parent)
+            except OSError:
+                if not folder.exists():  # else somebody was faster
+                    raise
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -244,6 +268,14 @@ class Store:
                 f"track: writing {what} in `store` = {self.folder} failed ({error}). Finished cells are whole. Make room, "
                 f"change its rights or give another folder, and call again to go on."
             ) from error
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        load_arrays(path)
+    except FileError:
+        return False
+    return True
 
 
 def load_rows(path: str) -> tuple[torch.Tensor, ...]:
@@ -329,10 +361,17 @@ class Contents:
 
 
 def contents(store: Store, sweeps: Sequence[Sweep], wanted: Sequence[Sweep]) -> Contents:
-    """What there is of what ``wanted`` ask for, in cells that any of ``sweeps`` planned; chains and draws as the last has."""
-    draws, chains = wanted[-1].num_draws, wanted[-1].num_chains
-    wanted = [s for s in wanted if s.num_draws == draws]
-    planned = {c.name: c for s in sweeps if s.num_draws == draws for c in s.cells}
+    """What there is of what ``wanted`` ask for, in cells that any of ``sweeps`` planned; chains and draws as the last has.
+
+    Of settings too there are never two kinds in one result, whatever two processes may have announced at once.
+    """
+
+    def kind(sweep: Sweep) -> tuple[Any, ...]:
+        return sweep.num_draws, sweep.loss, dict(sweep.settings)
+
+    chains, kept = wanted[-1].num_chains, kind(wanted[-1])
+    wanted = [s for s in wanted if kind(s) == kept]
+    planned = {c.name: c for s in sweeps if kind(s) == kept for c in s.cells}
     finished, failures = store.finished(), store.failures()
     at: dict[tuple[int, str], list[Cell]] = {}
     for cell in planned.values():

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def track(
     ``failed`` with the reason and the others go on; the next call tries it again.
 
     Under one store, more checkpoints, data sets, weights or chains reuse what is there, and only the new is computed. More
-    draws are computed from the first one on, because chains' states are not kept.
+    draws are computed from the first one on, because chains' states are not kept. With ``target_se`` the number of chains is
+    a setting as the others are, because all chains together decide when to stop: more of them need another store.
 
     Args:
         checkpoints: a folder or hub repository of checkpoints (:func:`rllc.checkpoints` says which), or a list of
@@ -103,15 +105,15 @@ def track(
         FileError: no checkpoint can be loaded, or the store cannot be written.
         RllcError: every cell failed, or the executor is broken and not to be repaired.
     """
-    sweep = _Call.of(checkpoints, data, weights, loss, sampler, sampling)
-    if dry_run:
-        return _dry(sweep, None if store is None else Store(store), executor)
-    if store is not None:
-        return _run(sweep, Store(store), executor, progress)
-    with tempfile.TemporaryDirectory(prefix="rllc-track-") as folder:
-        trajectory = _run(sweep, Store(folder), executor, progress)
-        len(trajectory.value)  # read it before the folder goes
-        return trajectory
+    call = _Call.of(checkpoints, data, weights, loss, sampler, sampling)
+    with tempfile.TemporaryDirectory(prefix="rllc-track-") if store is None else nullcontext(store) as folder:
+        if dry_run:
+            trajectory = _dry(call, Store(folder), executor)
+        else:
+            trajectory, _ = _run(call, Store(folder), executor, progress)
+        if store is None:
+            len(trajectory.value)  # read it before the folder goes
+    return trajectory
 
 
 # What is asked for.
@@ -148,9 +150,11 @@ class _Call:
         model, step = _first(found.values())
         sampler, sampling = arguments(model, loss, sampler, sampling)
         if sampling.first_chain:
+            more = "with a larger num_chains and the same store only the new chains are run"
+            together = "with target_se all chains are run together, so more of them need another store"
             raise InputError(
-                f"track: `first_chain` must be 0, got {sampling.first_chain}; with a larger num_chains and the same store only "
-                f"the new chains are run."
+                f"track: `first_chain` must be 0, got {sampling.first_chain}; "
+                f"{more if sampling.target_se is None else together}."
             )
         refinements = refine.product(weights(model) if callable(weights) else weights, data)
         masks = check(model, loss, refinements, sampler, sampling)
@@ -303,11 +307,13 @@ def _run(
     executor: int | Sequence[str] | Executor | None,
     progress: bool,
     shard: tuple[int, int] = (1, 1),
-) -> Trajectory:
+) -> tuple[Trajectory, list[str]]:
+    """Compute a share of a sweep; gives with what there is then the reasons of the cells of this share that failed."""
     earlier = store.sweeps()
     sweep = call.sweep(earlier, store.finished())
     _compare(earlier, sweep, store)
-    store.announce(sweep)
+    _warn_of_versions(earlier, sweep, store)
+    _announce(earlier, sweep, store)
     part = _share(sweep.cells, shard)
     there = store.finished()
     damaged = set(store.set_damaged_aside(c.name for c in part if c.name in there))
@@ -320,7 +326,21 @@ def _run(
     reasons = _compute(todo, len(part), executor, progress)
     if part and len(reasons) == len(part):
         raise RllcError(f"track: all {len(part)} cells failed; the first: {reasons[0]}")
-    return Trajectory._lazy(store, contents(store, [*earlier, sweep], [sweep]))
+    return Trajectory._lazy(store, contents(store, [*earlier, sweep], [sweep])), reasons
+
+
+def _announce(earlier: Sequence[Sweep], sweep: Sweep, store: Store) -> None:
+    """Announce a sweep, and look again: another process may have announced one that does not go with it since."""
+    store.announce(sweep)
+    known = {before.text() for before in earlier}
+    new = [other for other in store.sweeps() if other.text() not in known | {sweep.text()}]
+    clash = [other for other in new if differences([sweep], other) and differences([other], sweep)]  # in either order
+    try:
+        _compare(clash, sweep, store)
+    except InputError:
+        if sweep.text() not in known:
+            store.withdraw(sweep)
+        raise
 
 
 def _compute(
@@ -358,8 +378,11 @@ def _compare(earlier: Sequence[Sweep], now: Sweep, store: Store) -> None:
             + "\n"
             "Give the same to go on with it, or another folder as `store`."
         )
-    changed = [f"{k} {v} -> {now.versions[k]}" for k, v in (earlier[-1].versions if earlier else {}).items()]
-    changed = [text for text in changed if len(set(text.split(" ", 1)[1].split(" -> "))) > 1]
+
+
+def _warn_of_versions(earlier: Sequence[Sweep], now: Sweep, store: Store) -> None:
+    there = earlier[-1].versions if earlier else {}
+    changed = [f"{k} {v} -> {now.versions.get(k)}" for k, v in there.items() if v != now.versions.get(k)]
     if changed:
         warnings.warn(
             f"track: going on with {store.folder} with {', '.join(changed)}; new cells may differ in their last bits from "
@@ -369,36 +392,47 @@ def _compare(earlier: Sequence[Sweep], now: Sweep, store: Store) -> None:
 
 
 def _share(cells: Sequence[Cell], shard: tuple[int, int]) -> Sequence[Cell]:
-    """The k-th of n about equal parts, each of neighbours, so that a worker loads few checkpoints."""
+    """The k-th of n parts, equal on average: by name, so that a cell is in the same one whatever others there are."""
     k, n = shard
-    return cells[(k - 1) * len(cells) // n : k * len(cells) // n]
+    return [cell for cell in cells if int(cell.name, 16) % n == k - 1]
 
 
 # Not doing it.
 
 
-def _dry(call: _Call, store: Store | None, executor: int | Sequence[str] | Executor | None) -> Trajectory:
-    """Print what a sweep would take; measured on a few steps of its first missing cell."""
-    there = Store(tempfile.gettempdir() + "/rllc-no-store") if store is None else store
-    earlier = there.sweeps()
-    finished = there.finished()
+def _dry(
+    call: _Call, store: Store, executor: int | Sequence[str] | Executor | None, shard: tuple[int, int] = (1, 1)
+) -> Trajectory:
+    """Print what a share of a sweep would take; measured on a few steps of its first missing cell."""
+    earlier = store.sweeps()
+    finished = store.finished()
     sweep = call.sweep(earlier, finished)
-    if store is not None:
-        _compare(earlier, sweep, store)
-    missing = [c for c in sweep.cells if c.name not in finished]
+    _compare(earlier, sweep, store)
+    _warn_of_versions(earlier, sweep, store)
+    part = _share(sweep.cells, shard)
+    missing = [c for c in part if c.name not in finished]
     what = f"{len(call.checkpoints)} checkpoints × {len(call.data)} data sets × {len(call.weights)} weights"
-    print(f"{what}: {len(sweep.cells)} cells, {len(sweep.cells) - len(missing)} finished, {len(missing)} to compute")
+    share = "" if shard[1] == 1 else f", of which in share {shard[0]} of {shard[1]}"
+    print(f"{what}{share}: {len(part)} cells, {len(part) - len(missing)} finished, {len(missing)} to compute")
     if missing:
         steps = call.sampling.num_steps
         run_steps = sum(steps * len(c.weights) * (c.chains[1] - c.chains[0]) for c in missing)
+        evaluations = run_steps + sum(_looks(call.sampling, c) for c in missing)
         seconds, flops, memory = _measured(call, missing[0])
         workers = None if isinstance(executor, Executor) else 1 if executor is None else len(places(executor))
-        print(f"{steps * len(missing):,} steps, of each chain: {run_steps:,}; {flops * run_steps:.2g} FLOPs")
+        print(f"{steps * len(missing):,} steps, of each chain: {run_steps:,}; {flops * evaluations:.2g} FLOPs")
         print(f"about {memory / 2**30:.2g} GiB of memory a worker")
         shared = "" if workers is None else f", on {workers} worker{'s' if workers > 1 else ''}"
-        hours = seconds * run_steps / (workers or 1) / 3600
+        hours = seconds * evaluations / (workers or 1) / 3600
         print(f"about {hours:.2g} hours{shared}" + (" of one worker's time" if workers is None else ""))
-    return Trajectory._lazy(there, contents(there, [*earlier, sweep], [sweep]))
+    return Trajectory._lazy(store, contents(store, [*earlier, sweep], [sweep]))
+
+
+def _looks(sampling: Sampling, cell: Cell) -> int:
+    """What ``num_probes`` adds at most, in steps of one chain: one a probe and chain, 13 a refinement for its curvature."""
+    chains = cell.chains[1] - cell.chains[0]
+    probes = min(sampling.num_probes, sampling.num_draws)
+    return len(cell.weights) * (chains * probes + 13) if probes else 0
 
 
 _TIMED = 4
@@ -463,7 +497,7 @@ data are files that rllc.Tokens.save wrote"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``python -m rllc.track``: a sweep, or a share of one, that a file describes; 1 if a cell failed, else 0."""
+    """``python -m rllc.track``: a sweep, or a share of one, that a file describes; 1 if a cell of it failed, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m rllc.track",
         description="Estimate refined LLCs over training, as a file describes; again after an interruption.",
@@ -479,16 +513,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         call, store = _read_spec(args.spec)
         shard = _read_shard(args.shard)
-        trajectory = (
-            _dry(call, store, args.executor)
-            if args.dry_run
-            else _run(call, store, args.executor, not args.quiet, shard)
-        )
+        if args.dry_run:
+            trajectory, reasons = _dry(call, store, args.executor, shard), []
+        else:
+            trajectory, reasons = _run(call, store, args.executor, not args.quiet, shard)
     except RllcError as error:
         print(error, file=sys.stderr)
         return 2
     print(trajectory)
-    return int(bool(trajectory.failed))
+    return int(bool(reasons))
 
 
 def _read_spec(path: Path) -> tuple[_Call, Store]:

@@ -122,7 +122,8 @@ class Trajectory:
         """The arrays of a trajectory that was opened, when one is first asked for."""
         if name not in (*ARRAYS, "status", "diagnostics") or "_from" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        self.__dict__.update(_read(*self.__dict__.pop("_from")))
+        self.__dict__.update(_read(*self.__dict__["_from"]))
+        self.__dict__.pop("_from", None)  # only now: what could not be read may be asked for again
         return self.__dict__[name]
 
     def at(self, step: int) -> Estimate:

@@ -394,13 +394,15 @@ def _settings(sampler: Sampler | Mapping[str, Any]) -> Sampler | Mapping[str, An
     if isinstance(sampler, Sampler):
         with suppress(TypeError, AttributeError, InputError):
             again = sampler_of(sampler.settings)
-            same = (
-                again.step.__qualname__ == sampler.step.__qualname__
-                and again.step.__module__ == sampler.step.__module__
-            )
-            if same and again.settings == sampler.settings:
+            if _identity(again) == _identity(sampler):
                 return sampler.settings
     return sampler
+
+
+def _identity(sampler: Sampler) -> tuple[Any, ...]:
+    """What two samplers that do the same have in common; a function made twice is known by where it is written."""
+    functions = (sampler.init, sampler.step)
+    return *((f.__module__, f.__qualname__) for f in functions), sampler.full_batch, dict(sampler.settings)
 
 
 def sampler_of(settings: Sampler | Mapping[str, Any]) -> Sampler:

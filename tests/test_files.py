@@ -142,6 +142,11 @@ def test_written_files_have_usual_permissions(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)
 
 
+def test_writing_changes_no_rights_that_other_threads_write_with(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask is the whole process's"))
+    write_atomically(tmp_path / "a", lambda p: p.write_text("x") and None)
+
+
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "f.npz"
     code = (

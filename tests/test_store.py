@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,20 @@ def test_what_is_wanted_comes_back_and_damage_to_it_is_found(tmp_path) -> None:
             store.sweeps()
 
 
+def test_a_sweep_that_is_withdrawn_while_others_are_read_is_none(tmp_path, monkeypatch) -> None:
+    store = Store(tmp_path)
+    other = replace(SWEEP, num_draws=6)
+    store.announce(SWEEP), store.announce(other)
+    read = rllc.store._sweep
+
+    def meanwhile(path: Path) -> Sweep:
+        store.withdraw(SWEEP)
+        return read(path)
+
+    monkeypatch.setattr(rllc.store, "_sweep", meanwhile)
+    assert [sweep.text() for sweep in store.sweeps()] == [other.text()]
+
+
 def test_temporary_files_of_killed_writers_go_and_those_of_others_stay(tmp_path) -> None:
     import os
 
@@ -114,6 +129,12 @@ def test_temporary_files_of_killed_writers_go_and_those_of_others_stay(tmp_path)
     assert not old.exists()
     assert new.exists()
     assert store.finished() == set()
+    unfinished, foreign = tmp_path / "generators" / ".a.x.tmp", tmp_path / "notes" / ".mine.tmp"
+    (unfinished / "model").mkdir(parents=True), foreign.parent.mkdir(), foreign.touch()
+    os.utime(unfinished, (0, 0)), os.utime(foreign, (0, 0))
+    store.announce(SWEEP)
+    assert not unfinished.exists()
+    assert foreign.exists()
 
 
 def test_differences_are_named() -> None:
@@ -227,6 +248,82 @@ def test_fifty_flipped_bytes_and_truncation_are_found_and_set_aside(tmp_path) ->
     for share in (0.0, 0.5, 0.99):
         store.path("a").write_bytes(whole[: int(share * len(whole))])
         assert store.set_damaged_aside(["a"]) == ["a"]
+
+
+def test_a_cell_that_another_sweep_sets_aside_or_computes_again_meanwhile_is_no_error(tmp_path, monkeypatch) -> None:
+    store = Store(tmp_path)
+    store.announce(SWEEP)
+    whole = Store(tmp_path / "other")
+    whole.write("a", _draws(), {})
+    is_whole = rllc.store._is_whole
+
+    def gone(path) -> bool:
+        path.unlink(missing_ok=True)
+        return False
+
+    def computed_again(path) -> bool:
+        found = is_whole(path)
+        path.write_bytes(whole.path("a").read_bytes())
+        return found
+
+    for meanwhile in (gone, computed_again):
+        store.path("a").write_bytes(b"damaged")
+        monkeypatch.setattr(rllc.store, "_is_whole", meanwhile)
+        assert store.set_damaged_aside(["a"]) == ["a"]
+        assert not list((tmp_path / "damaged").iterdir())
+    assert is_whole(store.path("a"))
+
+
+def test_damaged_rows_are_written_again(tmp_path) -> None:
+    path = Store(tmp_path).save_rows((torch.arange(3),), "f")
+    with open(path, "r+b") as file:
+        file.truncate(50)
+    again = load_rows(Store(tmp_path).save_rows((torch.arange(3),), "f"))
+    assert torch.equal(again[0], torch.arange(3))
+
+
+class Generating:
+    """Saves itself, and before it is done somebody else has."""
+
+    def __init__(self, faster: Path | None = None, error: OSError | None = None) -> None:
+        self.faster, self.error = faster, error
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights").write_text("mine")
+        if self.faster is not None:
+            self.faster.mkdir()
+            (self.faster / "weights").write_text("theirs")
+        if self.error is not None:
+            raise self.error
+
+
+def test_a_generating_model_is_whole_or_not_there(tmp_path) -> None:
+    store, folder = Store(tmp_path), tmp_path / "generators" / "g"
+    with pytest.raises(rllc.FileError, match=r"writing a generating model in `store` .* No space left"):
+        store.save_model(folder, Generating(error=OSError(28, "No space left on device")))
+    assert list(folder.parent.iterdir()) == []
+    store.save_model(folder, Generating())
+    assert (folder / "weights").read_text() == "mine"
+    store.save_model(folder.with_name("h"), Generating(folder.with_name("h")))
+    assert (folder.with_name("h") / "weights").read_text() == "theirs"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["g", "h"]
+    assert folder.stat().st_mode == folder.with_name("h").stat().st_mode  # the usual rights
+
+
+def test_a_result_never_holds_two_kinds_of_settings(tmp_path) -> None:
+    store = Store(tmp_path)
+    other = replace(
+        SWEEP,
+        settings=SWEEP.settings | {"lr": 2e-3},
+        cells=(replace(SWEEP.cells[0], name="o" * 32),),
+        weights={"0:1": "f"},
+    )
+    store.write("o" * 32, _draws(2, 4), {})
+    assert contents(store, [other, SWEEP], [other, SWEEP]).cells == {}
+    found = contents(store, [SWEEP, other], [SWEEP, other])
+    assert found.refinements == (("0:1", "code"),)
+    assert found.cells == {(10, "0:1", "code"): ("o" * 32,)}
 
 
 def test_rows_travel_as_they_are(tmp_path) -> None:

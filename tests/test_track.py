@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import re
 import shutil
+import tempfile
 import threading
 from collections import Counter
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
@@ -110,8 +112,13 @@ def test_every_sampler_is_made_again_from_its_settings() -> None:
             assert settings == sampler.settings, sampler
             again = sampler_of(json.loads(json.dumps(settings)))
             assert (again.settings, again.full_batch) == (sampler.settings, sampler.full_batch)
-    blind = replace(rllc.sgld(), step=lambda state, energy, random: state)
-    assert rllc.workers._settings(blind) is blind  # another's step under the same name
+    for change in (
+        {"step": lambda state, energy, random: state},
+        {"init": lambda position: position},
+        {"full_batch": True},
+    ):
+        blind = replace(rllc.sgld(), **change)
+        assert rllc.workers._settings(blind) is blind, change  # another's under the same name
 
 
 # Nothing twice.
@@ -232,6 +239,28 @@ def test_a_store_of_something_else_is_refused_by_field(run, tmp_path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("longer", [False, True])
+def test_another_sweep_that_was_announced_a_moment_before_is_seen(run, tmp_path, monkeypatch, computed, longer) -> None:
+    """Between the first look and the announcement: one with other settings is refused, one with more draws is none."""
+    other = replace(QUICK["sampling"], **({"num_draws": 9} if longer else {"seed": 1}))
+    call = {"checkpoints": run, "data": DATA["a"], "weights": "0:0", "store": tmp_path, "progress": False}
+    announce = Store.announce
+
+    def after_another(self: Store, sweep) -> None:
+        announce(self, replace(sweep, settings=sweep.settings | {"seed": other.seed}, num_draws=other.num_draws))
+        announce(self, sweep)
+
+    monkeypatch.setattr(Store, "announce", after_another)
+    if longer:
+        assert rllc.track(sampling=QUICK["sampling"], **call).missing == ()
+        return
+    with pytest.raises(rllc.InputError, match="seed: 1 there, 0 now"):
+        rllc.track(sampling=QUICK["sampling"], **call)
+    assert computed == []
+    monkeypatch.undo()
+    rllc.track(sampling=other, **call)  # it alone is left
+
+
 def test_with_target_se_chains_stop_together_so_more_is_another_sweep(run, tmp_path) -> None:
     sampling = replace(QUICK["sampling"], target_se=1e9, num_draws=40)
     rllc.track(run, DATA["a"], "0:0", sampling=sampling, store=tmp_path, progress=False)
@@ -253,7 +282,11 @@ def test_other_versions_are_warned_of(run, tmp_path, monkeypatch) -> None:
     [
         ({"checkpoints": []}, "expected at least one checkpoint, got none"),
         ({"checkpoints": [rllc.Checkpoint(0, "a"), rllc.Checkpoint(0, "b")]}, "a and b are both step 0"),
-        ({"sampling": replace(SHORT, first_chain=2)}, "`first_chain` must be 0, got 2"),
+        ({"sampling": replace(SHORT, first_chain=2)}, "`first_chain` must be 0, got 2; with a larger num_chains and"),
+        (
+            {"sampling": replace(SHORT, first_chain=2, target_se=1.0)},
+            "got 2; with target_se all chains are run together",
+        ),
         ({"sampling": replace(SHORT, batch_size=99)}, "12 rows, fewer than a batch of 99"),
         ({"executor": 0}, "`executor` must be None, a number of processes, a list of devices .* got 0"),
         ({"executor": "cuda"}, "`executor` must be .* got 'cuda'"),
@@ -311,6 +344,23 @@ def test_a_dry_run_counts_and_computes_nothing(run, tmp_path, capsys, computed) 
     with pytest.raises(rllc.InputError, match="seed: 0 there, 1 now"):
         rllc.track(**call | {"sampling": replace(QUICK["sampling"], seed=1)}, dry_run=True)
     assert len(computed) == 8
+
+
+def test_a_dry_run_without_a_store_looks_into_no_folder_that_somebody_may_have_made(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rllc.track(run, DATA["a"], "0:0", store=tmp_path / "rllc-no-store", **QUICK)
+    assert len(rllc.track(run, DATA["a"], "0:0", dry_run=True, **QUICK).missing) == 2
+    assert "0 finished, 2 to compute" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["rllc-no-store"]
+
+
+def test_a_dry_run_counts_second_looks(run, capsys) -> None:
+    """2 chains × 5 steps of 2 cells, with which come 2 chains × 4 probes and 13 evaluations for the curvature."""
+    told = []
+    for probes in (0, 4):
+        rllc.track(run, DATA["a"], "0:0", sampling=replace(SHORT, num_probes=probes), dry_run=True)
+        told.append(float(capsys.readouterr().out.split("; ")[1].split(" FLOPs")[0]))
+    assert told[1] / told[0] == pytest.approx((10 + 2 * 4 + 13) / 10, rel=0.05)
 
 
 def test_flops_of_a_dry_run_are_those_of_a_linear_model(run, capsys) -> None:
@@ -490,15 +540,31 @@ def spec(folder: Path, run: Path, **changes: object) -> str:
 
 def test_shards_together_are_the_sweep(run, unbroken, tmp_path, computed, capsys) -> None:
     path = spec(tmp_path, run)
-    for k, there in ((1, 2), (3, 5), (2, 8)):  # 8 cells in 3 shares: 2, 3 and 3
+    for k, done in ((1, {0}), (3, {0, 2}), (2, {0, 1, 2})):
         assert main([path, "--shard", f"{k}/3", "--quiet"]) == 0
-        assert len(Store(tmp_path / "sweep").finished()) == there
+        assert {int(name, 16) % 3 for name in Store(tmp_path / "sweep").finished()} == done
     assert [len(computed), sorted({c[0] for c in computed})] == [8, ["a", "b"]]
     assert "2 checkpoints" in capsys.readouterr().out
     assert same(rllc.Trajectory.open(tmp_path / "sweep"), unbroken)
     assert main([path, "--dry-run"]) == 0
     assert "8 finished, 0 to compute" in capsys.readouterr().out
     assert len(computed) == 8
+
+
+def test_a_share_is_counted_alone_and_does_not_answer_for_others(run, tmp_path, computed, capsys) -> None:
+    path = spec(tmp_path, run)
+    for k in (1, 2):
+        assert main([path, "--dry-run", "--shard", f"{k}/2"]) == 0
+    counts = re.findall(r"in share \d of 2: (\d+) cells, 0 finished", capsys.readouterr().out)
+    assert sum(map(int, counts)) == 8
+    assert computed == []
+    assert main([path, "--shard", "1/2", "--quiet"]) == 0
+    store = Store(tmp_path / "sweep")
+    for cell in store.sweeps()[0].cells:
+        if cell.name not in store.finished():
+            store.fail(cell.name, "of another share, long ago")
+    assert main([path, "--shard", "1/2", "--quiet"]) == 0
+    assert rllc.Trajectory.open(store.folder).failed
 
 
 @pytest.mark.parametrize(

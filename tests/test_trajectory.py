@@ -183,6 +183,22 @@ def test_without_xarray_the_error_says_what_to_install(monkeypatch) -> None:
         tracker.trajectory.to_xarray()
 
 
+def test_what_could_not_be_read_can_be_asked_for_again(monkeypatch) -> None:
+    opened = object.__new__(rllc.Trajectory)
+    opened.__dict__["_from"] = "store", "contents"
+    answers = iter([OSError("the network"), {"value": 1.0}])
+
+    def read(*_: object) -> dict[str, float]:
+        if isinstance(answer := next(answers), OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("rllc.trajectory._read", read)
+    with pytest.raises(OSError, match="the network"):
+        opened.value  # noqa: B018
+    assert opened.value == 1.0
+
+
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
     tracker = _tracker()
     tracker(0, _linear(0))

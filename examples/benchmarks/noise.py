@@ -82,11 +82,11 @@ for lr, long in ((1e-3, 2 * args.draws), (1e-4, 5 * args.draws)):
     sampler = rllc.sgld(lr=lr)
     truth = estimate(some, sampler=sampler, num_draws=long, num_burnin_steps=long // 4)
     for start in ("center", "gaussian"):
-        short = [
+        brief = [
             estimate(some, sampler=sampler, num_draws=short, num_burnin_steps=0, start=start, seed=s)
             for s in range(1, 4)
         ]
-        bias = np.mean([e.value for e in short], 0) / truth.value - 1
+        bias = np.mean([e.value for e in brief], 0) / truth.value - 1
         print(
             f"  lr {lr:g}, start={start!r}: {100 * bias.mean():+.1f} %  ({', '.join(f'{100 * b:+.1f}' for b in bias)})"
         )
