@@ -614,7 +614,7 @@ def reduced_rank(args):
             rllc.mala(1e-2, 1.0): counted(64, 400, 400),
             rllc.hmc(2e-2, 1.0, 20): counted(64, 80, 60),
         }
-        yield from singular(args, problem, 1.0, samplers, (1e1, 1e2, 1e3), slow_valleys, counted(64, 200, 800, 4))
+        yield from singular(args, problem, 1.0, samplers, (1e1, 1e2, 1e3), slow_valleys, counted(64, 200, 1000, 4))
 
 
 def slow_valleys(n_beta):
@@ -646,7 +646,7 @@ def places(args):
             theory.reduced_rank_regression_at(M, N, H, *ranks),
             copies=copies,
         )
-        yield from ladder(args, problem, rungs, make, counted(64, 200, 800, 4))
+        yield from ladder(args, problem, rungs, make, counted(64, 200, 1000, 4))
         n_beta = 1e2 if len(rungs) > 1 else rungs[0]
         yield from their_rows(args, problem, "λ", n_beta, (0.05 / n_beta, 0.005 / n_beta))
 
