@@ -612,7 +612,6 @@ def reduced_rank(args):
             rllc.sgld(2e-3, 1.0): counted(64, 1300, 1500),
             rllc.sghmc(1e-2, 1.0): counted(64, 300, 200),
             rllc.mala(1e-2, 1.0): counted(64, 400, 400),
-            rllc.hmc(2e-2, 1.0, 20): counted(64, 80, 60),
         }
         yield from singular(args, problem, 1.0, samplers, (1e1, 1e2, 1e3), slow_valleys, counted(64, 200, 1000, 4))
 
