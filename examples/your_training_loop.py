@@ -44,4 +44,5 @@ for step in range(num_steps + 1):
     optimizer.step()
 
 # %% The result: [checkpoint, refinement], as a table, a file or a figure
-print(tracker.trajectory.to_dataframe().to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+table = tracker.trajectory.to_dataframe()[["step", "weights", "llc", "standard_error", "rhat", "status"]]
+print(table.to_string(index=False, float_format=lambda x: f"{x:.3f}"))

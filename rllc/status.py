@@ -103,7 +103,10 @@ def verdict(diverged: np.ndarray, seen: Mapping[str, float], settings: Mapping[s
             f"{settings['lr'] * seen['stability']:.1g}",
         ),
         (seen["acceptance"] < _NEVER_ACCEPTED, f"steps too large (acceptance {seen['acceptance']:.3f}): lower lr"),
-        (seen["discretisation"] > _ADDED, f"the step size adds {seen['discretisation']:.0%}: lower lr"),
+        (
+            value > 2 * error and seen["discretisation"] > _ADDED,
+            f"the step size adds {seen['discretisation']:.0%}: lower lr",
+        ),
         (rising, f"still rising: {too_small if small else 'more burn-in, or larger lr'}"),
         (falling, f"still falling: {too_small if small else 'more burn-in, or larger lr'}"),
         (
