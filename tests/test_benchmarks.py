@@ -1,11 +1,8 @@
-"""The benchmark scripts run to their end on tiny sizes, and count what they say they count."""
+"""The engine's benchmark runs to its end on tiny sizes, and counts what it says it counts."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -40,26 +37,3 @@ def test_the_engine_is_near_its_ideal_and_devinterp_is_not(engine: ModuleType, t
     assert set(results["clock"]["16 × 4"]) >= {"float32", "devinterp"}
     assert (tmp_path / "growth.png").stat().st_size > 10_000
     assert (tmp_path / "engine.json").exists()
-
-
-@pytest.mark.slow
-def test_the_noise_benchmark_runs_to_its_end(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        FOLDER / "noise.py",
-        "--steps",
-        "20",
-        "--draws",
-        "40",
-        "--rounds",
-        "1",
-        "--bytes",
-        "200000",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    done = subprocess.run(
-        [*command, "--out", tmp_path / "run"], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    for part in ("times the precision a second", "start='gaussian'", "bfloat16 beside float32"):
-        assert part in done.stdout

@@ -23,13 +23,15 @@ parser.add_argument("--out", type=Path, default=Path("rllc-out/noise"), help="fo
 parser.add_argument("--steps", type=int, default=2400, help="of training")
 parser.add_argument("--draws", type=int, default=400)
 parser.add_argument("--rounds", type=int, default=5, help="alternations for the timing")
+parser.add_argument("--context", type=int, default=128)
 parser.add_argument("--bytes", type=int, default=3_000_000, help="of text")
+parser.add_argument("--skip-bfloat16", action="store_true", help="where it is only emulated, it takes most of the time")
 args = parser.parse_args()
 
 texts = rllc.data.python_corpus(max_bytes=args.bytes)
 tokenizer = rllc.data.train_tokenizer([t for documents in texts.values() for t in documents], vocab_size=1000)
-data = rllc.data.mix("all", *(rllc.data.tokenize(d, tokenizer, 128, name=n) for n, d in texts.items()))
-config = rllc.models.AttentionOnlyConfig(d_model=64, n_heads=4, d_head=16, n_ctx=128, d_vocab=1000)
+data = rllc.data.mix("all", *(rllc.data.tokenize(d, tokenizer, args.context, name=n) for n, d in texts.items()))
+config = rllc.models.AttentionOnlyConfig(d_model=64, n_heads=4, d_head=16, n_ctx=args.context, d_vocab=1000)
 model = rllc.train(config, data, num_steps=args.steps, batch_size=16, lr=5e-3, out=args.out, progress=False)
 heads = [w.name for w in rllc.heads(model)]
 some = heads[::3]
@@ -61,7 +63,7 @@ def long_run(series: np.ndarray) -> np.ndarray:
 draws = [sample(heads, control_variate=True, start="gaussian", seed=s) for s in range(2)]
 plain = [d.settings["n_beta"] * (d.loss - d.baseline).mean(1) for d in draws]
 variance = np.stack([long_run(d.llc.mean(1)) / long_run(p) for d, p in zip(draws, plain, strict=True)])
-print(f"\nControl variate, {len(heads)} heads × 4 chains × {args.draws} draws of 8 × 128 tokens, 2 seeds")
+print(f"\nControl variate, {len(heads)} heads × 4 chains × {args.draws} draws of 8 × {args.context} tokens, 2 seeds")
 print(f"{'head':>6} {'llc':>8} {'with it':>8} {'variance of the mean':>21} {'of a draw':>10}")
 for i, name in enumerate(heads):
     p, d = np.concatenate([p[i] for p in plain]), np.concatenate([d.llc[i].mean(0) for d in draws])
@@ -92,9 +94,10 @@ for lr, long in ((1e-3, 2 * args.draws), (1e-4, 5 * args.draws)):
         )
 
 # %% bfloat16 products
-full, low = estimate(some), estimate(some, autocast="bfloat16")
-print("\nbfloat16 beside float32, same seed: difference in percent of λ̂, and in standard errors")
-for i, name in enumerate(some):
-    difference = low.value[i] - full.value[i]
-    print(f"  {name}: {100 * difference / full.value[i]:+.2f} %, {difference / full.standard_error[i]:+.2f} se")
+if not args.skip_bfloat16:
+    full, low = estimate(some), estimate(some, autocast="bfloat16")
+    print("\nbfloat16 beside float32, same seed: difference in percent of λ̂, and in standard errors")
+    for i, name in enumerate(some):
+        difference = low.value[i] - full.value[i]
+        print(f"  {name}: {100 * difference / full.value[i]:+.2f} %, {difference / full.standard_error[i]:+.2f} se")
 print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads")
