@@ -94,7 +94,7 @@ def mcse(x: ArrayLike) -> np.ndarray:
     return _result(_mcse(values), usable)
 
 
-def standard_error(x: ArrayLike, discard: float = 0.0) -> np.ndarray:
+def standard_error(x: ArrayLike, discard: float = 0.0, shared: bool = True) -> np.ndarray:
     """Standard error of the mean over chains and draws, also for chains that share minibatches; ±1.96 of it cover 95 %.
 
     SE = max( t(C·ν)·mcse(x), t(ν)·√V ), with
@@ -124,6 +124,8 @@ def standard_error(x: ArrayLike, discard: float = 0.0) -> np.ndarray:
         discard: share of the draws, at the beginning, from which the noise is not estimated. A chain that starts at w*
             first rises to its level; that rise is bias, not noise, but looks like long autocorrelation and would make
             the error several times too large. The result is still for the mean over all draws.
+        shared: whether chains may have noise in common. On full batches they have none: then the error is t(C·ν)·mcse
+            alone, and with many chains of few draws several times smaller.
 
     Returns:
         Standard error [...]; NaN with fewer than 4 draws or non-finite draws.
@@ -138,7 +140,9 @@ def standard_error(x: ArrayLike, discard: float = 0.0) -> np.ndarray:
     weights = np.where(lags == 0, 1, 2) * (2 * lags < width[..., None])
     long_run = np.maximum((series * weights).sum(-1), 0) / draws / np.maximum(1 - width / draws, 0.2)
     pieces = draws / width
-    error = np.maximum(_student(chains * pieces) * _mcse(values), _student(pieces) * np.sqrt(long_run))
+    error = _student(chains * pieces) * _mcse(values)
+    if shared:
+        error = np.maximum(error, _student(pieces) * np.sqrt(long_run))
     return _result(error * np.sqrt(draws / whole), usable)
 
 

@@ -90,7 +90,9 @@ class Estimate:
             mine = [i for i, n in enumerate(draws.lengths) if n == length]
             llc = whole[mine, :, :length]
             value[mine], per_chain[mine] = llc.mean((-2, -1)), llc.mean(-1)
-            error[mine], rhat[mine] = diagnostics.standard_error(llc, discard=RISE), diagnostics.rhat(llc)
+            minibatches = draws.noise is None or bool(draws.noise[mine, :, :length].any())  # else chains share nothing
+            error[mine] = diagnostics.standard_error(llc, discard=RISE, shared=minibatches)
+            rhat[mine] = diagnostics.rhat(llc)
             rise = int(RISE * length)
             ess[mine] = diagnostics.ess(llc[..., rise:], method="mean") * length / (length - rise)
             for name, found in diagnose(draws, mine, slice(rise, length), ess[mine]).items():

@@ -115,9 +115,7 @@ def largest_curvature(
         diagonal.append(product @ now)
         product -= diagonal[-1] * now
         length = product.norm()
-        noise = (
-            length < _ROUNDING * torch.stack(diagonal).abs().max()
-        )  # no further direction: the rest would be made of it
+        noise = length < _ROUNDING * torch.stack(diagonal).abs().max()  # there is no further direction
         length = torch.where(noise, 0.0, length)
         before, now = now, torch.where(noise, 0.0, product / length)
         beside.append(length)

@@ -233,6 +233,7 @@ def _steps(
     masks = check(model, loss, refinements, sampler, sampling)
     autocast = None if sampling.autocast is None else getattr(torch, sampling.autocast)
     bound = bind(model, loss, autocast=autocast, train_mode=sampling.train_mode, compile=sampling.compile)
+    exact = bind(model, loss, train_mode=sampling.train_mode)  # float32, which differences of gradients need
     datasets = _plan(model, bound, refinements, masks, sampler, sampling, device)
     if sampling.start == "gaussian" or sampling.control_variate:
         for d in datasets:
@@ -256,10 +257,7 @@ def _steps(
             if per_token:
                 token_baseline[d.name] = at.losses
             if t == 0 and sampling.num_probes:
-                exact = bind(model, loss, train_mode=sampling.train_mode)  # differences of gradients need float32
-                _sharpest(
-                    sharpest, d, exact, exact.center(batch, stable_hash("loss", sampling.seed, t)), batch, sampler.lr
-                )
+                _sharpest(sharpest, d, exact, batch, stable_hash("loss", sampling.seed, t), sampler.lr)
             if draw is not None and sampling.control_variate:
                 _control(control, d, bound, at, batch, stable_hash("loss", sampling.seed, t))
             for p in d.passes:
@@ -311,8 +309,9 @@ def _looks(sampler: Sampler, sampling: Sampling) -> frozenset[int]:
     return frozenset(probed(sampling.num_probes, sampling.num_draws, sampling.target_se))
 
 
-def _sharpest(found: Tensor, d: _DataSet, exact: Loss, at: Center, batch: Batch, lr: float) -> None:
+def _sharpest(found: Tensor, d: _DataSet, exact: Loss, batch: Batch, seed: int, lr: float) -> None:
     """Put the largest curvature in the weights of each refinement where it belongs."""
+    at = exact.center(batch, seed)
     for p in d.passes:
         for member, refinement, chain in zip(p.member.tolist(), p.refinement.tolist(), p.chain.tolist(), strict=True):
             if chain == 0:

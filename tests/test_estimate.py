@@ -13,6 +13,7 @@ from tiny import SHORT, Quadratic, loss_of_quadratic, tiny_model, tiny_tokens
 from torch import Tensor, nn
 
 import rllc
+from rllc.diagnostics import standard_error
 from rllc.errors import FileError, InputError
 from rllc.seeds import generator
 from rllc.theory import SGLDLaw, deep_linear_curvatures, deep_linear_layer
@@ -53,6 +54,20 @@ def test_standard_errors_are_the_exact_one(many: tuple) -> None:
     noise = 5 * ratio.std() / 40**0.5
     assert 1 - noise < ratio.mean() < 1.1 + noise
     assert noise < 0.25
+
+
+def test_many_short_chains_on_full_batches_have_the_exact_error() -> None:
+    """64 chains of 60 draws that have no minibatch in common; the error that allows for one is larger."""
+    h = torch.tensor([1.0, 3.0, 10.0])
+    sampling = rllc.Sampling(num_chains=64, num_draws=60, num_burnin_steps=60, batch_size=1)
+    draws = rllc.sample(Quadratic(h), torch.zeros(1, 3), loss=loss_of_quadratic, sampler=rllc.sgld(2e-3, 50.0),
+                        sampling=sampling, progress=False)  # fmt: skip
+    law = SGLDLaw(h.numpy(), lr=2e-3, localization=50.0, n_beta=30.0)
+    exact = law.standard_error(60, 64, num_burnin_steps=60)
+    est = rllc.Estimate.of(draws)
+    assert 0.8 < est.standard_error[0] / exact < 1.3
+    assert abs(est.value[0] - law.expected(60, num_burnin_steps=60)) < 5 * exact
+    assert standard_error(draws.llc)[0] > est.standard_error[0]
 
 
 def test_intervals_cover_the_truth(many: tuple) -> None:
