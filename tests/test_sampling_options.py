@@ -97,10 +97,10 @@ def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() ->
         torch.zeros(8, 400),
         copies,
         loss=loss_of_quadratic,
-        sampling=rllc.Sampling(num_draws=400, num_burnin_steps=50, batch_size=8, target_se=0.045),
+        sampling=rllc.Sampling(num_draws=400, num_burnin_steps=50, batch_size=8, target_se=0.033),
         progress=False,
     )
-    reached = estimate.standard_error <= 0.045
+    reached = estimate.standard_error <= 0.033
     assert 0.5 < reached.mean() < 1
     assert abs(estimate.value.mean() / law.value - 1) < 0.03
     assert 0.88 < (abs(estimate.value - law.value) < 1.96 * estimate.standard_error).mean() < 0.995
