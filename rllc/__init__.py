@@ -27,7 +27,8 @@ from rllc.models.checkpoints import Checkpoint, checkpoints, load
 from rllc.train import schedule, train
 
 # figures, and all of a sweep on one page
-from rllc.plots import plot_calibration, plot_heads, plot_resolution, plot_traces, plot_trajectory
+from rllc.plots import plot_against, plot_calibration, plot_curves, plot_data_pair
+from rllc.plots import plot_heads, plot_resolution, plot_traces, plot_trajectory
 from rllc.report import report
 
 # errors

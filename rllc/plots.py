@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +11,26 @@ from rllc.calibrate import Calibration
 from rllc.draws import Draws
 from rllc.errors import InputError, nearest
 from rllc.estimate import Estimate
-from rllc.figures import COLORS, COVERS_95, band, layer_of, log_steps, new_axes, plain, row_of_axes, zero_line
+from rllc.figures import (
+    COLORS,
+    COVERS_95,
+    band,
+    color_of,
+    group_numbers,
+    layer_of,
+    lines,
+    log_steps,
+    name_dots,
+    name_ends,
+    new_axes,
+    plain,
+    row_of_axes,
+    zero_line,
+)
 from rllc.resolution import Resolution
+from rllc.seeds import stable_hash
 from rllc.trajectory import Trajectory
+from rllc.weights import head_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,47 +68,189 @@ def plot_heads(estimate: Estimate, ax: Axes | None = None) -> Axes:
 
 
 def plot_trajectory(
-    trajectory: Trajectory, data: str | None = None, ax: Axes | Sequence[Axes] | None = None
+    trajectory: Trajectory,
+    data: str | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
+    *,
+    groups: Mapping[str, str] | None = None,
 ) -> Axes | np.ndarray:
     """λ̂ over training: one line a head with its 95 % band, step on a log axis, a panel a layer.
 
-    >>> axes = plot_trajectory(trajectory, "code")                                 # doctest: +SKIP
+    >>> axes = plot_trajectory(trajectory, "code", groups={"1:6": "induction"})    # doctest: +SKIP
 
     Args:
         trajectory: what :func:`rllc.track` or a :class:`rllc.Tracker` gave. Gaps are diverged estimates.
         data: which data set; may be left out when there is one.
         ax: one Axes for all lines, or one for each layer; ``None`` makes a figure with a panel a layer.
+        groups: weights to role or cluster, as for :func:`plot_curves`.
 
     Returns:
         The Axes when one was given or there is one panel, else an array of them ``[layer]``.
 
     Raises:
-        InputError: no such data, several data sets and none chosen, or as many Axes as there are not layers.
+        InputError: no such data, several data sets and none chosen, as many Axes as there are not layers, or groups of other
+            weights.
     """
     mine = _on(trajectory, data)
+    groups = _groups("plot_trajectory", [trajectory.weights[i] for i in mine], groups)
     layers: dict[str, list[int]] = {}
     for i in mine:
         layers.setdefault(layer_of(trajectory.weights[i]), []).append(i)
     if ax is None:
-        panels = row_of_axes(len(layers))
-        groups = list(layers.items())
+        panels, parts = row_of_axes(len(layers), width=4.2 if groups is None else 5.2), list(layers.items())
     elif isinstance(ax, Sequence | np.ndarray):
-        panels, groups = list(ax), list(layers.items())
-        if len(panels) != len(groups):
-            raise InputError(f"plot_trajectory: expected one Axes for each of {len(groups)} layers, got {len(panels)}.")
+        panels, parts = list(ax), list(layers.items())
+        if len(panels) != len(parts):
+            raise InputError(f"plot_trajectory: expected one Axes for each of {len(parts)} layers, got {len(panels)}.")
     else:
-        panels, groups = [ax], [("", mine)]
-    for panel, (title, members) in zip(panels, groups, strict=True):
-        for k, i in enumerate(members):
-            _curve(panel, trajectory, i, k)
-        log_steps(panel, trajectory.steps)
-        zero_line(panel, trajectory.value[:, members])
+        panels, parts = [ax], [("", mine)]
+    drawn = []
+    for panel, (title, members) in zip(panels, parts, strict=True):
+        names = [trajectory.weights[i] for i in members]
+        values, error = trajectory.value[:, members].T, COVERS_95 * trajectory.standard_error[:, members].T
+        drawn.append((panel, names, values, _over_steps(panel, trajectory.steps, names, values, error, groups)))
         panel.set_title(title, fontsize="medium")
-        panel.set_xlabel("training step")
-        panel.legend(frameon=False, fontsize="small", ncols=1 + len(members) // 9)
+    for panel, names, values, colors in drawn:  # when all panels have their common height
+        _named_ends(panel, trajectory.steps, names, values, colors, groups)
     label = r"$\hat\lambda$" + (f" on {plain(trajectory.data[mine[0]])}" if len(set(trajectory.data)) > 1 else "")
     panels[0].set_ylabel(label)
     return panels[0] if len(panels) == 1 else np.array(panels)
+
+
+def plot_curves(
+    curves: Mapping[str, Sequence[float] | np.ndarray],
+    steps: Sequence[int],
+    *,
+    error: Mapping[str, Sequence[float] | np.ndarray] | None = None,
+    groups: Mapping[str, str] | None = None,
+    ylabel: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Any number of each head over training, drawn as :func:`plot_trajectory` draws λ̂: ablations, traces, compositions.
+
+    >>> ax = plot_curves({"1:6": [0.0, 0.2, 0.9]}, [0, 100, 1000], ylabel="Δloss")         # doctest: +SKIP
+
+    Args:
+        curves: name to values ``[checkpoint]``; NaN is a gap.
+        steps: ``[checkpoint]``: training steps, rising from 0 or later; a log axis where they span a factor of ten.
+        error: name to standard errors ``[checkpoint]``, for bands of 95 %; some names may have none.
+        groups: name to role or cluster, such as ``dict(zip(roles.heads, roles.roles))``. Lines of one group then share a
+            colour, grey being for names without a group; the legend lists the groups, and each line's name and group stand
+            beside its right end. Figures that are given the same groups colour them alike.
+        ylabel: what the numbers are, with their unit.
+        ax: where to draw; ``None`` makes a figure. Names are beside the Axes: leave room, as ``layout="constrained"`` does.
+
+    Raises:
+        InputError: no curves, not one value a step, steps that do not rise, or errors or groups of other names.
+    """
+    times = np.asarray(steps, dtype=np.float64)
+    if times.ndim != 1 or not len(times) or times[0] < 0 or (np.diff(times) <= 0).any():
+        raise InputError(f"plot_curves: `steps` must be rising training steps from 0 on, got {steps!r}.")
+    if not curves:
+        raise InputError("plot_curves: expected at least one curve, got none.")
+    for name in error or {}:
+        if name not in curves:
+            raise InputError(f"plot_curves: `error` names {name!r}; {nearest(name, curves)}")
+    names, none = [head_name(name) or name for name in curves], np.full(len(times), np.nan)
+    values = np.stack([_at_steps(curve, times, f"curve {name!r}") for name, curve in curves.items()])
+    errors = [_at_steps((error or {}).get(name, none), times, f"error of {name!r}") for name in curves]
+    groups = _groups("plot_curves", names, groups)
+    ax = new_axes(ax, width=5.0 if groups is None else 6.2)
+    colors = _over_steps(ax, times.tolist(), names, values, COVERS_95 * np.stack(errors), groups)
+    _named_ends(ax, times, names, values, colors, groups)
+    ax.set_ylabel(ylabel)
+    return ax
+
+
+def plot_against(
+    x: Mapping[str, float],
+    estimate: Estimate,
+    data: str | None = None,
+    *,
+    groups: Mapping[str, str] | None = None,
+    xlabel: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """λ̂ of each choice of weights against another number of theirs, with the rank correlation of the two.
+
+    Above the figure stands Spearman's ρ, the correlation of ranks (those of equal numbers being their mean). Its p-value is
+    the share of 10,000 random permutations, and of the order itself, whose ρ is as far from 0: how often numbers dealt
+    out to the weights at random would do as well. It knows nothing of the errors of λ̂, nor that heads of one model are not
+    a sample of independent heads.
+
+    >>> ax = plot_against({"1:6": 14, "1:7": 3}, estimate, xlabel="memorised multigrams")  # doctest: +SKIP
+
+    Args:
+        x: weights to a number: memorised multigrams, Δloss, a Hessian trace. Only these weights are drawn.
+        estimate: what :func:`rllc.estimate` gave.
+        data: λ̂ on which data set; may be left out when there is one.
+        groups: weights to role or cluster, for colours and a legend.
+        xlabel: what ``x`` is, with its unit.
+        ax: where to draw; ``None`` makes a figure. For a log axis, pass one that has it.
+
+    Raises:
+        InputError: no such data, several and none chosen, or ``x`` or groups of weights that the estimate is not of.
+    """
+    mine = _of_data("plot_against", estimate, data)
+    x = {head_name(name) or name: float(value) for name, value in x.items()}
+    for name in x:
+        if name not in mine:
+            raise InputError(f"plot_against: `x` names {name!r}; {nearest(name, mine)}")
+    names = [name for name in mine if name in x]
+    rows = [mine[name] for name in names]
+    places = np.array([[x[name] for name in names], estimate.value[rows]])
+    error = COVERS_95 * np.array([np.full(len(rows), np.nan), estimate.standard_error[rows]])
+    there = np.isfinite(places).all(0)
+    rho, p = _rank_correlation(*places[:, there])
+    ax = new_axes(ax, width=5.0 if groups is None else 6.2, height=4.2)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(r"$\hat\lambda$" + (f" on {plain(data)}" if data is not None else "") + " (95 % interval)")
+    ax.set_title(
+        f"Spearman's ρ = {rho:.2f}, p = {p:.2g}, {there.sum()} weights"
+        if np.isfinite(rho)
+        else "Spearman's ρ is not defined here",
+        fontsize="medium",
+    )
+    _dots(ax, names, places, error, _groups("plot_against", names, groups))
+    return ax
+
+
+def plot_data_pair(
+    estimate: Estimate, x: str, y: str, *, groups: Mapping[str, str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """λ̂ on one data set against λ̂ on another: a dot a choice of weights, with both 95 % intervals, and the diagonal.
+
+    Above the diagonal are weights that are more complex for ``y``. Chains that share random numbers have errors that go
+    together, so a dot's distance from the diagonal is often surer than its two intervals say.
+
+    >>> ax = plot_data_pair(estimate, "pile", "code")                              # doctest: +SKIP
+
+    Args:
+        estimate: what :func:`rllc.estimate` gave, on several data sets.
+        x: the data set of the horizontal axis.
+        y: that of the vertical one.
+        groups: weights to role or cluster, for colours and a legend.
+        ax: where to draw; ``None`` makes a figure.
+
+    Raises:
+        InputError: no such data, the same twice, no weights on both, or groups of other weights.
+    """
+    on = [_of_data("plot_data_pair", estimate, data) for data in (x, y)]
+    names = [name for name in on[0] if name in on[1]]
+    if x == y or not names:
+        raise InputError(f"plot_data_pair: expected two data sets with weights in common, got {x!r} and {y!r}.")
+    rows = np.array([[mine[name] for name in names] for mine in on])
+    places, error = estimate.value[rows], COVERS_95 * estimate.standard_error[rows]
+    given = ax is not None
+    ax = new_axes(ax, width=5.0 if groups is None else 6.2, height=4.6)
+    if not given:
+        ax.set_aspect("equal", adjustable="datalim")
+    between = np.nanmean(places) if np.isfinite(places).any() else 0.0
+    ax.axline((between, between), slope=1, color="0.7", lw=0.8, zorder=0)
+    ax.set_xlabel(rf"$\hat\lambda$ on {plain(x)} (95 % interval)")
+    ax.set_ylabel(rf"$\hat\lambda$ on {plain(y)} (95 % interval)")
+    _dots(ax, names, places, error, _groups("plot_data_pair", names, groups))
+    return ax
 
 
 def plot_traces(draws: Draws, weights: str | None = None, data: str | None = None, ax: Axes | None = None) -> Axes:
@@ -222,10 +381,103 @@ def _heat_map(ax: Axes, calibration: Calibration, n_beta: float) -> AxesImage:
     return image
 
 
-def _curve(ax: Axes, trajectory: Trajectory, i: int, k: int) -> None:
-    y, error = trajectory.value[:, i], COVERS_95 * trajectory.standard_error[:, i]
-    marker = "o" if len(trajectory.steps) < 12 else None
-    band(ax, trajectory.steps, y, error, k, label=plain(trajectory.weights[i]), marker=marker)
+def _over_steps(
+    ax: Axes,
+    steps: Sequence[int],
+    names: Sequence[str],
+    values: np.ndarray,
+    error: np.ndarray,
+    groups: Mapping[str, str] | None,
+) -> list[str]:
+    """Lines ``[name, checkpoint]`` over training; their colours."""
+    colors = lines(ax, steps, names, values, error, groups)
+    log_steps(ax, steps)
+    zero_line(ax, values)
+    ax.set_xlabel("training step")
+    return colors
+
+
+def _named_ends(
+    ax: Axes,
+    steps: Sequence[int] | np.ndarray,
+    names: Sequence[str],
+    values: np.ndarray,
+    colors: Sequence[str],
+    groups: Mapping[str, str] | None,
+) -> None:
+    if groups is not None:
+        name_ends(ax, steps, values, [f"{name} {groups.get(name, '')}".strip() for name in names], colors)
+
+
+def _dots(
+    ax: Axes, names: Sequence[str], places: np.ndarray, error: np.ndarray, groups: Mapping[str, str] | None
+) -> None:
+    """Dots at ``places [2, name]`` with names beside them, in the colours of their groups; those not finite are listed."""
+    there = np.isfinite(places).all(0)
+    numbers = [0] * len(names) if groups is None else group_numbers(names, groups)
+    for k in sorted(set(numbers), key=lambda k: (k is None, k)):
+        mine = there & np.array([number == k for number in numbers])
+        label = None if groups is None or k is None else plain(list(dict.fromkeys(groups.values()))[k])
+        (x, y), (dx, dy) = places[:, mine], error[:, mine]
+        dx = dx if np.isfinite(dx).any() else None
+        ax.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", ms=4, lw=0.8, color=color_of(k), label=label)
+    zero_line(ax, places[1])
+    if groups is not None and ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    if not there.all():
+        missing = ", ".join(name for name, shown in zip(names, there, strict=True) if not shown)
+        ax.set_title("\n".join(filter(None, [ax.get_title(), plain(f"not finite: {missing}")])), fontsize="medium")
+    shown = np.flatnonzero(there)
+    name_dots(ax, *places[:, shown], error[:, shown], [names[i] for i in shown], [color_of(numbers[i]) for i in shown])
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray, num_permutations: int = 10_000) -> tuple[float, float]:
+    """Spearman's ρ, and the two-sided p-value of random permutations; NaN for fewer than 3 or all equal numbers."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan"), float("nan")
+    a, b = (_standard_ranks(values) for values in (x, y))
+    stream = np.random.default_rng(stable_hash("rank correlation"))
+    dealt = stream.permuted(np.tile(b, (num_permutations, 1)), axis=1) @ a
+    rho = float(a @ b)
+    return rho, float((1 + (np.abs(dealt) >= abs(rho) - 1e-9).sum()) / (1 + num_permutations))
+
+
+def _standard_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks, those of equal values being their mean, less their mean and divided by their norm."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    ranks = ranks - ranks.mean()
+    return ranks / np.linalg.norm(ranks)
+
+
+def _groups(what: str, names: Sequence[str], groups: Mapping[str, str] | None) -> dict[str, str] | None:
+    """Groups by the names that results use."""
+    if groups is None:
+        return None
+    named = {head_name(name) or name: str(group) for name, group in groups.items()}
+    if not set(names) & set(named):
+        known = nearest(next(iter(named), ""), names)
+        raise InputError(f"{what}: `groups` are of {list(groups)[:4]}, but none of these is drawn; {known}")
+    return named
+
+
+def _at_steps(curve: Sequence[float] | np.ndarray, steps: np.ndarray, what: str) -> np.ndarray:
+    values = np.asarray(curve, dtype=np.float64)
+    if values.shape != steps.shape:
+        raise InputError(
+            f"plot_curves: {what} must have one value for each of {len(steps)} steps, got {list(values.shape)}."
+        )
+    return values
+
+
+def _of_data(what: str, estimate: Estimate, data: str | None) -> dict[str, int]:
+    """Weights to their row of the estimate, on one data set."""
+    known = list(dict.fromkeys(estimate.data))
+    if data is None and len(known) > 1:
+        raise InputError(f"{what}: on which data? The estimate has {known}; pass data={known[0]!r}.")
+    if data is not None and data not in known:
+        raise InputError(f"{what}: no data {data!r}; {nearest(data, known)}")
+    return {name: i for i, name in enumerate(estimate.weights) if data in (None, estimate.data[i])}
 
 
 def _on(trajectory: Trajectory, data: str | None) -> list[int]:

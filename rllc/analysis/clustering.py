@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.errors import InputError, nearest
-from rllc.figures import COLORS, layer_of, log_steps, row_of_axes
+from rllc.figures import layer_of, lines, log_steps, name_ends, row_of_axes
 from rllc.seeds import stable_hash
 from rllc.tables import table
 from rllc.trajectory import Trajectory
@@ -218,52 +218,22 @@ def plot_clusters(
     panels = row_of_axes(len(groups), width=4.8) if ax is None else list(np.atleast_1d(np.array(ax, dtype=object)))
     if len(panels) != len(groups):
         raise InputError(f"plot_clusters: expected one Axes for each of {len(groups)} groups, got {len(panels)}.")
+    labels = {name: f"cluster {k}" for name, k in zip(clusters.names, clusters.labels, strict=True)}
+    words = {name: f"{name} {(roles or {}).get(name, '')}".strip() for name in clusters.names}
+    drawn = []
     for panel, group in zip(panels, groups, strict=True):
         mine = [i for i, g in enumerate(clusters.groups) if g == group]
-        shown: set[int] = set()
-        for i in mine:
-            k = int(clusters.labels[i])
-            label = None if k in shown else f"cluster {k}"
-            panel.plot(clusters.points, clusters.curves[i], lw=1.4, color=COLORS[k % len(COLORS)], label=label)
-            shown.add(k)
+        names, values = [clusters.names[i] for i in mine], clusters.curves[mine]
+        colors = lines(panel, clusters.points, names, values, np.full_like(values, np.nan), labels)
+        drawn.append((panel, values, [words[name] for name in names], colors))
         if clusters.points[0] > 0:
             log_steps(panel, clusters.points.tolist())
         panel.set_title("" if group == "all" else group, fontsize="medium")
         panel.set_xlabel("training step" if clusters.points[0] > 0 else "point")
-        panel.legend(frameon=False, fontsize="small")
-    for panel, group in zip(panels, groups, strict=True):  # when all curves have made room for themselves
-        _name_ends(panel, clusters, [i for i, g in enumerate(clusters.groups) if g == group], roles or {})
+    for panel, values, beside, colors in drawn:  # when all curves have made room for themselves
+        name_ends(panel, clusters.points, values, beside, colors)
     panels[0].set_ylabel({"none": "value"}.get(clusters.settings["normalise"], "value, normalised"))
     return panels[0] if len(panels) == 1 else np.array(panels)
-
-
-def _name_ends(panel: Axes, clusters: Clusters, mine: Sequence[int], roles: Mapping[str, str]) -> None:
-    """Name and role beside the right end of each curve, moved apart where they would lie on each other."""
-    low, high = panel.get_ylim()
-    ordered = sorted(mine, key=lambda i: clusters.curves[i, -1])
-    places = _apart(clusters.curves[ordered, -1], 0.055 * (high - low))
-    for i, place in zip(ordered, places, strict=True):
-        name = clusters.names[i]
-        panel.annotate(
-            f"{name} {roles[name]}" if name in roles else name,
-            (clusters.points[-1], clusters.curves[i, -1]),
-            xytext=(1.02, place),
-            textcoords=("axes fraction", "data"),
-            fontsize="small",
-            va="center",
-            color=COLORS[int(clusters.labels[i]) % len(COLORS)],
-            annotation_clip=False,
-        )
-
-
-def _apart(wanted: np.ndarray, gap: float) -> np.ndarray:
-    """Places at least ``gap`` apart, nearest to the wanted ones, which rise; those in each other's way share their mean."""
-    blocks: list[list[float]] = []  # of places less rank times gap, which need only not fall
-    for rank, place in enumerate(wanted):
-        blocks.append([place - rank * gap])
-        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
-    return np.concatenate([np.full(len(block), np.mean(block)) for block in blocks]) + gap * np.arange(len(wanted))
 
 
 # The curves: names, values, and what is compared of them.
