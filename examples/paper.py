@@ -39,10 +39,10 @@ from rllc.analysis.tokens_in_context import brackets, common_start, plot_kinds, 
 from rllc.data.synthetic import Language
 
 TINY = {"d_model": 64, "heads": 4, "context": 64, "vocab": 96, "steps": 2000, "batch": 32, "lr_train": 1e-2}
-TINY |= {"seeds": 3, "train_rows": 10_000, "checkpoints": 14, "chains": 4, "draws": 60, "llc_batch": 16}
+TINY |= {"seeds": 3, "train_rows": 10_000, "checkpoints": 12, "chains": 4, "draws": 40, "llc_batch": 8}
 TINY |= {"rows": 256, "probes": 8, "probe_rows": 16, "processes": 2}
 SMALL = {"d_model": 128, "heads": 8, "context": 256, "vocab": 2000, "steps": 8000, "batch": 32, "lr_train": 2e-3}
-SMALL |= {"seeds": 1, "train_rows": 100_000, "checkpoints": 20, "chains": 4, "draws": 60, "llc_batch": 8}
+SMALL |= {"seeds": 1, "train_rows": 100_000, "checkpoints": 14, "chains": 4, "draws": 40, "llc_batch": 8}
 SMALL |= {"rows": 512, "probes": 4, "probe_rows": 16, "processes": 2}
 FULL = {"d_model": 256, "heads": 8, "context": 1024, "vocab": 5000, "steps": 50_000, "batch": 100, "lr_train": 1e-3}
 FULL |= {"seeds": 4, "train_rows": 5_000_000, "checkpoints": 107, "chains": 4, "draws": 200, "llc_batch": 32}
