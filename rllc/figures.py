@@ -130,8 +130,8 @@ def name_ends(
 ) -> None:
     """Words beside the right end of each line, moved apart where they would lie on each other.
 
-    To be called when nothing changes the height of the Axes or what its y axis shows any more. A line that moved from its
-    end leads to each; words of lines without a value stand at the bottom.
+    To be called when nothing changes the height of the Axes or what its y axis shows any more. A thin line
+    leads from each to its last value; words of lines without a value stand at the bottom.
 
     Args:
         values: ``[line, point]``.

@@ -209,7 +209,41 @@ def test_files_are_written(copies, tmp_path: Path) -> None:
     assert list(paths) == list(result.heads)
     assert paths["1:1"].name == "head-1-1.html"
     assert paths["1:1"].read_text(encoding="utf-8") == page(model, result, "L1H1", num_tokens=3)
-    assert len(list((tmp_path / "new").iterdir())) == 6
+    assert len(list((tmp_path / "new").iterdir())) == 6 + 1
+
+
+def test_an_index_has_a_row_a_head(tmp_path: Path) -> None:
+    model, rows = tiny_model(), rllc.Tokens(tiny_tokens(20, pos=8).rows % 6, '"><script>x</script> & {style}')
+    result = tokens_in_context(model, rows, thresholds=EVERYTHING)
+    paths = write_pages(tmp_path, model, result, num_tokens=1)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    parsed = Parsed(text)
+    assert parsed.texts["h1"] == parsed.texts["title"] == ['6 heads on "><script>x</script> & {style}']
+    links = [a["href"] for a in parsed.named("a")]
+    assert [tmp_path / link for link in links] == list(paths.values())
+    assert all((tmp_path / link).is_file() for link in links)
+    assert parsed.texts["a"] == list(result.heads)
+    assert parsed.texts["th"] == ["head", "tokens", *KINDS, "memorised multigrams", "Δloss (nats per token)", "± se"]
+    cells = np.array(parsed.texts["td"]).reshape(6, -1)
+    for head, row in zip(result.heads, cells, strict=True):
+        mine = result[head]
+        kinds = [str(np.sum(mine.kind == kind)) for kind in KINDS]
+        memorised = len({(m.tokens, m.target, m.kind) for m in mine.multigrams})
+        effect = ablate(model, rows, head)[head]
+        assert row[:-2].tolist() == [str(len(mine)), *kinds, str(memorised)]
+        assert row[-2:].astype(float) == pytest.approx(effect, abs=6e-5)
+    assert cells[:, 6].astype(int).any()
+    (policy,) = parsed.named("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
+    assert not {"src", "srcset", "action", "data", "poster"} & {key for _, a in parsed.elements for key in a}
+    assert "://" not in text
+    assert not parsed.named("script")
+
+
+def test_one_page_needs_no_index(copies, tmp_path: Path) -> None:
+    model, result = copies
+    assert list(write_pages(tmp_path, model, result["1:1"], num_tokens=1)) == ["1:1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["head-1-1.html"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One self-contained HTML page a head: the tokens in context that it matters most for, and where it looks.
+"""One self-contained HTML page a head: the tokens in context that it matters most for, and where it looks; and their index.
 
 A page loads nothing: style and script are in it, and its content security policy forbids everything else. All text of the
 data is escaped; the script reads numbers only.
@@ -42,7 +42,10 @@ def write_pages(
     num_tokens: int = 60,
     context: int = 24,
 ) -> dict[str, Path]:
-    """A page for each head, ``head-1-6.html`` and so on, in a folder; see :func:`page`.
+    """A page for each head, ``head-1-6.html`` and so on, in a folder; see :func:`page`. Several also get an ``index.html``.
+
+    The index has a row a head: a link to its page, how many tokens in context it has of each kind, how many multigrams it
+    has memorised, and what its ablation costs.
 
     >>> write_pages("heads", model, tokens_in_context(model, tokens, tokenizer=tokenizer))     # doctest: +SKIP
 
@@ -54,9 +57,11 @@ def write_pages(
     """
     paths = {}
     for head in result.heads:
-        text = page(model, result, head, num_tokens=num_tokens, context=context)
-        name = "head-" + head.replace(":", "-") + ".html"
-        paths[head] = write_atomically(Path(folder) / name, lambda p, text=text: p.write_text(text, encoding="utf-8"))
+        paths[head] = _write(
+            Path(folder) / _file(head), page(model, result, head, num_tokens=num_tokens, context=context)
+        )
+    if len(paths) > 1:  # last, so that its links lead somewhere
+        _write(Path(folder) / "index.html", _index(result))
     return paths
 
 
@@ -94,6 +99,33 @@ def page(model: nn.Module, result: TokensInContext, head: str, *, num_tokens: in
         multigrams=_multigram_table(mine),
         ids="" if mine.texts else ' class="ids"',
         articles=articles or "<p>No token's loss rises enough when this head is ablated.</p>",
+    )
+
+
+def _file(head: str) -> str:
+    return "head-" + head.replace(":", "-") + ".html"
+
+
+def _write(path: Path, text: str) -> Path:
+    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _index(result: TokensInContext) -> str:
+    """The page of links, as HTML."""
+    counts = [result.count(), *(result.count(kind) for kind in KINDS), result.memorised]
+    lines = []
+    for i, head in enumerate(result.heads):
+        effect = result.ablation[head]
+        cells = "".join(f"<td>{count[i]}</td>" for count in counts)
+        link = f'<a href="{escape(_file(head))}">{escape(head)}</a>'
+        lines.append(f"<tr><th>{link}</th>{cells}<td>{effect.value:.4f}</td><td>{effect.standard_error:.4f}</td></tr>")
+    names = ("head", "tokens", *KINDS, "memorised multigrams", "Δloss (nats per token)", "± se")
+    return _INDEX.format(
+        title=f"{len(result.heads)} heads on {escape(result.data)}",
+        style=_STYLE,
+        summary=f"Ablation: {escape(result.ablation.method.replace('_', ' '))}. Below: {escape(str(result.thresholds))}.",
+        header="".join(f"<th>{escape(name)}</th>" for name in names),
+        lines="\n".join(lines),
     )
 
 
@@ -274,4 +306,19 @@ Purple bars: where the head looks to predict the framed token; point at another 
 {articles}
 </main>
 <script>{script}</script></body></html>
+"""
+
+_INDEX = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{style}td,th{{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}}</style></head><body>
+<header><h1>{title}</h1><p>{summary}</p>
+<p class="legend">How many tokens in context each head has, in all and by kind; how many distinct multigrams it has memorised;
+and what its ablation adds to the mean loss.</p></header>
+<main><table><thead><tr>{header}</tr></thead>
+<tbody>
+{lines}
+</tbody></table></main>
+</body></html>
 """
