@@ -410,10 +410,7 @@ def write_page(args: argparse.Namespace, claims: Sequence[Claim], figures: Mappi
     parts = [f"<table><tr><th>claim<th>criterion<th>measured<th>verdict</tr>{rows}</table>"]
     for seed, pictures in figures.items():
         links = [f'<a href="seed{seed}/{p.name}">{p.name}</a>' for p in sorted(folder(args, seed).glob("sweep-*.html"))]
-        links += [
-            f'<a href="seed{seed}/pages/{p.name}">{p.stem}</a>'
-            for p in sorted((folder(args, seed) / "pages").glob("*.html"))
-        ]
+        links.append(f'<a href="seed{seed}/pages/index.html">tokens in context</a>')
         parts += [f"<h2>seed {seed}</h2><p>{' · '.join(links)}</p>", *(image(*pair) for pair in pictures.items())]
     settings = html.escape(", ".join(f"{name} {value}" for name, value in sorted(vars(args).items())))
     style = "body{font:15px sans-serif;max-width:75em;margin:2em auto}td,th{vertical-align:top;padding:.4em;text-align:left}"
