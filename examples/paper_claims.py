@@ -1,7 +1,8 @@
 """What arXiv 2410.02984 claims, as questions to the results of ``paper.py``: each claim, what was measured, holds or not.
 
 Each function gives a :class:`Claim` from the runs of all seeds. Its criterion is written down beside it, so that it can be
-argued with; where there is nothing to measure, such as no induction head, the verdict says so instead of "holds".
+argued with. Where there is nothing to measure, such as no induction head, or so few heads that no outcome could be told
+from chance, the verdict says so instead of "holds" or "does not hold".
 """
 
 # %% What the claims are asked of, and what comes out
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata, t
+from sklearn.metrics import adjusted_rand_score
 
 import rllc
 from rllc.analysis.circuit import CircuitCost
@@ -20,16 +23,17 @@ from rllc.analysis.stages import Stages
 SIMPLE = ("previous token", "current token", "induction", "bracket")
 """Roles of heads that run a simple algorithm, as against those that remember multigrams."""
 HOLDS, FAILS, UNTESTED = "holds", "does not hold", "not testable"
+LEVEL = 0.05
+"""Chance at which a claim about heads that do not differ would be said to hold."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured on one seed's model."""
+    """What was measured on one seed's model. Only heads whose every estimate is finite have a role here."""
 
+    seed: int
     heads: rllc.Trajectory
     """wrLLC of each head, on the data trained on and on the others."""
-    whole: rllc.Trajectory
-    """LLC of all weights."""
     distilled: rllc.Trajectory
     """wrLLC of each head with ℓ = L1: against the one-layer model."""
     roles: Mapping[str, str]
@@ -37,13 +41,14 @@ class Run:
     """Different multigrams that each head remembers."""
     scores: Mapping[str, Mapping[str, Sequence[float]]]
     """Name of the score -> head -> value at each step of ``heads``."""
-    clusters: Clusters
-    """Of the heads' curves on the data trained on, each layer apart."""
+    clusters: Clusters | None
+    """Of the heads' curves on the data trained on, each layer apart; ``None`` where these are too few."""
     paths: Patching
     """From the heads of layer 0 into the keys of the head that matches prefixes best."""
     circuit: CircuitCost | None
-    """All multigram heads ablated together; ``None`` where there are fewer than two, or only such heads."""
-    stages: Stages
+    """All multigram heads ablated together, on rows that had no say in the roles; ``None`` where there are none."""
+    stages: Stages | None
+    """Of the LLC of all weights; ``None`` where fewer than 5 checkpoints have one."""
     base: str
     """Name of the data trained on."""
     code: str
@@ -51,18 +56,23 @@ class Run:
 
     def having(self, *roles: str, layer: int | None = None) -> list[str]:
         """Heads with one of these roles."""
-        return [h for h, role in self.roles.items() if role in roles and layer in (None, int(h.split(":")[0]))]
+        return [h for h, role in self.roles.items() if role in roles and layer in (None, layer_of(h))]
 
     def curve(self, head: str, data: str, trajectory: rllc.Trajectory | None = None) -> tuple[np.ndarray, np.ndarray]:
         """λ̂ and its standard error at each step."""
-        t = self.heads if trajectory is None else trajectory
-        i = next(i for i, name in enumerate(zip(t.weights, t.data, strict=True)) if name == (head, data))
-        return t.value[:, i], t.standard_error[:, i]
+        found = self.heads if trajectory is None else trajectory
+        i = next(i for i, name in enumerate(zip(found.weights, found.data, strict=True)) if name == (head, data))
+        return found.value[:, i], found.standard_error[:, i]
 
     def last(self, head: str, data: str) -> tuple[float, float]:
         """λ̂ and its standard error at the last step."""
         value, error = self.curve(head, data)
         return float(value[-1]), float(error[-1])
+
+    @property
+    def layers(self) -> list[list[str]]:
+        """The heads of each layer."""
+        return [[h for h in self.roles if layer_of(h) == layer] for layer in sorted({layer_of(h) for h in self.roles})]
 
 
 class Claim(NamedTuple):
@@ -88,15 +98,14 @@ def induction_circuit(runs: Sequence[Run]) -> Claim:
     """The best prefix-matching head reads, with its keys, the best previous-token head."""
     found, right = [], 0
     for run in runs:
-        matching = {h: values[-1] for h, values in run.scores["prefix_matching"].items() if not h.startswith("0:")}
-        previous = {h: values[-1] for h, values in run.scores["previous_token"].items() if h.startswith("0:")}
+        matching, previous = of_layer(run, "prefix_matching", 1), of_layer(run, "previous_token", 0)
         best, sender = max(matching, key=matching.get), max(previous, key=previous.get)
         k = int(np.argmax(run.paths.effect))
         good = matching[best] >= 0.3 and previous[sender] >= 0.3 and run.paths.paths[k] == f"{sender}->{best}.K"
         right += bool(good and run.paths.effect[k] > 2 * run.paths.standard_error[k])
         found.append(
             f"{best} matches prefixes {matching[best]:.2f}, {sender} looks one back {previous[sender]:.2f}, strongest path "
-            f"{run.paths.paths[k]} (+{run.paths.effect[k]:.3f} ± {run.paths.standard_error[k]:.3f} nats)"
+            f"{run.paths.paths[k]} ({run.paths.effect[k]:+.3f} ± {run.paths.standard_error[k]:.3f} nats)"
         )
     return Claim(
         "an induction head forms, and a previous-token head feeds its keys",
@@ -107,227 +116,302 @@ def induction_circuit(runs: Sequence[Run]) -> Claim:
 
 
 def differentiation(runs: Sequence[Run]) -> Claim:
-    """Heads start alike and come apart: the spread of λ̂ over heads, without what its errors add."""
+    """Heads of a layer start alike and come apart."""
     written, right = [], []
     for run in runs:
-        values, errors = (np.stack(part) for part in zip(*(run.curve(h, run.base) for h in run.roles), strict=True))
-        first, last = (spread(values[:, k], errors[:, k]) for k in (0, -1))
-        error = float(np.sqrt((errors[:, -1] ** 2).mean()))
-        written.append(f"{first:.2f} at step {run.heads.steps[0]}, {last:.2f} at the end (errors {error:.2f})")
+        layers = [
+            [np.stack(part) for part in zip(*(run.curve(h, run.base) for h in heads), strict=True)]
+            for heads in run.layers
+            if len(heads) > 1
+        ]
+        first = float(np.sqrt(np.mean([values[:, 0].var(ddof=1) for values, _ in layers])))
+        last = float(np.sqrt(np.mean([spread(values[:, -1], errors[:, -1]) ** 2 for values, errors in layers])))
+        error = float(np.sqrt(np.mean([(errors[:, -1] ** 2).mean() for _, errors in layers])))
+        level = float(np.mean([values[:, -1].mean() for values, _ in layers]))
+        written.append(f"{first:.2f} → {last:.2f} (errors {error:.2f}, mean λ̂ {level:.2f})")
         right.append(last > 2 * first and last > error)
     return Claim(
         "heads start alike and differentiate",
-        "in every seed the spread of λ̂ over heads, without that of its errors, is more than twice that at the start, and "
-        "larger than the errors",
-        ", ".join(written),
+        "in every seed the standard deviation of λ̂ over the heads of a layer, at the end without what errors add, is more "
+        f"than twice that at step {runs[0].heads.steps[0]}, errors included, and larger than the errors",
+        "; ".join(written),
         HOLDS if all(right) else FAILS,
     )
 
 
 def simple_below_multigram(runs: Sequence[Run]) -> Claim:
-    """Heads with simple algorithms end below multigram heads."""
-    claim = "at the end, heads of simple algorithms have lower wrLLC than multigram heads"
-    criterion = "mean difference < 0, p < 0.05 by permuting roles within each seed"
-    labelled = [
-        [(run.last(h, run.base)[0], role in SIMPLE) for h, role in run.roles.items() if role in (*SIMPLE, "multigram")]
-        for run in runs
-    ]
-    tested = [np.array(pairs) for pairs in labelled if {simple for _, simple in pairs} == {True, False}]
-    if not tested:
-        return Claim(claim, criterion, "no seed has heads of both kinds", UNTESTED)
+    """Heads with simple algorithms end below multigram heads of their layer."""
+    tables, names = [], []
+    for run in runs:
+        for heads in run.layers:
+            mine = [h for h in heads if run.roles[h] in (*SIMPLE, "multigram")]
+            simple = [run.roles[h] in SIMPLE for h in mine]
+            if len(set(simple)) == 2:
+                tables.append(np.array([[run.last(h, run.base)[0] for h in mine], simple]).T)
+                names.append(f"seed {run.seed} layer {layer_of(heads[0])}")
 
     def difference(values: np.ndarray, simple: np.ndarray) -> float:
         return values[simple == 1].mean() - values[simple == 0].mean()
 
-    observed, p = permuted(tested, difference, lower=True)
-    means = [[pairs[pairs[:, 1] == kind, 0].mean() for kind in (1, 0)] for pairs in tested]
-    written = ", ".join(f"{simple:.2f} against {multigram:.2f}" for simple, multigram in means)
-    return Claim(
-        claim,
-        criterion,
-        f"means {written}; difference {observed:.2f}, p = {p:.3f}",
-        HOLDS if observed < 0 and p < 0.05 else FAILS,
+    def both(table: np.ndarray) -> str:
+        return " against ".join(f"{table[table[:, 1] == kind, 0].mean():.2f}" for kind in (1, 0))
+
+    return by_permutation(
+        "at the end, heads of simple algorithms have lower wrLLC than multigram heads",
+        "mean difference within layers < 0",
+        "no layer has heads of both kinds",
+        *(tables, names, difference, both),
+        lower=True,
     )
 
 
 def memory(runs: Sequence[Run]) -> Claim:
-    """Final wrLLC goes with the number of memorised multigrams."""
-    claim = "final wrLLC correlates with the number of memorised multigrams"
-    criterion = "mean Spearman correlation over heads > 0, p < 0.05 by permuting heads within each seed"
-    tested = [np.array([(run.last(h, run.base)[0], run.memorised[h]) for h in run.roles]) for run in runs]
-    tested = [pairs for pairs in tested if len(set(pairs[:, 1])) > 1]
-    if not tested:
-        return Claim(claim, criterion, "no head has memorised more than another", UNTESTED)
-    observed, p = permuted(tested, rank_correlation)
-    each = ", ".join(f"{rank_correlation(*pairs.T):.2f}" for pairs in tested)
-    return Claim(claim, criterion, f"ρ = {each}; mean {observed:.2f}, p = {p:.3f}", _positive(observed, p))
+    """Final wrLLC goes with the number of memorised multigrams, within layers."""
+    tables, names = [], []
+    for run in runs:
+        for heads in run.layers:
+            table = np.array([(run.last(h, run.base)[0], run.memorised[h]) for h in heads])
+            if len(set(table[:, 1])) > 1:
+                tables.append(table)
+                names.append(f"seed {run.seed} layer {layer_of(heads[0])}")
+    return by_permutation(
+        "final wrLLC correlates with the number of memorised multigrams",
+        "mean Spearman correlation over the heads of a layer > 0",
+        "no head of a layer has memorised more than another",
+        *(tables, names, rank_correlation, lambda table: f"ρ = {rank_correlation(*table.T):.2f}"),
+    )
 
 
 def clusters_are_roles(runs: Sequence[Run]) -> Claim:
     """Clusters of the curves, each layer apart, agree with the roles."""
-    claim = "clustering the wrLLC curves recovers the roles"
-    criterion = "mean adjusted Rand index over layers and seeds > 0, p < 0.05 by permuting roles within layers"
-    tested, names = [], []
-    for k, run in enumerate(runs):
-        for group in dict.fromkeys(run.clusters.groups):
+    tables, names = [], []
+    for run in runs:
+        for group in [] if run.clusters is None else dict.fromkeys(run.clusters.groups):
             mine = [i for i, g in enumerate(run.clusters.groups) if g == group]
             roles = [run.roles[run.clusters.names[i]] for i in mine]
             if len(set(roles)) > 1:
-                codes = np.unique(roles, return_inverse=True)[1]
-                tested.append(np.column_stack([run.clusters.labels[mine], codes]))
-                names.append(f"seed {k} {group}")
-    if not tested:
-        return Claim(claim, criterion, "in each layer all heads have one role", UNTESTED)
-    observed, p = permuted(tested, adjusted_rand_index)
-    each = ", ".join(f"{name} {adjusted_rand_index(*pairs.T):.2f}" for name, pairs in zip(names, tested, strict=True))
-    return Claim(claim, criterion, f"{each}; mean {observed:.2f}, p = {p:.3f}", _positive(observed, p))
+                tables.append(np.column_stack([run.clusters.labels[mine], np.unique(roles, return_inverse=True)[1]]))
+                names.append(f"seed {run.seed} {group}")
+    return by_permutation(
+        "clustering the wrLLC curves recovers the roles",
+        "mean adjusted Rand index over layers > 0",
+        "in each layer all heads have one role",
+        *(tables, names, adjusted_rand_score, lambda table: f"{adjusted_rand_score(*table.T):.2f}"),
+    )
+
+
+def by_permutation(
+    claim: str,
+    criterion: str,
+    without: str,
+    tables: Sequence[np.ndarray],
+    names: Sequence[str],
+    statistic: Callable[..., float],
+    words: Callable[[np.ndarray], str],
+    lower: bool = False,
+) -> Claim:
+    """A claim that the two columns of tables, one a layer, go together more than when the second is permuted."""
+    criterion += f", p < {LEVEL} by permuting within each layer of each seed"
+    if not tables:
+        return Claim(claim, criterion, without, UNTESTED)
+    observed, p, least = permuted(tables, statistic, lower=lower)
+    each = ", ".join(f"{name} {words(table)}" for name, table in zip(names, tables, strict=True))
+    measured = f"{each}; mean {observed:.2f}, p = {p:.2g}"
+    if least >= LEVEL:
+        return Claim(claim, criterion, f"{measured}; so few heads cannot give less than p = {least:.2g}", UNTESTED)
+    return Claim(
+        claim, criterion, measured, HOLDS if p < LEVEL and (observed < 0 if lower else observed > 0) else FAILS
+    )
 
 
 # %% Other data
 def on_code(runs: Sequence[Run]) -> Claim:
     """On code, induction heads have a larger λ̂ than on all data, multigram heads a smaller one."""
-    claim = f"on {runs[0].code}, λ̂ of induction heads is larger than on {runs[0].base}, and of multigram heads smaller"
-    criterion = "mean difference of each kind of head has that sign, by more than 2 of its standard errors over heads"
-    rises: dict[str, list[float]] = {"induction": [], "multigram": []}
-    for run in runs:
-        for role, found in rises.items():
-            found += [run.last(h, run.code)[0] - run.last(h, run.base)[0] for h in run.having(role)]
-    missing = [role for role, found in rises.items() if not found]
-    if missing:
-        return Claim(claim, criterion, f"no {' and no '.join(missing)} heads", UNTESTED)
-    (up, up_error), (down, down_error) = (mean_and_error(found) for found in rises.values())
-    counts = [f"{sum(d > 0 for d in found)} of {len(found)} {role} heads above" for role, found in rises.items()]
-    return Claim(
-        claim,
-        criterion,
-        f"induction {up:+.2f} ± {up_error:.2f}, multigram {down:+.2f} ± {down_error:.2f}; {', '.join(counts)}",
-        HOLDS if up > 2 * up_error and down < -2 * down_error else FAILS,
+    base, code = runs[0].base, runs[0].code
+    changes = {
+        role: [
+            [(run.last(h, code)[0] - run.last(h, base)[0], run.last(h, code)[1], run.last(h, base)[1]) for h in heads]
+            for run in runs
+            if (heads := run.having(role))
+        ]
+        for role in ("induction", "multigram")
+    }
+    return by_change(
+        f"on {code}, λ̂ of induction heads is larger than on {base}, and of multigram heads smaller",
+        "the 95 % intervals of both mean differences are on those sides of 0",
+        {f"{role} heads": found for role, found in changes.items()},
     )
 
 
 def against_one_layer(runs: Sequence[Run]) -> Claim:
     """While the induction circuit forms, against ℓ = L1 layer-0 multigram heads fall and layer-1 ones rise."""
-    claim = "against ℓ = L1, layer-0 multigram heads fall and layer-1 ones rise while the induction circuit forms"
-    criterion = "mean change over that window has these signs, by more than 2 of its standard errors over heads"
-    changes: dict[int, list[float]] = {0: [], 1: []}
+    changes: dict[str, list] = {"rise of layer 1": [], "rise of layer 0": []}
     windows = []
     for run in runs:
-        begin, end = forming(run)
-        if begin == end:
+        window = forming(run)
+        if window is None:
             continue
-        windows.append(f"{run.heads.steps[begin]}–{run.heads.steps[end]}")
-        for layer, found in changes.items():
-            curves = [run.curve(h, run.base, run.distilled)[0] for h in run.having("multigram", layer=layer)]
-            found += [curve[end] - curve[begin] for curve in curves]
-    if not all(changes.values()):
-        why = "no circuit forms" if not windows else "a layer has no multigram heads"
-        return Claim(claim, criterion, why, UNTESTED)
-    (fall, fall_error), (rise, rise_error) = (mean_and_error(found) for found in changes.values())
-    return Claim(
-        claim,
-        criterion,
-        f"steps {', '.join(windows)}: layer 0 {fall:+.2f} ± {fall_error:.2f}, layer 1 {rise:+.2f} ± {rise_error:.2f}",
-        HOLDS if fall < -2 * fall_error and rise > 2 * rise_error else FAILS,
+        windows.append("–".join(str(run.heads.steps[k]) for k in window))
+        for layer, found in zip((1, 0), changes.values(), strict=True):
+            curves = [run.curve(h, run.base, run.distilled) for h in run.having("multigram", layer=layer)]
+            if curves:
+                found.append([(v[window[1]] - v[window[0]], e[window[1]], e[window[0]]) for v, e in curves])
+    claim = "against ℓ = L1, layer-0 multigram heads fall and layer-1 ones rise while the induction circuit forms"
+    criterion = "the 95 % intervals of both mean changes over that window are on those sides of 0"
+    if not windows:
+        return Claim(claim, criterion, "no induction circuit forms", UNTESTED)
+    asked = by_change(claim, criterion, changes)
+    return asked._replace(measured=f"steps {', '.join(windows)}: {asked.measured}")
+
+
+def by_change(
+    claim: str, criterion: str, changes: Mapping[str, Sequence[Sequence[tuple[float, float, float]]]]
+) -> Claim:
+    """A claim that the first kind of heads rises and the second falls.
+
+    Args:
+        changes: kind -> for each seed that has such heads, for each of these: change, and standard errors of both ends.
+    """
+    found = {kind: mean_change(seeds) for kind, seeds in changes.items()}
+    measured = ", ".join(
+        f"{kind}: none" if not np.isfinite(mean) else f"{kind} {mean:+.2f} ± {half:.2f} ({count})"
+        for kind, (mean, half, count) in found.items()
     )
+    if any(not np.isfinite(half) for _, half, _ in found.values()):
+        return Claim(claim, criterion, f"{measured}; one number is no mean", UNTESTED)
+    (up, up_half, _), (down, down_half, _) = found.values()
+    return Claim(claim, criterion, measured, HOLDS if up > up_half and down < -down_half else FAILS)
+
+
+def mean_change(seeds: Sequence[Sequence[tuple[float, float, float]]]) -> tuple[float, float, str]:
+    """Mean change, half its 95 % interval, and of how many.
+
+    Heads of one model share minibatches, and with them an error of unknown size, at most that of each: so with three seeds
+    or more, seeds are the units. With fewer, heads are, and the whole of the errors is added as if shared.
+    """
+    heads = [head for seed in seeds for head in seed]
+    if len(seeds) > 2:
+        units, shared, what = [np.mean([change for change, *_ in seed]) for seed in seeds], 0.0, "seeds"
+    else:
+        units, what = [change for change, *_ in heads], "heads"
+        shared = float(sum(np.mean([head[k] for head in heads]) ** 2 for k in (1, 2))) if heads else 0.0
+    if not units:
+        return np.nan, np.inf, what
+    if len(units) == 1:
+        return float(units[0]), np.inf, f"1 {what[:-1]}"
+    own = np.var(units, ddof=1) / len(units)
+    return float(np.mean(units)), float(t.ppf(0.975, len(units) - 1) * np.sqrt(own + shared)), f"{len(units)} {what}"
 
 
 def stages_show(runs: Sequence[Run]) -> Claim:
     """The LLC of the whole model turns where stages of training meet."""
-    written = []
-    for run in runs:
-        turns = ", ".join(f"{t.step:.0f} [{t.low:.0f}, {t.high:.0f}]" for t in run.stages.turns) or "none"
-        begin, end = (run.heads.steps[k] for k in forming(run))
-        written.append(f"turns at {turns}; circuit forms {begin}–{end}" if begin != end else f"turns at {turns}")
-    return Claim(
-        "the full-model LLC shows the stages of training",
-        "in every seed it turns at least once with probability ≥ 0.9",
-        "; ".join(written),
-        HOLDS if all(run.stages.turns for run in runs) else FAILS,
+    claim = "the full-model LLC shows the stages of training"
+    criterion = (
+        "in every seed it turns at least once with probability ≥ 0.9, and where an induction circuit forms, the 95 % "
+        "interval of a turn meets that window"
     )
+    written, right = [], []
+    for run in runs:
+        if run.stages is None:
+            return Claim(claim, criterion, f"seed {run.seed} has too few estimates of it", UNTESTED)
+        turns = run.stages.turns
+        window = forming(run)
+        written.append("turns at " + (", ".join(f"{t.step:.0f} [{t.low:.0f}, {t.high:.0f}]" for t in turns) or "none"))
+        met = bool(turns)
+        if window is not None:
+            begin, end = (run.heads.steps[k] for k in window)
+            written[-1] += f", the circuit forms {begin}–{end}"
+            met = any(turn.low <= end and turn.high >= begin for turn in turns)
+        right.append(met)
+    return Claim(claim, criterion, "; ".join(written), HOLDS if all(right) else FAILS)
 
 
 def multigram_circuit(runs: Sequence[Run]) -> Claim:
     """Multigram heads of both layers together are what complex multigrams need, more than simple ones."""
-    claim = "multigram heads form a circuit for complex multigrams"
+    claim = "multigram heads of both layers are needed for complex multigrams, more than for simple ones"
     criterion = (
-        "in every seed with such heads, ablating them together costs complex multigrams more than 95 % of random sets of "
-        "their size do, and more than it costs simple ones"
+        f"ablating them together costs complex multigrams, and these less the simple ones, more than all but {LEVEL:.0%} of "
+        "other sets with as many heads in each layer do, in every seed where there are enough such sets"
     )
     found, right = [], []
     for run in runs:
-        if run.circuit is None or "complex" not in run.circuit.masks:
+        cost = run.circuit
+        if cost is None or not {"simple", "complex"} <= set(cost.masks):
+            found.append(f"seed {run.seed}: no circuit or no such tokens")
             continue
-        cost = dict(zip(run.circuit.masks, run.circuit.loss[0], strict=True))
-        p = run.circuit.p_value("complex")
-        simple = f" (simple +{cost['simple']:.2f})" if "simple" in cost else ""
-        found.append(f"{len(run.circuit.sets[0])} heads: complex {cost['complex']:+.2f} nats{simple}, p = {p:.2f}")
-        right.append(p <= 0.05 and cost["complex"] > cost.get("simple", -np.inf))
-    if not found:
-        return Claim(claim, criterion, "no seed has multigram heads and complex multigrams to test", UNTESTED)
+        layers = {layer_of(path) for path in cost.sets[0]}
+        loss = dict(zip(cost.masks, cost.loss[0], strict=True))
+        p, more = cost.p_value("complex"), cost.p_value("complex", less="simple")
+        found.append(
+            f"seed {run.seed}: {len(cost.sets[0])} heads, complex {loss['complex']:+.2f} nats (p = {p:.2g}), "
+            f"simple {loss['simple']:+.2f} (difference p = {more:.2g}), {len(cost.sets) - 1} other sets"
+        )
+        if len(layers) < 2:
+            found[-1] += ", all in one layer"
+        elif 1 / len(cost.sets) < LEVEL:
+            right.append(p < LEVEL and more < LEVEL)
+    if not right:
+        return Claim(claim, criterion, "; ".join(found), UNTESTED)
     return Claim(claim, criterion, "; ".join(found), HOLDS if all(right) else FAILS)
 
 
 # %% Numbers
-def forming(run: Run) -> tuple[int, int]:
-    """Checkpoints between which the induction circuit forms.
+def layer_of(head: str) -> int:
+    """The layer in ``"1:6"``."""
+    return int(head.split(":")[0])
 
-    From the first at which the best previous-token score has come a quarter of its way, to the first at which the best
-    prefix-matching score has come three quarters of its own. Equal where no head comes to 0.3.
+
+def of_layer(run: Run, score: str, layer: int) -> dict[str, float]:
+    """A score at the last step, of the heads of a layer."""
+    return {h: values[-1] for h, values in run.scores[score].items() if layer_of(h) == layer}
+
+
+def forming(run: Run) -> tuple[int, int] | None:
+    """Checkpoints between which the induction circuit forms; ``None`` where no head's prefix matching comes to 0.3.
+
+    From the last at which the best previous-token score of layer 0 has not yet come a quarter of its way, to the first at
+    which the best prefix-matching score of layer 1 has come three quarters of its own.
     """
     previous, matching = (
-        np.max(list(run.scores[name].values()), axis=0) for name in ("previous_token", "prefix_matching")
+        np.max([values for h, values in run.scores[name].items() if layer_of(h) == layer], axis=0)
+        for name, layer in (("previous_token", 0), ("prefix_matching", 1))
     )
-    if matching[-1] < 0.3:
-        return 0, 0
+    if matching[-1] < 0.3 or matching[-1] <= matching[0] or previous[-1] <= previous[0]:
+        return None
     begin, end = (
         int(np.argmax(curve >= curve[0] + share * (curve[-1] - curve[0])))
         for curve, share in ((previous, 0.25), (matching, 0.75))
     )
-    return min(begin, end), end
+    return min(begin, end) - 1, end
 
 
 def spread(values: np.ndarray, errors: np.ndarray) -> float:
-    """Standard deviation over heads, without what the errors of the values add to it."""
+    """Standard deviation over heads, without what errors add to it; those that heads share add less than is taken off."""
     return float(np.sqrt(max(values.var(ddof=1) - (errors**2).mean(), 0.0)))
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; infinite with one value, which shows nothing."""
-    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's, with mean ranks for ties."""
-    from scipy.stats import rankdata
-
     x, y = rankdata(x), rankdata(y)
     spreads = x.std() * y.std()
     return float(((x - x.mean()) * (y - y.mean())).mean() / spreads) if spreads else 0.0
 
 
-def adjusted_rand_index(labels: np.ndarray, roles: np.ndarray) -> float:
-    from sklearn.metrics import adjusted_rand_score
-
-    return float(adjusted_rand_score(roles, labels))
-
-
 def permuted(
-    tables: Sequence[np.ndarray], statistic: Callable[..., float], *, lower: bool = False, count: int = 2000
-) -> tuple[float, float]:
-    """Mean of a statistic of two columns over tables, and its p value when the second is permuted within each.
+    tables: Sequence[np.ndarray], statistic: Callable[..., float], *, lower: bool = False, count: int = 4000
+) -> tuple[float, float, float]:
+    """Mean of a statistic of two columns over tables; its p value when the second is permuted within each; the least p.
 
-    The p value counts the arrangement seen as one of those possible: (1 + #)/(1 + count).
+    The p value counts the arrangement seen as one of those possible: (1 + #)/(1 + count). The least is the share of the
+    most extreme arrangements: where it is not small, nothing could have been found.
     """
-    stream = np.random.default_rng(0)
+    stream, sign = np.random.default_rng(0), -1 if lower else 1
 
     def mean(shuffle: bool) -> float:
-        seconds = [stream.permutation(t[:, 1]) if shuffle else t[:, 1] for t in tables]
-        return float(np.mean([statistic(t[:, 0], second) for t, second in zip(tables, seconds, strict=True)]))
+        seconds = [stream.permutation(table[:, 1]) if shuffle else table[:, 1] for table in tables]
+        return float(np.mean([statistic(table[:, 0], second) for table, second in zip(tables, seconds, strict=True)]))
 
-    observed, others = mean(False), np.array([mean(True) for _ in range(count)])
-    as_far = others <= observed + 1e-9 if lower else others >= observed - 1e-9
-    return observed, float((1 + as_far.sum()) / (1 + count))
-
-
-def _positive(observed: float, p: float) -> str:
-    return HOLDS if observed > 0 and p < 0.05 else FAILS
+    observed, others = mean(False), sign * np.array([mean(True) for _ in range(count)])
+    most = max(others.max(), sign * observed)
+    p, least = ((1 + (others >= edge - 1e-9).sum()) / (1 + count) for edge in (sign * observed, most))
+    return observed, float(p), float(least)

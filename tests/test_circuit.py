@@ -68,16 +68,16 @@ def test_the_bigram_head_costs_simple_tokens_only() -> None:
 
 def test_random_sets_are_the_null() -> None:
     result = cost(["0:0", "1:1"], num_random=40)
-    assert len(result.sets) == 41
+    assert len(result.sets) == 9  # all there are
     for i, heads in enumerate(result.sets[1:], 1):  # half of an induction circuit is none
         expected = log(12) - SURE if "0:0" in heads or "1:1" in heads else 0
         assert result.loss[i, 1] == pytest.approx(expected, abs=1e-3)
     as_bad = 1 + sum("0:0" in heads or "1:1" in heads for heads in result.sets[1:])
-    assert result.p_value("complex") >= 1 / 41
-    assert result.p_value("complex") <= as_bad / 41
+    assert as_bad == 5
+    assert 1 / 9 <= result.p_value("complex") <= 5 / 9
     contrast = result.loss[:, 1] - result.loss[:, 0]
     assert result.p_value("complex", less="simple") == (contrast >= contrast[0]).mean()
-    assert cost(["0:1"], num_random=9).p_value("simple") == pytest.approx(0.1)  # no other head costs anything there
+    assert cost(["0:1"], num_random=9).p_value("simple") == pytest.approx(1 / 3)  # no other head costs anything there
 
 
 def test_one_head_is_an_ablation() -> None:
@@ -106,9 +106,18 @@ def test_random_sets_have_the_circuits_shape() -> None:
 def test_random_sets_are_drawn_evenly() -> None:
     """Two heads of layer 0 and one of layer 1, less the circuit: 8 sets; χ² with 7 degrees of freedom, level 1e-6."""
     circuit = [Path((0, 0)), Path((0, 1)), Path((1, 2))]
-    counts = Counter(frozenset(one) for one in random_sets(tiny_model(), circuit, 800))
+    model = tiny_model()
+    counts = Counter(frozenset(random_sets(model, circuit, 1, seed)[0]) for seed in range(800))
     assert len(counts) == 8
     assert sum((n - 100) ** 2 / 100 for n in counts.values()) < 41.0
+
+
+def test_random_sets_are_all_different_and_all_of_them_where_they_are_few() -> None:
+    circuit = [Path((0, 0)), Path((0, 1)), Path((1, 2))]
+    for asked, got in ((5, 5), (8, 8), (800, 8)):
+        found = {frozenset(one) for one in random_sets(tiny_model(), circuit, asked)}
+        assert len(random_sets(tiny_model(), circuit, asked)) == len(found) == got
+        assert frozenset(circuit) not in found
 
 
 def test_results_as_tables_and_figures() -> None:

@@ -60,7 +60,7 @@ class CircuitCost:
     data: str
 
     def p_value(self, mask: str, less: str | None = None) -> float:
-        """Share of sets, this one among them, that cost at least as much loss as the circuit: (1 + #)/(1 + num_random).
+        """Share of sets, this one among them, that cost at least as much loss as the circuit: (1 + #)/(1 + random sets).
 
         Args:
             mask: on which tokens.
@@ -125,7 +125,8 @@ def ablate_circuit(
     """Ablate heads and paths together, and as many random ones, and see what it costs the prediction of chosen tokens.
 
     A random set has the circuit's number of heads in each layer, and its number of paths between each pair of layers into
-    each kind of input; it is drawn uniformly from all such sets but the circuit. So
+    each kind of input; they are drawn from all such sets but the circuit, none twice, and are all of them where these are
+    fewer. So
     ``p_value(mask)`` is a permutation test of "these heads matter more for these tokens than others like them".
 
     >>> masks = {"simple": bigrams, "complex": others}                             # doctest: +SKIP
@@ -139,7 +140,7 @@ def ablate_circuit(
             complex multigrams.
         method: as in :func:`rllc.analysis.ablation.ablate`: ``"zero"``, ``"mean"``, ``"position_mean"``, ``"resample"``.
         reference: rows for the mean and for resampling; ``None``: ``tokens``.
-        num_random: random sets; 20 let the p value reach 1/21.
+        num_random: random sets, at most; 20 let the p value reach 1/21.
         seed: of the random sets and of resampling.
         batch_size: rows of a pass; ``None`` is about 4096 tokens. Results do not depend on it.
 
@@ -175,7 +176,9 @@ def ablate_circuit(
 
 
 def random_sets(model: AttentionOnly, circuit: Iterable[Path], count: int, seed: int = 0) -> list[tuple[Path, ...]]:
-    """Sets with as many heads in each layer, and as many paths of each kind, as a circuit has; never the circuit itself.
+    """Different sets with as many heads in each layer, and as many paths of each kind, as a circuit has; never itself.
+
+    Fewer than ``count`` where there are no more.
 
     Raises:
         InputError: there is no other such set.
@@ -186,19 +189,21 @@ def random_sets(model: AttentionOnly, circuit: Iterable[Path], count: int, seed:
     pools: dict[tuple[object, ...], list[Path]] = {}
     for path in (*heads, *all_paths(model)):
         pools.setdefault(_kind(path), []).append(path)
-    if count and prod(comb(len(pools[kind]), k) for kind, k in wanted.items()) == 1:
+    others = prod(comb(len(pools[kind]), k) for kind, k in wanted.items()) - 1
+    if count and not others:
         raise InputError(
             f"ablate_circuit: the circuit has all heads or paths of its kind ({', '.join(str(p) for p in circuit)}), so "
             f"there is no other set to compare with; pass num_random=0 or a smaller circuit."
         )
-    stream, own, found = generator("random_sets", seed), set(circuit), []
-    while len(found) < count:
+    stream, seen, found = generator("random_sets", seed), {frozenset(circuit)}, []
+    while len(found) < min(count, others):
         drawn = tuple(
             pools[kind][i]
             for kind, k in wanted.items()
             for i in torch.randperm(len(pools[kind]), generator=stream)[:k].tolist()
         )
-        if set(drawn) != own:
+        if frozenset(drawn) not in seen:
+            seen.add(frozenset(drawn))
             found.append(drawn)
     return found
 
