@@ -398,7 +398,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def permuted(
-    tables: Sequence[np.ndarray], statistic: Callable[..., float], *, lower: bool = False, count: int = 4000
+    tables: Sequence[np.ndarray], statistic: Callable[..., float], *, lower: bool = False, count: int = 1000
 ) -> tuple[float, float, float]:
     """Mean of a statistic of two columns over tables; its p value when the second is permuted within each; the least p.
 

@@ -148,12 +148,13 @@ def plot_curves(
         raise InputError(f"plot_curves: `steps` must be rising training steps from 0 on, got {steps!r}.")
     if not curves:
         raise InputError("plot_curves: expected at least one curve, got none.")
-    for name in error or {}:
+    curves, given = ({head_name(name) or name: v for name, v in named.items()} for named in (curves, error or {}))
+    for name in given:
         if name not in curves:
             raise InputError(f"plot_curves: `error` names {name!r}; {nearest(name, curves)}")
-    names, none = [head_name(name) or name for name in curves], np.full(len(times), np.nan)
+    names, none = list(curves), np.full(len(times), np.nan)
     values = np.stack([_at_steps(curve, times, f"curve {name!r}") for name, curve in curves.items()])
-    errors = [_at_steps((error or {}).get(name, none), times, f"error of {name!r}") for name in curves]
+    errors = [_at_steps(given.get(name, none), times, f"error of {name!r}") for name in curves]
     groups = _groups("plot_curves", names, groups)
     ax = new_axes(ax, width=5.0 if groups is None else 6.2)
     colors = _over_steps(ax, times.tolist(), names, values, COVERS_95 * np.stack(errors), groups)
@@ -206,7 +207,7 @@ def plot_against(
     ax.set_xlabel(xlabel)
     ax.set_ylabel(r"$\hat\lambda$" + (f" on {plain(data)}" if data is not None else "") + " (95 % interval)")
     ax.set_title(
-        f"Spearman's ρ = {rho:.2f}, p = {p:.2g}, {there.sum()} weights"
+        f"Spearman's ρ = {rho:.2f}, two-sided p = {p:.2g}, {there.sum()} weights"
         if np.isfinite(rho)
         else "Spearman's ρ is not defined here",
         fontsize="medium",
@@ -220,8 +221,8 @@ def plot_data_pair(
 ) -> Axes:
     """λ̂ on one data set against λ̂ on another: a dot a choice of weights, with both 95 % intervals, and the diagonal.
 
-    Above the diagonal are weights that are more complex for ``y``. Chains that share random numbers have errors that go
-    together, so a dot's distance from the diagonal is often surer than its two intervals say.
+    Above the diagonal are weights that are more complex for ``y``. The two errors of a dot are independent, as noise and
+    minibatches depend on the data; those of all dots on one data set go together, as they saw the same minibatches.
 
     >>> ax = plot_data_pair(estimate, "pile", "code")                              # doctest: +SKIP
 
@@ -246,7 +247,7 @@ def plot_data_pair(
     if not given:
         ax.set_aspect("equal", adjustable="datalim")
     between = np.nanmean(places) if np.isfinite(places).any() else 0.0
-    ax.axline((between, between), slope=1, color="0.7", lw=0.8, zorder=0)
+    ax.axline((between, between), (between + 1, between + 1), color="0.7", lw=0.8, zorder=0)
     ax.set_xlabel(rf"$\hat\lambda$ on {plain(x)} (95 % interval)")
     ax.set_ylabel(rf"$\hat\lambda$ on {plain(y)} (95 % interval)")
     _dots(ax, names, places, error, _groups("plot_data_pair", names, groups))
@@ -417,6 +418,8 @@ def _dots(
     numbers = [0] * len(names) if groups is None else group_numbers(names, groups)
     for k in sorted(set(numbers), key=lambda k: (k is None, k)):
         mine = there & np.array([number == k for number in numbers])
+        if not mine.any():
+            continue
         label = None if groups is None or k is None else plain(list(dict.fromkeys(groups.values()))[k])
         (x, y), (dx, dy) = places[:, mine], error[:, mine]
         dx = dx if np.isfinite(dx).any() else None

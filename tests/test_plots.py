@@ -259,7 +259,7 @@ def test_dots_against_another_number_with_its_rank_correlation() -> None:
     se = estimate["0:3", "code"].standard_error
     assert bars.get_segments()[3][:, 1] == pytest.approx([value[3] - 1.96 * se, value[3] + 1.96 * se])
     rho = stats.spearmanr(list(counts.values()), value).statistic
-    assert ax.get_title().startswith(f"Spearman's ρ = {rho:.2f}, p = ")
+    assert ax.get_title().startswith(f"Spearman's ρ = {rho:.2f}, two-sided p = ")
     assert ax.get_title().endswith("12 weights")
     assert {t.get_text() for t in ax.texts} == set(counts)
     assert ax.get_xlabel() == "multigrams"

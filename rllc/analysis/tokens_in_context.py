@@ -36,7 +36,8 @@ PAIRS = ("()", "[]", "{}", "<>")
 
 _POSITIONS = 4096
 """Tokens of a pass."""
-_COLORS = {"induction": "#0072B2", "dyck": "#009E73", "n-gram": "#D55E00", "skip n-gram": "#E69F00", "other": "0.8"}
+_COLORS = {"induction": "#009E73", "dyck": "#CC79A7", "n-gram": "#D55E00", "skip n-gram": "#E69F00", "other": "0.8"}
+"""Kinds have the colour of the role that they make a head have, in :mod:`rllc.analysis.roles`."""
 
 
 @dataclass(frozen=True)
