@@ -18,6 +18,7 @@ import html
 import json
 import multiprocessing
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -386,7 +387,7 @@ def analyse(args: argparse.Namespace, seed: int, data: Data) -> tuple[Run, dict[
     ]
     for name, trajectory in swept.items():
         words = [status for row in trajectory.status for status in row]
-        bad = Counter(status.split(":")[0] for status in words if status != "ok")
+        bad = Counter(re.split(r"[:,\d]", status)[0].strip() for status in words if status != "ok")
         told = ", ".join(f"{count} × {status}" for status, count in bad.most_common())
         notes.append(f"seed {seed}: of {len(words)} estimates ({name}) {sum(bad.values())} are not ok: {told or '–'}")
     levels = {head: values_of({"heads": swept["heads"]}, head, base) for head in finite}
