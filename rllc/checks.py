@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from rllc import refinement as refine
 from rllc.data.tokens import Tokens
+from rllc.draws import Draws
 from rllc.errors import InputError
 from rllc.loss import Center, Distillation, LossFunction, next_token
 from rllc.refinement import Refinement
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Sampling
+
+_OR_ANEW = "Give the same, or leave `resume` out to draw from the first draw on."
+
+_ROUNDING = 1e-5
+"""By how much, of 1 + itself, a loss in float32 may differ from one machine to another."""
 
 
 def arguments(
@@ -89,6 +97,54 @@ def check_baseline(at: Center, name: str) -> None:
         raise InputError(
             f"sampling on data {name!r}: at w*, before any step, {bad} of the {at.losses.numel()} losses of the first "
             f"minibatch are not finite; expected a loss that is finite at the weights it is asked about."
+        )
+
+
+def check_resume(resume: Draws, refinements: Sequence[Refinement], settings: Mapping[str, Any]) -> None:
+    """Whether draws are of the same call with fewer draws."""
+    if not isinstance(resume, Draws):
+        raise InputError(
+            f"sample: `resume` must be the rllc.Draws of rllc.sample(…, keep_states=True), got {type(resume).__name__}."
+        )
+    names = [(w, d) for w, d in zip(resume.weights, resume.data, strict=True)]
+    pairs = [(name, resume.settings.get(name), value) for name, value in settings.items() if name != "num_draws"]
+    pairs.append(("(weights, data)", names, [r.name for r in refinements]))
+    found = [f"{name}: {a} there, {b} now" for name, a, b in pairs if _json(a) != _json(b)]
+    there, now = resume.settings["num_draws"], settings["num_draws"]
+    if now < there:
+        found.append(f"num_draws: {there} there, {now} now (it can only grow)")
+    if found:
+        raise InputError(f"sample: `resume` was made otherwise: {'; '.join(found)}. {_OR_ANEW}")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)  # as it is after a file
+
+
+def check_states(resume: Draws, name: tuple[str, str], masks: str, stream: Tensor) -> None:
+    """Whether draws hold the states of a refinement's chains, on such weights and from such a generator."""
+    if name not in resume.states:
+        raise InputError(
+            f"sample: `resume` has no states of the chains of {name}; expected draws of rllc.sample(…, keep_states=True). "
+            f"{_OR_ANEW}"
+        )
+    state = resume.states[name]
+    if str(state["weights"][0]) != masks:
+        raise InputError(f"sample: in `resume`, {name[0]!r} are other weights of the same name. {_OR_ANEW}")
+    if state["random"].shape[1:] != stream.shape:
+        raise InputError(
+            f"sample: `resume` was drawn on another kind of device, whose random numbers cannot be continued on this. "
+            f"{_OR_ANEW}"
+        )
+
+
+def check_same_baseline(at: Center, before: float, name: str) -> None:
+    """Whether a minibatch has the loss at w* that it had: with another model or loss it has another."""
+    now = float(at.losses.double().mean())
+    if not abs(now - before) <= _ROUNDING * (1 + abs(before)):
+        raise InputError(
+            f"sample: `resume` is of another model or loss: on the minibatch of its last draw from {name!r} the loss at w* was "
+            f"{before:.6g}, and now is {now:.6g}. {_OR_ANEW}"
         )
 
 

@@ -41,6 +41,9 @@ class Draws:
         tokens: with ``per_token``, each refinement's ``[chain, draw, batch(, pos)]`` losses.
         token_baseline: with ``per_token``, each data set's ``[draw, batch(, pos)]`` losses at w*.
         rows: with ``per_token``, which rows of each data set the minibatches held, ``[draw, batch]``.
+        states: with ``keep_states``, what each refinement's chains need to go on, each array ``[chain, …]``: what of the
+            sampler's state differs from its beginning, the random generators' and, with ``control_variate``, ĝ. For
+            ``sample(resume=draws)``.
     """
 
     loss: np.ndarray
@@ -56,6 +59,7 @@ class Draws:
     tokens: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
     token_baseline: Mapping[str, np.ndarray] = field(default_factory=dict)
     rows: Mapping[str, np.ndarray] = field(default_factory=dict)
+    states: Mapping[tuple[str, str], Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.lengths:
@@ -123,8 +127,11 @@ class Draws:
         arrays |= {f"tokens.{i}": self.tokens[key] for i, key in enumerate(keys)}
         arrays |= {f"token_baseline.{name}": a for name, a in self.token_baseline.items()}
         arrays |= {f"rows.{name}": a for name, a in self.rows.items()}
+        for i, state in enumerate(self.states.values()):
+            arrays |= {f"states.{i}.{name}": a for name, a in state.items()}
         header = {"kind": "rllc.Draws", "weights": self.weights, "data": self.data, "settings": dict(self.settings)}
-        return save_arrays(path, arrays, header | {"tokens": keys, "lengths": self.lengths})
+        header |= {"tokens": keys, "lengths": self.lengths} | ({"states": list(self.states)} if self.states else {})
+        return save_arrays(path, arrays, header, compress=not (self.tokens or self.states))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Draws:
@@ -154,4 +161,5 @@ class Draws:
             tokens={tuple(key): arrays[f"tokens.{i}"] for i, key in enumerate(header["tokens"])},
             token_baseline=under("token_baseline."),
             rows=under("rows."),
+            states={tuple(key): under(f"states.{i}.") for i, key in enumerate(header.get("states", ()))},
         )

@@ -61,12 +61,15 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     return path
 
 
-def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Path:
+def save_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], header: Mapping[str, Any], *, compress: bool = True
+) -> Path:
     """Write named arrays and a JSON header as one atomic, checksummed ``.npz``.
 
     Args:
         arrays: names to arrays of numbers, booleans or fixed-width strings (no objects).
         header: anything JSON can hold; kept beside the arrays.
+        compress: large arrays of noise shrink by a tenth at 25 MB a second, and are better left as they are.
     """
     text = json.dumps({"header": dict(header)}, sort_keys=True)
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -74,7 +77,7 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], 
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, **whole)
+            (np.savez_compressed if compress else np.savez)(file, **whole)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.comment = b"sha256:" + b"0" * _SEAL
         with open(temporary, "r+b") as file:

@@ -25,7 +25,13 @@ _ROUNDING = 0.02
 
 
 def probed(num_probes: int, num_draws: int, target_se: float | None) -> list[int]:
-    """The draws whose step is looked at twice: evenly spaced, the last draw one of them.
+    """The draws whose step is looked at twice: of the n-th draws, those with the n that 2 divides most often, later ones first.
+
+    >>> probed(5, 100, None), probed(5, 200, None)
+    ([31, 47, 63, 79, 95], [63, 95, 127, 159, 191])
+
+    They are spread over all but the beginning. The order in which draws are preferred does not depend on ``num_draws``, so
+    what a longer run looks at among its first draws, a shorter one has looked at, too, and chains can be continued.
 
     With ``target_se`` a refinement may end at any twentieth draw, so these are taken, and a refinement's own are those before
     its end.
@@ -33,7 +39,8 @@ def probed(num_probes: int, num_draws: int, target_se: float | None) -> list[int
     few = min(num_probes, num_draws)
     if target_se is not None and num_draws >= 20:
         return [d for d in range(19, 20 * few, 20) if d < num_draws]
-    return [(k + 1) * num_draws // few - 1 for k in range(few)]
+    preferred = sorted(range(1, num_draws + 1), key=lambda n: (n & -n, n), reverse=True)
+    return sorted(n - 1 for n in preferred[:few])
 
 
 def can_be_judged(sampler: Sampler) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rllc import refinement as refine
-from rllc.checks import arguments, check, check_baseline
+from rllc.checks import arguments, check, check_baseline, check_resume, check_same_baseline, check_states
 from rllc.data.tokens import Minibatches, Tokens
 from rllc.diagnostics import standard_error
 from rllc.draws import Draws
@@ -31,8 +31,11 @@ from rllc.seeds import generator, stable_hash
 RISE = 0.2
 """Share of the draws, at the beginning, from which no noise is estimated: chains that start at w* still rise there."""
 
-_LOOKS = 256
-"""Most minibatches of their own whose gradients at w* tell the mean slope and the curvature of each weight."""
+_LOOKS = 128
+"""Minibatches of their own whose gradients at w* tell the mean slope and the curvature of each weight.
+
+The same number for any ``num_draws``, so that chains that go on are those of a longer run. With 200 draws, as many more
+would take the share of the slope's noise that is left from about 8 to 4 %."""
 
 _CPU_PASS = 256 * 2**20
 """Bytes of a pass on a CPU; for the paper's model 4 runs, measured 10 to 25 % faster than 16."""
@@ -79,9 +82,17 @@ def sample(
     sampler: Sampler | None = None,
     sampling: Sampling | None = None,
     per_token: bool = False,
+    keep_states: bool = False,
+    resume: Draws | None = None,
     progress: bool = True,
 ) -> Draws:
     """Sample around the model's weights, and give every draw with its baseline; :func:`rllc.estimate` sums them up.
+
+    >>> model, data, loss = torch.nn.Linear(2, 1), torch.randn(8, 2), lambda m, x: m(x)[:, 0] ** 2
+    >>> few, more = Sampling(num_draws=5, batch_size=8), Sampling(num_draws=9, batch_size=8)
+    >>> draws = sample(model, data, loss=loss, sampling=few, keep_states=True, progress=False)
+    >>> sample(model, data, loss=loss, sampling=more, resume=draws, progress=False)  # computes 4 draws
+    Draws(1 refinements × 4 chains × 9 draws)
 
     All heads and chains run together. The minibatches are shared by all refinements of one data set, the noise is a
     function of (seed, selected weights, data, chain) alone: a refinement gives the same draws alone or in company.
@@ -94,62 +105,88 @@ def sample(
         sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
         sampling: ``None`` is ``rllc.Sampling()``, the paper's.
         per_token: also keep the loss of each example or token at every draw (large: it is the draws times a minibatch).
+        keep_states: also keep what the chains need to go on, in ``draws.states``: for each chain 4 bytes a weight (8 with
+            rmsprop_sgld and sghmc) and 5 kB on a CPU, and for each refinement 4 bytes a weight with ``control_variate``.
+        resume: draws of the same call with fewer ``num_draws`` and with ``keep_states``: its chains go on where they were,
+            and the result is that of one call, bit for bit where passes are of the same size. ``per_token`` is then of
+            all draws if ``resume`` has it, else of the new ones.
         progress: show a bar.
 
     Raises:
-        InputError: before any chain runs, when an argument cannot work.
+        InputError: before any chain runs, when an argument cannot work; so, when ``resume`` has no states, or is of other
+            settings, data, weights or another model.
     """
     sampler, sampling = arguments(model, loss, sampler, sampling)
     refinements = refine.product(weights, data)
-    stopped: dict[int, int] = {}
+    stopped = {} if resume is None else _stopped(resume, refinements, sampler, sampling)
+    there = 0 if resume is None else resume.loss.shape[-1]
     kept: list[Step] = []
     probes: dict[str, list[Tensor]] = {}
+    states: dict[tuple[str, str], dict[str, np.ndarray]] | None = {} if keep_states else None
     bar = tqdm(
         total=sampling.num_steps,
+        initial=0 if resume is None else replace(sampling, num_draws=there).num_steps,
         desc=f"{sampler.name}: {len(refinements)} × {sampling.num_chains} chains",
         unit="step",
         disable=not progress,
         leave=False,
     )
     with bar:
-        for step in _steps(model, refinements, loss, sampler, sampling, per_token, stopped):
+        for step in _steps(model, refinements, loss, sampler, sampling, per_token, stopped, resume, states):
             bar.update()
             for name, found in step.probes.items():
                 probes.setdefault(name, []).append(found)
             if step.draw is not None:
                 kept.append(step._replace(positions=_forgotten))
-                _stop_the_precise(stopped, kept, sampling)
-    losses = torch.stack([s.loss for s in kept], -1)
-    baseline = torch.stack([s.baseline for s in kept], -1)[:, None].expand_as(losses)
-    control = torch.stack([s.control for s in kept], -1)
+                _stop_the_precise(stopped, resume, kept, sampling)
+
+    def over(name: str, of: Callable[[Step], Tensor]) -> np.ndarray:
+        return _joined(None if resume is None else getattr(resume, name), map(of, kept), -1)
+
+    def by_name(name: str, axis: int) -> dict[Any, np.ndarray]:
+        before, after = {} if resume is None else getattr(resume, name), [getattr(s, name) for s in kept]
+        keys = dict.fromkeys([*before, *(after[0] if after else ())]) if per_token else ()
+        return {k: _joined(before.get(k), (a[k] for a in after if k in a), axis) for k in keys}
+
     return Draws(
-        loss=losses.cpu().numpy(),
-        baseline=baseline.cpu().numpy().copy(),
-        control=control.cpu().numpy() if sampling.control_variate else None,
-        noise=torch.stack([s.noise for s in kept], -1).cpu().numpy(),
-        probes=_over_probes(probes),
-        diverged=kept[-1].diverged.cpu().numpy(),
+        loss=over("loss", lambda s: s.loss),
+        baseline=over("baseline", lambda s: s.baseline[:, None].expand_as(s.loss)),
+        control=over("control", lambda s: s.control) if sampling.control_variate else None,
+        noise=over("noise", lambda s: s.noise),
+        probes=_over_probes(probes, resume, sampling),
+        diverged=kept[-1].diverged.cpu().numpy() if kept else resume.diverged,
         weights=tuple(r.weights.name for r in refinements),
         data=tuple(r.data_name for r in refinements),
         settings=sampler.settings | sampling.settings | {"fingerprints": refine.fingerprints(refinements)},
-        lengths=tuple(stopped.get(i, len(kept)) for i in range(len(refinements))),
-        tokens={k: _over_draws([s.tokens[k] for s in kept if k in s.tokens], 1) for k in kept[0].tokens},
-        token_baseline={
-            k: _over_draws([s.token_baseline[k] for s in kept if k in s.token_baseline], 0)
-            for k in kept[0].token_baseline
-        },
-        rows={k: _over_draws([s.rows[k] for s in kept if k in s.rows], 0) for k in kept[0].rows} if per_token else {},
+        lengths=tuple(stopped.get(i, there + len(kept)) for i in range(len(refinements))),
+        tokens=by_name("tokens", 1),
+        token_baseline=by_name("token_baseline", 0),
+        rows=by_name("rows", 0),
+        states=states or {},
     )
 
 
-def _stop_the_precise(stopped: dict[int, int], kept: Sequence[Step], sampling: Sampling) -> None:
+def _stopped(resume: Draws, refinements: Sequence[Refinement], sampler: Sampler, sampling: Sampling) -> dict[int, int]:
+    """The refinements of earlier draws that need no more of them, with their number of draws."""
+    settings = sampler.settings | sampling.settings | {"fingerprints": refine.fingerprints(refinements)}
+    check_resume(resume, refinements, settings)
+    stopped = {i: n for i, n in enumerate(resume.lengths) if n < resume.loss.shape[-1]}
+    _stop_the_precise(stopped, resume, [], sampling)
+    return stopped
+
+
+def _stop_the_precise(stopped: dict[int, int], resume: Draws | None, kept: Sequence[Step], sampling: Sampling) -> None:
     """Note the refinements whose standard error is small enough, with their number of draws."""
-    if sampling.target_se is None or len(kept) < 40 or len(kept) % 20:
+    count = len(kept) + (0 if resume is None else resume.loss.shape[-1])
+    if sampling.target_se is None or count < 40 or count % 20:
         return
-    paired = torch.stack([s.loss - s.baseline[:, None] - s.control for s in kept], -1).cpu().numpy()
+    before = None
+    if resume is not None:
+        before = resume.loss - resume.baseline - (0.0 if resume.control is None else resume.control)
+    paired = _joined(before, (s.loss - s.baseline[:, None] - s.control for s in kept), -1)
     for i, error in enumerate(sampling.n_beta * standard_error(paired, discard=RISE)):
         if error <= sampling.target_se:
-            stopped.setdefault(i, len(kept))
+            stopped.setdefault(i, count)
 
 
 def iterate(
@@ -183,14 +220,29 @@ def _forgotten(refinement: int) -> Tensor:
     raise InputError("positions are not kept after the step; read them inside the loop over rllc.iterate(...).")
 
 
-def _over_probes(probes: Mapping[str, Sequence[Tensor]]) -> dict[str, np.ndarray]:
+def _over_probes(
+    probes: Mapping[str, Sequence[Tensor]], resume: Draws | None, sampling: Sampling
+) -> dict[str, np.ndarray]:
     """``[refinement, chain, probe]``; the curvature, found once, ``[refinement]``."""
-    arrays = {name: torch.stack(list(found), -1).cpu().numpy() for name, found in probes.items()}
+    before: dict[str, np.ndarray] = {}
+    if resume is not None:
+        then, now = (
+            probed(sampling.num_probes, n, sampling.target_se)
+            for n in (resume.settings["num_draws"], sampling.num_draws)
+        )
+        still = [i for i, draw in enumerate(then) if draw in now]
+        for name, a in resume.probes.items():
+            before[name] = a[..., None] if name == "max_curvature" else a[..., [i for i in still if i < a.shape[-1]]]
+    names = dict.fromkeys([*before, *probes])
+    arrays = {name: _joined(before.get(name), probes.get(name, ()), -1) for name in names}
     return {name: a[..., 0] if name == "max_curvature" else a for name, a in arrays.items()}
 
 
-def _over_draws(steps: Sequence[Tensor], axis: int) -> np.ndarray:
-    return torch.stack(list(steps), axis).cpu().numpy()
+def _joined(before: np.ndarray | None, steps: Iterable[Tensor], axis: int) -> np.ndarray:
+    """What there was, and behind it the values of further steps along a new axis."""
+    new = list(steps)
+    arrays = [] if before is None else [before]
+    return np.concatenate([*arrays, torch.stack(new, axis).cpu().numpy()] if new else arrays, axis)
 
 
 @dataclass
@@ -227,25 +279,39 @@ def _steps(
     sampling: Sampling,
     per_token: bool,
     stopped: Mapping[int, int],
+    resume: Draws | None = None,
+    states: dict[tuple[str, str], dict[str, np.ndarray]] | None = None,
 ) -> Iterator[Step]:
-    """The loop. A refinement that its reader puts into ``stopped`` between two steps is not sampled any further."""
+    """The loop. A refinement that its reader puts into ``stopped`` between two steps is not sampled any further.
+
+    It begins behind the draws of ``resume``, and at its end puts into ``states`` what the chains need to go on.
+    """
     model, loss, device = _there(model, loss, sampling)
     masks = check(model, loss, refinements, sampler, sampling)
     autocast = None if sampling.autocast is None else getattr(torch, sampling.autocast)
     bound = bind(model, loss, autocast=autocast, train_mode=sampling.train_mode, compile=sampling.compile)
     exact = bind(model, loss, train_mode=sampling.train_mode)  # float32, which differences of gradients need
     datasets = _plan(model, bound, refinements, masks, sampler, sampling, device)
-    if sampling.start == "gaussian" or sampling.control_variate:
+    diverged, begin = torch.full((len(refinements), sampling.num_chains), -1, device=device), 0
+    if resume is not None:
+        begin = replace(sampling, num_draws=resume.loss.shape[-1]).num_steps + 1
+        diverged = torch.tensor(resume.diverged, device=device)
+        datasets = _without(datasets, stopped) if stopped else datasets
+        for d in datasets:
+            for p in d.passes:
+                _put_back(p, resume, refinements, masks)
+            _, _, at = _minibatch(d, begin - 1, bound, sampling, device)
+            check_same_baseline(at, resume.baseline[int(d.refinements[0]), 0, -1], d.name)
+    elif sampling.start == "gaussian" or sampling.control_variate:
         for d in datasets:
             _look_around(d, bound, sampler, sampling, device)
-    diverged = torch.full((len(refinements), sampling.num_chains), -1, device=device)
-    active, looks = len(refinements), _looks(sampler, sampling)
+    active, looks = len(refinements) - len(stopped), _looks(sampler, sampling)
     sharpest = torch.full((len(refinements),), torch.nan, dtype=torch.float64, device=device)
-    for t in range(sampling.num_steps + 1):
+    for t in range(begin, sampling.num_steps + 1):
         if len(refinements) - len(stopped) < active:
             datasets, active = _without(datasets, stopped), len(refinements) - len(stopped)
-            if not active:
-                return
+        if not active:
+            return
         losses = torch.full(diverged.shape, torch.nan, dtype=torch.float64, device=device)
         baseline, control, draw = losses[:, 0].clone(), torch.zeros_like(losses), _draw_at(t, sampling)
         rows, tokens, token_baseline = {}, {}, {}
@@ -278,6 +344,65 @@ def _steps(
             find = partial(_positions, positions, sampling.num_chains)
             told = tokens, token_baseline, rows
             yield Step(t, draw, losses, baseline, control, *told, diverged.clone(), noise, probes, find)
+    if states is not None:
+        states.update(_states(datasets, refinements, masks, sampler, sampling))
+
+
+def _states(
+    datasets: Sequence[_DataSet],
+    refinements: Sequence[Refinement],
+    masks: Sequence[Mapping[str, Tensor]],
+    sampler: Sampler,
+    sampling: Sampling,
+) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """What the chains of each refinement need to go on, ``[chain, …]``; without what a chain begins with anyhow, as w*."""
+    found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    passes = [p for d in datasets for p in d.passes]
+    for p in passes:
+        parts = {f"sampler.{name}": part for name, part in p.state._asdict().items()}
+        parts["random"] = torch.stack([stream.get_state() for stream in p.random.streams])
+        if sampling.start == "gaussian":
+            parts["spread"] = torch.full((len(p.chain),), p.spread, dtype=torch.float64)
+        for r in p.refinement.unique().tolist():
+            runs = (p.refinement == r).nonzero()[:, 0]
+            mine = found.setdefault(refinements[r].name, {"weights": np.array([digest(masks[r])])})
+            for name, part in parts.items():
+                some = part[runs.to(part.device)].cpu().numpy()
+                whole = mine.setdefault(name, np.empty((sampling.num_chains, *some.shape[1:]), some.dtype))
+                whole[p.chain[runs].cpu().numpy()] = some
+            if p.slope is not None and sampling.control_variate:
+                mine["slope"] = p.slope[p.member[runs[0]]].cpu().numpy()
+    for p in passes:
+        for r, m in dict(zip(p.refinement.tolist(), p.member.tolist(), strict=True)).items():
+            mine = found[refinements[r].name]
+            for name, first in sampler.init(p.origin[[m]])._asdict().items():
+                if np.array_equal(
+                    mine.get(f"sampler.{name}", ()), first.expand(sampling.num_chains, *first.shape[1:]).cpu()
+                ):
+                    del mine[f"sampler.{name}"]
+    return found
+
+
+def _put_back(
+    p: _Pass, resume: Draws, refinements: Sequence[Refinement], masks: Sequence[Mapping[str, Tensor]]
+) -> None:
+    """Set the chains of a pass to where :func:`_states` found them."""
+    runs = list(zip(p.refinement.tolist(), p.chain.tolist(), strict=True))
+    for r in dict.fromkeys(r for r, _ in runs):
+        check_states(resume, refinements[r].name, digest(masks[r]), p.random.streams[0].get_state())
+    states = [resume.states[refinements[r].name] for r, _ in runs]
+    fields = {}
+    for name, part in p.state._asdict().items():
+        kept = [(row, s.get(f"sampler.{name}"), c) for row, s, (_, c) in zip(part, states, runs, strict=True)]
+        fields[name] = torch.stack([row if a is None else torch.as_tensor(a[c]).to(row) for row, a, c in kept])
+    p.state = type(p.state)(**fields)
+    for stream, s, (_, c) in zip(p.random.streams, states, runs, strict=True):
+        stream.set_state(torch.from_numpy(s["random"][c]))
+    p.spread = max(float(s["spread"][c]) if "spread" in s else 0.0 for s, (_, c) in zip(states, runs, strict=True))
+    if "slope" in states[0]:
+        p.slope = torch.zeros_like(p.origin)
+        for s, m in zip(states, p.member.tolist(), strict=True):
+            p.slope[m] = torch.from_numpy(s["slope"])
 
 
 def _minibatch_noise(runs: Runs, at: Center, num_rows: int) -> Tensor:
@@ -356,7 +481,7 @@ def _look_around(d: _DataSet, bound: Loss, sampler: Sampler, sampling: Sampling,
     """Mean and variance of the gradient at w* over minibatches of their own: the control variate's ĝ, and where to start."""
     minibatches = Minibatches(refine.num_rows(d.rows), sampling.batch_size, seed=("look around", sampling.seed))
     seen: list[dict[int, Tensor]] = []
-    for t in range(max(2, min(sampling.num_draws, _LOOKS))):
+    for t in range(_LOOKS):
         seed = stable_hash("look around", sampling.seed, t)
         batch = refine.take(d.rows, minibatches[t], device)
         at = bound.center(batch, seed)

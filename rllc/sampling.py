@@ -35,12 +35,15 @@ class Sampling:
             direction or so: 2.5 % at the paper's settings, 25 % at a tenth of its lr. The Gaussian removes it where hᵢ
             is right or nβ hᵢ is small beside γ; where hᵢ is too low, chains come down from too wide.
         control_variate: also subtract (g_B − ĝ)·(v − v*) from each draw, g_B being the gradient at w* on the draw's minibatch
-            and ĝ the mean of K = min(num_draws, 256) others: to first order, what the minibatch's own slope adds. A
-            draw's position depends neither on its own minibatch nor on those K, and all have the same mean gradient,
-            so this is 0 on average and λ̂ stays unbiased. Of the slope's noise a share of about τ/K remains, τ being the
-            chains' autocorrelation time in draws. Costs two backward passes of the whole model a draw, one of them before
-            the first step, once for all refinements of a data set: on one small trained model 1.15 times the time with 8
-            heads for 0.75 times the variance, but 1.43 times with 2 (``examples/RESULTS.md``), so it pays for many at once.
+            and ĝ the mean of K = 128 others: to first order, what the minibatch's own slope adds. A draw's position depends
+            neither on its own minibatch nor on those K, and all have the same mean gradient, so this is 0 on average and λ̂
+            stays unbiased. Of the slope's noise a share of about τ/K remains, τ being the chains' autocorrelation time in
+            draws; K is the same for any ``num_draws``, so that the first draws do not depend on how many follow. Costs a
+            backward pass of the whole model a draw, and K forward and backward passes before the first step, once for all
+            refinements of a data set. Those K, which ``start="gaussian"`` costs as well, are 5 % of the time of 200 draws
+            with 8 heads and 19 % with 2, of 40 draws 27 and 92 % (the paper's model, 1,024 tokens a batch, one CPU core);
+            all of it, with 200 draws of one small trained model (and K = 200), 1.15 times the time with 8 heads for 0.75
+            times the variance, but 1.43 times with 2 (``examples/RESULTS.md``). So it pays for many at once.
         target_se: stop a refinement once its standard error is at most this; absolute, on λ̂'s own scale: for 2 % pass 0.02
             times the value you expect. Looked at every 20 draws from 40 on; ``num_draws`` is then the most that is drawn.
             Biased a little: low errors come with low values, so stopping favours these, and intervals cover a little

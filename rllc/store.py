@@ -15,6 +15,10 @@ A *cell* is one checkpoint × one data set × the weights that the engine runs t
 - ``cells/<hash>.npz``: the draws of one finished cell, as :meth:`rllc.Draws.load` reads them. The name is the hash of all
   that its numbers depend on (:func:`cell_name`), so any process knows which file is its, and two that compute the same
   cell write the same file;
+- ``states/<hash>.npz``: where a cell's chains ended, with its last draw: more draws of it begin there. May be removed; more
+  draws are then computed from the first one on. That of fewer draws goes once more have their own;
+- ``tokens/<hash>.npz``: with ``per_token``, a cell's losses per token, which only those read who want them;
+- ``downloads/<hash>.json``: with ``delete_downloads``, what one machine's cache held of a checkpoint before it was fetched;
 - ``failed/<hash>.json``: why a cell has no file yet; gone once it has;
 - ``data/<hash>.npz``, ``generators/<hash>/``: rows and generating models, once each, for workers in other processes;
 - ``damaged/``: cell files whose checksum was wrong, set aside to be computed again.
@@ -35,7 +39,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -44,13 +48,16 @@ from rllc.draws import Draws
 from rllc.errors import FileError
 from rllc.files import load_arrays, save_arrays, sync, write_atomically
 
+if TYPE_CHECKING:
+    from rllc.models.checkpoints import Checkpoint
+
 _VERSION = 1
 """Of this layout; in every cell's name."""
 
 _LEFT_OVER = 3600.0
 """Seconds after which a temporary file has no writer any more."""
 
-_FOLDERS = ("sweeps", "cells", "failed", "data", "generators")
+_FOLDERS = ("sweeps", "cells", "states", "tokens", "downloads", "failed", "data", "generators")
 """In which there are temporary files of ours."""
 
 
@@ -176,9 +183,14 @@ class Store:
         """Of a cell's file, which is there when the cell is finished."""
         return self.folder / "cells" / f"{name}.npz"
 
-    def finished(self) -> set[str]:
-        """Names of the cells that have a file."""
-        return {path.stem for path in (self.folder / "cells").glob("*.npz")}
+    def finished(self, *beside: str) -> set[str]:
+        """Names of the cells that have a file, and another ``beside`` it in ``"states"`` or ``"tokens"``."""
+        each = [{path.stem for path in (self.folder / name).glob("*.npz")} for name in ("cells", *beside)]
+        return set.intersection(*each)
+
+    def has(self, name: str, per_token: bool) -> bool:
+        """Whether a cell has all its files."""
+        return self.path(name).exists() and (not per_token or self.token_path(name).exists())
 
     def failures(self) -> dict[str, str]:
         """Names of the cells that have none because they failed, and why."""
@@ -194,15 +206,40 @@ class Store:
                     found[path.stem] = f"unknown: {path} cannot be read ({error})"
         return found
 
-    def write(self, name: str, draws: Draws, about: Mapping[str, Any]) -> None:
-        """Finish a cell: its draws, with what they were made from, in one file.
+    def write(
+        self,
+        name: str,
+        draws: Draws,
+        about: Mapping[str, Any],
+        *,
+        keep_states: bool = False,
+        earlier: Cell | None = None,
+    ) -> None:
+        """Finish a cell: its draws, with what they were made from, in one file; before it, what is kept beside it.
+
+        Args:
+            keep_states: write down where its chains ended, with target_se perhaps none of them before the end.
+            earlier: the cell of fewer draws that this one goes on from. Losses per token are then of the new draws, and
+                get behind its own; its states, if they are of the same weights, are of no more use.
 
         Raises:
             FileError: it cannot be written; nothing of it is left then.
         """
+        bare = replace(draws, states={}, tokens={}, token_baseline={}, rows={})
         with self._writing(f"cell {name}"):
-            replace(draws, settings={**draws.settings, "cell": dict(about)}).save(self.path(name))
+            if draws.tokens:
+                self._write_tokens(name, draws, earlier)
+            if keep_states:
+                last = {
+                    k: a[..., -1:]
+                    for k in ("loss", "baseline", "noise", "control")
+                    if (a := getattr(draws, k)) is not None
+                }
+                replace(bare, **last, probes={}, lengths=(), states=draws.states).save(self.state_path(name))
+            replace(bare, settings={**draws.settings, "cell": dict(about)}).save(self.path(name))
             (self.folder / "failed" / f"{name}.json").unlink(missing_ok=True)
+            if keep_states and earlier is not None and set(earlier.weights) == set(draws.weights):
+                self.state_path(earlier.name).unlink(missing_ok=True)
 
     def fail(self, name: str, reason: str) -> None:
         """Write down why a cell has no file."""
@@ -217,6 +254,89 @@ class Store:
             FileError: there is no such file, or it is damaged.
         """
         return Draws.load(self.path(name))
+
+    # What is kept beside cells.
+
+    def state_path(self, name: str) -> Path:
+        """Of the file of a cell's states."""
+        return self.folder / "states" / f"{name}.npz"
+
+    def token_path(self, name: str) -> Path:
+        """Of the file of a cell's losses per token."""
+        return self.folder / "tokens" / f"{name}.npz"
+
+    def continued(self, cell: Cell, weights: Sequence[str]) -> Draws:
+        """The draws of some weights of a finished cell with the states of their chains, for ``sample(resume=…)``.
+
+        Raises:
+            FileError: one of the two files is missing or damaged, or they are not of the same draws.
+        """
+        draws, last = self.read(cell.name), Draws.load(self.state_path(cell.name))
+        if not np.array_equal(last.loss[..., 0], draws.loss[..., -1], equal_nan=True):  # two machines, two roundings
+            raise FileError(f"reading {self.state_path(cell.name)}: its last draw is not the cell's.")
+        some = gathered([draws], [(0, draws.loss.shape[1])], weights)
+        settings = {**some.settings, "first_chain": cell.chains[0], "cell": draws.settings["cell"]}
+        return replace(some, settings=settings, states={k: v for k, v in last.states.items() if k[0] in weights})
+
+    def note_download(self, checkpoint: Checkpoint, there: Iterable[Path] | None = None) -> None:
+        """Before a checkpoint is fetched from the hub: write down what this machine has of it, once.
+
+        Args:
+            there: the files; ``None``: those that are cached now.
+        """
+        path = self._download(checkpoint)
+        if not path.exists() and not Path(checkpoint.source).exists():
+            held = sorted(map(str, checkpoint.cached() if there is None else there))
+            with self._writing(f"what is cached of {checkpoint}"):
+                write_atomically(path, lambda at: _write(at, json.dumps({"there": held})))
+
+    def delete_download(self, checkpoint: Checkpoint) -> None:
+        """Delete from the hub's cache what this machine has fetched of a checkpoint since :meth:`note_download`."""
+        path = self._download(checkpoint)
+        if path.exists():
+            checkpoint.delete_cached([Path(file) for file in json.loads(path.read_text(encoding="utf-8"))["there"]])
+            path.unlink(missing_ok=True)
+
+    def _download(self, checkpoint: Checkpoint) -> Path:
+        c = checkpoint
+        key = _hash(json.dumps([platform.node(), c.source, c.revision, c.file]))
+        return self.folder / "downloads" / f"{key}.json"
+
+    def _write_tokens(self, name: str, draws: Draws, earlier: Cell | None) -> None:
+        """Losses per token in half precision: those at w*, and the differences to them.
+
+        Float16 has 11 bits: of a loss of 3 nats, which at a draw may have risen by 0.01, they leave ± 0.001. Of the difference
+        they leave ± 0.00001, far below its noise, so that means, variances and covariances over draws, which are what these
+        losses are for, stay what they are.
+        """
+        before = {} if earlier is None else load_arrays(self.token_path(earlier.name))[0]
+        (data,) = draws.token_baseline
+        baseline = draws.token_baseline[data]
+        arrays = {"rows": draws.rows[data].astype(np.int32), "baseline": baseline.astype(np.float16)}
+        for i, weights in enumerate(draws.weights):
+            each = draws.tokens[weights, data]
+            rise = each - baseline[: each.shape[1]]
+            broken = np.isnan(draws.loss[i, :, draws.lengths[i] - each.shape[1] : draws.lengths[i]])
+            rise[broken] = np.nan
+            with np.errstate(over="ignore"):  # infinite where a chain is about to diverge
+                arrays[f"rise.{weights}"] = rise.astype(np.float16)
+        for key, array in arrays.items() if before else ():
+            arrays[key] = np.concatenate([before[key], array], axis=1 if key.startswith("rise.") else 0)
+        save_arrays(self.token_path(name), arrays, {"kind": "rllc.tokens", "data": data}, compress=False)
+
+    def tokens(self, name: str, weights: str) -> Draws:
+        """The draws of a finished cell with the losses per token of some weights, in float32.
+
+        Raises:
+            FileError: there is no such file, or it is damaged.
+        """
+        draws, (arrays, header) = self.read(name), load_arrays(self.token_path(name))
+        data, baseline = header["data"], arrays["baseline"].astype(np.float32)
+        rise = arrays[f"rise.{weights}"]
+        tokens = {(weights, data): baseline[: rise.shape[1]] + rise.astype(np.float32)}
+        return replace(
+            draws, tokens=tokens, token_baseline={data: baseline}, rows={data: arrays["rows"].astype(np.int64)}
+        )
 
     def set_damaged_aside(self, names: Iterable[str]) -> list[str]:
         """Move cell files that are damaged to ``damaged/``, and say which, with those that another sweep has just moved."""
@@ -420,6 +540,7 @@ def gathered(parts: Sequence[Draws], chains: Sequence[tuple[int, int]], weights:
     """
     ends = [0, *(end for _, end in chains)]
     rows = [[part.weights.index(w) for w in weights] for part in parts]
+    skips = [end - begin for end, (begin, _) in zip(ends, chains, strict=False)]
     first = parts[0]
 
     def joined(arrays: Sequence[np.ndarray | None]) -> Any:
@@ -428,14 +549,17 @@ def gathered(parts: Sequence[Draws], chains: Sequence[tuple[int, int]], weights:
         taken = [a[r] for a, r in zip(arrays, rows, strict=True)]
         if taken[0].ndim == 1:  # of the refinement, whatever its chains
             return taken[0]
-        skips = [end - begin for end, (begin, _) in zip(ends, chains, strict=False)]
         return np.concatenate([a[:, skip:] for a, skip in zip(taken, skips, strict=True)], axis=1)
+
+    def per_token(key: tuple[str, str]) -> np.ndarray:
+        return np.concatenate([p.tokens[key][skip:] for p, skip in zip(parts, skips, strict=True)])
 
     arrays = ("loss", "baseline", "diverged", "control", "noise")
     return replace(
         first,
         **{name: joined([getattr(p, name) for p in parts]) for name in arrays},
         probes={name: joined([p.probes[name] for p in parts]) for name in first.probes},
+        tokens={key: per_token(key) for key in first.tokens if all(key in p.tokens for p in parts)},
         weights=tuple(weights),
         data=(first.data[0],) * len(weights),
         lengths=tuple(first.lengths[r] for r in rows[0]),

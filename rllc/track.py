@@ -31,13 +31,14 @@ from tqdm.auto import tqdm
 from rllc import refinement as refine
 from rllc.checks import arguments, check
 from rllc.data.tokens import Tokens
+from rllc.draws import Draws
 from rllc.errors import FileError, InputError, RllcError, first_line, nearest
 from rllc.layout import digest, groups
 from rllc.loss import Distillation, LossFunction
 from rllc.models.checkpoints import Checkpoint, load
 from rllc.models.checkpoints import checkpoints as checkpoints_of
 from rllc.refinement import DataLike, WeightsLike
-from rllc.sample import Sampling, iterate
+from rllc.sample import Sampling, sample
 from rllc.samplers import Sampler
 from rllc.store import Cell, Store, Sweep, cell_name, contents, differences, versions
 from rllc.trajectory import Trajectory
@@ -56,6 +57,9 @@ def track(
     sampler: Sampler | None = None,
     sampling: Sampling | None = None,
     store: str | os.PathLike[str] | None = None,
+    keep_states: bool = True,
+    per_token: bool = False,
+    delete_downloads: bool = False,
     executor: int | Sequence[str] | Executor | None = None,
     dry_run: bool = False,
     progress: bool = True,
@@ -76,9 +80,14 @@ def track(
     A cell that raises, whose checkpoint is missing, damaged or not finite, or that three times kills its worker, is marked
     ``failed`` with the reason and the others go on; the next call tries it again.
 
-    Under one store, more checkpoints, data sets, weights or chains reuse what is there, and only the new is computed. More
-    draws are computed from the first one on, because chains' states are not kept. With ``target_se`` the number of chains is
-    a setting as the others are, because all chains together decide when to stop: more of them need another store.
+    Under one store, more checkpoints, data sets, weights, chains or draws reuse what is there, and only the new is computed::
+
+        rllc.track("runs/two-layer", data, rllc.heads, store="sweep", sampling=rllc.Sampling(num_draws=100))
+        rllc.track("runs/two-layer", data, rllc.heads, store="sweep", sampling=rllc.Sampling(num_draws=200))  # 100 more
+
+    More draws go on where the chains of finished cells ended, and are those of one longer run, bit for bit; where a cell's
+    state is not there or is damaged, it is computed from the first draw on. With ``target_se`` the number of chains is a
+    setting as the others are, because all chains together decide when to stop: more of them need another store.
 
     Args:
         checkpoints: a folder or hub repository of checkpoints (:func:`rllc.checkpoints` says which), or a list of
@@ -88,6 +97,18 @@ def track(
         weights: as for :func:`rllc.estimate`, or a function of the model that gives them, such as ``rllc.heads``.
         store: a folder; one for each training run and setting. With workers on other machines, one that all of them see,
             as they must the checkpoints. ``None`` keeps nothing.
+        keep_states: keep where the chains end, in ``states/`` of the store, which may be removed at any time. On disk,
+            uncompressed, for each chain 4 bytes a weight (8 with rmsprop_sgld and sghmc) and 5 kB on a CPU, and for each
+            refinement 4 bytes a weight with ``control_variate``: at the paper's settings 0.55 MB a head and checkpoint,
+            0.9 GB for 16 heads at 107 checkpoints on one data set; 54 MB a checkpoint for the whole model. On by default,
+            because draws cost far more than their disk; off where it is scarce and you know how many draws you want.
+        per_token: keep each token's loss at each draw, in ``tokens/`` of the store, for ``trajectory.draws(step, weights,
+            data).tokens``. In half precision, as the difference to the loss at w*, whose size that suits: 2 bytes × draws ×
+            rows of a minibatch × positions for each chain, and once for w*; 52 MB a head and checkpoint at the paper's
+            settings, hence only where asked. Finished cells without them are computed again.
+        delete_downloads: with checkpoints from the hub, delete each one's weights from the cache as soon as all its cells
+            are finished, but no file that was there before the sweep fetched it. On this machine; workers on others keep
+            theirs. Checkpoints of cells that failed stay, for the next call.
         executor: where cells are computed. ``None``: here. A number: as many processes with one thread each. A list of
             devices such as ``["cuda:0", "cuda:1"]``: a process for each, as ``CUDA_VISIBLE_DEVICES`` counts them. Or any
             ``concurrent.futures.Executor``: Dask's (``Client(…).get_executor()``), loky's, MPI's. A loss or sampler of
@@ -105,14 +126,17 @@ def track(
         FileError: no checkpoint can be loaded, or the store cannot be written.
         RllcError: every cell failed, or the executor is broken and not to be repaired.
     """
-    call = _Call.of(checkpoints, data, weights, loss, sampler, sampling)
+    if per_token and store is None:
+        raise InputError("track: `per_token` keeps losses in a store; give a folder as `store`, such as store='sweep'.")
+    call = _Call.of(checkpoints, data, weights, loss, sampler, sampling, delete_downloads)
+    call = replace(call, keep_states=keep_states and store is not None, per_token=per_token)
     with tempfile.TemporaryDirectory(prefix="rllc-track-") if store is None else nullcontext(store) as folder:
         if dry_run:
             trajectory = _dry(call, Store(folder), executor)
         else:
             trajectory, _ = _run(call, Store(folder), executor, progress)
         if store is None:
-            len(trajectory.value)  # read it before the folder goes
+            trajectory._detach()  # before the folder goes
     return trajectory
 
 
@@ -135,6 +159,10 @@ class _Call:
     """The first checkpoint that can be loaded."""
     first: int
     """Its step."""
+    keep_states: bool = False
+    per_token: bool = False
+    there: Mapping[int, frozenset[Path]] | None = None
+    """With ``delete_downloads``: what the hub's cache had held of the checkpoints that were tried for :attr:`model`."""
 
     @classmethod
     def of(
@@ -145,9 +173,11 @@ class _Call:
         loss: LossFunction | None,
         sampler: Sampler | None,
         sampling: Sampling | None,
+        delete_downloads: bool = False,
     ) -> _Call:
         found = _listed(checkpoints)
-        model, step = _first(found.values())
+        there: dict[int, frozenset[Path]] | None = {} if delete_downloads else None
+        model, step = _first(found.values(), there)
         sampler, sampling = arguments(model, loss, sampler, sampling)
         if sampling.first_chain:
             more = "with a larger num_chains and the same store only the new chains are run"
@@ -169,10 +199,14 @@ class _Call:
             sampling=sampling,
             model=model,
             first=step,
+            there=there,
         )
 
-    def sweep(self, earlier: Sequence[Sweep], finished: set[str]) -> Sweep:
-        """What is wanted, in cells: those that earlier calls planned where they fit, and new ones for the rest."""
+    def sweep(self, earlier: Sequence[Sweep], store: Store) -> Sweep:
+        """What is wanted, in cells: those that earlier calls planned where they fit, and new ones for the rest.
+
+        Where there are chains of fewer draws that can go on, a new cell takes the chains that are in one cell there.
+        """
         settings = self.sampler.settings | self.sampling.settings
         apart = {"num_draws", "first_chain"} | ({"num_chains"} if self.sampling.target_se is None else set())
         bare = Sweep(
@@ -190,35 +224,56 @@ class _Call:
         for before in earlier:
             for cell in before.cells if before.num_draws == bare.num_draws else ():
                 planned.setdefault((cell.step, cell.data), []).append(cell)
+        finished, shorter = store.finished(), self.shorter(earlier, store)
         cells: list[Cell] = []
         for step in self.checkpoints:
             for data in self.data:
-                cells += self._cells(bare, step, data, planned.get((step, data), []), finished)
+                there = planned.get((step, data), []), [c for c, _ in shorter.get((step, data), [])]
+                cells += self._cells(bare, step, data, *there, finished)
         return replace(bare, cells=tuple(dict.fromkeys(cells)))
 
-    def _cells(self, sweep: Sweep, step: int, data: str, planned: Sequence[Cell], finished: set[str]) -> Iterable[Cell]:
+    def shorter(self, earlier: Sequence[Sweep], store: Store) -> dict[tuple[int, str], list[tuple[Cell, int]]]:
+        """By step and data: finished cells of fewer draws whose chains can go on, with their draws; those with most first."""
+        if self.per_token and self.sampling.target_se is not None:  # refinements that have stopped have no new tokens
+            return {}
+        ready = store.finished("states", *(["tokens"] if self.per_token else []))
+        found: dict[tuple[int, str], list[tuple[Cell, int]]] = {}
+        for before in sorted(earlier, key=lambda s: s.num_draws, reverse=True):
+            for cell in before.cells if before.num_draws < self.sampling.num_draws else ():
+                if cell.name in ready:
+                    found.setdefault((cell.step, cell.data), []).append((cell, before.num_draws))
+        return found
+
+    def _cells(
+        self, sweep: Sweep, step: int, data: str, planned: Sequence[Cell], shorter: Sequence[Cell], finished: set[str]
+    ) -> Iterable[Cell]:
         """One checkpoint and data set: cells that are there, then planned ones that hold nothing else, then new ones."""
         known = [c for c in planned if c.name in finished or set(c.weights) <= set(self.weights)]
         known.sort(key=lambda c: c.name not in finished)
         used: dict[Cell, None] = {}
-        lacking: dict[tuple[int, int], list[str]] = {}
+        lacking: dict[tuple[tuple[int, int], Cell | None], list[str]] = {}
         for name in self.weights:
             chain = 0
-            while chain < sweep.num_chains and (cell := _next(known, name, chain, sweep.num_chains)) is not None:
-                used[cell] = None
+            while chain < sweep.num_chains:
+                if (cell := _next(known, name, chain, sweep.num_chains)) is not None:
+                    used[cell] = None
+                elif (cell := _next(shorter, name, chain, sweep.num_chains)) is not None and cell.chains[0] == chain:
+                    lacking.setdefault((cell.chains, cell), []).append(name)
+                else:
+                    lacking.setdefault(((chain, sweep.num_chains), None), []).append(name)
+                    break
                 chain = cell.chains[1]
-            if chain < sweep.num_chains:
-                lacking.setdefault((chain, sweep.num_chains), []).append(name)
-        for chains, names in lacking.items():
+        for (chains, _), names in lacking.items():
             for group in groups([self.masks[name] for name in names]):
                 together = tuple(names[i] for i in group.members)
                 name = cell_name(sweep, sweep.checkpoints[step], data, together, chains)
                 used[Cell(name, step, data, together, chains)] = None
         return used
 
-    def task(self, sweep: Sweep, cell: Cell, store: Store) -> Task:
+    def task(self, sweep: Sweep, cell: Cell, store: Store, shorter: Sequence[tuple[Cell, int]]) -> Task:
         """What a worker needs for a cell."""
         first, end = cell.chains
+        earlier, _ = _going_on(cell, shorter)
         return Task(
             cell=cell,
             folder=str(store.folder),
@@ -235,7 +290,17 @@ class _Call:
                 "loss": sweep.loss,
                 "chains": list(cell.chains),
             },
+            earlier=earlier,
+            keep_states=self.keep_states,
+            per_token=self.per_token,
+            delete_downloads=self.there is not None,
         )
+
+
+def _going_on(cell: Cell, shorter: Sequence[tuple[Cell, int]]) -> tuple[Cell | None, int]:
+    """The cell whose chains a cell goes on with, and its number of draws."""
+    fitting = ((c, n) for c, n in shorter if c.chains == cell.chains and set(c.weights) >= set(cell.weights))
+    return next(fitting, (None, 0))
 
 
 def _next(cells: Iterable[Cell], weights: str, chain: int, num_chains: int) -> Cell | None:
@@ -259,10 +324,12 @@ def _listed(source: str | os.PathLike[str] | Iterable[Checkpoint]) -> dict[int, 
     return found
 
 
-def _first(checkpoints: Iterable[Checkpoint]) -> tuple[nn.Module, int]:
-    """A model to look at: the first checkpoint that can be loaded."""
+def _first(checkpoints: Iterable[Checkpoint], there: dict[int, frozenset[Path]] | None) -> tuple[nn.Module, int]:
+    """A model to look at: the first checkpoint that can be loaded. Notes ``there`` what is cached of those it tries."""
     problems: list[RllcError] = []
     for checkpoint in checkpoints:
+        if there is not None:
+            there[checkpoint.step] = checkpoint.cached()
         try:
             return load(checkpoint), checkpoint.step
         except RllcError as error:
@@ -310,7 +377,7 @@ def _run(
 ) -> tuple[Trajectory, list[str]]:
     """Compute a share of a sweep; gives with what there is then the reasons of the cells of this share that failed."""
     earlier = store.sweeps()
-    sweep = call.sweep(earlier, store.finished())
+    sweep, shorter = call.sweep(earlier, store), call.shorter(earlier, store)
     _compare(earlier, sweep, store)
     _warn_of_versions(earlier, sweep, store)
     _announce(earlier, sweep, store)
@@ -322,8 +389,12 @@ def _run(
             f"track: {len(damaged)} cell files in {store.folder} were damaged; they are in damaged/ and computed again.",
             stacklevel=3,
         )
-    todo = [call.task(sweep, c, store) for c in part if c.name not in there or c.name in damaged]
-    reasons = _compute(todo, len(part), executor, progress)
+    missing = [c for c in part if c.name in damaged or not store.has(c.name, call.per_token)]
+    todo = [call.task(sweep, c, store, shorter.get((c.step, c.data), ())) for c in missing]
+    for step, held in (call.there or {}).items():
+        store.note_download(call.checkpoints[step], held)
+    reasons = _compute(todo, len(part), executor, progress, lambda step: _delete_finished(call, sweep, store, [step]))
+    _delete_finished(call, sweep, store, call.checkpoints)
     if part and len(reasons) == len(part):
         raise RllcError(f"track: all {len(part)} cells failed; the first: {reasons[0]}")
     return Trajectory._lazy(store, contents(store, [*earlier, sweep], [sweep])), reasons
@@ -343,10 +414,24 @@ def _announce(earlier: Sequence[Sweep], sweep: Sweep, store: Store) -> None:
         raise
 
 
+def _delete_finished(call: _Call, sweep: Sweep, store: Store, steps: Iterable[int]) -> None:
+    """Delete what was fetched from the hub of checkpoints whose cells are all there, those of other shares included."""
+    for step in steps if call.there is not None else ():
+        if all(store.has(cell.name, call.per_token) for cell in sweep.cells if cell.step == step):
+            try:
+                store.delete_download(call.checkpoints[step])
+            except (OSError, ValueError) as error:  # it is in nobody's way; numbers are worth more
+                warnings.warn(f"track: {call.checkpoints[step]} stays in the hub's cache ({error}).", stacklevel=4)
+
+
 def _compute(
-    todo: Sequence[Task], total: int, executor: int | Sequence[str] | Executor | None, progress: bool
+    todo: Sequence[Task],
+    total: int,
+    executor: int | Sequence[str] | Executor | None,
+    progress: bool,
+    done: Callable[[int], None],
 ) -> list[str]:
-    """Finish cells under one bar; gives the reasons of those that failed."""
+    """Finish cells under one bar, saying of which step each was; gives the reasons of those that failed."""
     reasons: list[str] = []
     steps, begin = 0, time.perf_counter()
     bar = tqdm(total=total, initial=total - len(todo), desc="track", unit="cell", disable=not progress)
@@ -354,6 +439,7 @@ def _compute(
         for task, reason in finish_all(todo, executor):
             if reason is None:
                 steps += task.sampling.num_steps
+                done(task.cell.step)
             else:
                 reasons.append(f"{task.name}: {reason}")
             rate = steps / (time.perf_counter() - begin)
@@ -405,8 +491,8 @@ def _dry(
 ) -> Trajectory:
     """Print what a share of a sweep would take; measured on a few steps of its first missing cell."""
     earlier = store.sweeps()
-    finished = store.finished()
-    sweep = call.sweep(earlier, finished)
+    finished = store.finished(*(["tokens"] if call.per_token else []))
+    sweep, shorter = call.sweep(earlier, store), call.shorter(earlier, store)
     _compare(earlier, sweep, store)
     _warn_of_versions(earlier, sweep, store)
     part = _share(sweep.cells, shard)
@@ -415,13 +501,18 @@ def _dry(
     share = "" if shard[1] == 1 else f", of which in share {shard[0]} of {shard[1]}"
     print(f"{what}{share}: {len(part)} cells, {len(part) - len(missing)} finished, {len(missing)} to compute")
     if missing:
-        steps = call.sampling.num_steps
-        run_steps = sum(steps * len(c.weights) * (c.chains[1] - c.chains[0]) for c in missing)
+        there = [_going_on(c, shorter.get((c.step, c.data), ()))[1] for c in missing]
+        steps = [call.sampling.num_steps - (n and replace(call.sampling, num_draws=n).num_steps) for n in there]
+        runs = [len(c.weights) * (c.chains[1] - c.chains[0]) for c in missing]
+        run_steps = sum(n * count for n, count in zip(steps, runs, strict=True))
         evaluations = run_steps + sum(_looks(call.sampling, c) for c in missing)
-        seconds, flops, memory = _measured(call, missing[0])
+        seconds, flops, memory, disk = _measured(call, missing[0])
         workers = None if isinstance(executor, Executor) else 1 if executor is None else len(places(executor))
-        print(f"{steps * len(missing):,} steps, of each chain: {run_steps:,}; {flops * evaluations:.2g} FLOPs")
+        print(f"{sum(steps):,} steps, of each chain: {run_steps:,}; {flops * evaluations:.2g} FLOPs")
         print(f"about {memory / 2**30:.2g} GiB of memory a worker")
+        for what, size in disk.items():
+            total = size * sum(runs) / runs[0]
+            print(f"about {total / 2**30:.2g} GiB on disk for {what}, {size / 2**20:.2g} MiB for the first cell")
         shared = "" if workers is None else f", on {workers} worker{'s' if workers > 1 else ''}"
         hours = seconds * evaluations / (workers or 1) / 3600
         print(f"about {hours:.2g} hours{shared}" + (" of one worker's time" if workers is None else ""))
@@ -439,10 +530,10 @@ _TIMED = 4
 """Draws whose time, FLOPs and memory stand for all, after one that warms up."""
 
 
-def _measured(call: _Call, cell: Cell) -> tuple[float, float, int]:
-    """Seconds and FLOPs of one chain's step, and a worker's peak memory in bytes, from a few steps of a cell."""
+def _measured(call: _Call, cell: Cell) -> tuple[float, float, int, dict[str, float]]:
+    """Seconds and FLOPs of one chain's step, a worker's peak memory in bytes, and bytes on disk, from a few steps of a cell."""
 
-    def run(num_draws: int) -> int:
+    def run(num_draws: int, resume: Draws | None) -> Draws:
         short = {
             "num_draws": num_draws,
             "num_burnin_steps": 0,
@@ -450,27 +541,41 @@ def _measured(call: _Call, cell: Cell) -> tuple[float, float, int]:
             "target_se": None,
             "num_probes": 0,
         }
-        sampling = replace(call.sampling, **short, num_chains=chains)
-        data, weights = {cell.data: call.data[cell.data]}, [call.weights[name] for name in cell.weights]
-        steps = iterate(call.model, data, weights, loss=call.loss, sampler=call.sampler, sampling=sampling)
-        return sum(1 for _ in steps)
+        return sample(
+            call.model,
+            {cell.data: call.data[cell.data]},
+            [call.weights[name] for name in cell.weights],
+            loss=call.loss,
+            sampler=call.sampler,
+            sampling=replace(call.sampling, **short, num_chains=chains),
+            per_token=call.per_token,
+            keep_states=True,
+            resume=resume,
+            progress=False,
+        )
 
     chains = cell.chains[1] - cell.chains[0]
 
     def seconds(num_draws: int) -> float:
         begin = time.perf_counter()
-        run(num_draws)
+        run(num_draws, first)
         return time.perf_counter() - begin
 
-    run(1)  # warms up
-    few_draws = seconds(1)
-    took = max(seconds(1 + _TIMED) - few_draws, 0.0)
+    first = run(1, None)  # warms up; the others go on from it, so that looking around w* is done once
+    few_draws = seconds(2)
+    took = max(seconds(2 + _TIMED) - few_draws, 0.0)
     with FlopCounterMode(display=False) as few:
-        run(1)
+        run(2, first)
     with FlopCounterMode(display=False) as more:
-        run(1 + _TIMED)
+        run(2 + _TIMED, first)
     runs = _TIMED * chains * len(cell.weights)
-    return took / runs, (more.get_total_flops() - few.get_total_flops()) / runs, _peak_memory()
+    disk: dict[str, float] = {}
+    if call.keep_states:
+        disk["states"] = sum(a.nbytes for state in first.states.values() for a in state.values())
+    if call.per_token:
+        numbers = sum(a.size for part in (first.tokens, first.token_baseline) for a in part.values())
+        disk["losses per token"] = 2 * numbers * call.sampling.num_draws
+    return took / runs, (more.get_total_flops() - few.get_total_flops()) / runs, _peak_memory(), disk
 
 
 def _peak_memory() -> int:
@@ -492,8 +597,13 @@ _SPEC = """the sweep, as JSON, paths being relative to it; only the first three 
 {"checkpoints": "runs/seed0", "data": {"code": "code.npz"}, "store": "sweep",
  "weights": "heads" or "everything" or ["0:1", "1:6"], "steps": [0, 100, 200],
  "sampler": {"sampler": "sgld", "lr": 0.001, "localization": 200.0},
- "sampling": {"num_chains": 4, "num_draws": 200}, "loss": "module:function"};
+ "sampling": {"num_chains": 4, "num_draws": 200}, "loss": "module:function",
+ "keep_states": true, "per_token": false, "delete_downloads": false};
 data are files that rllc.Tokens.save wrote"""
+
+
+_SWITCHES = {"keep_states": True, "per_token": False, "delete_downloads": False}
+"""Of :func:`track`, with their defaults."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -532,7 +642,7 @@ def _read_spec(path: Path) -> tuple[_Call, Store]:
             raise ValueError(f"expected an object, got {type(spec).__name__}")
     except (OSError, ValueError) as error:
         raise FileError(f"reading {path}: {error}. Type python -m rllc.track --help for what it holds.") from error
-    known = ("checkpoints", "data", "store", "weights", "steps", "sampler", "sampling", "loss")
+    known = ("checkpoints", "data", "store", "weights", "steps", "sampler", "sampling", "loss", *_SWITCHES)
     for name in spec:
         if name not in known:
             raise InputError(f"reading {path}: it has {name!r}, which means nothing; {nearest(name, known)}")
@@ -561,7 +671,13 @@ def _read_spec(path: Path) -> tuple[_Call, Store]:
         sampling = Sampling(**spec.get("sampling", {}))
     except (TypeError, KeyError, AttributeError) as error:
         raise InputError(f"reading {path}: sampler or sampling: {first_line(error)}.") from error
-    return _Call.of(found, data, weights, _read_loss(spec.get("loss")), sampler, sampling), Store(here / spec["store"])
+    for name, default in _SWITCHES.items():
+        if not isinstance(spec.get(name, default), bool):
+            raise InputError(f"reading {path}: {name!r} must be true or false, got {spec[name]!r}.")
+    switches = {name: spec.get(name, default) for name, default in _SWITCHES.items()}
+    delete_downloads = switches.pop("delete_downloads")
+    call = _Call.of(found, data, weights, _read_loss(spec.get("loss")), sampler, sampling, delete_downloads)
+    return replace(call, **switches), Store(here / spec["store"])
 
 
 def _read_loss(name: str | None) -> LossFunction | None:

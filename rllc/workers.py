@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
@@ -26,7 +27,9 @@ import torch
 from torch import nn
 
 from rllc.data.tokens import Tokens
+from rllc.draws import Draws
 from rllc.errors import FileError, InputError, RllcError, first_line
+from rllc.files import load_arrays
 from rllc.loss import Distillation, LossFunction
 from rllc.models.checkpoints import Checkpoint, load
 from rllc.refinement import Rows, fingerprint
@@ -52,6 +55,10 @@ class Task:
         loss: a function or, for another process, the folder of a generating model.
         sampler: one or, for another process, its settings.
         about: goes into the cell's file.
+        earlier: a finished cell of fewer draws whose chains go on.
+        keep_states: write down where the chains end.
+        per_token: write down the losses per token.
+        delete_downloads: write down what there was of the checkpoint before it is fetched.
     """
 
     cell: Cell
@@ -64,6 +71,10 @@ class Task:
     sampler: Sampler | Mapping[str, Any]
     sampling: Sampling
     about: Mapping[str, Any]
+    earlier: Cell | None = None
+    keep_states: bool = False
+    per_token: bool = False
+    delete_downloads: bool = False
 
     @property
     def name(self) -> str:
@@ -95,6 +106,8 @@ class Bench(threading.local):
 
     def checkpoint(self, task: Task) -> tuple[nn.Module, str]:
         """The model with the weights of a checkpoint, and their SHA-256."""
+        if task.delete_downloads:
+            Store(task.folder).note_download(task.checkpoint)
         found = digest_of(task.checkpoint)
         if task.sha256 not in (None, found):
             raise FileError(
@@ -136,28 +149,52 @@ def work(task: Task, bench: Bench | None = None) -> str | None:
         FileError: the store cannot be written, which is not the cell's fault.
     """
     store = Store(task.folder)
-    if store.path(task.cell.name).exists():  # by another sweep, or before the worker that had it died
+    if store.has(task.cell.name, task.per_token):  # by another sweep, or before the worker that had it died
         return None
     bench = _BENCH if bench is None else bench
     try:
         model, sha256 = bench.checkpoint(task)
-        draws = sample(
-            model,
-            {task.cell.data: bench.data(task.data)},
-            list(task.weights),
-            loss=bench.loss(task.loss),
-            sampler=sampler_of(task.sampler),
-            sampling=task.sampling,
-            progress=False,
-        )
+        draws, earlier = _sampled(task, bench, model, sha256, store)
     except Exception as error:  # whatever it is, it is this cell's and the others go on
         reason = f"{type(error).__name__}: {first_line(error)}"
         store.fail(task.cell.name, reason)
         return reason
     device = next(model.parameters()).device
     about = {**task.about, "checkpoint": {**task.about["checkpoint"], "sha256": sha256}}
-    store.write(task.cell.name, draws, about | {"versions": versions(), "device": _kind(device)})
+    about |= {"versions": versions(), "device": _kind(device)}
+    store.write(task.cell.name, draws, about, keep_states=task.keep_states, earlier=earlier)
     return None
+
+
+def _sampled(task: Task, bench: Bench, model: nn.Module, sha256: str, store: Store) -> tuple[Draws, Cell | None]:
+    """A cell's draws, and the cell that they go on from; from the first draw on where they cannot."""
+
+    def drawn(resume: Draws | None) -> Draws:
+        return sample(
+            model,
+            {task.cell.data: bench.data(task.data)},
+            list(task.weights),
+            loss=bench.loss(task.loss),
+            sampler=sampler_of(task.sampler),
+            sampling=task.sampling,
+            per_token=task.per_token,
+            keep_states=task.keep_states,
+            resume=resume,
+            progress=False,
+        )
+
+    if task.earlier is not None:
+        try:
+            resume = store.continued(task.earlier, task.cell.weights)
+            there = resume.settings["cell"]
+            if there["checkpoint"]["sha256"] != sha256 or there["loss"] != task.about["loss"]:
+                raise FileError("it is of another checkpoint or loss.")
+            if task.per_token:
+                load_arrays(store.token_path(task.earlier.name))  # before anything is computed that would go behind it
+            return drawn(resume), task.earlier
+        except (FileError, InputError) as error:  # raised before any chain runs
+            warnings.warn(f"track: {task.name}: computed from the first draw on: {first_line(error)}", stacklevel=2)
+    return drawn(None), None
 
 
 def finish_all(

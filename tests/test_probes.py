@@ -19,11 +19,26 @@ from rllc.probes import largest_curvature, probed, second_look
 from rllc.seeds import generator
 
 
-def test_probed_draws_are_spread_evenly_and_end_with_the_last() -> None:
-    assert probed(4, 100, None) == [24, 49, 74, 99]
+def test_probed_draws_are_the_preferred_ones_of_those_there_are() -> None:
+    assert probed(4, 100, None) == [31, 63, 79, 95]  # draws 64, 96, 32 and 80
     assert probed(5, 3, None) == [0, 1, 2]
     assert probed(3, 200, 0.1) == [19, 39, 59]
     assert probed(5, 10, 0.1) == [1, 3, 5, 7, 9]
+
+
+def test_what_a_long_run_probes_early_a_short_one_has_probed() -> None:
+    """For all lengths, by brute force; and as many as asked for, spread over all but the beginning."""
+    for few in (1, 2, 5, 9):
+        sets = [set(probed(few, n, None)) for n in range(1, 130)]
+        for n, short in enumerate(sets, 1):
+            assert len(short) == min(few, n)
+            assert max(short) < n
+            for longer in sets[n:]:
+                assert {d for d in longer if d < n} <= short
+    for n in (40, 100, 200, 1000):
+        gaps = np.diff([0, *probed(5, n, None), n])
+        assert gaps.max() <= n / 2
+        assert gaps[1:].max() <= n / 3
 
 
 def test_acceptance_is_the_ratio_written_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import json
 import pickle
@@ -9,15 +10,18 @@ import re
 import shutil
 import tempfile
 import threading
+import types
+import warnings
 from collections import Counter
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from faulty import raises
+from faulty import interrupted, raises
 from tiny import SHORT, tiny_model, tiny_tokens
 
 import rllc
@@ -153,7 +157,7 @@ def test_more_of_everything_reuses_what_is_there(run, unbroken, tmp_path, comput
     longer = rllc.track(
         found, named, rllc.heads, store=tmp_path, **QUICK | {"sampling": replace(QUICK["sampling"], num_draws=6)}
     )
-    assert len(computed) == 8  # from the first draw
+    assert len(computed) == 11  # the same chains of the same weights go on
     assert longer.settings["num_draws"] == rllc.Trajectory.open(tmp_path).settings["num_draws"] == 6
     assert longer.missing == ()
 
@@ -210,6 +214,327 @@ def test_what_was_never_asked_for_is_not_missing(run, tmp_path) -> None:
     opened = rllc.Trajectory.open(tmp_path)
     assert opened.missing == ()
     assert opened.status[0][1] == opened.status[1][0] == "not asked for"
+
+
+# More draws.
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[tuple[int, int]]:
+    """Of each cell that is computed: how many draws it goes on from, and how many it has then."""
+    seen: list[tuple[int, int]] = []
+
+    def counting(model, data, weights, **options):
+        there = options["resume"]
+        seen.append((0 if there is None else there.loss.shape[-1], options["sampling"].num_draws))
+        return rllc.sample(model, data, weights, **options)
+
+    monkeypatch.setattr(rllc.workers, "sample", counting)
+    return seen
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Of cells and all that is kept beside them, by name."""
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in folder.glob("[!s]*/*.npz")} | {
+        f"states/{path.name}": path.read_bytes() for path in folder.glob("states/*.npz")
+    }
+
+
+def longer(num_draws: int, **changes: object) -> dict[str, object]:
+    return {"sampling": replace(QUICK["sampling"], num_draws=num_draws, **changes), "progress": False}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "changes"),
+    [
+        (rllc.sgld(), {}),
+        (rllc.rmsprop_sgld(num_adaptation_steps=6), {"num_burnin_steps": 2, "num_chains": 3}),
+        (rllc.sghmc(lr=1e-4), {"control_variate": True, "num_probes": 3}),
+        (rllc.sgld(), {"start": "gaussian", "num_burnin_steps": 1, "runs_per_pass": 1}),
+    ],
+    ids=str,
+)
+def test_more_draws_leave_the_store_that_one_longer_run_leaves(run, tmp_path, drawn, sampler, changes) -> None:
+    """Byte for byte, states included, in two steps and with the losses of each token."""
+    call = {"checkpoints": rllc.checkpoints(run)[:1], "data": DATA["a"], "weights": rllc.heads}
+    call |= {"sampler": sampler, "per_token": True}
+    for num_draws in (4, 7, 12):
+        rllc.track(**call, store=tmp_path / "went on", **longer(num_draws, **changes))
+    assert drawn == [(0, 4), (0, 4), (4, 7), (4, 7), (7, 12), (7, 12)]
+    unbroken = rllc.track(**call, store=tmp_path / "unbroken", **longer(12, **changes))
+    found, expected = files(tmp_path / "went on"), files(tmp_path / "unbroken")
+    assert {name: found.get(name) for name in expected} == expected
+    states = [name for name in found if name.startswith("states/")]
+    assert sorted(states) == sorted(name for name in expected if name.startswith("states/"))  # those of fewer draws go
+    assert len(states) == 2
+    assert same(rllc.Trajectory.open(tmp_path / "went on"), unbroken)
+    assert np.isfinite(unbroken.value).all()
+
+
+def test_more_draws_and_more_chains_and_more_heads_at_once(run, tmp_path, drawn, computed) -> None:
+    call = {"checkpoints": rllc.checkpoints(run)[:1], "data": DATA["a"], "store": tmp_path}
+    rllc.track(**call, weights=["1:0"], **longer(4, runs_per_pass=1))
+    del computed[:]
+    more = longer(9, num_chains=5, runs_per_pass=1)
+    found = rllc.track(**call, weights=["1:1", "1:0"], **more)
+    assert computed == [("tokens", 0, "1:1"), ("tokens", 0, "1:0"), ("tokens", 2, "1:0")]  # new, going on, new chains
+    assert same(found, rllc.track(**call | {"store": None}, weights=["1:1", "1:0"], **more))
+
+
+def test_a_diverged_chain_stays_diverged_however_many_draws_follow(run, tmp_path, drawn) -> None:
+    call = {"checkpoints": run, "data": DATA["a"], "weights": "0:1", "sampler": rllc.sgld(lr=3.0), "store": tmp_path}
+    first = rllc.track(**call, **longer(4))
+    more = rllc.track(**call, **longer(8))
+    assert drawn == [(0, 4)] * 2 + [(4, 8)] * 2
+    assert more.status == first.status
+    assert more.status[0][0].startswith("diverged: chain 0 at step ")
+    assert np.isnan(more.value).all()
+
+
+def test_part_of_a_cell_goes_on_alone_and_its_states_stay_for_the_rest(run, tmp_path, drawn) -> None:
+    call = {"checkpoints": rllc.checkpoints(run)[:1], "data": DATA["a"], "store": tmp_path}
+    rllc.track(**call, weights=["1:0", "1:1"], **longer(4, runs_per_pass=1))
+    part = rllc.track(**call, weights="1:1", **longer(8, runs_per_pass=1))
+    rest = rllc.track(**call, weights=["1:0", "1:1"], **longer(8, runs_per_pass=1))
+    assert drawn == [(0, 4), (4, 8), (4, 8)]
+    whole = rllc.track(**call | {"store": None}, weights=["1:0", "1:1"], **longer(8, runs_per_pass=1))
+    assert same(rest, whole)
+    assert part.value[0, 0] == whole.value[0, 1]
+
+
+@pytest.mark.parametrize("damage", ["none kept", "gone", "cut", "flipped", "of another cell", "cell flipped"])
+def test_without_a_whole_state_a_cell_is_computed_from_the_first_draw(run, tmp_path, drawn, damage) -> None:
+    call = {"checkpoints": run, "data": DATA["a"], "weights": "0:1", "store": tmp_path}
+    rllc.track(**call, **longer(4), keep_states=damage != "none kept")
+    states = sorted((tmp_path / "states").glob("*.npz"))
+    assert len(states) == (0 if damage == "none kept" else 2)
+    if states:
+        one, other = (path.read_bytes() for path in states)
+        flipped = one[: len(one) // 2] + bytes([one[len(one) // 2] ^ 1]) + one[len(one) // 2 + 1 :]
+        cell = tmp_path / "cells" / states[0].name
+        {
+            "gone": states[0].unlink,
+            "cut": lambda: states[0].write_bytes(one[:-7]),
+            "flipped": lambda: states[0].write_bytes(flipped),
+            "of another cell": lambda: states[0].write_bytes(other),
+            "cell flipped": lambda: cell.write_bytes(cell.read_bytes()[:-7]),
+        }[damage]()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = rllc.track(**call, **longer(8))
+    assert sorted(drawn[2:]) == ([(0, 8)] * 2 if damage == "none kept" else [(0, 8), (4, 8)])
+    assert [("computed from the first draw on: reading" in str(w.message)) for w in told] == (
+        [] if damage in ("none kept", "gone") else [True]
+    )
+    assert same(found, rllc.track(**call | {"store": None}, **longer(8)))
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.9, (60, 100)), (1e9, (40, 100))])
+def test_more_draws_with_target_se_are_of_those_that_have_not_reached_it(run, tmp_path, drawn, share, steps) -> None:
+    call = {"checkpoints": rllc.checkpoints(run)[:1], "data": DATA["a"], "weights": ["0:0", "0:1"]}
+    error = share * float(rllc.track(**call, **longer(60)).standard_error.min())
+    del drawn[:]
+    rllc.track(**call, store=tmp_path, **longer(60, target_se=error))
+    found = rllc.track(**call, store=tmp_path, **longer(100, target_se=error))
+    assert drawn == [(0, 60), steps]
+    assert same(found, rllc.track(**call, **longer(100, target_se=error)))
+
+
+def test_draws_go_on_in_other_processes_and_a_dry_run_counts_what_is_left(run, tmp_path, drawn, capsys) -> None:
+    call = {"checkpoints": run, "data": DATA["a"], "weights": "0:1", "store": tmp_path}
+    rllc.track(**call, **longer(4))
+    rllc.track(**call, **longer(10), dry_run=True)
+    assert "\n12 steps, of each chain: 24; " in capsys.readouterr().out  # 6 of 2 cells, in 2 chains
+    with ThreadPoolExecutor(2) as threads:
+        found = rllc.track(**call, **longer(10), executor=threads)
+    assert drawn == [(0, 4)] * 2 + [(4, 10)] * 2
+    assert same(found, rllc.track(**call | {"store": None}, **longer(10)))
+
+
+def test_the_size_of_states_is_said_beforehand(run, tmp_path, capsys) -> None:
+    """Against the files: in all, and off when they are not kept."""
+    call = {"checkpoints": run, "data": DATA, "weights": "0:1", "store": tmp_path, "per_token": True}
+    rllc.track(**call, **QUICK, dry_run=True)
+    told = dict(re.findall(r"disk for ([a-z ]+), ([\d.e-]+) MiB for the first cell", capsys.readouterr().out))
+    rllc.track(**call, **QUICK)
+    for what, folder in (("states", "states"), ("losses per token", "tokens")):
+        kept = [np.load(path) for path in (tmp_path / folder).glob("*.npz")]
+        assert len(kept) == 4
+        sizes = [sum(a[name].nbytes for name in a.files if re.match("states|rise|baseline$", name)) for a in kept]
+        assert float(told[what]) * 2**20 == pytest.approx(sizes[0], rel=0.05), what  # it is told with two digits
+    rllc.track(**call | {"per_token": False}, **longer(6), keep_states=False, dry_run=True)
+    assert "on disk" not in capsys.readouterr().out
+
+
+# Losses per token.
+
+
+def test_losses_per_token_come_back_as_they_were_to_half_precision(run, tmp_path) -> None:
+    """Against rllc.sample, for chains that came in two cells; rows against the data itself."""
+    call = {"checkpoints": run, "data": DATA, "weights": ["1:0", "1:1"], "store": tmp_path, "per_token": True}
+    rllc.track(**call, **longer(5, num_chains=2, runs_per_pass=1))
+    trajectory = rllc.track(**call, **longer(5, num_chains=3, runs_per_pass=1))
+    model = rllc.load(run, 10)
+    expected = rllc.sample(model, DATA, ["1:0", "1:1"], per_token=True, **longer(5, num_chains=3, runs_per_pass=1))
+    for found in (trajectory, rllc.Trajectory.open(tmp_path)):
+        draws = found.draws(10, "L1H1", "b")
+        key = "1:1", "b"
+        assert list(draws.tokens) == [key]
+        assert draws.tokens[key].dtype == np.float32
+        assert np.array_equal(draws.rows["b"], expected.rows["b"])
+        rise = draws.tokens[key] - draws.token_baseline["b"]
+        exact = expected.tokens[key] - expected.token_baseline["b"]
+        assert exact.shape == (3, 5, 4, 6)
+        np.testing.assert_allclose(rise, exact, rtol=2**-10, atol=2e-6)
+        np.testing.assert_allclose(draws.tokens[key], expected.tokens[key], atol=3e-3)
+        assert np.array_equal(draws.loss[0], expected.loss[expected.weights.index("1:1") + 1])
+        np.testing.assert_allclose(rise.mean((2, 3)), (draws.loss - draws.baseline)[0], atol=2e-4)
+    with torch.no_grad():
+        alone = rllc.next_token(model, DATA["b"].rows[torch.from_numpy(draws.rows["b"][2])].long())
+    np.testing.assert_allclose(draws.token_baseline["b"][2], alone.numpy(), rtol=2**-10)
+
+
+def test_losses_per_token_are_kept_only_where_asked_and_then_of_finished_cells_too(run, tmp_path, computed) -> None:
+    call = {"checkpoints": run, "data": DATA["a"], "weights": "0:1", "store": tmp_path} | QUICK
+    without = rllc.track(**call)
+    assert not (tmp_path / "tokens").exists()
+    assert without.draws(10, "0:1").tokens == {}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "cells").iterdir()}
+    with_tokens = rllc.track(**call, per_token=True)
+    assert len(computed) == 4
+    assert len(with_tokens.draws(10, "0:1").tokens) == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cells").iterdir()} == before
+    rllc.track(**call, per_token=True)
+    assert len(computed) == 4
+
+
+def test_losses_per_token_of_a_diverged_chain_are_no_numbers(run, tmp_path) -> None:
+    call = {"checkpoints": run, "data": DATA["a"], "weights": "0:1", "sampler": rllc.sgld(lr=3.0), "store": tmp_path}
+    draws = rllc.track(**call, per_token=True, **QUICK).draws(10, "0:1")
+    rise = draws.tokens["0:1", "tokens"]
+    assert np.isnan(draws.loss).any()
+    assert np.array_equal(np.isnan(rise).all((2, 3)), np.isnan(draws.loss[0]))
+
+
+def test_draws_that_are_not_there_are_named(run, tmp_path) -> None:
+    with pytest.raises(rllc.InputError, match="`per_token` keeps losses in a store; give a folder as `store`"):
+        rllc.track(run, DATA, "0:1", per_token=True, **QUICK)
+    with pytest.raises(rllc.InputError, match=r"draws are in a store; use track\(…, store='sweep'\)"):
+        rllc.track(run, DATA["a"], "0:1", **QUICK).draws(10, "0:1")
+    found = rllc.track(run, DATA, "0:1", store=tmp_path, **QUICK)
+    with pytest.raises(
+        rllc.InputError, match=r"on which data\? It has \['a', 'b'\]; type trajectory.draws\(10, '0:1', 'a'\)"
+    ):
+        found.draws(10, "0:1")
+    with pytest.raises(rllc.InputError, match="known: '0', '10'"):
+        found.draws(5, "0:1", "a")
+    with pytest.raises(rllc.InputError, match=r"did you mean .*'0:1', 'b'"):
+        found.draws(10, "0:0", "b")
+    Store(tmp_path).path(Store(tmp_path).sweeps()[0].cells[0].name).unlink()
+    with pytest.raises(rllc.InputError, match=r"draws\(0, '0:1', 'a'\): it is missing; call rllc.track again"):
+        rllc.Trajectory.open(tmp_path).draws(0, "0:1", "a")
+
+
+# Downloads.
+
+
+@pytest.fixture
+def repository(run, tmp_path, monkeypatch) -> tuple[Path, list[str]]:
+    """A hub with one revision a step, its client's cache beside it, and what is downloaded from it."""
+    fetched: list[str] = []
+    cache = tmp_path / "cache"
+    client = huggingface_hub.snapshot_download
+
+    def refs(name: str):
+        return types.SimpleNamespace(branches=[types.SimpleNamespace(name=f"step{s}") for s in (0, 10)], tags=[])
+
+    def download(name: str, *, revision: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        if local_files_only:
+            return client(
+                name, revision=revision, cache_dir=cache, allow_patterns=allow_patterns, local_files_only=True
+            )
+        at = cache / "models--org--name"
+        commit = revision.removeprefix("step").zfill(40)
+        snapshot = at / "snapshots" / commit
+        for folder in (at / "blobs", at / "refs", snapshot):
+            folder.mkdir(parents=True, exist_ok=True)
+        (at / "refs" / revision).write_text(commit)
+        for file in (run / f"step{int(commit):07d}").iterdir():
+            wanted = any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns)
+            if wanted and not (snapshot / file.name).exists():
+                blob = at / "blobs" / f"{commit}{file.name}"
+                shutil.copy(file, blob)
+                (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
+                fetched.append(f"{revision}/{file.name}")
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub, "list_repo_refs", refs)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return cache, fetched
+
+
+def weights_in(cache: Path) -> list[str]:
+    """Steps whose weights are in the cache; a link without what it points to counts, and so does what no link points to."""
+    files = list(cache.rglob("*model.safetensors"))
+    return sorted({str(int((path.name if path.parent.name == "blobs" else path.parent.name)[:40])) for path in files})
+
+
+def test_downloads_are_deleted_when_all_cells_of_a_checkpoint_are_done(run, repository, tmp_path, monkeypatch) -> None:
+    cache, fetched = repository
+    here: list[list[str]] = []
+
+    def looking(*args, **options):
+        here.append(weights_in(cache))
+        return rllc.sample(*args, **options)
+
+    monkeypatch.setattr(rllc.workers, "sample", looking)
+    found = rllc.track("org/name", DATA, "0:1", store=tmp_path / "store", delete_downloads=True, **QUICK)
+    assert here == [["0"], ["0"], ["10"], ["10"]]  # one at a time
+    assert weights_in(cache) == []
+    assert list((tmp_path / "store" / "downloads").iterdir()) == []
+    assert [name for name in fetched if "safetensors" in name] == [
+        "step0/model.safetensors",
+        "step10/model.safetensors",
+    ]
+    assert np.array_equal(found.value, rllc.track(run, DATA, "0:1", **QUICK).value)
+    rllc.track("org/name", DATA, "0:1", store=tmp_path / "store", **QUICK)
+    assert weights_in(cache) == ["0"]  # looked at for heads; and not asked to delete it
+
+
+def test_what_was_in_the_cache_before_stays_there(repository, tmp_path) -> None:
+    cache, _ = repository
+    for checkpoint in rllc.checkpoints("org/name")[1:]:
+        checkpoint.path()
+    assert weights_in(cache) == ["10"]
+    rllc.track("org/name", DATA["a"], "0:1", store=tmp_path / "store", delete_downloads=True, **QUICK)
+    assert weights_in(cache) == ["10"]
+
+
+def test_downloads_of_unfinished_cells_stay_for_the_next_call_which_knows_that_they_are_its_own(
+    repository, tmp_path
+) -> None:
+    cache, fetched = repository
+    rows = DATA["b"].rows.clone()
+    rows[:, 0] = 7
+    data = {"a": rllc.Tokens(DATA["a"].rows.clamp(max=6)), "seven": rllc.Tokens(rows)}
+    with pytest.raises(KeyboardInterrupt):
+        rllc.track("org/name", data, "0:1", loss=interrupted, store=tmp_path / "store", delete_downloads=True, **QUICK)
+    assert weights_in(cache) == ["0"]
+    del data["seven"]
+    rllc.track("org/name", data, "0:1", loss=interrupted, store=tmp_path / "store", delete_downloads=True, **QUICK)
+    assert weights_in(cache) == []
+    assert fetched.count("step0/model.safetensors") == 1
+
+
+def test_a_download_that_cannot_be_deleted_is_no_reason_to_stop(repository, tmp_path, monkeypatch) -> None:
+    def refused(self, but) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(rllc.Checkpoint, "delete_cached", refused)
+    with pytest.warns(UserWarning, match=r"track: org/name@step0 stays in the hub's cache \(not yours\)"):
+        found = rllc.track("org/name", DATA["a"], "0:1", store=tmp_path, delete_downloads=True, **QUICK)
+    assert np.isfinite(found.value).all()
 
 
 # What cannot be.
@@ -329,10 +654,12 @@ def test_a_dry_run_counts_and_computes_nothing(run, tmp_path, capsys, computed) 
     assert len(planned.missing) == 16
     assert np.isnan(planned.value).all()
     assert not (tmp_path / "s").exists()
-    first, steps, memory, hours = capsys.readouterr().out.splitlines()
+    first, steps, memory, disk, hours = capsys.readouterr().out.splitlines()
     assert first == "2 checkpoints × 2 data sets × 4 weights: 8 cells, 0 finished, 8 to compute"
     assert steps.startswith("40 steps, of each chain: 160; ")
     assert "GiB of memory a worker" in memory
+    assert disk.startswith("about ")
+    assert "GiB on disk for states, " in disk
     assert hours.startswith("about ")
     rllc.track(**call | {"checkpoints": rllc.checkpoints(run)[:1]})
     rllc.track(**call, dry_run=True, executor=3)
@@ -578,6 +905,7 @@ def test_a_share_is_counted_alone_and_does_not_answer_for_others(run, tmp_path, 
         ({"loss": "faulty:nothing"}, [], "`loss` 'faulty:nothing' must be module:function, to be imported"),
         ({"sampling": {"chains": 3}}, [], "unexpected keyword argument 'chains'"),
         ({"sampler": {"sampler": "nuts"}}, [], "sampler or sampling: "),
+        ({"per_token": 1}, [], "'per_token' must be true or false, got 1"),
     ],
 )
 def test_errors_of_the_command_line(run, tmp_path, capsys, changes, arguments, message) -> None:

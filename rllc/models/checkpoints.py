@@ -24,7 +24,7 @@ import operator
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -96,6 +96,23 @@ class Checkpoint:
             return sha256(path)
         sums = [f"{sha256(file)}  {file.name}\n" for file in _weights(path)]
         return sums[0].split()[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+
+    def cached(self) -> frozenset[Path]:
+        """The files of its weights that are in the hub's cache now; none of a folder or file of yours. Asks no network."""
+        if Path(self.source).exists() or _HUB_ID.fullmatch(self.source) is None:
+            return frozenset()
+        if self.file is not None and self.file.endswith(_STATE_DICTS):
+            patterns = [self.file]
+        else:
+            within = "" if self.file is None else f"{self.file}/"
+            patterns = [within + name for name in ("model*.safetensors", "pytorch_model*.bin")]
+        return frozenset(Hub(self.source).cached(self.revision, patterns))
+
+    def delete_cached(self, but: Collection[Path]) -> None:
+        """Delete the files of its weights from the hub's cache, ``but`` those that are to stay."""
+        files = self.cached() - frozenset(but)
+        if files:
+            Hub(self.source).delete(files)
 
     def _fetch_folder(self, place: _Folder | Hub) -> Path:
         within = "" if self.file is None else f"{self.file}/"
@@ -218,6 +235,37 @@ class Hub:
                 lambda: huggingface_hub.snapshot_download(self.repository, revision=revision, allow_patterns=patterns)
             )
         )
+
+    def cached(self, revision: str | None, patterns: list[str]) -> set[Path]:
+        """The files that match ``patterns`` and are in the cache, by their places in its snapshot."""
+        import huggingface_hub
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            folder = huggingface_hub.snapshot_download(
+                self.repository, revision=revision, allow_patterns=patterns, local_files_only=True
+            )
+        except LocalEntryNotFoundError:
+            return set()
+        found = (path for pattern in patterns for path in Path(folder).resolve().glob(pattern))
+        return {path for path in found if path.is_file()}
+
+    def delete(self, files: Collection[Path]) -> None:
+        """Delete files of snapshots from the cache, and what they point to unless another snapshot has it, too.
+
+        The client's own ``delete_revisions`` removes whole revisions, or all of a repository when there is no other: with
+        them what was there before, and what another process is just downloading.
+        """
+        import huggingface_hub
+
+        found = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE).repos
+        cached = [file for repo in found for revision in repo.revisions for file in revision.files]
+        others = {file.blob_path for file in cached if file.file_path not in files}
+        for file in cached:
+            if file.file_path in files:
+                file.file_path.unlink(missing_ok=True)
+                if file.blob_path not in others:
+                    file.blob_path.unlink(missing_ok=True)
 
     def _ask(self, request: Callable[[], T]) -> T:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import os
 import pickle
@@ -232,6 +233,63 @@ def test_hub_client_is_asked_as_it_expects(monkeypatch, tmp_path):
     assert place.files() == ["config.json"]
     assert place.fetch("step1", ["config.json"]) == tmp_path
     assert calls == [(("org/name",), {"revision": "step1", "allow_patterns": ["config.json"]})]
+
+
+def cached_by_the_client(cache: Path, revision: str, commit: str, files: dict[str, bytes]) -> Path:
+    """Files as the hub's client caches them: contents by hash, and a snapshot of links to them."""
+    at = cache / "models--org--name"
+    for name, contents in files.items():
+        blob = at / "blobs" / hashlib.sha256(contents).hexdigest()
+        link = at / "snapshots" / commit / name
+        blob.parent.mkdir(parents=True, exist_ok=True), link.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(contents)
+        link.unlink(missing_ok=True), link.symlink_to(os.path.relpath(blob, link.parent))
+    (at / "refs").mkdir(exist_ok=True)
+    (at / "refs" / revision).write_text(commit)
+    return at / "snapshots" / commit
+
+
+def test_of_the_cache_only_a_checkpoints_own_weights_go(tmp_path, monkeypatch):
+    """Against the whole tree before and after, for each form; a file that two snapshots share stays for the other."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, inner=huggingface_hub.snapshot_download, **k: (
+        inner(*a, **k, cache_dir=tmp_path)))  # fmt: skip
+    pth = {f"checkpoints/checkpoint_{s:07d}.pth": b"%d" % s for s in (0, 100)}
+    folders = {"step0000000/model.safetensors": b"weights", "step0000000/config.json": b"{}", "training.json": b"1"}
+    main = cached_by_the_client(tmp_path, "main", "a" * 40, pth | folders)
+    other = cached_by_the_client(tmp_path, "step5", "b" * 40, {"model.safetensors": b"weights", "config.json": b"{}"})
+
+    def tree() -> set[Path]:
+        return {path for path in tmp_path.rglob("*") if not path.is_dir()}
+
+    for checkpoint, expected, blobs in [
+        (Checkpoint(0, "org/name", file="checkpoints/checkpoint_0000000.pth"), main / "checkpoints/checkpoint_0000000.pth", 1),
+        (Checkpoint(0, "org/name", file="step0000000"), main / "step0000000/model.safetensors", 0),  # step5 has it, too
+        (Checkpoint(5, "org/name", revision="step5"), other / "model.safetensors", 1),
+    ]:  # fmt: skip
+        assert checkpoint.cached() == {expected}
+        before = tree()
+        checkpoint.delete_cached(but=[expected])
+        assert tree() == before
+        checkpoint.delete_cached(but=[])
+        gone = before - tree()
+        assert expected in gone
+        assert len([path for path in gone if path.parent.name == "blobs"]) == blobs
+        assert len(gone) == 1 + blobs
+        assert checkpoint.cached() == frozenset()
+    assert Checkpoint(100, "org/name", file="checkpoints/checkpoint_0000100.pth").cached()
+    assert Checkpoint(1, "org/elsewhere", revision="step1").cached() == frozenset()
+
+
+def test_nothing_of_a_local_folder_counts_as_cached(tmp_path):
+    for source in (trained(tmp_path / "run"), state_dicts(tmp_path / "og")):
+        before = sorted(source.rglob("*"))
+        for checkpoint in checkpoints(source):
+            assert checkpoint.cached() == frozenset()
+            checkpoint.delete_cached(but=[])
+        assert sorted(source.rglob("*")) == before
 
 
 def test_hub_that_does_not_answer(monkeypatch):
