@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import resource
@@ -53,6 +54,7 @@ def child(action: Callable[[], object]) -> int:
         pid = os.fork()
     if pid == 0:
         status = 1
+        faulthandler.dump_traceback_later(240, exit=True)  # a copy that hangs says where
         try:
             action()
             status = 0
