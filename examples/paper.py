@@ -45,7 +45,7 @@ from rllc.data.synthetic import Language
 from rllc.files import write_atomically
 
 TINY = {"d_model": 64, "heads": 4, "context": 64, "vocab": 96, "steps": 2000, "batch": 32, "lr_train": 1e-2}
-TINY |= {"seeds": 3, "train_rows": 10_000, "checkpoints": 12, "chains": 4, "draws": 40, "llc_batch": 8}
+TINY |= {"seeds": 3, "train_rows": 10_000, "checkpoints": 8, "chains": 4, "draws": 40, "llc_batch": 8}
 TINY |= {"rows": 256, "probes": 8, "probe_rows": 16, "processes": 2}
 SMALL = {"d_model": 128, "heads": 8, "context": 256, "vocab": 2000, "steps": 8000, "batch": 32, "lr_train": 2e-3}
 SMALL |= {"seeds": 1, "train_rows": 100_000, "checkpoints": 14, "chains": 4, "draws": 40, "llc_batch": 8}
@@ -483,7 +483,9 @@ def draw(here: Path, run: Run, found: roles.Roles, table: pd.DataFrame, pairs: p
         pictures = {f"wrLLC on {run.base}, coloured by cluster": by_cluster} | pictures
         pictures["clusters of the curves"] = clustering.plot_clusters(run.clusters, run.roles)
     if run.stages is not None:
-        pictures["LLC of the whole model, and stages"] = stages.plot_stages(run.stages)
+        of_all = stages.plot_stages(run.stages)
+        of_all.set_ylabel(r"$\hat\lambda$ of all weights")
+        pictures["LLC of the whole model, and stages"] = of_all
     if run.circuit is not None:
         pictures["multigram heads ablated together"] = circuit.plot_circuit(run.circuit)
     here.mkdir(exist_ok=True)
