@@ -39,8 +39,14 @@ def probed(num_probes: int, num_draws: int, target_se: float | None) -> list[int
     few = min(num_probes, num_draws)
     if target_se is not None and num_draws >= 20:
         return [d for d in range(19, 20 * few, 20) if d < num_draws]
-    preferred = sorted(range(1, num_draws + 1), key=lambda n: (n & -n, n), reverse=True)
-    return sorted(n - 1 for n in preferred[:few])
+    preferred: list[int] = []
+    power = 1 << num_draws.bit_length() >> 1
+    while power and len(preferred) < few:  # odd multiples of each power of 2, the largest first; draws may be millions
+        most = num_draws // power
+        odd = range(most - (most % 2 == 0), 0, -2)
+        preferred += [k * power for k in odd[: few - len(preferred)]]
+        power //= 2
+    return sorted(n - 1 for n in preferred)
 
 
 def can_be_judged(sampler: Sampler) -> bool:

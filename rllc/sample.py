@@ -480,19 +480,23 @@ def _advance(p: _Pass, bound: Loss, at: Center, batch: Batch, sampler: Sampler, 
 def _look_around(d: _DataSet, bound: Loss, sampler: Sampler, sampling: Sampling, device: torch.device) -> None:
     """Mean and variance of the gradient at w* over minibatches of their own: the control variate's ĝ, and where to start."""
     minibatches = Minibatches(refine.num_rows(d.rows), sampling.batch_size, seed=("look around", sampling.seed))
-    seen: list[dict[int, Tensor]] = []
+    mean: dict[int, Tensor] = {}
+    spread: dict[int, Tensor] = {}  # sums of squares around the mean, by Welford: 128 gradients at once need not fit
     for t in range(_LOOKS):
         seed = stable_hash("look around", sampling.seed, t)
         batch = refine.take(d.rows, minibatches[t], device)
         at = bound.center(batch, seed)
-        seen.append(_gradients(d, bound, at, batch, seed))
+        for key, gradient in _gradients(d, bound, at, batch, seed).items():
+            if t == 0:
+                mean[key], spread[key] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+            off = gradient - mean[key]
+            mean[key] += off / (t + 1)
+            spread[key].addcmul_(off, gradient - mean[key])
     for p in d.passes:
-        gradients = torch.stack([found[id(p.group)] for found in seen])
-        p.slope = gradients.mean(0)
+        p.slope = mean[id(p.group)]
         if sampling.start == "gaussian":
-            curvature = (
-                gradients.var(0) * at.losses.numel()
-            )  # Fisher information = variance × predictions in a minibatch
+            variance = spread[id(p.group)] / (_LOOKS - 1)
+            curvature = variance * at.losses.numel()  # Fisher information = variance × predictions in a minibatch
             a = sampling.n_beta * curvature + sampler.localization
             sd = (a * (1 - sampler.lr * a / 4).clamp(min=0.5)).rsqrt()
             p.state = p.state._replace(position=p.state.position + sd[p.member] * p.random.normal())

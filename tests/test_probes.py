@@ -202,3 +202,11 @@ def test_further_chains_are_those_of_a_larger_call() -> None:
     np.testing.assert_array_equal(whole.noise, np.concatenate([first.noise, more.noise], 1))
     for name in ("acceptance", "discretisation"):
         np.testing.assert_array_equal(whole.probes[name], np.concatenate([d.probes[name] for d in (first, more)], 1))
+
+
+def test_probed_draws_are_those_of_a_slow_sort_and_do_not_take_as_long_as_there_are_draws() -> None:
+    for num_draws in (*range(1, 130), 1000, 1024):
+        preferred = sorted(range(1, num_draws + 1), key=lambda n: (n & -n, n), reverse=True)
+        for few in (0, 1, 5, 13):
+            assert probed(few, num_draws, None) == sorted(n - 1 for n in preferred[:few])
+    assert len(probed(5, 10**12, None)) == 5  # "as many as I take" is a number of draws, too
