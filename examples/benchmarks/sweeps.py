@@ -1,6 +1,6 @@
 """What a sweep costs beside its cells, and what a second process gains.
 
-    python examples/benchmarks/sweeps.py              # 2 otherwise idle CPU cores, about 4 minutes
+    python examples/benchmarks/sweeps.py              # 2 otherwise idle CPU cores, about 5 minutes
 
 Checkpoints of an untrained model, one cell each, of about a second on one thread. Prints:
 
@@ -29,7 +29,7 @@ WIDE = {"n_layers": 2, "d_model": 128, "n_heads": 8, "d_head": 16, "n_ctx": 64, 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=32)
-    parser.add_argument("--draws", type=int, default=12, help="of each cell; 12 make it last about a second")
+    parser.add_argument("--draws", type=int, default=24, help="of each cell; 24 make it last about a second")
     parser.add_argument("--rounds", type=int, default=3, help="alternations of one and two processes")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
