@@ -25,16 +25,33 @@ import rllc
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", help="folder or hub repository; default: those of a tiny model, trained here")
-    parser.add_argument("--data", type=Path, nargs="+", help="files that rllc.Tokens.save wrote, one a data set")
-    parser.add_argument("--out", type=Path, default=Path("rllc-out/over_training"), help="output folder")
-    parser.add_argument("--processes", type=int, help="compute in so many processes; default: in this one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoints",
+        help="folder or hub repository; default: those of a tiny model, trained here",
+    )
+    parser.add_argument(
+        "--data", type=Path, nargs="+", help="files that rllc.Tokens.save wrote, one a data set"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("rllc-out/over_training"), help="output folder"
+    )
+    parser.add_argument(
+        "--processes", type=int, help="compute in so many processes; default: in this one"
+    )
     parser.add_argument("--dask", nargs="?", const="", metavar="ADDRESS", help="compute on Dask")
     parser.add_argument("--chains", type=int, default=4)
-    parser.add_argument("--draws", type=int, help="of each chain; default: the paper's 200, for the tiny model 30")
-    parser.add_argument("--batch", type=int, help="rows; default: the paper's 32, for the tiny model 8")
-    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and compute nothing")
+    parser.add_argument(
+        "--draws", type=int, help="of each chain; default: the paper's 200, for the tiny model 30"
+    )
+    parser.add_argument(
+        "--batch", type=int, help="rows; default: the paper's 32, for the tiny model 8"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what it would take, and compute nothing"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
     if (args.checkpoints is None) != (args.data is None):
@@ -47,9 +64,15 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 # %% A run to look at: a two-layer model that learns Python's own source code for some seconds
 def tiny_run(folder: Path, quiet: bool) -> tuple[Path, dict[str, rllc.Tokens]]:
     texts = rllc.data.python_corpus(max_bytes=100_000)
-    tokenizer = rllc.data.train_tokenizer([t for some in texts.values() for t in some], vocab_size=300)
-    data = {name: rllc.data.tokenize(some, tokenizer, 16, name=name) for name, some in texts.items()}
-    config = rllc.models.AttentionOnlyConfig(n_layers=2, d_model=32, n_heads=2, d_head=16, n_ctx=16, d_vocab=300)
+    tokenizer = rllc.data.train_tokenizer(
+        [t for some in texts.values() for t in some], vocab_size=300
+    )
+    data = {
+        name: rllc.data.tokenize(some, tokenizer, 16, name=name) for name, some in texts.items()
+    }
+    config = rllc.models.AttentionOnlyConfig(
+        n_layers=2, d_model=32, n_heads=2, d_head=16, n_ctx=16, d_vocab=300
+    )
     rllc.train(
         config,
         rllc.data.mix("all", *data.values()),
@@ -85,13 +108,18 @@ def main(argv: list[str] | None = None) -> None:
     if args.checkpoints is None:
         checkpoints, data = tiny_run(args.out / "checkpoints", args.quiet)
     else:
-        checkpoints, data = args.checkpoints, {path.stem: rllc.Tokens.load(path) for path in args.data}
+        checkpoints, data = (
+            args.checkpoints,
+            {path.stem: rllc.Tokens.load(path) for path in args.data},
+        )
     with workers(args) as executor:
         trajectory = rllc.track(
             checkpoints,
             data,
             rllc.heads,
-            sampling=rllc.Sampling(num_chains=args.chains, num_draws=args.draws, batch_size=args.batch),
+            sampling=rllc.Sampling(
+                num_chains=args.chains, num_draws=args.draws, batch_size=args.batch
+            ),
             store=args.out / "sweep",
             executor=executor,
             dry_run=args.dry_run,
@@ -105,7 +133,9 @@ def main(argv: list[str] | None = None) -> None:
     for name in data:
         axes = rllc.plot_trajectory(trajectory, name)
         figure = getattr(axes, "flat", [axes])[0].figure
-        figure.savefig(args.out / f"over_training_{''.join(c for c in name if c.isalnum())}.png", dpi=150)
+        figure.savefig(
+            args.out / f"over_training_{''.join(c for c in name if c.isalnum())}.png", dpi=150
+        )
     page = rllc.report(args.out / "sweep", args.out / "report.html")
     print(f"table, figures and the sweep are in {args.out}; open {page}")
 

@@ -38,20 +38,75 @@ from paper_claims import Claim, Run, all_claims
 from tqdm.auto import tqdm
 
 import rllc
-from rllc.analysis import ablation, attention, circuit, clustering, composition, curvature, patching, roles, stages
+from rllc.analysis import (
+    ablation,
+    attention,
+    circuit,
+    clustering,
+    composition,
+    curvature,
+    patching,
+    roles,
+    stages,
+)
 from rllc.analysis.pages import write_pages
 from rllc.analysis.tokens_in_context import brackets, common_start, plot_kinds, tokens_in_context
 from rllc.data.synthetic import Language
 from rllc.files import write_atomically
 
-TINY = {"d_model": 64, "heads": 4, "context": 64, "vocab": 96, "steps": 2000, "batch": 32, "lr_train": 1e-2}
-TINY |= {"seeds": 3, "train_rows": 10_000, "checkpoints": 8, "chains": 4, "draws": 40, "llc_batch": 8}
+TINY = {
+    "d_model": 64,
+    "heads": 4,
+    "context": 64,
+    "vocab": 96,
+    "steps": 2000,
+    "batch": 32,
+    "lr_train": 1e-2,
+}
+TINY |= {
+    "seeds": 3,
+    "train_rows": 10_000,
+    "checkpoints": 8,
+    "chains": 4,
+    "draws": 40,
+    "llc_batch": 8,
+}
 TINY |= {"rows": 256, "probes": 8, "probe_rows": 16, "processes": 2}
-SMALL = {"d_model": 128, "heads": 8, "context": 256, "vocab": 2000, "steps": 8000, "batch": 32, "lr_train": 2e-3}
-SMALL |= {"seeds": 1, "train_rows": 100_000, "checkpoints": 14, "chains": 4, "draws": 40, "llc_batch": 8}
+SMALL = {
+    "d_model": 128,
+    "heads": 8,
+    "context": 256,
+    "vocab": 2000,
+    "steps": 8000,
+    "batch": 32,
+    "lr_train": 2e-3,
+}
+SMALL |= {
+    "seeds": 1,
+    "train_rows": 100_000,
+    "checkpoints": 14,
+    "chains": 4,
+    "draws": 40,
+    "llc_batch": 8,
+}
 SMALL |= {"rows": 512, "probes": 4, "probe_rows": 16, "processes": 2}
-FULL = {"d_model": 256, "heads": 8, "context": 1024, "vocab": 5000, "steps": 50_000, "batch": 100, "lr_train": 1e-3}
-FULL |= {"seeds": 4, "train_rows": 1_000_000, "checkpoints": 107, "chains": 4, "draws": 200, "llc_batch": 32}
+FULL = {
+    "d_model": 256,
+    "heads": 8,
+    "context": 1024,
+    "vocab": 5000,
+    "steps": 50_000,
+    "batch": 100,
+    "lr_train": 1e-3,
+}
+FULL |= {
+    "seeds": 4,
+    "train_rows": 1_000_000,
+    "checkpoints": 107,
+    "chains": 4,
+    "draws": 200,
+    "llc_batch": 32,
+}
 FULL |= {"rows": 2000, "probes": 16, "probe_rows": 64, "processes": 0}
 WORDS = {
     "train_rows": "rows to train on, at most",
@@ -65,17 +120,30 @@ WORDS = {
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     size = parser.add_mutually_exclusive_group()
     for name in ("tiny", "small", "full"):
-        size.add_argument(f"--{name}", action="store_const", dest="size", const=name, default="tiny")
-    parser.add_argument("--data", help="Pile files (.jsonl.zst, .jsonl, a folder, a URL) or a hub data set")
+        size.add_argument(
+            f"--{name}", action="store_const", dest="size", const=name, default="tiny"
+        )
+    parser.add_argument(
+        "--data", help="Pile files (.jsonl.zst, .jsonl, a folder, a URL) or a hub data set"
+    )
     parser.add_argument("--subsets", nargs="+", help="subsets of --data to refine to, code first")
-    parser.add_argument("--subset-data", help="where the subsets are, if not in --data; {} stands for a subset's name")
-    parser.add_argument("--tokenizer", help="folder or hub repository; default: trained on the texts")
+    parser.add_argument(
+        "--subset-data",
+        help="where the subsets are, if not in --data; {} stands for a subset's name",
+    )
+    parser.add_argument(
+        "--tokenizer", help="folder or hub repository; default: trained on the texts"
+    )
     parser.add_argument("--out", type=Path, help="output folder; default: rllc-out/paper-<size>")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--device", help="where everything is computed, such as cuda; default: the CPU")
+    parser.add_argument(
+        "--device", help="where everything is computed, such as cuda; default: the CPU"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     for name, value in TINY.items():
         sizes = f"{value}, {SMALL[name]} or {FULL[name]}"
@@ -87,10 +155,19 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
             setattr(args, name, value)
     args.out = args.out or Path(f"rllc-out/paper-{args.size}")
     for wrong, words in (
-        (args.data and args.size == "tiny", "--tiny is on the synthetic language; --data needs --small or --full"),
-        (args.data and not args.subsets, "--data needs --subsets, of which the first is code: --subsets Github"),
+        (
+            args.data and args.size == "tiny",
+            "--tiny is on the synthetic language; --data needs --small or --full",
+        ),
+        (
+            args.data and not args.subsets,
+            "--data needs --subsets, of which the first is code: --subsets Github",
+        ),
         (args.size == "full" and not args.data, "--full needs --data"),
-        (not args.data and (args.subsets or args.subset_data), "--subsets and --subset-data need --data"),
+        (
+            not args.data and (args.subsets or args.subset_data),
+            "--subsets and --subset-data need --data",
+        ),
         (args.tokenizer and args.size == "tiny", "--tiny has no tokenizer"),
         (args.heads < 3, "--heads must be at least 3: fewer curves of a layer cannot be clustered"),
         (args.d_model % args.heads, "--d-model must be a multiple of --heads"),
@@ -119,9 +196,14 @@ class Data:
 
 def language_data(args: argparse.Namespace, seed: int) -> Data:
     language = Language(vocab_size=args.vocab, context_length=args.context)
-    subsets = {name: language.sample(args.train_rows // 5, seed + 1, name).tokens for name in ("induction", "ngram")}
+    subsets = {
+        name: language.sample(args.train_rows // 5, seed + 1, name).tokens
+        for name in ("induction", "ngram")
+    }
     repeats = language.sample(64, seed + 1000, "induction").tokens
-    return Data(language.sample(args.train_rows, seed + 1).tokens, subsets, repeats, language.brackets)
+    return Data(
+        language.sample(args.train_rows, seed + 1).tokens, subsets, repeats, language.brackets
+    )
 
 
 def text_data(args: argparse.Namespace) -> Data:
@@ -148,7 +230,10 @@ def text_data(args: argparse.Namespace) -> Data:
         return rllc.data.tokenize(bar, tokenizer, args.context, name=name, num_rows=num_rows)
 
     pairs = brackets(tokenizer, ("()", "[]", "{}"))
-    subsets = {name: packed(name, documents, min(args.train_rows // 5, 20_000)) for name, documents in texts.items()}
+    subsets = {
+        name: packed(name, documents, min(args.train_rows // 5, 20_000))
+        for name, documents in texts.items()
+    }
     return Data(packed("all", every, args.train_rows), subsets, None, pairs, tokenizer)
 
 
@@ -164,7 +249,9 @@ def own_tokenizer(args: argparse.Namespace, texts: Iterable[str]) -> Path:
 
 # %% Train each seed's model, and a one-layer model on the same data
 def train(args: argparse.Namespace, data: Mapping[int, Data]) -> None:
-    jobs = [(args, seed, layers, data[seed].base.rows.numpy()) for seed in data for layers in (2, 1)]
+    jobs = [
+        (args, seed, layers, data[seed].base.rows.numpy()) for seed in data for layers in (2, 1)
+    ]
     if not args.processes:
         for job in jobs:
             train_one(*job, progress=not args.quiet)
@@ -191,7 +278,9 @@ def begin_worker() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def train_one(args: argparse.Namespace, seed: int, layers: int, rows: np.ndarray, progress: bool = False) -> None:
+def train_one(
+    args: argparse.Namespace, seed: int, layers: int, rows: np.ndarray, progress: bool = False
+) -> None:
     config = rllc.models.AttentionOnlyConfig(
         n_layers=layers,
         d_model=args.d_model,
@@ -269,11 +358,22 @@ def sweep(args: argparse.Namespace, seed: int, data: Data) -> dict[str, rllc.Tra
 def measure(args: argparse.Namespace, seed: int, data: Data) -> tuple[pd.DataFrame, pd.DataFrame]:
     """``step, head, previous_token, …`` and ``step, sender, receiver, input, composition, …``; one file a checkpoint."""
     asked = [data.base.fingerprint, args.rows, args.probes, args.probe_rows, rllc.__version__]
-    kept = folder(args, seed) / f"measured-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
+    kept = (
+        folder(args, seed)
+        / f"measured-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
+    )
     heads, pairs = [], []
-    bar = tqdm(chosen(args, seed), desc=f"seed {seed}: other measures", unit="checkpoint", disable=args.quiet)
+    bar = tqdm(
+        chosen(args, seed),
+        desc=f"seed {seed}: other measures",
+        unit="checkpoint",
+        disable=args.quiet,
+    )
     for checkpoint in bar:
-        names = (f"{checkpoint.step}-{checkpoint.sha256()[:12]}-{what}.csv" for what in ("heads", "pairs"))
+        names = (
+            f"{checkpoint.step}-{checkpoint.sha256()[:12]}-{what}.csv"
+            for what in ("heads", "pairs")
+        )
         paths = [kept / name for name in names]
         if not all(path.exists() for path in paths):
             model = rllc.load(checkpoint, device=args.device)
@@ -294,7 +394,9 @@ def some_rows(data: Data, count: int, seed: int, which: int = 0) -> rllc.Tokens:
 
 def of_heads(args: argparse.Namespace, seed: int, model: Any, data: Data) -> pd.DataFrame:
     rows = some_rows(data, args.rows, seed)
-    table = attention.scores(model, data.repeats, bos=common_start(rows.rows), seed=seed).to_dataframe()
+    table = attention.scores(
+        model, data.repeats, bos=common_start(rows.rows), seed=seed
+    ).to_dataframe()
     ablated = ablation.ablate(model, rows)
     probing = curvature.Probing(num_probes=args.probes, num_rows=args.probe_rows, seed=seed)
     trace = curvature.hessian_trace(model, rows, rllc.heads(model), probing=probing, progress=False)
@@ -303,7 +405,9 @@ def of_heads(args: argparse.Namespace, seed: int, model: Any, data: Data) -> pd.
 
 
 # %% The heads of the trained model
-def look(args: argparse.Namespace, seed: int, data: Data) -> tuple[roles.Roles, patching.Patching, Any]:
+def look(
+    args: argparse.Namespace, seed: int, data: Data
+) -> tuple[roles.Roles, patching.Patching, Any]:
     """Roles, the paths into the keys of the best prefix-matching head, and what the multigram heads' ablation costs."""
     here, rows = folder(args, seed), some_rows(data, args.rows, seed)
     model = rllc.load(here / "checkpoints", device=args.device)
@@ -316,9 +420,13 @@ def look(args: argparse.Namespace, seed: int, data: Data) -> tuple[roles.Roles, 
 
     best = int(scores.prefix_matching[1].argmax())
     repeats = (
-        attention.repeated_rows(model, bos=common_start(rows.rows), seed=seed) if data.repeats is None else data.repeats
+        attention.repeated_rows(model, bos=common_start(rows.rows), seed=seed)
+        if data.repeats is None
+        else data.repeats
     )
-    paths = patching.patch_paths(model, repeats, [f"0:{h}->1:{best}.K" for h in range(args.heads)], seed=seed)
+    paths = patching.patch_paths(
+        model, repeats, [f"0:{h}->1:{best}.K" for h in range(args.heads)], seed=seed
+    )
     paths.to_dataframe().to_csv(here / "paths.csv", index=False)
 
     mine, cost = found.having("multigram"), None
@@ -326,7 +434,9 @@ def look(args: argparse.Namespace, seed: int, data: Data) -> tuple[roles.Roles, 
     if mine and {head.split(":")[0] for head in mine} & {head.split(":")[0] for head in others}:
         unseen = some_rows(data, args.rows, seed, which=1)  # these had no say in the roles
         masks = {
-            name: mask for name, mask in multigram_masks(data.base, unseen, args.vocab).items() if mask.sum() >= 20
+            name: mask
+            for name, mask in multigram_masks(data.base, unseen, args.vocab).items()
+            if mask.sum() >= 20
         }
         cost = circuit.ablate_circuit(model, unseen, mine, masks, seed=seed) if masks else None
     (here / "circuit.csv").unlink(missing_ok=True)
@@ -348,7 +458,9 @@ def multigram_masks(training: rllc.Tokens, rows: rllc.Tokens, vocab: int) -> dic
     return {"simple": simple, "complex": (two >= 0.5) & (seen_two >= 10) & (one < 0.2)}
 
 
-def chances(training: rllc.Tokens, ids: np.ndarray, order: int, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+def chances(
+    training: rllc.Tokens, ids: np.ndarray, order: int, vocab: int
+) -> tuple[np.ndarray, np.ndarray]:
     """For each token, how often it came after the ``order`` tokens before it in training: share, and of how many times."""
 
     def keys(rows: np.ndarray, first: int, last: int) -> np.ndarray:
@@ -373,7 +485,9 @@ def chances(training: rllc.Tokens, ids: np.ndarray, order: int, vocab: int) -> t
 
 
 # %% One seed from end to end
-def analyse(args: argparse.Namespace, seed: int, data: Data) -> tuple[Run, dict[str, Path], list[str]]:
+def analyse(
+    args: argparse.Namespace, seed: int, data: Data
+) -> tuple[Run, dict[str, Path], list[str]]:
     """What the claims are asked of, figures (caption -> file), and words on what is not as it should be."""
     swept = sweep(args, seed, data)
     table, pairs = measure(args, seed, data)
@@ -389,7 +503,9 @@ def analyse(args: argparse.Namespace, seed: int, data: Data) -> tuple[Run, dict[
         words = [status for row in trajectory.status for status in row]
         bad = Counter(re.split(r"[:,\d]", status)[0].strip() for status in words if status != "ok")
         told = ", ".join(f"{count} × {status}" for status, count in bad.most_common())
-        notes.append(f"seed {seed}: of {len(words)} estimates ({name}) {sum(bad.values())} are not ok: {told or '–'}")
+        notes.append(
+            f"seed {seed}: of {len(words)} estimates ({name}) {sum(bad.values())} are not ok: {told or '–'}"
+        )
     levels = {head: values_of({"heads": swept["heads"]}, head, base) for head in finite}
     enough = all(sum(head.startswith(f"{layer}:") for head in finite) > 2 for layer in (0, 1))
     whole = swept["whole"]
@@ -399,12 +515,20 @@ def analyse(args: argparse.Namespace, seed: int, data: Data) -> tuple[Run, dict[
         heads=swept["heads"],
         distilled=swept["distilled"],
         roles={head: found[head] for head in finite},
-        memorised={h: int(n) for h, n in zip(found.heads, found.evidence["memorised"], strict=True) if h in finite},
+        memorised={
+            h: int(n)
+            for h, n in zip(found.heads, found.evidence["memorised"], strict=True)
+            if h in finite
+        },
         scores={name: curves(table, name) for name in ("previous_token", "prefix_matching")},
-        clusters=clustering.cluster(levels, steps=steps, per_layer=True, seed=seed) if enough else None,
+        clusters=clustering.cluster(levels, steps=steps, per_layer=True, seed=seed)
+        if enough
+        else None,
         paths=paths,
         circuit=cost,
-        stages=stages.stages(whole.value[there, 0], np.array(steps)[there], whole.standard_error[there, 0], seed=seed)
+        stages=stages.stages(
+            whole.value[there, 0], np.array(steps)[there], whole.standard_error[there, 0], seed=seed
+        )
         if (there & (np.array(steps) > 0)).sum() > 4
         else None,
         base=base,
@@ -413,7 +537,9 @@ def analyse(args: argparse.Namespace, seed: int, data: Data) -> tuple[Run, dict[
     return run, draw(folder(args, seed) / "figures", run, found, table, pairs), notes
 
 
-def values_of(swept: Mapping[str, rllc.Trajectory], head: str, data: str | None = None) -> np.ndarray:
+def values_of(
+    swept: Mapping[str, rllc.Trajectory], head: str, data: str | None = None
+) -> np.ndarray:
     """λ̂ of a head at each step, in all of these sweeps and on all data or one."""
     return np.concatenate(
         [
@@ -428,7 +554,10 @@ def values_of(swept: Mapping[str, rllc.Trajectory], head: str, data: str | None 
 
 def curves(table: pd.DataFrame, column: str) -> dict[str, list[float]]:
     """Head -> values over training."""
-    return {head: part.sort_values("step")[column].tolist() for head, part in table.groupby("head", sort=False)}
+    return {
+        head: part.sort_values("step")[column].tolist()
+        for head, part in table.groupby("head", sort=False)
+    }
 
 
 # %% Its figures
@@ -436,23 +565,36 @@ ROLE_ORDER = ("previous token", "multigram", "induction", "bracket", "", "curren
 """Roles have the colours that they have in ``plot_roles``, in all figures and seeds; the fifth colour is not used."""
 
 
-def draw(here: Path, run: Run, found: roles.Roles, table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Path]:
+def draw(
+    here: Path, run: Run, found: roles.Roles, table: pd.DataFrame, pairs: pd.DataFrame
+) -> dict[str, Path]:
     """The paper's figures: caption -> file."""
     steps, last = run.heads.steps, run.heads.at(run.heads.steps[-1])
     by_role = {role: role for role in ROLE_ORDER} | run.roles
     final = table[table["step"] == steps[-1]].set_index("head")
     best = run.paths.paths[0].split("->")[1].split(".")[0]
-    into = pairs[(pairs["receiver"] == best) & (pairs["input"] == "K")].rename(columns={"sender": "head"})
+    into = pairs[(pairs["receiver"] == best) & (pairs["input"] == "K")].rename(
+        columns={"sender": "head"}
+    )
     pictures = {
-        f"wrLLC on {run.base}, coloured by role": rllc.plot_trajectory(run.heads, run.base, groups=by_role),
-        f"wrLLC on {run.code}, coloured by role": rllc.plot_trajectory(run.heads, run.code, groups=by_role),
-        f"{run.base} against {run.code} at the end": rllc.plot_data_pair(last, run.base, run.code, groups=by_role),
+        f"wrLLC on {run.base}, coloured by role": rllc.plot_trajectory(
+            run.heads, run.base, groups=by_role
+        ),
+        f"wrLLC on {run.code}, coloured by role": rllc.plot_trajectory(
+            run.heads, run.code, groups=by_role
+        ),
+        f"{run.base} against {run.code} at the end": rllc.plot_data_pair(
+            last, run.base, run.code, groups=by_role
+        ),
         "wrLLC against memorised multigrams": rllc.plot_against(
             run.memorised, last, run.base, groups=by_role, xlabel="memorised multigrams"
         ),
         "wrLLC with ℓ = L1": rllc.plot_trajectory(run.distilled, groups=by_role),
         f"K-composition of layer 0 with {best}": rllc.plot_curves(
-            curves(into, "excess"), steps, groups=by_role, ylabel=f"K-composition with {best}, over random"
+            curves(into, "excess"),
+            steps,
+            groups=by_role,
+            ylabel=f"K-composition with {best}, over random",
         ),
         "ablation over training": rllc.plot_curves(
             curves(table, "delta_loss"),
@@ -469,7 +611,11 @@ def draw(here: Path, run: Run, found: roles.Roles, table: pd.DataFrame, pairs: p
             ylabel="tr H",
         ),
         "wrLLC against ablation": rllc.plot_against(
-            final["delta_loss"].to_dict(), last, run.base, groups=by_role, xlabel="Δloss when ablated (nats)"
+            final["delta_loss"].to_dict(),
+            last,
+            run.base,
+            groups=by_role,
+            xlabel="Δloss when ablated (nats)",
         ),
         "wrLLC against Hessian trace": rllc.plot_against(
             final["hessian_trace"].to_dict(), last, run.base, groups=by_role, xlabel="tr H"
@@ -494,7 +640,9 @@ def draw(here: Path, run: Run, found: roles.Roles, table: pd.DataFrame, pairs: p
     files = {}
     for caption, axes in pictures.items():
         figure = np.ravel(np.array(axes, dtype=object))[0].figure
-        files[caption] = here / f"{''.join(c if c.isascii() and c.isalnum() else '_' for c in caption)}.png"
+        files[caption] = (
+            here / f"{''.join(c if c.isascii() and c.isalnum() else '_' for c in caption)}.png"
+        )
         figure.savefig(files[caption], dpi=130)
         plt.close(figure)
     return files
@@ -510,17 +658,24 @@ def write_page(
 ) -> Path:
     def image(caption: str, path: Path) -> str:
         data = base64.b64encode(path.read_bytes()).decode()
-        return (
-            f'<figure><img src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-        )
+        return f'<figure><img src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(part)}</td>" for part in claim) + "</tr>" for claim in claims)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(part)}</td>" for part in claim) + "</tr>"
+        for claim in claims
+    )
     parts = [f"<table><tr><th>claim<th>criterion<th>measured<th>verdict</tr>{rows}</table>"]
     parts.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")
     for seed, pictures in figures.items():
-        links = [f'<a href="seed{seed}/{p.name}">{p.name}</a>' for p in sorted(folder(args, seed).glob("sweep-*.html"))]
+        links = [
+            f'<a href="seed{seed}/{p.name}">{p.name}</a>'
+            for p in sorted(folder(args, seed).glob("sweep-*.html"))
+        ]
         links.append(f'<a href="seed{seed}/pages/index.html">tokens in context</a>')
-        parts += [f"<h2>seed {seed}</h2><p>{' · '.join(links)}</p>", *(image(*pair) for pair in pictures.items())]
+        parts += [
+            f"<h2>seed {seed}</h2><p>{' · '.join(links)}</p>",
+            *(image(*pair) for pair in pictures.items()),
+        ]
     told = {**vars(args), **{f"sampling {name}": value for name, value in settings.items()}}
     words = html.escape(", ".join(f"{name} {value}" for name, value in told.items()))
     style = "body{font:15px sans-serif;max-width:75em;margin:2em auto}td,th{vertical-align:top;padding:.4em;text-align:left}"
@@ -550,13 +705,17 @@ def main(argv: list[str] | None = None) -> list[Claim]:
         run, figures[seed], told = analyse(args, seed, data[seed])
         runs.append(run)
         notes += told
-        print(f"seed {seed}: {', '.join(f'{h} {role}' for h, role in run.roles.items())}", flush=True)
+        print(
+            f"seed {seed}: {', '.join(f'{h} {role}' for h, role in run.roles.items())}", flush=True
+        )
     claims = all_claims(runs)
     pd.DataFrame(claims).to_csv(args.out / "claims.csv", index=False)
     page = write_page(args, claims, notes, figures, runs[0].heads.settings)
     print("", *notes, sep="\n")
     for claim in claims:
-        print(f"\n{claim.verdict.upper()}: {claim.claim}\n    {claim.criterion}\n    {claim.measured}")
+        print(
+            f"\n{claim.verdict.upper()}: {claim.claim}\n    {claim.criterion}\n    {claim.measured}"
+        )
     print(f"\n{time.perf_counter() - begin:.0f} s; all on one page: {page}")
     return claims
 

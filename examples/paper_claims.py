@@ -56,12 +56,20 @@ class Run:
 
     def having(self, *roles: str, layer: int | None = None) -> list[str]:
         """Heads with one of these roles."""
-        return [h for h, role in self.roles.items() if role in roles and layer in (None, layer_of(h))]
+        return [
+            h for h, role in self.roles.items() if role in roles and layer in (None, layer_of(h))
+        ]
 
-    def curve(self, head: str, data: str, trajectory: rllc.Trajectory | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def curve(
+        self, head: str, data: str, trajectory: rllc.Trajectory | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """λ̂ and its standard error at each step."""
         found = self.heads if trajectory is None else trajectory
-        i = next(i for i, name in enumerate(zip(found.weights, found.data, strict=True)) if name == (head, data))
+        i = next(
+            i
+            for i, name in enumerate(zip(found.weights, found.data, strict=True))
+            if name == (head, data)
+        )
         return found.value[:, i], found.standard_error[:, i]
 
     def last(self, head: str, data: str) -> tuple[float, float]:
@@ -72,7 +80,10 @@ class Run:
     @property
     def layers(self) -> list[list[str]]:
         """The heads of each layer."""
-        return [[h for h in self.roles if layer_of(h) == layer] for layer in sorted({layer_of(h) for h in self.roles})]
+        return [
+            [h for h in self.roles if layer_of(h) == layer]
+            for layer in sorted({layer_of(h) for h in self.roles})
+        ]
 
 
 class Claim(NamedTuple):
@@ -101,7 +112,11 @@ def induction_circuit(runs: Sequence[Run]) -> Claim:
         matching, previous = of_layer(run, "prefix_matching", 1), of_layer(run, "previous_token", 0)
         best, sender = max(matching, key=matching.get), max(previous, key=previous.get)
         k = int(np.argmax(run.paths.effect))
-        good = matching[best] >= 0.3 and previous[sender] >= 0.3 and run.paths.paths[k] == f"{sender}->{best}.K"
+        good = (
+            matching[best] >= 0.3
+            and previous[sender] >= 0.3
+            and run.paths.paths[k] == f"{sender}->{best}.K"
+        )
         right += bool(good and run.paths.effect[k] > 2 * run.paths.standard_error[k])
         found.append(
             f"{best} matches prefixes {matching[best]:.2f}, {sender} looks one back {previous[sender]:.2f}, strongest path "
@@ -125,7 +140,11 @@ def differentiation(runs: Sequence[Run]) -> Claim:
             if len(heads) > 1
         ]
         first = float(np.sqrt(np.mean([values[:, 0].var(ddof=1) for values, _ in layers])))
-        last = float(np.sqrt(np.mean([spread(values[:, -1], errors[:, -1]) ** 2 for values, errors in layers])))
+        last = float(
+            np.sqrt(
+                np.mean([spread(values[:, -1], errors[:, -1]) ** 2 for values, errors in layers])
+            )
+        )
         error = float(np.sqrt(np.mean([(errors[:, -1] ** 2).mean() for _, errors in layers])))
         level = float(np.mean([values[:, -1].mean() for values, _ in layers]))
         written.append(f"{first:.2f} → {last:.2f} (errors {error:.2f}, mean λ̂ {level:.2f})")
@@ -190,7 +209,11 @@ def clusters_are_roles(runs: Sequence[Run]) -> Claim:
             mine = [i for i, g in enumerate(run.clusters.groups) if g == group]
             roles = [run.roles[run.clusters.names[i]] for i in mine]
             if len(set(roles)) > 1:
-                tables.append(np.column_stack([run.clusters.labels[mine], np.unique(roles, return_inverse=True)[1]]))
+                tables.append(
+                    np.column_stack(
+                        [run.clusters.labels[mine], np.unique(roles, return_inverse=True)[1]]
+                    )
+                )
                 names.append(f"seed {run.seed} {group}")
     return by_permutation(
         "clustering the wrLLC curves recovers the roles",
@@ -218,9 +241,17 @@ def by_permutation(
     each = ", ".join(f"{name} {words(table)}" for name, table in zip(names, tables, strict=True))
     measured = f"{each}; mean {observed:.2f}, p = {p:.2g}"
     if least >= LEVEL:
-        return Claim(claim, criterion, f"{measured}; so few heads cannot give less than p = {least:.2g}", UNTESTED)
+        return Claim(
+            claim,
+            criterion,
+            f"{measured}; so few heads cannot give less than p = {least:.2g}",
+            UNTESTED,
+        )
     return Claim(
-        claim, criterion, measured, HOLDS if p < LEVEL and (observed < 0 if lower else observed > 0) else FAILS
+        claim,
+        criterion,
+        measured,
+        HOLDS if p < LEVEL and (observed < 0 if lower else observed > 0) else FAILS,
     )
 
 
@@ -230,7 +261,14 @@ def on_code(runs: Sequence[Run]) -> Claim:
     base, code = runs[0].base, runs[0].code
     changes = {
         role: [
-            [(run.last(h, code)[0] - run.last(h, base)[0], run.last(h, code)[1], run.last(h, base)[1]) for h in heads]
+            [
+                (
+                    run.last(h, code)[0] - run.last(h, base)[0],
+                    run.last(h, code)[1],
+                    run.last(h, base)[1],
+                )
+                for h in heads
+            ]
             for run in runs
             if (heads := run.having(role))
         ]
@@ -253,9 +291,13 @@ def against_one_layer(runs: Sequence[Run]) -> Claim:
             continue
         windows.append("–".join(str(run.heads.steps[k]) for k in window))
         for layer, found in zip((1, 0), changes.values(), strict=True):
-            curves = [run.curve(h, run.base, run.distilled) for h in run.having("multigram", layer=layer)]
+            curves = [
+                run.curve(h, run.base, run.distilled) for h in run.having("multigram", layer=layer)
+            ]
             if curves:
-                found.append([(v[window[1]] - v[window[0]], e[window[1]], e[window[0]]) for v, e in curves])
+                found.append(
+                    [(v[window[1]] - v[window[0]], e[window[1]], e[window[0]]) for v, e in curves]
+                )
     claim = "against ℓ = L1, layer-0 multigram heads fall and layer-1 ones rise while the induction circuit forms"
     criterion = "the 95 % intervals of both mean changes over that window are on those sides of 0"
     if not windows:
@@ -265,7 +307,9 @@ def against_one_layer(runs: Sequence[Run]) -> Claim:
 
 
 def by_change(
-    claim: str, criterion: str, changes: Mapping[str, Sequence[Sequence[tuple[float, float, float]]]]
+    claim: str,
+    criterion: str,
+    changes: Mapping[str, Sequence[Sequence[tuple[float, float, float]]]],
 ) -> Claim:
     """A claim that the first kind of heads rises and the second falls.
 
@@ -291,16 +335,26 @@ def mean_change(seeds: Sequence[Sequence[tuple[float, float, float]]]) -> tuple[
     """
     heads = [head for seed in seeds for head in seed]
     if len(seeds) > 2:
-        units, shared, what = [np.mean([change for change, *_ in seed]) for seed in seeds], 0.0, "seeds"
+        units, shared, what = (
+            [np.mean([change for change, *_ in seed]) for seed in seeds],
+            0.0,
+            "seeds",
+        )
     else:
         units, what = [change for change, *_ in heads], "heads"
-        shared = float(sum(np.mean([head[k] for head in heads]) ** 2 for k in (1, 2))) if heads else 0.0
+        shared = (
+            float(sum(np.mean([head[k] for head in heads]) ** 2 for k in (1, 2))) if heads else 0.0
+        )
     if not units:
         return np.nan, np.inf, what
     if len(units) == 1:
         return float(units[0]), np.inf, f"1 {what[:-1]}"
     own = np.var(units, ddof=1) / len(units)
-    return float(np.mean(units)), float(t.ppf(0.975, len(units) - 1) * np.sqrt(own + shared)), f"{len(units)} {what}"
+    return (
+        float(np.mean(units)),
+        float(t.ppf(0.975, len(units) - 1) * np.sqrt(own + shared)),
+        f"{len(units)} {what}",
+    )
 
 
 def stages_show(runs: Sequence[Run]) -> Claim:
@@ -316,7 +370,10 @@ def stages_show(runs: Sequence[Run]) -> Claim:
             return Claim(claim, criterion, f"seed {run.seed} has too few estimates of it", UNTESTED)
         turns = run.stages.turns
         window = forming(run)
-        written.append("turns at " + (", ".join(f"{t.step:.0f} [{t.low:.0f}, {t.high:.0f}]" for t in turns) or "none"))
+        written.append(
+            "turns at "
+            + (", ".join(f"{t.step:.0f} [{t.low:.0f}, {t.high:.0f}]" for t in turns) or "none")
+        )
         met = bool(turns)
         if window is not None:
             begin, end = (run.heads.steps[k] for k in window)
@@ -398,7 +455,11 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def permuted(
-    tables: Sequence[np.ndarray], statistic: Callable[..., float], *, lower: bool = False, count: int = 1000
+    tables: Sequence[np.ndarray],
+    statistic: Callable[..., float],
+    *,
+    lower: bool = False,
+    count: int = 1000,
 ) -> tuple[float, float, float]:
     """Mean of a statistic of two columns over tables; its p value when the second is permuted within each; the least p.
 
@@ -409,9 +470,18 @@ def permuted(
 
     def mean(shuffle: bool) -> float:
         seconds = [stream.permutation(table[:, 1]) if shuffle else table[:, 1] for table in tables]
-        return float(np.mean([statistic(table[:, 0], second) for table, second in zip(tables, seconds, strict=True)]))
+        return float(
+            np.mean(
+                [
+                    statistic(table[:, 0], second)
+                    for table, second in zip(tables, seconds, strict=True)
+                ]
+            )
+        )
 
     observed, others = mean(False), sign * np.array([mean(True) for _ in range(count)])
     most = max(others.max(), sign * observed)
-    p, least = ((1 + (others >= edge - 1e-9).sum()) / (1 + count) for edge in (sign * observed, most))
+    p, least = (
+        (1 + (others >= edge - 1e-9).sum()) / (1 + count) for edge in (sign * observed, most)
+    )
     return observed, float(p), float(least)

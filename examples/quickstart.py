@@ -18,23 +18,53 @@ from tqdm.auto import tqdm
 
 import rllc
 
-SMALL = {"layers": 2, "d_model": 64, "heads": 4, "context": 128, "vocab": 1000, "steps": 2000, "batch": 16}
+SMALL = {
+    "layers": 2,
+    "d_model": 64,
+    "heads": 4,
+    "context": 128,
+    "vocab": 1000,
+    "steps": 2000,
+    "batch": 16,
+}
 SMALL |= {"chains": 4, "draws": 90, "llc_batch": 8, "checkpoints": 5, "lr_train": 5e-3}
-FULL = {"layers": 2, "d_model": 256, "heads": 8, "context": 1024, "vocab": 5000, "steps": 50_000, "batch": 100}
+FULL = {
+    "layers": 2,
+    "d_model": 256,
+    "heads": 8,
+    "context": 1024,
+    "vocab": 5000,
+    "steps": 50_000,
+    "batch": 100,
+}
 FULL |= {"chains": 4, "draws": 200, "llc_batch": 32, "checkpoints": 107, "lr_train": 1e-3}
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="Pile files (.jsonl.zst, .jsonl, a folder of them, a URL) or a hub data set")
-    parser.add_argument("--subsets", nargs="+", default=["Github", "Wikipedia (en)"], help="subsets of --data")
-    parser.add_argument("--out", type=Path, default=Path("rllc-out/quickstart"), help="output folder")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", help="Pile files (.jsonl.zst, .jsonl, a folder of them, a URL) or a hub data set"
+    )
+    parser.add_argument(
+        "--subsets", nargs="+", default=["Github", "Wikipedia (en)"], help="subsets of --data"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("rllc-out/quickstart"), help="output folder"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="where to train and sample, such as cuda; default: the CPU")
-    parser.add_argument("--full", action="store_true", help="the paper's configuration instead of the small one")
+    parser.add_argument(
+        "--device", help="where to train and sample, such as cuda; default: the CPU"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="the paper's configuration instead of the small one"
+    )
     for name, value in SMALL.items():
         kind = type(value)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{value} (paper: {FULL[name]})")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, help=f"{value} (paper: {FULL[name]})"
+        )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
     for name, value in (FULL if args.full else SMALL).items():
@@ -49,16 +79,23 @@ def read(args: argparse.Namespace) -> dict[str, rllc.Tokens]:
         texts = rllc.data.python_corpus(max_bytes=3_000_000, seed=args.seed)
     else:
         enough = 4 * args.context * 200_000 if args.full else 6_000_000  # characters of each subset
-        texts = {name: list(up_to(enough, rllc.data.pile_texts(name, source=args.data))) for name in args.subsets}
+        texts = {
+            name: list(up_to(enough, rllc.data.pile_texts(name, source=args.data)))
+            for name in args.subsets
+        }
     folder = args.out / "tokenizer"
     if not folder.exists():
         every = [text for documents in texts.values() for text in documents]
         rllc.data.train_tokenizer(every, vocab_size=args.vocab).save_pretrained(folder)
     tokenizer = rllc.data.load_tokenizer(folder)
     bars = {
-        name: tqdm(docs, desc=f"tokenizing {name}", unit="text", disable=args.quiet) for name, docs in texts.items()
+        name: tqdm(docs, desc=f"tokenizing {name}", unit="text", disable=args.quiet)
+        for name, docs in texts.items()
     }
-    return {name: rllc.data.tokenize(docs, tokenizer, args.context, name=name) for name, docs in bars.items()}
+    return {
+        name: rllc.data.tokenize(docs, tokenizer, args.context, name=name)
+        for name, docs in bars.items()
+    }
 
 
 def up_to(characters, texts):
@@ -128,9 +165,12 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     for name in dict.fromkeys(trajectory.data):
         axes = rllc.plot_trajectory(trajectory, name)
         save(
-            getattr(axes, "flat", [axes])[0], args.out / f"over_training_{''.join(c for c in name if c.isalnum())}.png"
+            getattr(axes, "flat", [axes])[0],
+            args.out / f"over_training_{''.join(c for c in name if c.isalnum())}.png",
         )
-    print(f"\n{time.perf_counter() - begin:.0f} s; figures, checkpoints and trajectory.npz are in {args.out}")
+    print(
+        f"\n{time.perf_counter() - begin:.0f} s; figures, checkpoints and trajectory.npz are in {args.out}"
+    )
     return trajectory
 
 
@@ -140,7 +180,10 @@ def spread(found: list[rllc.Checkpoint], count: int) -> list[rllc.Checkpoint]:
         return found
     first = max(found[1].step, 1)
     wanted = [first * (found[-1].step / first) ** (k / max(count - 2, 1)) for k in range(count - 1)]
-    nearest = {min(found, key=lambda c: abs(c.step - step)).step for step in wanted} | {found[0].step, found[-1].step}
+    nearest = {min(found, key=lambda c: abs(c.step - step)).step for step in wanted} | {
+        found[0].step,
+        found[-1].step,
+    }
     return [checkpoint for checkpoint in found if checkpoint.step in nearest]
 
 

@@ -28,10 +28,16 @@ def loss(module: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.T
 # %% The tracker: which weights, which data, at which steps
 tracker = rllc.Tracker(
     (inputs, targets),
-    {"all": rllc.everything(), "first layer": rllc.parameters("0.weight"), "second layer": rllc.parameters("1.weight")},
+    {
+        "all": rllc.everything(),
+        "first layer": rllc.parameters("0.weight"),
+        "second layer": rllc.parameters("1.weight"),
+    },
     loss=loss,
     sampler=rllc.sgld(lr=2e-3, localization=1.0),
-    sampling=rllc.Sampling(num_draws=num_draws, num_burnin_steps=num_draws // 2, batch_size=128, n_beta=512 / 6.2),
+    sampling=rllc.Sampling(
+        num_draws=num_draws, num_burnin_steps=num_draws // 2, batch_size=128, n_beta=512 / 6.2
+    ),
     at_steps=range(0, num_steps + 1, num_steps // 4),
 )
 
@@ -44,5 +50,7 @@ for step in range(num_steps + 1):
     optimizer.step()
 
 # %% The result: [checkpoint, refinement], as a table, a file or a figure
-table = tracker.trajectory.to_dataframe()[["step", "weights", "llc", "standard_error", "rhat", "status"]]
+table = tracker.trajectory.to_dataframe()[
+    ["step", "weights", "llc", "standard_error", "rhat", "status"]
+]
 print(table.to_string(index=False, float_format=lambda x: f"{x:.3f}"))

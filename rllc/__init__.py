@@ -17,7 +17,7 @@ from rllc.samplers import Prior, Sampler, box, gaussian, hmc, mala, rmsprop_sgld
 # results: one estimate, and estimates over training
 from rllc.draws import Draws
 from rllc.estimate import LLC, Estimate, control, estimate
-from rllc.track import track
+from rllc.sweep.track import track
 from rllc.calibrate import Calibration, Criterion, calibrate
 from rllc.resolution import Resolution, resolution
 from rllc.trajectory import Tracker, Trajectory
@@ -29,7 +29,7 @@ from rllc.train import schedule, train
 # figures, and all of a sweep on one page
 from rllc.plots import plot_against, plot_calibration, plot_curves, plot_data_pair
 from rllc.plots import plot_heads, plot_resolution, plot_traces, plot_trajectory
-from rllc.report import report
+from rllc.sweep.report import report
 
 # errors
 from rllc.errors import FileError, InputError, RllcError

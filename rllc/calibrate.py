@@ -114,10 +114,16 @@ class Criterion:
         parts = parts_of_error(estimate)
         return tuple(self._faults(estimate, parts, k) for k in range(len(estimate)))
 
-    def _faults(self, estimate: Estimate, parts: Mapping[str, np.ndarray], k: int) -> tuple[Fault, ...]:
-        value, error, rhat = (float(a[k]) for a in (estimate.value, estimate.standard_error, estimate.rhat))
+    def _faults(
+        self, estimate: Estimate, parts: Mapping[str, np.ndarray], k: int
+    ) -> tuple[Fault, ...]:
+        value, error, rhat = (
+            float(a[k]) for a in (estimate.value, estimate.standard_error, estimate.rhat)
+        )
         if not np.isfinite(value):
-            nearer = 30 * estimate.settings["lr"] ** 0.1  # less for a smaller lr, so that a search goes there
+            nearer = (
+                30 * estimate.settings["lr"] ** 0.1
+            )  # less for a smaller lr, so that a search goes there
             return (Fault("step", estimate.status[k].partition(";")[0], nearer),)
         if np.isnan(error):
             return (Fault("noise", "too few draws for a standard error", 10.0),)
@@ -127,17 +133,39 @@ class Criterion:
         added, hidden = (1 - math.exp(-parts[name][k]) for name in ("step", "prior"))
         noise, relaxations = error / value, estimate.settings["num_draws"] / seen["relaxation"]
         judged = (
-            ("step", self.min_stability / seen["stability"], f"unstable (stability {seen['stability']:.2g})"),
-            ("step", (1 + seen["spikes"]) / (1 + self.max_spikes), f"spikes in {seen['spikes']:.0f} draws"),
-            ("step", self.min_acceptance / max(seen["acceptance"], 1e-6), f"acceptance {seen['acceptance']:.2g}"),
+            (
+                "step",
+                self.min_stability / seen["stability"],
+                f"unstable (stability {seen['stability']:.2g})",
+            ),
+            (
+                "step",
+                (1 + seen["spikes"]) / (1 + self.max_spikes),
+                f"spikes in {seen['spikes']:.0f} draws",
+            ),
+            (
+                "step",
+                self.min_acceptance / max(seen["acceptance"], 1e-6),
+                f"acceptance {seen['acceptance']:.2g}",
+            ),
             ("step", added / self.max_step, f"the step size adds {added:.0%}"),
-            ("slow", self.min_relaxations / relaxations, f"slow ({relaxations:.1f} relaxation times)"),
+            (
+                "slow",
+                self.min_relaxations / relaxations,
+                f"slow ({relaxations:.1f} relaxation times)",
+            ),
             ("slow", abs(seen["drift"]) / self.max_drift, f"drifting (z = {seen['drift']:.1f})"),
             ("slow", (rhat - 1) / (self.max_rhat - 1), f"chains disagree (R-hat {rhat:.2f})"),
             ("noise", noise / self.max_noise, f"noise ({noise:.0%} of the value)"),
-            ("prior", parts["prior"][k] / -math.log1p(-self.max_shrinkage), f"the prior hides {hidden:.0%}"),
+            (
+                "prior",
+                parts["prior"][k] / -math.log1p(-self.max_shrinkage),
+                f"the prior hides {hidden:.0%}",
+            ),
         )
-        return tuple(Fault(kind, words, 0.25 + math.log(ratio)) for kind, ratio, words in judged if ratio > 1)
+        return tuple(
+            Fault(kind, words, 0.25 + math.log(ratio)) for kind, ratio, words in judged if ratio > 1
+        )
 
 
 def parts_of_error(estimate: Estimate) -> dict[str, np.ndarray]:
@@ -160,10 +188,17 @@ def parts_of_error(estimate: Estimate) -> dict[str, np.ndarray]:
         added = np.clip(np.nan_to_num(told["discretisation"]), 0, 0.99)
         heat = np.nan_to_num(told["minibatch_variance"] / (2 * value)).clip(min=0)
         step = np.log1p(added * heat) - np.log1p(-added)
-        counted = np.maximum(told["from_variance"], told["from_variance_se"]) / value * np.exp(-step)
+        counted = (
+            np.maximum(told["from_variance"], told["from_variance_se"]) / value * np.exp(-step)
+        )
         counted = np.clip(np.nan_to_num(counted, nan=1.0), 1e-4, 1)
         kept = (told["relaxation"].clip(min=1) - 1) / (told["relaxation"].clip(min=1) + 1)
-        lacking = kept / (1 - kept) / s["num_draws"] * kept ** (s["num_burnin_steps"] / s["num_steps_bw_draws"])
+        lacking = (
+            kept
+            / (1 - kept)
+            / s["num_draws"]
+            * kept ** (s["num_burnin_steps"] / s["num_steps_bw_draws"])
+        )
         missing = np.isfinite(value) * lacking.clip(0, 0.99) * (s["start"] == "center")
         known = np.where(value > 0, 0.0, np.nan)
         return {
@@ -259,8 +294,16 @@ class Calibration:
             RllcError: no setting is good.
         """
         sampler, sampling = self.recommended["sampler"], self.recommended["sampling"]
-        lr, gamma, h = float(self.lr[self.best]), float(self.localization[self.best]), _sharpest(self.estimates)
-        return self.make(lr * (sampling.n_beta * h + gamma) / (n_beta * h + gamma), gamma) if h else sampler
+        lr, gamma, h = (
+            float(self.lr[self.best]),
+            float(self.localization[self.best]),
+            _sharpest(self.estimates),
+        )
+        return (
+            self.make(lr * (sampling.n_beta * h + gamma) / (n_beta * h + gamma), gamma)
+            if h
+            else sampler
+        )
 
     @cached_property
     def best(self) -> int:
@@ -285,7 +328,10 @@ class Calibration:
         i = self.best
         if self.good[i]:
             k = int(self.errors[i].argmax())
-            parts = (f"{name} {array[k]:.2f}" for name, array in parts_of_error(self.estimates[i]).items())
+            parts = (
+                f"{name} {array[k]:.2f}"
+                for name, array in parts_of_error(self.estimates[i]).items()
+            )
             on = where(self.estimates[i], k)
             return f"recommended: {self._named(i)}: error {self.error[i]:.2f} ({on}: {', '.join(parts)})"
         return (
@@ -300,8 +346,16 @@ class Calibration:
         rows = []
         for i, e in enumerate(self.estimates):
             faults = ["; ".join(f.words for f in found) for found in self.faults[i]]
-            told = {"lr": self.lr[i], "n_beta": self.n_beta[i], "localization": self.localization[i]}
-            rows.append(e.to_dataframe().assign(**told, good=self.good[i], error=self.errors[i], faults=faults))
+            told = {
+                "lr": self.lr[i],
+                "n_beta": self.n_beta[i],
+                "localization": self.localization[i],
+            }
+            rows.append(
+                e.to_dataframe().assign(
+                    **told, good=self.good[i], error=self.errors[i], faults=faults
+                )
+            )
         frame = pd.concat(rows, ignore_index=True)
         first = ["lr", "n_beta", "localization", "good", "error", "faults"]
         return frame[first + [name for name in frame.columns if name not in first]]
@@ -380,16 +434,25 @@ def calibrate(
             f"calibrate: `sampler` must be a function (lr, localization) -> Sampler, such as rllc.sgld without a call; "
             f"got {sampler!r}."
         )
-    criterion, sampling, axes = criterion or Criterion(), arguments(model, loss, None, sampling)[1], _axes(grid or {})
+    criterion, sampling, axes = (
+        criterion or Criterion(),
+        arguments(model, loss, None, sampling)[1],
+        _axes(grid or {}),
+    )
     tried: dict[tuple[float, ...], Estimate] = {}
     plain = all(axis.values is not None for axis in axes)
     total = math.prod(len(axis.values or ()) for axis in axes) if plain else criterion.max_settings
-    with tqdm(total=total, desc="calibrate", unit="setting", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=total, desc="calibrate", unit="setting", disable=not progress, leave=False
+    ) as bar:
 
         def measure(*setting: float) -> Estimate:
             lr, n_beta, localization = setting
             bar.set_postfix_str(f"lr={lr:.3g} n_beta={n_beta:.3g} localization={localization:.3g}")
-            here = {"sampler": sampler(lr, localization), "sampling": replace(sampling, n_beta=n_beta, target_se=None)}
+            here = {
+                "sampler": sampler(lr, localization),
+                "sampling": replace(sampling, n_beta=n_beta, target_se=None),
+            }
             found = estimate(model, data, weights, loss=loss, progress=False, **here)
             bar.update()
             return tried.setdefault(setting, found)
@@ -399,7 +462,9 @@ def calibrate(
                 measure(*setting)
         else:
             _search(axes, measure, criterion)
-    return Calibration(*np.array(list(tried)).T, tuple(tried.values()), criterion, sampler, sampling)
+    return Calibration(
+        *np.array(list(tried)).T, tuple(tried.values()), criterion, sampler, sampling
+    )
 
 
 @dataclass(frozen=True)
@@ -441,7 +506,9 @@ def _axes(grid: Mapping[str, float | Sequence[float]]) -> list[_Axis]:
                 f"to try; got {given!r}."
             )
         numbers = tuple(float(v) for v in values)
-        if not all(isinstance(grid.get(other), Sequence | np.ndarray) for other in _AXES):  # a search goes up and down
+        if not all(
+            isinstance(grid.get(other), Sequence | np.ndarray) for other in _AXES
+        ):  # a search goes up and down
             numbers = tuple(sorted(set(numbers)))
         axes.append(_Axis(START[name] if listed else numbers[0], numbers if listed else None))
     return axes
@@ -449,7 +516,11 @@ def _axes(grid: Mapping[str, float | Sequence[float]]) -> list[_Axis]:
 
 def is_number(value: object, zero: bool) -> bool:
     """Whether it is a positive number, or 0 where that will do."""
-    return isinstance(value, int | float | np.number) and (value > 0 or (zero and value == 0)) and value < math.inf
+    return (
+        isinstance(value, int | float | np.number)
+        and (value > 0 or (zero and value == 0))
+        and value < math.inf
+    )
 
 
 def _search(axes: Sequence[_Axis], measure: Callable[..., Estimate], criterion: Criterion) -> None:
@@ -477,7 +548,11 @@ def _search(axes: Sequence[_Axis], measure: Callable[..., Estimate], criterion: 
 
 
 def _moves(
-    axes: Sequence[_Axis], best: _Point, size: int, tried: Mapping[_Point, Estimate], criterion: Criterion
+    axes: Sequence[_Axis],
+    best: _Point,
+    size: int,
+    tried: Mapping[_Point, Estimate],
+    criterion: Criterion,
 ) -> Iterator[_Point]:
     """Where to go from ``best``, the most promising first."""
     h, faults = _sharpest(tried.values()), criterion.faults(tried[best])
@@ -487,7 +562,9 @@ def _moves(
         if abs(to - best[0]) > 1:
             yield (to, *best[1:])
     for name, sign in _directions(axes, best, tried[best], faults):
-        point = [i + sign * size * (axis in _MOVED[name]) for axis, i in zip(_AXES, best, strict=True)]
+        point = [
+            i + sign * size * (axis in _MOVED[name]) for axis, i in zip(_AXES, best, strict=True)
+        ]
         if None in (there := _values(axes, point)):
             continue
         steps = (
@@ -513,7 +590,9 @@ def _with_second_try(
 
     def stable(there: _Point) -> bool:
         lr, n_beta, localization = _values(axes, there)
-        return lr is not None and (not h or lr * (n_beta * h + localization) * criterion.min_stability <= 4)
+        return lr is not None and (
+            not h or lr * (n_beta * h + localization) * criterion.min_stability <= 4
+        )
 
     if not stable(point):
         return
@@ -535,7 +614,9 @@ def _directions(
         k, parts = int(_total(estimate).argmax()), parts_of_error(estimate)
         kind = max(parts, key=lambda name: parts[name][k])
     first = list(_FIRST[kind])
-    if kind == "prior":  # in turn, so that neither the neighbourhood grows nor minibatches heat more than they must
+    if (
+        kind == "prior"
+    ):  # in turn, so that neither the neighbourhood grows nor minibatches heat more than they must
         moved = [i - axis.nearest(axis.start) for axis, i in zip(axes, best, strict=True)]
         first.sort(key=lambda d: d[1] * moved[_AXES.index(d[0])])
     return list(dict.fromkeys([*first, *((name, sign) for name in _MOVED for sign in (1, -1))]))
@@ -570,7 +651,9 @@ def _total(estimate: Estimate) -> np.ndarray:
 
 def _sharpest(estimates: Iterable[Estimate]) -> float:
     """The largest curvature of all refinements where it says which steps are stable; else 0."""
-    told = (e.diagnostics["max_curvature"][np.isfinite(e.diagnostics["stability"])] for e in estimates)
+    told = (
+        e.diagnostics["max_curvature"][np.isfinite(e.diagnostics["stability"])] for e in estimates
+    )
     return float(max((found.max() for found in told if found.size), default=0.0))
 
 

@@ -27,12 +27,35 @@ def arguments(
     model: nn.Module, loss: LossFunction | None, sampler: Sampler | None, sampling: Sampling | None
 ) -> tuple[Sampler, Sampling]:
     """The paper's settings for what is ``None``; refuses what is of another kind."""
-    sampler, sampling = sgld() if sampler is None else sampler, Sampling() if sampling is None else sampling
+    sampler, sampling = (
+        sgld() if sampler is None else sampler,
+        Sampling() if sampling is None else sampling,
+    )
     wanted = (
-        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module; rllc.load(folder) gives one"),
-        ("loss", loss, loss is None or callable(loss), "None, rllc.distillation(model) or a function f(module, batch)"),
-        ("sampler", sampler, isinstance(sampler, Sampler), "a sampler such as rllc.sgld(lr=1e-3, localization=200.0)"),
-        ("sampling", sampling, isinstance(sampling, Sampling), "rllc.Sampling(num_chains=4, num_draws=200)"),
+        (
+            "model",
+            model,
+            isinstance(model, nn.Module),
+            "a torch.nn.Module; rllc.load(folder) gives one",
+        ),
+        (
+            "loss",
+            loss,
+            loss is None or callable(loss),
+            "None, rllc.distillation(model) or a function f(module, batch)",
+        ),
+        (
+            "sampler",
+            sampler,
+            isinstance(sampler, Sampler),
+            "a sampler such as rllc.sgld(lr=1e-3, localization=200.0)",
+        ),
+        (
+            "sampling",
+            sampling,
+            isinstance(sampling, Sampling),
+            "rllc.Sampling(num_chains=4, num_draws=200)",
+        ),
     )
     for name, value, right, expected in wanted:
         if not right:
@@ -47,7 +70,9 @@ def arguments(
             "pass rllc.sgld(localization=200.0), or start='center'."
         )
     if sampling.start == "gaussian" and "half_width" in sampler.options:
-        raise InputError("sampling: start='gaussian' may start outside the prior's box; pass start='center'.")
+        raise InputError(
+            "sampling: start='gaussian' may start outside the prior's box; pass start='center'."
+        )
     return sampler, sampling
 
 
@@ -100,14 +125,20 @@ def check_baseline(at: Center, name: str) -> None:
         )
 
 
-def check_resume(resume: Draws, refinements: Sequence[Refinement], settings: Mapping[str, Any]) -> None:
+def check_resume(
+    resume: Draws, refinements: Sequence[Refinement], settings: Mapping[str, Any]
+) -> None:
     """Whether draws are of the same call with fewer draws."""
     if not isinstance(resume, Draws):
         raise InputError(
             f"sample: `resume` must be the rllc.Draws of rllc.sample(…, keep_states=True), got {type(resume).__name__}."
         )
     names = [(w, d) for w, d in zip(resume.weights, resume.data, strict=True)]
-    pairs = [(name, resume.settings.get(name), value) for name, value in settings.items() if name != "num_draws"]
+    pairs = [
+        (name, resume.settings.get(name), value)
+        for name, value in settings.items()
+        if name != "num_draws"
+    ]
     pairs.append(("(weights, data)", names, [r.name for r in refinements]))
     found = [f"{name}: {a} there, {b} now" for name, a, b in pairs if _json(a) != _json(b)]
     there, now = resume.settings["num_draws"], settings["num_draws"]
@@ -130,7 +161,9 @@ def check_states(resume: Draws, name: tuple[str, str], masks: str, stream: Tenso
         )
     state = resume.states[name]
     if str(state["weights"][0]) != masks:
-        raise InputError(f"sample: in `resume`, {name[0]!r} are other weights of the same name. {_OR_ANEW}")
+        raise InputError(
+            f"sample: in `resume`, {name[0]!r} are other weights of the same name. {_OR_ANEW}"
+        )
     if state["random"].shape[1:] != stream.shape:
         raise InputError(
             f"sample: `resume` was drawn on another kind of device, whose random numbers cannot be continued on this. "

@@ -42,7 +42,9 @@ def rhat(x: ArrayLike) -> np.ndarray:
     """
     halves, usable = _usable(x)
     halves = _split(halves)
-    middle = np.median(halves.reshape(*halves.shape[:-2], halves.shape[-2] * halves.shape[-1]), axis=-1)
+    middle = np.median(
+        halves.reshape(*halves.shape[:-2], halves.shape[-2] * halves.shape[-1]), axis=-1
+    )
     folded = np.abs(halves - middle[..., None, None])
     with np.errstate(divide="ignore", invalid="ignore"):
         both = np.fmax(_plain_rhat(_normal_scores(halves)), _plain_rhat(_normal_scores(folded)))
@@ -138,7 +140,9 @@ def standard_error(x: ArrayLike, discard: float = 0.0, shared: bool = True) -> n
     series = _autocovariance(values.mean(axis=-2))
     lags = np.arange(draws)
     weights = np.where(lags == 0, 1, 2) * (2 * lags < width[..., None])
-    long_run = np.maximum((series * weights).sum(-1), 0) / draws / np.maximum(1 - width / draws, 0.2)
+    long_run = (
+        np.maximum((series * weights).sum(-1), 0) / draws / np.maximum(1 - width / draws, 0.2)
+    )
     pieces = draws / width
     error = _student(chains * pieces) * _mcse(values)
     if shared:
@@ -176,7 +180,10 @@ def geweke(x: ArrayLike, first: float = 0.1, last: float = 0.5) -> np.ndarray:
             f"geweke: first and last must be shares in (0, 1) with first + last ≤ 1; got {first} and {last}."
         )
     values = _draws(x)
-    num_first, num_last = max(1, int(first * values.shape[-1])), max(1, int(last * values.shape[-1]))
+    num_first, num_last = (
+        max(1, int(first * values.shape[-1])),
+        max(1, int(last * values.shape[-1])),
+    )
     end = values[..., -num_last:]
     change = values[..., :num_first].mean(axis=(-2, -1)) - end.mean(axis=(-2, -1))
     error = standard_error(end) * np.sqrt(1 + num_last / num_first)
@@ -203,7 +210,10 @@ def spikes(x: ArrayLike) -> np.ndarray:
     values, usable = _usable(x)
     flat = values.reshape(*values.shape[:-2], -1)
     middle, high = np.quantile(flat, 0.5, axis=-1), np.quantile(flat, 0.9, axis=-1)
-    return _result((flat - middle[..., None] > 30 * (high - middle)[..., None]).sum(-1).astype(np.float64), usable)
+    return _result(
+        (flat - middle[..., None] > 30 * (high - middle)[..., None]).sum(-1).astype(np.float64),
+        usable,
+    )
 
 
 def variance_reading(x: ArrayLike, noise: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -231,11 +241,15 @@ def variance_reading(x: ArrayLike, noise: ArrayLike) -> tuple[np.ndarray, np.nda
     removed = np.broadcast_to(np.asarray(noise, dtype=np.float64), np.shape(x))
     usable = usable & np.isfinite(removed).all(axis=(-2, -1))
     removed = (
-        np.where(usable[..., None, None], removed, 0.0) if removed.shape == values.shape else np.zeros_like(values)
+        np.where(usable[..., None, None], removed, 0.0)
+        if removed.shape == values.shape
+        else np.zeros_like(values)
     )
     squares = (values - values.mean(axis=(-2, -1), keepdims=True)) ** 2 - removed
     lost = 1 - 1 / np.maximum(_ess(_split(values))[0], 2.0)
-    return _result(squares.mean(axis=(-2, -1)) / lost, usable), _result(standard_error(squares) / lost, usable)
+    return _result(squares.mean(axis=(-2, -1)) / lost, usable), _result(
+        standard_error(squares) / lost, usable
+    )
 
 
 def _draws(x: ArrayLike) -> np.ndarray:
@@ -292,7 +306,9 @@ def _mcse(x: np.ndarray) -> np.ndarray:
 def _autocovariance(x: np.ndarray) -> np.ndarray:
     """Autocovariances [..., lag] of x [..., draw] about its mean, divided by the number of draws at every lag."""
     draws = x.shape[-1]
-    spectrum = np.fft.rfft(x - x.mean(-1, keepdims=True), n=2 ** (2 * draws - 1).bit_length(), axis=-1)
+    spectrum = np.fft.rfft(
+        x - x.mean(-1, keepdims=True), n=2 ** (2 * draws - 1).bit_length(), axis=-1
+    )
     return np.fft.irfft(np.abs(spectrum) ** 2, axis=-1)[..., :draws] / draws
 
 
@@ -326,7 +342,9 @@ def _geyer(rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     monotone = np.minimum.accumulate(pairs, axis=-1) * (np.arange(num_pairs) < end[..., None])
     next_even = np.take_along_axis(even, end[..., None], -1)[..., 0]
     next_pair = np.take_along_axis(pairs, end[..., None], -1)[..., 0]
-    return -1 + 2 * monotone.sum(-1) + np.where((next_even > 0) | (next_pair >= 0), next_even, 0.0), end
+    return -1 + 2 * monotone.sum(-1) + np.where(
+        (next_even > 0) | (next_pair >= 0), next_even, 0.0
+    ), end
 
 
 def _student(freedom: np.ndarray) -> np.ndarray:

@@ -68,7 +68,9 @@ class Draws:
     @property
     def llc(self) -> np.ndarray:
         """nβ (loss − baseline − control) ``[refinement, chain, draw]``: each draw's contribution; λ̂ is their mean."""
-        return self.settings["n_beta"] * (self.loss - self.baseline - (0.0 if self.control is None else self.control))
+        return self.settings["n_beta"] * (
+            self.loss - self.baseline - (0.0 if self.control is None else self.control)
+        )
 
     def __repr__(self) -> str:
         refinements, chains, draws = self.loss.shape
@@ -107,13 +109,17 @@ class Draws:
         try:
             from arviz import from_dict
         except ImportError as error:
-            raise InputError('Draws.to_inferencedata needs arviz; type: pip install "rllc[arviz]"') from error
+            raise InputError(
+                'Draws.to_inferencedata needs arviz; type: pip install "rllc[arviz]"'
+            ) from error
         arrays = {"llc": self.llc, "loss": self.loss, "baseline": self.baseline}
         diverging = (self.diverged >= 0)[..., None] & np.isnan(self.loss)
         return from_dict(
             posterior={name: np.moveaxis(a, 0, -1) for name, a in arrays.items()},
             sample_stats={"diverging": np.moveaxis(diverging, 0, -1)},
-            coords={"refinement": [f"{w}, {d}" for w, d in zip(self.weights, self.data, strict=True)]},
+            coords={
+                "refinement": [f"{w}, {d}" for w, d in zip(self.weights, self.data, strict=True)]
+            },
             dims={name: ["refinement"] for name in (*arrays, "diverging")},
             attrs={"settings": json.dumps(dict(self.settings))},
         )
@@ -121,7 +127,9 @@ class Draws:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
         arrays = {"loss": self.loss, "baseline": self.baseline, "diverged": self.diverged}
-        arrays |= {name: a for name in ("control", "noise") if (a := getattr(self, name)) is not None}
+        arrays |= {
+            name: a for name in ("control", "noise") if (a := getattr(self, name)) is not None
+        }
         arrays |= {f"probes.{name}": a for name, a in self.probes.items()}
         keys = list(self.tokens)
         arrays |= {f"tokens.{i}": self.tokens[key] for i, key in enumerate(keys)}
@@ -129,8 +137,15 @@ class Draws:
         arrays |= {f"rows.{name}": a for name, a in self.rows.items()}
         for i, state in enumerate(self.states.values()):
             arrays |= {f"states.{i}.{name}": a for name, a in state.items()}
-        header = {"kind": "rllc.Draws", "weights": self.weights, "data": self.data, "settings": dict(self.settings)}
-        header |= {"tokens": keys, "lengths": self.lengths} | ({"states": list(self.states)} if self.states else {})
+        header = {
+            "kind": "rllc.Draws",
+            "weights": self.weights,
+            "data": self.data,
+            "settings": dict(self.settings),
+        }
+        header |= {"tokens": keys, "lengths": self.lengths} | (
+            {"states": list(self.states)} if self.states else {}
+        )
         return save_arrays(path, arrays, header, compress=not (self.tokens or self.states))
 
     @classmethod
@@ -142,10 +157,16 @@ class Draws:
         """
         arrays, header = load_arrays(path)
         if header.get("kind") != "rllc.Draws":
-            raise FileError(f"reading {path} as Draws: it holds {header.get('kind', 'something else')}.")
+            raise FileError(
+                f"reading {path} as Draws: it holds {header.get('kind', 'something else')}."
+            )
 
         def under(prefix: str) -> dict[str, np.ndarray]:
-            return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+            return {
+                name.removeprefix(prefix): a
+                for name, a in arrays.items()
+                if name.startswith(prefix)
+            }
 
         return cls(
             loss=arrays["loss"],
@@ -161,5 +182,7 @@ class Draws:
             tokens={tuple(key): arrays[f"tokens.{i}"] for i, key in enumerate(header["tokens"])},
             token_baseline=under("token_baseline."),
             rows=under("rows."),
-            states={tuple(key): under(f"states.{i}.") for i, key in enumerate(header.get("states", ()))},
+            states={
+                tuple(key): under(f"states.{i}.") for i, key in enumerate(header.get("states", ()))
+            },
         )

@@ -25,11 +25,18 @@ def nearest(name: object, known: Iterable[object], count: int = 3) -> str:
     "did you mean 'blocks.0.attn.W_Q'?"
     """
     names = [str(k) for k in known]
-    folded = {known_name.casefold(): known_name for known_name in names}  # a wrong case is the likeliest mistake
-    close = [folded[c] for c in difflib.get_close_matches(str(name).casefold(), folded, n=count, cutoff=0.5)]
+    folded = {
+        known_name.casefold(): known_name for known_name in names
+    }  # a wrong case is the likeliest mistake
+    close = [
+        folded[c]
+        for c in difflib.get_close_matches(str(name).casefold(), folded, n=count, cutoff=0.5)
+    ]
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
-    shown = ", ".join(repr(n) for n in names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+    shown = ", ".join(repr(n) for n in names[:8]) + (
+        f", … ({len(names)} in all)" if len(names) > 8 else ""
+    )
     return f"known: {shown}"
 
 

@@ -16,12 +16,12 @@ from rllc import diagnostics
 from rllc.checks import arguments
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError, nearest
+from rllc.faults import DIAGNOSTICS, diagnose, verdict
 from rllc.files import load_arrays, save_arrays
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike
 from rllc.sample import RISE, Sampling, sample
 from rllc.samplers import Energy, Random, Sampler
-from rllc.status import DIAGNOSTICS, diagnose, verdict
 from rllc.tables import table
 from rllc.weights import head_name
 
@@ -62,7 +62,7 @@ class Estimate:
         per_chain: ``[refinement, chain]``: each chain's own λ̂.
         status: ``"ok"``, or what is wrong and what to change.
         diagnostics: what the status is made from, by name, each ``[refinement]``, NaN where not known; see
-            :data:`rllc.status.DIAGNOSTICS`.
+            :data:`rllc.faults.DIAGNOSTICS`.
         weights: name of each refinement's weights.
         data: name of each refinement's data.
         settings: of sampler and sampling.
@@ -90,7 +90,9 @@ class Estimate:
             mine = [i for i, n in enumerate(draws.lengths) if n == length]
             llc = whole[mine, :, :length]
             value[mine], per_chain[mine] = llc.mean((-2, -1)), llc.mean(-1)
-            minibatches = draws.noise is None or bool(draws.noise[mine, :, :length].any())  # else chains share nothing
+            minibatches = draws.noise is None or bool(
+                draws.noise[mine, :, :length].any()
+            )  # else chains share nothing
             error[mine] = diagnostics.standard_error(llc, discard=RISE, shared=minibatches)
             rhat[mine] = diagnostics.rhat(llc)
             rise = int(RISE * length)
@@ -106,7 +108,8 @@ class Estimate:
             status=tuple(
                 verdict(
                     draws.diverged[i],
-                    {"value": value[i], "error": error[i], "rhat": rhat[i]} | {k: a[i] for k, a in told.items()},
+                    {"value": value[i], "error": error[i], "rhat": rhat[i]}
+                    | {k: a[i] for k, a in told.items()},
                     draws.settings,
                 )
                 for i in range(len(whole))
@@ -138,9 +141,13 @@ class Estimate:
         )
 
     def _find(self, weights: str, data: str | None) -> int:
-        matching = [i for i, name in enumerate(self.weights) if name in (weights, head_name(weights))]
+        matching = [
+            i for i, name in enumerate(self.weights) if name in (weights, head_name(weights))
+        ]
         if not matching:
-            raise InputError(f"estimate[{weights!r}]: no such weights; {nearest(weights, dict.fromkeys(self.weights))}")
+            raise InputError(
+                f"estimate[{weights!r}]: no such weights; {nearest(weights, dict.fromkeys(self.weights))}"
+            )
         if data is None and len(matching) > 1:
             known = [self.data[i] for i in matching]
             raise InputError(
@@ -189,7 +196,12 @@ class Estimate:
         """Write one atomic, checksummed file (``.npz``)."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays |= {f"diagnostics.{name}": a for name, a in self.diagnostics.items()}
-        names = {"weights": self.weights, "data": self.data, "status": self.status, "settings": dict(self.settings)}
+        names = {
+            "weights": self.weights,
+            "data": self.data,
+            "status": self.status,
+            "settings": dict(self.settings),
+        }
         return save_arrays(path, arrays, {"kind": "rllc.Estimate"} | names)
 
     @classmethod
@@ -201,9 +213,15 @@ class Estimate:
         """
         arrays, header = load_arrays(path)
         if header.get("kind") != "rllc.Estimate":
-            raise FileError(f"reading {path} as Estimate: it holds {header.get('kind', 'something else')}.")
+            raise FileError(
+                f"reading {path} as Estimate: it holds {header.get('kind', 'something else')}."
+            )
         names = {key: tuple(header[key]) for key in ("weights", "data", "status")}
-        told = {k.removeprefix("diagnostics."): a for k, a in arrays.items() if k.startswith("diagnostics.")}
+        told = {
+            k.removeprefix("diagnostics."): a
+            for k, a in arrays.items()
+            if k.startswith("diagnostics.")
+        }
         main = {name: arrays[name] for name in ARRAYS}
         return cls(**main, **names, settings=header["settings"], diagnostics=told)
 
@@ -256,7 +274,11 @@ def estimate(
 
     Source: arXiv 2410.02984; Lau et al. 2023 (arXiv 2308.12108) for the estimator.
     """
-    return Estimate.of(sample(model, data, weights, loss=loss, sampler=sampler, sampling=sampling, progress=progress))
+    return Estimate.of(
+        sample(
+            model, data, weights, loss=loss, sampler=sampler, sampling=sampling, progress=progress
+        )
+    )
 
 
 def control(
@@ -296,4 +318,6 @@ def control(
         return sampler.step(state, flat, random)
 
     blind = replace(sampler, name=f"{sampler.name} without loss", step=step)
-    return estimate(model, data, weights, loss=loss, sampler=blind, sampling=sampling, progress=progress)
+    return estimate(
+        model, data, weights, loss=loss, sampler=blind, sampling=sampling, progress=progress
+    )

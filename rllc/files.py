@@ -62,7 +62,11 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
 
 
 def save_arrays(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], header: Mapping[str, Any], *, compress: bool = True
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    header: Mapping[str, Any],
+    *,
+    compress: bool = True,
 ) -> Path:
     """Write named arrays and a JSON header as one atomic, checksummed ``.npz``.
 
@@ -104,8 +108,12 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
             whole = {name: archive[name] for name in archive.files}
         stored = json.loads(bytes(whole.pop(_HEADER)).decode())
         header = stored["header"]
-    except Exception as error:  # damaged bytes make zipfile, zlib, NumPy and json raise nearly anything
-        raise FileError(f"reading {path}: the file is truncated, damaged or not written by rllc ({error}).") from error
+    except (
+        Exception
+    ) as error:  # damaged bytes make zipfile, zlib, NumPy and json raise nearly anything
+        raise FileError(
+            f"reading {path}: the file is truncated, damaged or not written by rllc ({error})."
+        ) from error
     if not whole_file and stored.get("sha256") != _digest(whole, header):
         raise FileError(
             f"reading {path}: its contents do not match the checksum in it; the file was changed or damaged."

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from rllc.engine.layout import Group, Moved, stack, unpack
 from rllc.errors import InputError
-from rllc.layout import Group, Moved, stack, unpack
 
 if TYPE_CHECKING:
     from rllc.models.attention_only import Activations, AttentionOnly
@@ -77,7 +77,9 @@ class Loss(Protocol):
         """Evaluate runs at ``position [run, dim]``, run i being a chain of the group's member ``member[i]``."""
         ...
 
-    def gradient(self, names: Collection[str], center: Center, batch: Batch, seed: int) -> dict[str, Tensor]:
+    def gradient(
+        self, names: Collection[str], center: Center, batch: Batch, seed: int
+    ) -> dict[str, Tensor]:
         """The gradient of the mean loss at w* with respect to whole parameters, in one backward pass."""
         ...
 
@@ -116,7 +118,9 @@ def distillation(generator: nn.Module) -> Distillation:
         InputError: ``generator`` is not a torch module.
     """
     if not isinstance(generator, nn.Module):
-        raise InputError(f"distillation: expected a model (a torch.nn.Module), got {type(generator).__name__}.")
+        raise InputError(
+            f"distillation: expected a model (a torch.nn.Module), got {type(generator).__name__}."
+        )
     return Distillation(generator)
 
 
@@ -126,9 +130,9 @@ def next_token(module: nn.Module, batch: Tensor) -> Tensor:
     For any module that maps token ids to logits ``[batch, pos, vocab]`` or to an output with ``.logits``.
     """
     logits = _logits(module, batch)[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none").view(
-        batch.shape[0], -1
-    )
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none"
+    ).view(batch.shape[0], -1)
 
 
 def bind(
@@ -166,7 +170,9 @@ def is_attention_only(model: nn.Module) -> bool:
         and isinstance(model, module.AttentionOnly)
         and type(model).forward is module.AttentionOnly.forward
         and all(p.dtype == torch.float32 for p in model.parameters())
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())  # which it would not run
+        and not any(
+            m._forward_hooks or m._forward_pre_hooks for m in model.modules()
+        )  # which it would not run
     )
 
 
@@ -190,7 +196,9 @@ class TokenLoss:
     @torch.no_grad()
     def center(self, batch: Tensor, seed: int) -> Center:  # noqa: D102 (see Loss)
         with _precision(batch.device, self.autocast):
-            at = self.model.activations(batch[:, :-1])  # the last token is predicted, but predicts nothing
+            at = self.model.activations(
+                batch[:, :-1]
+            )  # the last token is predicted, but predicts nothing
             target = self._target(batch)
             hidden = self.model.normalise("ln_final", at.residual[-1], {})
         unembed = [self.parameters[name].detach()[None] for name in ("unembed.W_U", "unembed.b_U")]
@@ -224,7 +232,10 @@ class TokenLoss:
         with torch.enable_grad(), _precision(batch.device, self.autocast):
             changed = {f"model.{name}": leaf for name, leaf in leaves.items()}
             hidden = torch.func.functional_call(self.to_hidden, changed, (batch[:, :-1],))
-            W_U, b_U = (leaves.get(n, self.parameters[n].detach())[None] for n in ("unembed.W_U", "unembed.b_U"))
+            W_U, b_U = (
+                leaves.get(n, self.parameters[n].detach())[None]
+                for n in ("unembed.W_U", "unembed.b_U")
+            )
             mean, _ = UnembedLoss.apply(hidden, W_U, b_U, center.shared[1], self.autocast)
             gradients = torch.autograd.grad(
                 mean.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
@@ -239,7 +250,9 @@ class TokenLoss:
         # Chain state, noise, gradient and a second look: about 12 numbers a weight, the gradients of a moved unembedding one.
         return 4 * (positions * width * (16 * blocks + 4) + 12 * group.dim)
 
-    def _losses(self, moved: dict[str, Moved], at: Activations, target: Target) -> tuple[Tensor, Tensor]:
+    def _losses(
+        self, moved: dict[str, Moved], at: Activations, target: Target
+    ) -> tuple[Tensor, Tensor]:
         with _precision(at.tokens.device, self.autocast):
             hidden = self.hidden(moved, at)
         W_U, b_U = (self.model.weight(name, moved) for name in ("unembed.W_U", "unembed.b_U"))
@@ -250,7 +263,9 @@ class TokenLoss:
         if self.generator is None:
             return Target(shape, batch[:, 1:].flatten(), None)
         g = self.generator
-        hidden = g.normalise("ln_final", g.activations(batch[:, :-1]).residual[-1], {})[0].flatten(0, 1)
+        hidden = g.normalise("ln_final", g.activations(batch[:, :-1]).residual[-1], {})[0].flatten(
+            0, 1
+        )
         return Target(shape, None, (hidden.float(), g.unembed.W_U.detach(), g.unembed.b_U.detach()))
 
 
@@ -329,9 +344,14 @@ class UnembedLoss(torch.autograd.Function):
         d_W = torch.zeros(runs, *W.shape[1:], device=W.device) if want_W else None
         d_b = torch.zeros(runs, *b.shape[1:], device=b.device) if want_b else None
         low_W, low_b = (w if autocast is None else w.to(autocast) for w in (W, b))
-        W_T, low_W_T = W.mT.contiguous(), low_W.mT.contiguous()  # products and look-ups are faster along rows
+        W_T, low_W_T = (
+            W.mT.contiguous(),
+            low_W.mT.contiguous(),
+        )  # products and look-ups are faster along rows
         chunks = list(_chunks(batch * pos, W.shape[-1], x.device))
-        room = x.new_empty(chunks[0].stop, W.shape[-1], dtype=low_W.dtype)  # one chunk's logits, used again and again
+        room = x.new_empty(
+            chunks[0].stop, W.shape[-1], dtype=low_W.dtype
+        )  # one chunk's logits, used again and again
         for rows in chunks:
             goal = target.at(rows)
             pull = goal.pull(W_T[0]) if len(W) == 1 else None
@@ -344,9 +364,13 @@ class UnembedLoss(torch.autograd.Function):
                 z = torch.addmm(b_r, x_r.to(W_r.dtype), W_r, out=room[: len(x_r)]).float()
                 top = z.amax(1, keepdim=True)
                 total = z.sub_(top).exp_().sum(1, keepdim=True)
-                each[r, rows] = (top + total.log())[:, 0] - (x_r * pull_r).sum(1) - goal.lift(b_pull)
+                each[r, rows] = (
+                    (top + total.log())[:, 0] - (x_r * pull_r).sum(1) - goal.lift(b_pull)
+                )
                 if d_x is not None:
-                    torch.sub((z.to(W_back.dtype) @ W_back).float().div_(total), pull_r, out=d_x[r, rows])
+                    torch.sub(
+                        (z.to(W_back.dtype) @ W_back).float().div_(total), pull_r, out=d_x[r, rows]
+                    )
                 if d_W is not None or d_b is not None:
                     p_minus_q = goal.subtract_from(z.div_(total))
                     if d_W is not None:
@@ -362,7 +386,9 @@ class UnembedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         weight = d_losses.float() / ctx.count
-        scaled = (None if d is None else d * weight.view(-1, *(1,) * (d.dim() - 1)) for d in ctx.gradients)
+        scaled = (
+            None if d is None else d * weight.view(-1, *(1,) * (d.dim() - 1)) for d in ctx.gradients
+        )
         return *scaled, None, None
 
 
@@ -414,13 +440,18 @@ class ModuleLoss:
             with torch.set_grad_enabled(gradient):
                 mine = position[some].detach().requires_grad_(gradient)
                 moved = unpack(group, mine, member[some], self.parameters)
-                changed = {n: stack(m, self.parameters[n]).to(self.parameters[n].dtype) for n, m in moved.items()}
+                changed = {
+                    n: stack(m, self.parameters[n]).to(self.parameters[n].dtype)
+                    for n, m in moved.items()
+                }
                 if self.stacked:
                     with warnings.catch_warnings():
                         warnings.filterwarnings("ignore", message="There is a performance drop")
                         examples = torch.func.vmap(lambda one: self._call(one, batch))(changed)
                 else:
-                    examples = self._call({n: values[0] for n, values in changed.items()}, batch)[None]
+                    examples = self._call({n: values[0] for n, values in changed.items()}, batch)[
+                        None
+                    ]
                 means = examples.double().flatten(1).mean(1)
                 if gradient and not means.requires_grad:
                     raise InputError(
@@ -428,7 +459,9 @@ class ModuleLoss:
                         f"{', …' if len(group.slots) > 4 else ''}): the model does not use them, or the loss detaches them; "
                         f"choose other weights, and take torch.no_grad() and .detach() out of the loss."
                     )
-                return examples.detach(), torch.autograd.grad(means.sum(), mine)[0] if gradient else None
+                return examples.detach(), torch.autograd.grad(means.sum(), mine)[
+                    0
+                ] if gradient else None
 
         with _mode(self.model, self.train_mode):
             if self.stacked:
@@ -443,7 +476,9 @@ class ModuleLoss:
                         parts.append(evaluate(slice(r, r + 1)))
         examples = torch.cat([losses for losses, _ in parts])
         gradients = torch.cat([g for _, g in parts if g is not None]) if gradient else None
-        return Runs(examples.double().flatten(1).mean(1), gradients, examples.float() if each else None)
+        return Runs(
+            examples.double().flatten(1).mean(1), gradients, examples.float() if each else None
+        )
 
     def gradient(  # noqa: D102 (see Loss)
         self, names: Collection[str], center: Center, batch: Batch, seed: int
@@ -451,14 +486,22 @@ class ModuleLoss:
         leaves = {name: self.parameters[name].clone().requires_grad_() for name in names}
         with torch.enable_grad(), self._seeded(seed), _mode(self.model, self.train_mode):
             mean = self._call(leaves, batch).double().mean()
-            gradients = torch.autograd.grad(mean, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(
+                mean, list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
         return dict(zip(leaves, gradients, strict=True))
 
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
-        return 4 * 12 * group.dim  # state, noise and gradient; activations are small or of one run at a time
+        return (
+            4 * 12 * group.dim
+        )  # state, noise and gradient; activations are small or of one run at a time
 
     def _random_state(self) -> Tensor:
-        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+        return (
+            torch.cuda.get_rng_state(self.device)
+            if self.device.type == "cuda"
+            else torch.get_rng_state()
+        )
 
     @contextmanager
     def _seeded(self, seed: int | None) -> Iterator[None]:
@@ -479,7 +522,11 @@ class ModuleLoss:
             losses = self._call(changed, batch)
         rows = len(batch[0] if isinstance(batch, tuple) else batch)
         if not isinstance(losses, Tensor) or losses.dim() not in (1, 2) or len(losses) != rows:
-            got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+            got = (
+                f"shape {tuple(losses.shape)}"
+                if isinstance(losses, Tensor)
+                else type(losses).__name__
+            )
             raise InputError(
                 f"`loss(module, batch)` must give per-example [batch] or per-token [batch, pos] losses, here with "
                 f"batch = {rows}, got {got}; with a torch loss, pass reduction='none'."
@@ -490,7 +537,9 @@ class ModuleLoss:
         return losses
 
     def _call(self, changed: dict[str, Tensor], batch: Batch) -> Tensor:
-        buffers = {f"module.{name}": b.clone() for name, b in self.model.named_buffers()}  # a forward may update them
+        buffers = {
+            f"module.{name}": b.clone() for name, b in self.model.named_buffers()
+        }  # a forward may update them
         weights = {f"module.{name}": changed.get(name, p) for name, p in self.parameters.items()}
         with _precision(self.device, self.autocast):
             return self.call(self.wrapper, weights | buffers, (batch,))

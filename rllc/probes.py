@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from rllc.layout import Group
+from rllc.engine.layout import Group
 from rllc.loss import Batch, Center, Loss, Runs
 from rllc.samplers import Sampler
 from rllc.seeds import generator
@@ -41,7 +41,9 @@ def probed(num_probes: int, num_draws: int, target_se: float | None) -> list[int
         return [d for d in range(19, 20 * few, 20) if d < num_draws]
     preferred: list[int] = []
     power = 1 << num_draws.bit_length() >> 1
-    while power and len(preferred) < few:  # odd multiples of each power of 2, the largest first; draws may be millions
+    while (
+        power and len(preferred) < few
+    ):  # odd multiples of each power of 2, the largest first; draws may be millions
         most = num_draws // power
         odd = range(most - (most % 2 == 0), 0, -2)
         preferred += [k * power for k in odd[: few - len(preferred)]]
@@ -55,7 +57,13 @@ def can_be_judged(sampler: Sampler) -> bool:
 
 
 def second_look(
-    before: Tensor, after: Tensor, at_before: Runs, at_after: Runs, origin: Tensor, sampler: Sampler, n_beta: float
+    before: Tensor,
+    after: Tensor,
+    at_before: Runs,
+    at_after: Runs,
+    origin: Tensor,
+    sampler: Sampler,
+    n_beta: float,
 ) -> dict[str, Tensor]:
     """Acceptance probability of a step and what its size adds to λ̂, from the losses at both ends on its own minibatch.
 
@@ -115,20 +123,27 @@ def largest_curvature(
     which = torch.tensor([member], device=origin.device)
 
     def gradient(position: Tensor) -> Tensor:
-        found = bound.runs(group, which, position[None], center, batch, gradient=True, each=False).gradient
+        found = bound.runs(
+            group, which, position[None], center, batch, gradient=True, each=False
+        ).gradient
         assert found is not None
         return found[0].double()
 
     start = torch.randn(group.dim, generator=generator("curvature", group.dim), dtype=torch.float64)
     here, now = gradient(origin), (start / start.norm()).to(origin.device)
-    before, length = torch.zeros_like(now), torch.zeros((), dtype=torch.float64, device=origin.device)
+    before, length = (
+        torch.zeros_like(now),
+        torch.zeros((), dtype=torch.float64, device=origin.device),
+    )
     diagonal, beside = [], []
     for _ in range(min(_LANCZOS_STEPS, group.dim)):
         product = (gradient(origin + (eta * now).to(origin.dtype)) - here) / eta - length * before
         diagonal.append(product @ now)
         product -= diagonal[-1] * now
         length = product.norm()
-        noise = length < _ROUNDING * torch.stack(diagonal).abs().max()  # there is no further direction
+        noise = (
+            length < _ROUNDING * torch.stack(diagonal).abs().max()
+        )  # there is no further direction
         length = torch.where(noise, 0.0, length)
         before, now = now, torch.where(noise, 0.0, product / length)
         beside.append(length)

@@ -17,7 +17,9 @@ Rows = Tokens | tuple[Tensor, ...]
 """Data in one of two forms: token rows, or tensors with one leading dimension (inputs and targets, say)."""
 
 WeightsLike = Weights | str | Iterable["Weights | str"] | Mapping[str, "Weights | str"] | None
-DataLike = Tokens | Tensor | tuple[Tensor, ...] | Mapping[str, "Tokens | Tensor | tuple[Tensor, ...]"]
+DataLike = (
+    Tokens | Tensor | tuple[Tensor, ...] | Mapping[str, "Tokens | Tensor | tuple[Tensor, ...]"]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,11 @@ def product(weights: WeightsLike, data: DataLike) -> list[Refinement]:
         InputError: nothing is selected, two have one name, or the data is not of one of these forms.
     """
     named_data = dict(_named_data(data))
-    return [Refinement(w, rows, name) for w in _list_weights(weights) for name, rows in named_data.items()]
+    return [
+        Refinement(w, rows, name)
+        for w in _list_weights(weights)
+        for name, rows in named_data.items()
+    ]
 
 
 def take(data: Rows, rows: Tensor, device: torch.device) -> Tensor | tuple[Tensor, ...]:
@@ -70,7 +76,9 @@ def take(data: Rows, rows: Tensor, device: torch.device) -> Tensor | tuple[Tenso
 
 
 def _to(batch: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda" and batch.device.type == "cpu":  # from other memory the copy would wait for earlier steps
+    if (
+        device.type == "cuda" and batch.device.type == "cpu"
+    ):  # from other memory the copy would wait for earlier steps
         return batch.pin_memory().to(device, non_blocking=True)
     return batch.to(device)
 
@@ -93,7 +101,9 @@ def fingerprint(data: Rows) -> str:
 
 def fingerprints(refinements: Iterable[Refinement]) -> dict[str, str]:
     """The fingerprint of each data set, by name."""
-    return {r.data_name: fingerprint(r.data) for r in {r.data_name: r for r in refinements}.values()}
+    return {
+        r.data_name: fingerprint(r.data) for r in {r.data_name: r for r in refinements}.values()
+    }
 
 
 def _list_weights(weights: WeightsLike) -> list[Weights]:
@@ -118,7 +128,9 @@ def _list_weights(weights: WeightsLike) -> list[Weights]:
     if not names or len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         problem = f"{twice} each name more than one selection" if twice else "the list is empty"
-        raise InputError(f"`weights`: {problem}; pass a dict {{name: weights}} with one name a selection.")
+        raise InputError(
+            f"`weights`: {problem}; pass a dict {{name: weights}} with one name a selection."
+        )
     return listed
 
 
@@ -138,7 +150,9 @@ def _named_data(data: DataLike) -> Iterable[tuple[str, Rows]]:
         if not data:
             raise InputError("`data`: the dict is empty; pass at least one named data set.")
         if len({str(name) for name in data}) < len(data):
-            raise InputError(f"`data`: of the names {list(data)}, written out, two are the same; rename one.")
+            raise InputError(
+                f"`data`: of the names {list(data)}, written out, two are the same; rename one."
+            )
         return [(str(name), _rows(one, str(name))) for name, one in data.items()]
     return [(data.name if isinstance(data, Tokens) else "data", _rows(data, "data"))]
 
@@ -149,12 +163,18 @@ def _rows(data: object, name: str) -> Rows:
     if isinstance(data, Tensor) and data.dim() == 2 and not data.is_floating_point():
         return Tokens(data, name=name)
     parts = (data,) if isinstance(data, Tensor) else data
-    if not isinstance(parts, tuple) or not parts or not all(isinstance(p, Tensor) and p.dim() > 0 for p in parts):
+    if (
+        not isinstance(parts, tuple)
+        or not parts
+        or not all(isinstance(p, Tensor) and p.dim() > 0 for p in parts)
+    ):
         raise InputError(
             f"`data` {name!r} must be rllc.Tokens, a tensor [row, pos] of token ids, a tuple of tensors with one leading "
             f"dimension, or a dict of these; got {type(data).__name__}."
         )
     lengths = [len(p) for p in parts]
     if min(lengths) == 0 or len(set(lengths)) > 1:
-        raise InputError(f"`data` {name!r}: expected tensors with one leading dimension of at least 1, got {lengths}.")
+        raise InputError(
+            f"`data` {name!r}: expected tensors with one leading dimension of at least 1, got {lengths}."
+        )
     return parts

@@ -73,7 +73,11 @@ class Resolution:
 
         rows = []
         for n_beta, e in zip(self.n_beta, self.estimates, strict=True):
-            told = {"n_beta": n_beta, "lr": e.settings["lr"], "localization": e.settings["localization"]}
+            told = {
+                "n_beta": n_beta,
+                "lr": e.settings["lr"],
+                "localization": e.settings["localization"],
+            }
             rows.append(e.to_dataframe().assign(**told))
         frame = pd.concat(rows, ignore_index=True)
         first = ["n_beta", "lr", "localization"]
@@ -83,7 +87,10 @@ class Resolution:
         rows = [("", *(f"n_beta = {n:.4g} " for n in self.n_beta))]
         for k in range(len(self.weights)):
             points = zip(self.value[:, k], self.standard_error[:, k], self.status, strict=True)
-            cells = (f"{v:.3f} ± {error:.3f}{' ' if status[k] == 'ok' else '!'}" for v, error, status in points)
+            cells = (
+                f"{v:.3f} ± {error:.3f}{' ' if status[k] == 'ok' else '!'}"
+                for v, error, status in points
+            )
             rows.append((where(self.estimates[0], k), *cells))
         wrong = [
             f"! n_beta = {n:.4g}, {where(e, k)}: {status}"
@@ -157,19 +164,38 @@ def resolution(
     for n_beta in tqdm(points, desc="resolution", unit="n_beta", disable=not progress, leave=False):
         here = sampler if isinstance(sampler, Sampler) else sampler(n_beta)
         estimates.append(
-            estimate(model, data, weights, sampler=here, sampling=replace(sampling, n_beta=n_beta), **common)
+            estimate(
+                model,
+                data,
+                weights,
+                sampler=here,
+                sampling=replace(sampling, n_beta=n_beta),
+                **common,
+            )
         )
     return Resolution(np.array(points), tuple(estimates))
 
 
 def _steady(
-    model: nn.Module, data: DataLike, weights: WeightsLike, sampling: Sampling, common: Mapping[str, Any]
+    model: nn.Module,
+    data: DataLike,
+    weights: WeightsLike,
+    sampling: Sampling,
+    common: Mapping[str, Any],
 ) -> Callable[[float], Sampler]:
     """nβ -> sgld with the lr that :func:`resolution` states."""
     gamma = START["localization"]
     brief = replace(
-        sampling, num_chains=1, num_draws=1, num_burnin_steps=0, num_probes=1, target_se=None, start="center"
+        sampling,
+        num_chains=1,
+        num_draws=1,
+        num_burnin_steps=0,
+        num_probes=1,
+        target_se=None,
+        start="center",
     )
-    curvature = estimate(model, data, weights, sampler=sgld(START["lr"], gamma), sampling=brief, **common).diagnostics
+    curvature = estimate(
+        model, data, weights, sampler=sgld(START["lr"], gamma), sampling=brief, **common
+    ).diagnostics
     h = max(float(np.nan_to_num(curvature["max_curvature"]).max()), 0.0)
     return lambda n_beta: sgld(1 / (n_beta * h + 4 * gamma), gamma)

@@ -15,12 +15,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rllc import refinement as refine
-from rllc.checks import arguments, check, check_baseline, check_resume, check_same_baseline, check_states
+from rllc.checks import (
+    arguments,
+    check,
+    check_baseline,
+    check_resume,
+    check_same_baseline,
+    check_states,
+)
 from rllc.data.tokens import Minibatches, Tokens
 from rllc.diagnostics import standard_error
 from rllc.draws import Draws
+from rllc.engine.layout import Group, center, digest, groups, to
 from rllc.errors import InputError
-from rllc.layout import Group, center, digest, groups, to
 from rllc.loss import Batch, Center, Distillation, Loss, LossFunction, Runs, bind
 from rllc.probes import can_be_judged, largest_curvature, probed, second_look
 from rllc.refinement import DataLike, Refinement, WeightsLike
@@ -132,7 +139,9 @@ def sample(
         leave=False,
     )
     with bar:
-        for step in _steps(model, refinements, loss, sampler, sampling, per_token, stopped, resume, states):
+        for step in _steps(
+            model, refinements, loss, sampler, sampling, per_token, stopped, resume, states
+        ):
             bar.update()
             for name, found in step.probes.items():
                 probes.setdefault(name, []).append(found)
@@ -144,7 +153,10 @@ def sample(
         return _joined(None if resume is None else getattr(resume, name), map(of, kept), -1)
 
     def by_name(name: str, axis: int) -> dict[Any, np.ndarray]:
-        before, after = {} if resume is None else getattr(resume, name), [getattr(s, name) for s in kept]
+        before, after = (
+            {} if resume is None else getattr(resume, name),
+            [getattr(s, name) for s in kept],
+        )
         keys = dict.fromkeys([*before, *(after[0] if after else ())]) if per_token else ()
         return {k: _joined(before.get(k), (a[k] for a in after if k in a), axis) for k in keys}
 
@@ -157,7 +169,9 @@ def sample(
         diverged=kept[-1].diverged.cpu().numpy() if kept else resume.diverged,
         weights=tuple(r.weights.name for r in refinements),
         data=tuple(r.data_name for r in refinements),
-        settings=sampler.settings | sampling.settings | {"fingerprints": refine.fingerprints(refinements)},
+        settings=sampler.settings
+        | sampling.settings
+        | {"fingerprints": refine.fingerprints(refinements)},
         lengths=tuple(stopped.get(i, there + len(kept)) for i in range(len(refinements))),
         tokens=by_name("tokens", 1),
         token_baseline=by_name("token_baseline", 0),
@@ -166,16 +180,22 @@ def sample(
     )
 
 
-def _stopped(resume: Draws, refinements: Sequence[Refinement], sampler: Sampler, sampling: Sampling) -> dict[int, int]:
+def _stopped(
+    resume: Draws, refinements: Sequence[Refinement], sampler: Sampler, sampling: Sampling
+) -> dict[int, int]:
     """The refinements of earlier draws that need no more of them, with their number of draws."""
-    settings = sampler.settings | sampling.settings | {"fingerprints": refine.fingerprints(refinements)}
+    settings = (
+        sampler.settings | sampling.settings | {"fingerprints": refine.fingerprints(refinements)}
+    )
     check_resume(resume, refinements, settings)
     stopped = {i: n for i, n in enumerate(resume.lengths) if n < resume.loss.shape[-1]}
     _stop_the_precise(stopped, resume, [], sampling)
     return stopped
 
 
-def _stop_the_precise(stopped: dict[int, int], resume: Draws | None, kept: Sequence[Step], sampling: Sampling) -> None:
+def _stop_the_precise(
+    stopped: dict[int, int], resume: Draws | None, kept: Sequence[Step], sampling: Sampling
+) -> None:
     """Note the refinements whose standard error is small enough, with their number of draws."""
     count = len(kept) + (0 if resume is None else resume.loss.shape[-1])
     if sampling.target_se is None or count < 40 or count % 20:
@@ -217,7 +237,9 @@ def iterate(
 
 
 def _forgotten(refinement: int) -> Tensor:
-    raise InputError("positions are not kept after the step; read them inside the loop over rllc.iterate(...).")
+    raise InputError(
+        "positions are not kept after the step; read them inside the loop over rllc.iterate(...)."
+    )
 
 
 def _over_probes(
@@ -232,7 +254,11 @@ def _over_probes(
         )
         still = [i for i, draw in enumerate(then) if draw in now]
         for name, a in resume.probes.items():
-            before[name] = a[..., None] if name == "max_curvature" else a[..., [i for i in still if i < a.shape[-1]]]
+            before[name] = (
+                a[..., None]
+                if name == "max_curvature"
+                else a[..., [i for i in still if i < a.shape[-1]]]
+            )
     names = dict.fromkeys([*before, *probes])
     arrays = {name: _joined(before.get(name), probes.get(name, ()), -1) for name in names}
     return {name: a[..., 0] if name == "max_curvature" else a for name, a in arrays.items()}
@@ -289,8 +315,12 @@ def _steps(
     model, loss, device = _there(model, loss, sampling)
     masks = check(model, loss, refinements, sampler, sampling)
     autocast = None if sampling.autocast is None else getattr(torch, sampling.autocast)
-    bound = bind(model, loss, autocast=autocast, train_mode=sampling.train_mode, compile=sampling.compile)
-    exact = bind(model, loss, train_mode=sampling.train_mode)  # float32, which differences of gradients need
+    bound = bind(
+        model, loss, autocast=autocast, train_mode=sampling.train_mode, compile=sampling.compile
+    )
+    exact = bind(
+        model, loss, train_mode=sampling.train_mode
+    )  # float32, which differences of gradients need
     datasets = _plan(model, bound, refinements, masks, sampler, sampling, device)
     diverged, begin = torch.full((len(refinements), sampling.num_chains), -1, device=device), 0
     if resume is not None:
@@ -313,37 +343,51 @@ def _steps(
         if not active:
             return
         losses = torch.full(diverged.shape, torch.nan, dtype=torch.float64, device=device)
-        baseline, control, draw = losses[:, 0].clone(), torch.zeros_like(losses), _draw_at(t, sampling)
+        baseline, control, draw = (
+            losses[:, 0].clone(),
+            torch.zeros_like(losses),
+            _draw_at(t, sampling),
+        )
         rows, tokens, token_baseline = {}, {}, {}
         positions, noise = [], torch.full_like(losses, torch.nan)
-        probes: dict[str, Tensor] = {"max_curvature": sharpest} if t == 1 and sampling.num_probes else {}
+        probes: dict[str, Tensor] = (
+            {"max_curvature": sharpest} if t == 1 and sampling.num_probes else {}
+        )
         for d in datasets:
             rows[d.name], batch, at = _minibatch(d, t, bound, sampling, device)
             baseline[d.refinements] = at.losses.double().mean()
             if per_token:
                 token_baseline[d.name] = at.losses
             if t == 0 and sampling.num_probes:
-                _sharpest(sharpest, d, exact, batch, stable_hash("loss", sampling.seed, t), sampler.lr)
+                _sharpest(
+                    sharpest, d, exact, batch, stable_hash("loss", sampling.seed, t), sampler.lr
+                )
             if draw is not None and sampling.control_variate:
                 _control(control, d, bound, at, batch, stable_hash("loss", sampling.seed, t))
             for p in d.passes:
                 where, before = (p.refinement, p.chain), p.state.position
                 positions.append((p, before))
-                runs = _advance(p, bound, at, batch, sampler, sampling, each=per_token or draw is not None)
+                runs = _advance(
+                    p, bound, at, batch, sampler, sampling, each=per_token or draw is not None
+                )
                 broken = ~runs.losses.isfinite() | _runs_away(p, sampler.lr, t + 1)
                 diverged[where] = torch.where(broken & (diverged[where] < 0), t, diverged[where])
                 losses[where] = torch.where(diverged[where] < 0, runs.losses, torch.nan)
                 if draw is not None:
                     noise[where] = _minibatch_noise(runs, at, refine.num_rows(d.rows))
                 if draw in looks:
-                    for name, values in _look_again(p, before, runs, bound, at, batch, sampler, sampling).items():
+                    for name, values in _look_again(
+                        p, before, runs, bound, at, batch, sampler, sampling
+                    ).items():
                         probes.setdefault(name, torch.full_like(losses, torch.nan))[where] = values
                 if per_token and runs.each is not None:
                     _sort_tokens(tokens, p, runs.each, refinements, sampling.num_chains)
         if t > 0:
             find = partial(_positions, positions, sampling.num_chains)
             told = tokens, token_baseline, rows
-            yield Step(t, draw, losses, baseline, control, *told, diverged.clone(), noise, probes, find)
+            yield Step(
+                t, draw, losses, baseline, control, *told, diverged.clone(), noise, probes, find
+            )
     if states is not None:
         states.update(_states(datasets, refinements, masks, sampler, sampling))
 
@@ -368,7 +412,9 @@ def _states(
             mine = found.setdefault(refinements[r].name, {"weights": np.array([digest(masks[r])])})
             for name, part in parts.items():
                 some = part[runs.to(part.device)].cpu().numpy()
-                whole = mine.setdefault(name, np.empty((sampling.num_chains, *some.shape[1:]), some.dtype))
+                whole = mine.setdefault(
+                    name, np.empty((sampling.num_chains, *some.shape[1:]), some.dtype)
+                )
                 whole[p.chain[runs].cpu().numpy()] = some
             if p.slope is not None and sampling.control_variate:
                 mine["slope"] = p.slope[p.member[runs[0]]].cpu().numpy()
@@ -377,14 +423,18 @@ def _states(
             mine = found[refinements[r].name]
             for name, first in sampler.init(p.origin[[m]])._asdict().items():
                 if np.array_equal(
-                    mine.get(f"sampler.{name}", ()), first.expand(sampling.num_chains, *first.shape[1:]).cpu()
+                    mine.get(f"sampler.{name}", ()),
+                    first.expand(sampling.num_chains, *first.shape[1:]).cpu(),
                 ):
                     del mine[f"sampler.{name}"]
     return found
 
 
 def _put_back(
-    p: _Pass, resume: Draws, refinements: Sequence[Refinement], masks: Sequence[Mapping[str, Tensor]]
+    p: _Pass,
+    resume: Draws,
+    refinements: Sequence[Refinement],
+    masks: Sequence[Mapping[str, Tensor]],
 ) -> None:
     """Set the chains of a pass to where :func:`_states` found them."""
     runs = list(zip(p.refinement.tolist(), p.chain.tolist(), strict=True))
@@ -393,12 +443,20 @@ def _put_back(
     states = [resume.states[refinements[r].name] for r, _ in runs]
     fields = {}
     for name, part in p.state._asdict().items():
-        kept = [(row, s.get(f"sampler.{name}"), c) for row, s, (_, c) in zip(part, states, runs, strict=True)]
-        fields[name] = torch.stack([row if a is None else torch.as_tensor(a[c]).to(row) for row, a, c in kept])
+        kept = [
+            (row, s.get(f"sampler.{name}"), c)
+            for row, s, (_, c) in zip(part, states, runs, strict=True)
+        ]
+        fields[name] = torch.stack(
+            [row if a is None else torch.as_tensor(a[c]).to(row) for row, a, c in kept]
+        )
     p.state = type(p.state)(**fields)
     for stream, s, (_, c) in zip(p.random.streams, states, runs, strict=True):
         stream.set_state(torch.from_numpy(s["random"][c]))
-    p.spread = max(float(s["spread"][c]) if "spread" in s else 0.0 for s, (_, c) in zip(states, runs, strict=True))
+    p.spread = max(
+        float(s["spread"][c]) if "spread" in s else 0.0
+        for s, (_, c) in zip(states, runs, strict=True)
+    )
     if "slope" in states[0]:
         p.slope = torch.zeros_like(p.origin)
         for s, m in zip(states, p.member.tolist(), strict=True):
@@ -411,15 +469,30 @@ def _minibatch_noise(runs: Runs, at: Center, num_rows: int) -> Tensor:
     Rows are drawn without replacement: variance over rows / batch, times 1 − batch/rows; NaN for one row of several.
     """
     assert runs.each is not None
-    rise = (runs.each.double() - at.losses.double()).reshape(len(runs.losses), len(at.losses), -1).mean(2)
+    rise = (
+        (runs.each.double() - at.losses.double())
+        .reshape(len(runs.losses), len(at.losses), -1)
+        .mean(2)
+    )
     batch = rise.shape[1]
     if batch == num_rows:
         return torch.zeros_like(rise[:, 0])
-    return rise.var(1) / batch * (1 - batch / num_rows) if batch > 1 else torch.full_like(rise[:, 0], torch.nan)
+    return (
+        rise.var(1) / batch * (1 - batch / num_rows)
+        if batch > 1
+        else torch.full_like(rise[:, 0], torch.nan)
+    )
 
 
 def _look_again(
-    p: _Pass, before: Tensor, runs: Runs, bound: Loss, at: Center, batch: Batch, sampler: Sampler, sampling: Sampling
+    p: _Pass,
+    before: Tensor,
+    runs: Runs,
+    bound: Loss,
+    at: Center,
+    batch: Batch,
+    sampler: Sampler,
+    sampling: Sampling,
 ) -> dict[str, Tensor]:
     """:func:`rllc.probes.second_look` at the step that the runs have just made, on its own minibatch."""
     after = p.state.position
@@ -438,9 +511,13 @@ def _sharpest(found: Tensor, d: _DataSet, exact: Loss, batch: Batch, seed: int, 
     """Put the largest curvature in the weights of each refinement where it belongs."""
     at = exact.center(batch, seed)
     for p in d.passes:
-        for member, refinement, chain in zip(p.member.tolist(), p.refinement.tolist(), p.chain.tolist(), strict=True):
+        for member, refinement, chain in zip(
+            p.member.tolist(), p.refinement.tolist(), p.chain.tolist(), strict=True
+        ):
             if chain == 0:
-                found[refinement] = largest_curvature(exact, p.group, member, p.origin[member], at, batch, lr)
+                found[refinement] = largest_curvature(
+                    exact, p.group, member, p.origin[member], at, batch, lr
+                )
 
 
 def _draw_at(t: int, sampling: Sampling) -> int | None:
@@ -461,13 +538,23 @@ def _minibatch(
     return rows, batch, at
 
 
-def _advance(p: _Pass, bound: Loss, at: Center, batch: Batch, sampler: Sampler, sampling: Sampling, each: bool) -> Runs:
+def _advance(
+    p: _Pass,
+    bound: Loss,
+    at: Center,
+    batch: Batch,
+    sampler: Sampler,
+    sampling: Sampling,
+    each: bool,
+) -> Runs:
     """Measure the runs where they are, and move them: one evaluation serves both."""
     measured: list[Runs] = []
 
     def energy(position: Tensor) -> tuple[Tensor, Tensor]:
         first = not measured
-        runs = bound.runs(p.group, p.member, position, at, batch, gradient=True, each=each and first)
+        runs = bound.runs(
+            p.group, p.member, position, at, batch, gradient=True, each=each and first
+        )
         if first:
             measured.append(runs)
         return sampling.n_beta * runs.losses, sampling.n_beta * runs.gradient
@@ -477,11 +564,17 @@ def _advance(p: _Pass, bound: Loss, at: Center, batch: Batch, sampler: Sampler, 
     return measured[0]
 
 
-def _look_around(d: _DataSet, bound: Loss, sampler: Sampler, sampling: Sampling, device: torch.device) -> None:
+def _look_around(
+    d: _DataSet, bound: Loss, sampler: Sampler, sampling: Sampling, device: torch.device
+) -> None:
     """Mean and variance of the gradient at w* over minibatches of their own: the control variate's ĝ, and where to start."""
-    minibatches = Minibatches(refine.num_rows(d.rows), sampling.batch_size, seed=("look around", sampling.seed))
+    minibatches = Minibatches(
+        refine.num_rows(d.rows), sampling.batch_size, seed=("look around", sampling.seed)
+    )
     mean: dict[int, Tensor] = {}
-    spread: dict[int, Tensor] = {}  # sums of squares around the mean, by Welford: 128 gradients at once need not fit
+    spread: dict[
+        int, Tensor
+    ] = {}  # sums of squares around the mean, by Welford: 128 gradients at once need not fit
     for t in range(_LOOKS):
         seed = stable_hash("look around", sampling.seed, t)
         batch = refine.take(d.rows, minibatches[t], device)
@@ -496,7 +589,9 @@ def _look_around(d: _DataSet, bound: Loss, sampler: Sampler, sampling: Sampling,
         p.slope = mean[id(p.group)]
         if sampling.start == "gaussian":
             variance = spread[id(p.group)] / (_LOOKS - 1)
-            curvature = variance * at.losses.numel()  # Fisher information = variance × predictions in a minibatch
+            curvature = (
+                variance * at.losses.numel()
+            )  # Fisher information = variance × predictions in a minibatch
             a = sampling.n_beta * curvature + sampler.localization
             sd = (a * (1 - sampler.lr * a / 4).clamp(min=0.5)).rsqrt()
             p.state = p.state._replace(position=p.state.position + sd[p.member] * p.random.normal())
@@ -511,12 +606,16 @@ def _gradients(d: _DataSet, bound: Loss, at: Center, batch: Batch, seed: int) ->
     return {key: center(group, whole) for key, group in each.items()}
 
 
-def _control(control: Tensor, d: _DataSet, bound: Loss, at: Center, batch: Batch, seed: int) -> None:
+def _control(
+    control: Tensor, d: _DataSet, bound: Loss, at: Center, batch: Batch, seed: int
+) -> None:
     """Put (g_B − ĝ)·(v − v*) of each run where it belongs."""
     found = _gradients(d, bound, at, batch, seed)
     for p in d.passes:
         tilt = (found[id(p.group)] - p.slope)[p.member]
-        control[p.refinement, p.chain] = (tilt * (p.state.position - p.origin[p.member])).sum(1, dtype=torch.float64)
+        control[p.refinement, p.chain] = (tilt * (p.state.position - p.origin[p.member])).sum(
+            1, dtype=torch.float64
+        )
 
 
 def _without(datasets: Sequence[_DataSet], stopped: Collection[int]) -> list[_DataSet]:
@@ -534,7 +633,9 @@ def _without(datasets: Sequence[_DataSet], stopped: Collection[int]) -> list[_Da
                         member=p.member[some],
                         refinement=p.refinement[some],
                         chain=p.chain[some],
-                        random=Random([p.random.streams[i] for i in keep], p.random.dim, p.random.device),
+                        random=Random(
+                            [p.random.streams[i] for i in keep], p.random.dim, p.random.device
+                        ),
                         state=type(p.state)(*(part[some] for part in p.state)),
                     )
                 )
@@ -563,10 +664,16 @@ def _positions(passes: Sequence[tuple[_Pass, Tensor]], num_chains: int, refineme
 
 
 def _sort_tokens(
-    tokens: dict[tuple[str, str], Tensor], p: _Pass, each: Tensor, refinements: Sequence[Refinement], num_chains: int
+    tokens: dict[tuple[str, str], Tensor],
+    p: _Pass,
+    each: Tensor,
+    refinements: Sequence[Refinement],
+    num_chains: int,
 ) -> None:
     for r, c, losses in zip(p.refinement.tolist(), p.chain.tolist(), each, strict=True):
-        tokens.setdefault(refinements[r].name, losses.new_empty(num_chains, *losses.shape))[c] = losses
+        tokens.setdefault(refinements[r].name, losses.new_empty(num_chains, *losses.shape))[c] = (
+            losses
+        )
 
 
 def _plan(
@@ -590,9 +697,13 @@ def _plan(
             origin = center(group, parameters)
             seeds = [("noise", sampling.seed, digest(masks[here[i]]), whole) for i in group.members]
             runs = [(m, c) for m in range(len(group.members)) for c in range(sampling.num_chains)]
-            size = sampling.runs_per_pass or _pass_size(bound.memory(group, _batch_shape(data, sampling)), device)
+            size = sampling.runs_per_pass or _pass_size(
+                bound.memory(group, _batch_shape(data, sampling)), device
+            )
             for some in (runs[start : start + size] for start in range(0, len(runs), size)):
-                streams = [generator(*seeds[m], sampling.first_chain + c, device=device) for m, c in some]
+                streams = [
+                    generator(*seeds[m], sampling.first_chain + c, device=device) for m, c in some
+                ]
                 member = torch.tensor([m for m, _ in some], device=device)
                 chain = torch.tensor([c for _, c in some], device=device)
                 refinement = torch.tensor([here[group.members[m]] for m, _ in some], device=device)
@@ -605,7 +716,9 @@ def _plan(
 
 
 def _batch_shape(data: refine.Rows, sampling: Sampling) -> tuple[int, ...]:
-    return sampling.batch_size, *(data.rows.shape[1:] if isinstance(data, Tokens) else data[0].shape[1:])
+    return sampling.batch_size, *(
+        data.rows.shape[1:] if isinstance(data, Tokens) else data[0].shape[1:]
+    )
 
 
 def _pass_size(bytes_per_run: int, device: torch.device) -> int:
@@ -614,7 +727,9 @@ def _pass_size(bytes_per_run: int, device: torch.device) -> int:
         budget = torch.cuda.mem_get_info(device)[0] // 4
     else:
         budget = min(_free_memory() // 4, _CPU_PASS)
-    budget = 2 ** (int(budget).bit_length() - 1)  # the same from day to day, so that rounding is, too
+    budget = 2 ** (
+        int(budget).bit_length() - 1
+    )  # the same from day to day, so that rounding is, too
     return max(1, budget // max(bytes_per_run, 1))
 
 
@@ -627,7 +742,9 @@ def _free_memory() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _there(model: nn.Module, loss: LossFunction | None, sampling: Sampling) -> tuple[nn.Module, Any, torch.device]:
+def _there(
+    model: nn.Module, loss: LossFunction | None, sampling: Sampling
+) -> tuple[nn.Module, Any, torch.device]:
     """The model and loss on the device asked for: themselves where they are there already, else one copy."""
     parameter = next(model.parameters(), None)
     if parameter is None:
@@ -637,7 +754,9 @@ def _there(model: nn.Module, loss: LossFunction | None, sampling: Sampling) -> t
     try:
         device = parameter.device if sampling.device is None else torch.device(sampling.device)
     except RuntimeError as error:
-        raise InputError(f"Sampling: `device` must be such as 'cpu' or 'cuda', got {sampling.device!r}.") from error
+        raise InputError(
+            f"Sampling: `device` must be such as 'cpu' or 'cuda', got {sampling.device!r}."
+        ) from error
     if isinstance(loss, Distillation):
         loss = Distillation(_moved(loss.generator, device))
     model = _moved(model, device)

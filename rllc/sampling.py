@@ -82,23 +82,41 @@ class Sampling:
     train_mode: bool = False
 
     def __post_init__(self) -> None:
-        least = {"num_chains": 1, "num_draws": 1, "num_burnin_steps": 0, "num_steps_bw_draws": 1, "batch_size": 1}
+        least = {
+            "num_chains": 1,
+            "num_draws": 1,
+            "num_burnin_steps": 0,
+            "num_steps_bw_draws": 1,
+            "batch_size": 1,
+        }
         least |= {"first_chain": 0, "num_probes": 0}
         least |= {} if self.runs_per_pass is None else {"runs_per_pass": 1}
         for name, lowest in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                raise InputError(f"Sampling: `{name}` must be an integer of at least {lowest}, got {value!r}.")
+                raise InputError(
+                    f"Sampling: `{name}` must be an integer of at least {lowest}, got {value!r}."
+                )
         if not isinstance(self.seed, int):
             raise InputError(f"Sampling: `seed` must be an integer, got {self.seed!r}.")
         if self.start not in ("center", "gaussian"):
-            raise InputError(f"Sampling: `start` must be 'center' or 'gaussian', got {self.start!r}.")
-        if self.target_se is not None and not (isinstance(self.target_se, int | float) and self.target_se > 0):
-            raise InputError(f"Sampling: `target_se` must be a positive number or None, got {self.target_se!r}.")
+            raise InputError(
+                f"Sampling: `start` must be 'center' or 'gaussian', got {self.start!r}."
+            )
+        if self.target_se is not None and not (
+            isinstance(self.target_se, int | float) and self.target_se > 0
+        ):
+            raise InputError(
+                f"Sampling: `target_se` must be a positive number or None, got {self.target_se!r}."
+            )
         if self.autocast not in (None, "bfloat16"):
-            raise InputError(f"Sampling: `autocast` must be None or 'bfloat16', got {self.autocast!r}.")
+            raise InputError(
+                f"Sampling: `autocast` must be None or 'bfloat16', got {self.autocast!r}."
+            )
         if not isinstance(self.n_beta, int | float) or not 0 < self.n_beta < float("inf"):
-            raise InputError(f"Sampling: `n_beta` must be a positive number, got {self.n_beta!r}; the paper uses 30.")
+            raise InputError(
+                f"Sampling: `n_beta` must be a positive number, got {self.n_beta!r}; the paper uses 30."
+            )
 
     @property
     def num_steps(self) -> int:
@@ -108,4 +126,6 @@ class Sampling:
     @property
     def settings(self) -> dict[str, Any]:
         """What makes its results, for files and tables: not where or how large the passes are."""
-        return {k: v for k, v in asdict(self).items() if k not in ("runs_per_pass", "device", "compile")}
+        return {
+            k: v for k, v in asdict(self).items() if k not in ("runs_per_pass", "device", "compile")
+        }

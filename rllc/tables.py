@@ -18,7 +18,10 @@ def table(title: str, rows: Sequence[Sequence[str]], left: Sequence[int] = (0,))
     """
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = (
-        "  ".join(c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            c.ljust(w) if k in left else c.rjust(w)
+            for k, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     )
     return "\n".join([title, *(line.rstrip() for line in lines)])

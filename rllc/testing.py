@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rllc import refinement as refine
-from rllc.layout import center, groups, stack, to, unpack
+from rllc.engine.layout import center, groups, stack, to, unpack
 from rllc.loss import Batch, Center, LossFunction, bind
 from rllc.refinement import DataLike
 from rllc.samplers import Energy, Random, Sampler
@@ -46,7 +46,11 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         after = _snapshot(model)
-        changed = sorted(what for what in before.keys() | after.keys() if not _same(before.get(what), after.get(what)))
+        changed = sorted(
+            what
+            for what in before.keys() | after.keys()
+            if not _same(before.get(what), after.get(what))
+        )
         _require(not changed, f"these were changed, but must not be: {', '.join(changed)}")
 
 
@@ -72,26 +76,43 @@ def check_weights(weights: Weights, model: nn.Module) -> None:
     for name, mask in selected.items():
         _require(name in parameters, f"{weights.name}: the model has no parameter {name!r}")
         shape = tuple(parameters[name].shape)
-        _require(mask.dtype == torch.bool, f"{weights.name}: the mask of {name!r} must be boolean, is {mask.dtype}")
         _require(
-            tuple(mask.shape) == shape, f"{weights.name}: the mask of {name!r} must be {shape}, is {tuple(mask.shape)}"
+            mask.dtype == torch.bool,
+            f"{weights.name}: the mask of {name!r} must be boolean, is {mask.dtype}",
+        )
+        _require(
+            tuple(mask.shape) == shape,
+            f"{weights.name}: the mask of {name!r} must be {shape}, is {tuple(mask.shape)}",
         )
         _require(bool(mask.any()), f"{weights.name}: the mask of {name!r} selects nothing")
     count = sum(int(mask.sum()) for mask in selected.values())
-    _require(weights.count(model) == count, f"{weights.name}: count says {weights.count(model)}, its masks {count}")
-    _require(pickle.loads(pickle.dumps(weights)) == weights, f"{weights.name}: differs after a round trip by pickle")
+    _require(
+        weights.count(model) == count,
+        f"{weights.name}: count says {weights.count(model)}, its masks {count}",
+    )
+    _require(
+        pickle.loads(pickle.dumps(weights)) == weights,
+        f"{weights.name}: differs after a round trip by pickle",
+    )
 
     (group,) = groups([selected])
-    _require(group.dim == count, f"{weights.name}: positions have {group.dim} numbers for {count} weights")
+    _require(
+        group.dim == count,
+        f"{weights.name}: positions have {group.dim} numbers for {count} weights",
+    )
     member, origin = torch.tensor([0]), center(group, parameters)
     for name, moved in unpack(group, origin, member, parameters).items():
         put_back = stack(moved, parameters[name])[0]
         _require(
-            torch.equal(put_back, parameters[name].to(put_back.dtype)), f"{weights.name}: {name!r} came back changed"
+            torch.equal(put_back, parameters[name].to(put_back.dtype)),
+            f"{weights.name}: {name!r} came back changed",
         )
     for name, moved in unpack(group, 1 + origin + origin.abs(), member, parameters).items():
         shifted = stack(moved, parameters[name])[0] != parameters[name]
-        _require(torch.equal(shifted, selected[name]), f"{weights.name}: other weights of {name!r} moved than selected")
+        _require(
+            torch.equal(shifted, selected[name]),
+            f"{weights.name}: other weights of {name!r} moved than selected",
+        )
 
 
 def check_loss(
@@ -131,7 +152,9 @@ def check_loss(
     parameters = dict(model.named_parameters())
     device = next(iter(parameters.values())).device
     group = to(groups([weights.masks(model)])[0], device)
-    batch = refine.take(refinement.data, torch.arange(min(batch_size, refine.num_rows(refinement.data))), device)
+    batch = refine.take(
+        refinement.data, torch.arange(min(batch_size, refine.num_rows(refinement.data))), device
+    )
     bound, origin = bind(model, loss), center(group, parameters)
     noise = 0.02 * torch.randn(3, group.dim, generator=generator("check_loss", seed)).to(device)
     position = torch.cat([origin, origin + noise])
@@ -145,12 +168,20 @@ def check_loss(
         together = evaluate(position)
         alone = evaluate(position[2:3])
     _check_values(together, at, batch, group.dim)
-    for what, one, many in (("loss", alone.losses, together.losses), ("gradient", alone.gradient, together.gradient)):
+    for what, one, many in (
+        ("loss", alone.losses, together.losses),
+        ("gradient", alone.gradient, together.gradient),
+    ):
         size = float(many.abs().max())
-        _require(_close(one[0], many[2], 1e-4 * size + 1e-7), f"a run's {what} alone differs from that in company")
+        _require(
+            _close(one[0], many[2], 1e-4 * size + 1e-7),
+            f"a run's {what} alone differs from that in company",
+        )
 
     step = 1e-2
-    chosen = torch.randperm(group.dim, generator=generator("coordinates", seed))[:num_coordinates].to(device)
+    chosen = torch.randperm(group.dim, generator=generator("coordinates", seed))[
+        :num_coordinates
+    ].to(device)
     for run in range(len(position)):
         up, down = position[run].repeat(len(chosen), 1), position[run].repeat(len(chosen), 1)
         index = chosen[:, None]
@@ -161,7 +192,10 @@ def check_loss(
         rounding = 4e-7 * float(together.losses[run].abs()) / step
         allowed = 0.02 * float(together.gradient[run].abs().max()) + rounding
         worst = float((slope - gradient).abs().max())
-        _require(worst <= allowed, f"gradient of run {run} is {worst:.3g} (> {allowed:.3g}) off central differences")
+        _require(
+            worst <= allowed,
+            f"gradient of run {run} is {worst:.3g} (> {allowed:.3g}) off central differences",
+        )
 
 
 def check_sampler(
@@ -201,7 +235,9 @@ def check_sampler(
     Raises:
         AssertionError: one of these does not hold.
     """
-    k = torch.tensor([part / sampler.lr for part in (0.25, 0.5, 1.0)] if curvatures is None else list(curvatures))
+    k = torch.tensor(
+        [part / sampler.lr for part in (0.25, 0.5, 1.0)] if curvatures is None else list(curvatures)
+    )
     origin = torch.linspace(-1.0, 1.0, len(k)).repeat(num_chains, 1)
 
     def energy(position: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,7 +255,10 @@ def check_sampler(
             second += away.square() / (num_steps - num_burnin_steps)
     a = k.double().numpy() + sampler.localization
     expected = 1 / a if variance is None else np.asarray(variance(a))
-    for what, found, truth in (("mean − centre", first, np.zeros(len(k))), ("mean square", second, expected)):
+    for what, found, truth in (
+        ("mean − centre", first, np.zeros(len(k))),
+        ("mean square", second, expected),
+    ):
         error = found.std(0).numpy() / num_chains**0.5
         z = (found.mean(0).numpy() - truth) / error
         _require(
@@ -242,20 +281,32 @@ def _check_purity(sampler: Sampler, energy: Energy, origin: Tensor, seed: int) -
         start = sampler.init(given)
         started = _copies(start)
         state = sampler.step(start, energy, _noise(range(runs), dim, seed))  # away from the centre
-        _require(state.position.dtype == origin.dtype, f"{sampler!r}: positions must stay {origin.dtype}")
+        _require(
+            state.position.dtype == origin.dtype, f"{sampler!r}: positions must stay {origin.dtype}"
+        )
         kept = _copies(state)
         after = sampler.step(state, recorded, _noise(range(runs), dim, seed))
         again = sampler.step(state, energy, _noise(range(runs), dim, seed))
-    _require(torch.equal(given, origin), f"{sampler!r}: init or step wrote into the position it was given")
-    _require(start[0] is start.position, f"{sampler!r}: the first field of a state must be `position`")
-    _require(torch.equal(started[0], origin), f"{sampler!r}: init must start at the position it is given")
+    _require(
+        torch.equal(given, origin),
+        f"{sampler!r}: init or step wrote into the position it was given",
+    )
+    _require(
+        start[0] is start.position, f"{sampler!r}: the first field of a state must be `position`"
+    )
+    _require(
+        torch.equal(started[0], origin), f"{sampler!r}: init must start at the position it is given"
+    )
     unwritten = _same(_copies(start), started) and _same(_copies(state), kept)
     _require(unwritten, f"{sampler!r}: step wrote into the state it was given")
     _require(
         bool(asked) and torch.equal(asked[0], state.position),
         f"{sampler!r}: the first energy must be at state.position",
     )
-    _require(_same(_copies(after), _copies(again)), f"{sampler!r}: the same arguments gave two different states")
+    _require(
+        _same(_copies(after), _copies(again)),
+        f"{sampler!r}: the same arguments gave two different states",
+    )
     for part in after:
         if isinstance(part, Tensor):
             _require(
@@ -271,7 +322,8 @@ def _check_purity(sampler: Sampler, energy: Energy, origin: Tensor, seed: int) -
         together = sampler.step(together, energy, _noise(range(runs), dim, seed))
     difference = float((alone.position[0] - together.position[2]).abs().max())
     _require(
-        difference < 1e-6, f"{sampler!r}: a chain alone differs from the same chain in company by {difference:.3g}"
+        difference < 1e-6,
+        f"{sampler!r}: a chain alone differs from the same chain in company by {difference:.3g}",
     )
 
 
@@ -282,19 +334,33 @@ def _noise(chains: Sequence[int], dim: int, seed: int) -> Random:
 def _check_values(runs: Any, at: Center, batch: Batch, dim: int) -> None:
     rows = len(batch[0] if isinstance(batch, tuple) else batch)
     shape, num = tuple(at.losses.shape), len(runs.losses)
-    _require(len(shape) in (1, 2) and shape[0] == rows, f"losses must be [{rows}] or [{rows}, pos], are {shape}")
-    _require(tuple(runs.losses.shape) == (num,), f"expected one loss a run, got {tuple(runs.losses.shape)}")
     _require(
-        tuple(runs.gradient.shape) == (num, dim), f"gradients must be {(num, dim)}, are {tuple(runs.gradient.shape)}"
+        len(shape) in (1, 2) and shape[0] == rows,
+        f"losses must be [{rows}] or [{rows}, pos], are {shape}",
+    )
+    _require(
+        tuple(runs.losses.shape) == (num,),
+        f"expected one loss a run, got {tuple(runs.losses.shape)}",
+    )
+    _require(
+        tuple(runs.gradient.shape) == (num, dim),
+        f"gradients must be {(num, dim)}, are {tuple(runs.gradient.shape)}",
     )
     _require(
         tuple(runs.each.shape) == (num, *shape),
         f"per-example losses must be {(num, *shape)}, are {tuple(runs.each.shape)}",
     )
-    finite = runs.losses.isfinite().all() and runs.gradient.isfinite().all() and at.losses.isfinite().all()
+    finite = (
+        runs.losses.isfinite().all()
+        and runs.gradient.isfinite().all()
+        and at.losses.isfinite().all()
+    )
     _require(bool(finite), "losses and gradients near w* must be finite")
     size = float(at.losses.abs().max())
-    _require(_close(runs.losses[0], at.losses.double().mean(), 1e-5 * size), "an unmoved run must have the loss at w*")
+    _require(
+        _close(runs.losses[0], at.losses.double().mean(), 1e-5 * size),
+        "an unmoved run must have the loss at w*",
+    )
     _require(
         _close(runs.each.double().flatten(1).mean(1), runs.losses, 1e-5 * size),
         "per-example losses must average to the loss",
@@ -316,7 +382,9 @@ def _snapshot(model: nn.Module) -> dict[str, Any]:
         state[f"{name}.grad"] = None if p.grad is None else p.grad.detach().clone()
         state[f"{name}.requires_grad"] = p.requires_grad
     state |= {f"buffer {name}": b.detach().clone() for name, b in model.named_buffers()}
-    return state | {f"mode of {name or 'the model'}": module.training for name, module in model.named_modules()}
+    return state | {
+        f"mode of {name or 'the model'}": module.training for name, module in model.named_modules()
+    }
 
 
 def _copies(state: Sequence[Any]) -> list[Any]:

@@ -63,10 +63,14 @@ def normal_crossing(k: Sequence[int], h: Sequence[int] | None = None) -> Learnin
     ks = [_count("k", value, least=0) for value in k]
     hs = [0] * len(ks) if h is None else [_count("h", value, least=0) for value in h]
     if len(ks) != len(hs):
-        raise InputError(f"normal_crossing: k and h need one entry per coordinate; got {len(ks)} and {len(hs)}.")
+        raise InputError(
+            f"normal_crossing: k and h need one entry per coordinate; got {len(ks)} and {len(hs)}."
+        )
     ratios = [Fraction(b + 1, 2 * a) for a, b in zip(ks, hs, strict=True) if a > 0]
     if not ratios:
-        raise InputError(f"normal_crossing: at least one k must be positive, else the loss is constant; got k={ks}.")
+        raise InputError(
+            f"normal_crossing: at least one k must be positive, else the loss is constant; got k={ks}."
+        )
     return LearningCoefficient(float(min(ratios)), ratios.count(min(ratios)))
 
 
@@ -101,7 +105,9 @@ def reduced_rank_regression(M: int, N: int, H: int, r: int) -> LearningCoefficie
     return _reduced_rank_regression(M, N, H, r)
 
 
-def reduced_rank_regression_at(M: int, N: int, H: int, r1: int, r2: int, r: int) -> LearningCoefficient:
+def reduced_rank_regression_at(
+    M: int, N: int, H: int, r1: int, r2: int, r: int
+) -> LearningCoefficient:
     """The local λ of reduced-rank regression at a point with rank A = ``r1``, rank B = ``r2``, rank BA = ``r``.
 
     λ = ½(N r1 + M r2 − r1 r2) + λ_RRR(M − r1, N − r2, H − r1 − r2 + r; 0). The first term is half the rank of the
@@ -152,13 +158,17 @@ def deep_linear(widths: Sequence[int], rank: int) -> LearningCoefficient:
     """
     H = [_count("widths", width) for width in widths]
     if len(H) < 2:
-        raise InputError(f"deep_linear: widths needs at least the inputs and the outputs, H_0 and H_1; got {H}.")
+        raise InputError(
+            f"deep_linear: widths needs at least the inputs and the outputs, H_0 and H_1; got {H}."
+        )
     _check_rank("deep_linear", "rank", rank, 0, min(H))
     chosen = _aoyagi_subset(sorted(width - rank for width in H))
     S, ell = sum(chosen), len(chosen) - 1
     a = S - (-(-S // ell) - 1) * ell
     pairs = Fraction(S**2 - sum(m * m for m in chosen), 2)  # Σ_{i<j} M_i M_j
-    value = Fraction(rank * (H[0] + H[-1]) - rank**2, 2) + Fraction(a * (ell - a), 4 * ell) + pairs / 2
+    value = (
+        Fraction(rank * (H[0] + H[-1]) - rank**2, 2) + Fraction(a * (ell - a), 4 * ell) + pairs / 2
+    )
     value -= Fraction(ell * (ell - 1), 4) * Fraction(S, ell) ** 2
     return LearningCoefficient(float(value), a * (ell - a) + 1)
 
@@ -179,7 +189,9 @@ def one_head_attention(v: int, d_head: int) -> LearningCoefficient:
     return reduced_rank_regression(v, v - 1, _count("d_head", d_head), 0)
 
 
-def deep_linear_layer(weights: Sequence[Any], layer: int, input_covariance: Any | None = None) -> LearningCoefficient:
+def deep_linear_layer(
+    weights: Sequence[Any], layer: int, input_covariance: Any | None = None
+) -> LearningCoefficient:
     """The refined λ of one layer of a deep linear network at an exact minimum: rank(A)·rank(BΣ^½)/2, m = 1.
 
     A is the product of the later layers, B of the earlier ones, Σ = E[xxᵀ] of the refined data. With all other layers
@@ -204,7 +216,9 @@ def deep_linear_layer(weights: Sequence[Any], layer: int, input_covariance: Any 
     return LearningCoefficient(int(np.count_nonzero(after)) * int(np.count_nonzero(before)) / 2, 1)
 
 
-def deep_linear_curvatures(weights: Sequence[Any], layer: int, input_covariance: Any | None = None) -> np.ndarray:
+def deep_linear_curvatures(
+    weights: Sequence[Any], layer: int, input_covariance: Any | None = None
+) -> np.ndarray:
     """Curvatures of the loss ½E‖y − ŷ‖² in the weights of one layer: the eigenvalues of AᵀA ⊗ BΣBᵀ.
 
     Arguments and errors are those of :func:`deep_linear_layer`. A loss that averages over the N outputs, or leaves out
@@ -268,7 +282,9 @@ class SGLDLaw:
     def __post_init__(self) -> None:
         h = np.array(self.curvatures, dtype=np.float64)
         if h.ndim != 1 or h.size == 0 or not np.isfinite(h).all():
-            raise InputError(f"SGLDLaw: curvatures must be finite numbers [dim], dim ≥ 1; got shape {h.shape}: {h}.")
+            raise InputError(
+                f"SGLDLaw: curvatures must be finite numbers [dim], dim ≥ 1; got shape {h.shape}: {h}."
+            )
         noise = np.array(self.gradient_variance, dtype=np.float64)
         if noise.shape not in ((), h.shape) or not (np.isfinite(noise) & (noise >= 0)).all():
             raise InputError(
@@ -277,7 +293,9 @@ class SGLDLaw:
             )
         for name in ("lr", "n_beta", "localization"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and (value > 0 or (value == 0 and name == "localization"))):
+            if not (
+                math.isfinite(value) and (value > 0 or (value == 0 and name == "localization"))
+            ):
                 sign = "≥ 0" if name == "localization" else "> 0"
                 raise InputError(f"SGLDLaw: {name} must be finite and {sign}; got {value!r}.")
         noise = np.broadcast_to(noise, h.shape).copy()
@@ -312,7 +330,9 @@ class SGLDLaw:
         """σ² = q/(1 − ρ²) [dim], the stationary variance of each coordinate (∞ where it never settles)."""
         rate = self._rate
         with np.errstate(divide="ignore"):
-            return np.where((rate > 0) & (rate < 4), self.innovation / np.abs(rate * (1 - rate / 4)), np.inf)
+            return np.where(
+                (rate > 0) & (rate < 4), self.innovation / np.abs(rate * (1 - rate / 4)), np.inf
+            )
 
     def variance_after(self, steps: int) -> np.ndarray:
         """σ_t² = q Σ_{j<t} ρ^{2j} [dim] for a chain that started at w* and made ``steps`` steps; also when unstable."""
@@ -353,13 +373,15 @@ class SGLDLaw:
         self._require_stable()
         var, decay = self._only_seen(self.variance), self._only_seen(self.decay)
         state, _, coupling = self._second_moments
-        later = (state * var**2 * decay ** (2 * apart) + coupling * var * decay ** (2 * apart - 1)) / (
-            1 - decay ** (2 * apart)
-        )
+        later = (
+            state * var**2 * decay ** (2 * apart) + coupling * var * decay ** (2 * apart - 1)
+        ) / (1 - decay ** (2 * apart))
         whole = self.draw_variance
         return 1 + 2 * float(later.sum()) / whole if whole else math.nan
 
-    def expected(self, num_draws: int, *, num_burnin_steps: int = 0, num_steps_bw_draws: int = 1) -> float:
+    def expected(
+        self, num_draws: int, *, num_burnin_steps: int = 0, num_steps_bw_draws: int = 1
+    ) -> float:
         """The exact mean of λ̂ over draws of chains that started at w*, so that also burn-in 0 has a truth.
 
         Draw j = 0, 1, … is the state after num_burnin_steps + (j + 1)·num_steps_bw_draws steps; w* itself is never one.
@@ -391,7 +413,10 @@ class SGLDLaw:
         Raises:
             InputError: ``stationary`` is asked of an unstable chain.
         """
-        chains, apart = _count("num_chains", num_chains), _count("num_steps_bw_draws", num_steps_bw_draws)
+        chains, apart = (
+            _count("num_chains", num_chains),
+            _count("num_steps_bw_draws", num_steps_bw_draws),
+        )
         steps = _draw_steps(num_draws, num_burnin_steps, apart)
         if stationary:
             self._require_stable()
@@ -404,7 +429,11 @@ class SGLDLaw:
             later = later + 2 * early
             slow = decay ** (2 * apart) * (slow + var**2)
             early = decay ** (2 * apart) * early + decay ** (2 * apart - 1) * var
-        common = 1 - self.lr / self._only_seen(self.innovation) if shared_minibatches else np.zeros_like(decay)
+        common = (
+            1 - self.lr / self._only_seen(self.innovation)
+            if shared_minibatches
+            else np.zeros_like(decay)
+        )
         pair = (1 + (chains - 1) * common) / chains
         square = (1 + (chains - 1) * common**2) / chains
         total = square * state * now + pair * (measured * noise + coupling * later)
@@ -422,7 +451,9 @@ class SGLDLaw:
         return array[self._seen]
 
     def _mean(self, variance: np.ndarray) -> float:
-        return float((0.5 * self.n_beta * self._only_seen(self.curvatures) * self._only_seen(variance)).sum())
+        return float(
+            (0.5 * self.n_beta * self._only_seen(self.curvatures) * self._only_seen(variance)).sum()
+        )
 
     @property
     def _second_moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -469,7 +500,9 @@ def _aoyagi_subset(M: list[int]) -> list[int]:
     return M[:size]
 
 
-def _layer_spectra(weights: Sequence[Any], layer: int, input_covariance: Any | None) -> tuple[np.ndarray, np.ndarray]:
+def _layer_spectra(
+    weights: Sequence[Any], layer: int, input_covariance: Any | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues of AᵀA [H_l] and of BΣBᵀ [H_{l−1}], exact zeros where they are within rounding."""
     matrices = [_matrix(f"weights[{i}]", w) for i, w in enumerate(weights)]
     for i, (first, second) in enumerate(pairwise(matrices)):
@@ -479,10 +512,14 @@ def _layer_spectra(weights: Sequence[Any], layer: int, input_covariance: Any | N
                 f"{first.shape[0]}]; got {list(second.shape)}. Give nn.Linear.weight layouts, first layer first."
             )
     if not matrices or not 0 <= operator.index(layer) < len(matrices):
-        raise InputError(f"deep_linear_layer: layer must be 0 … {len(matrices) - 1}; got {layer!r}.")
+        raise InputError(
+            f"deep_linear_layer: layer must be 0 … {len(matrices) - 1}; got {layer!r}."
+        )
     outputs, inputs = matrices[layer].shape
     width = matrices[0].shape[1]
-    sigma = np.eye(width) if input_covariance is None else _matrix("input_covariance", input_covariance)
+    sigma = (
+        np.eye(width) if input_covariance is None else _matrix("input_covariance", input_covariance)
+    )
     after = _squared_singular_values(matrices[layer + 1 :], outputs)
     before = _squared_singular_values([_root(sigma, width), *matrices[:layer]], inputs)
     return after, before
@@ -496,11 +533,17 @@ def _squared_singular_values(chain: list[np.ndarray], dim: int) -> np.ndarray:
     """
     if not chain:
         return np.ones(dim)
-    product = reduce(lambda done, matrix: matrix.astype(np.float64) @ done, chain[1:], chain[0].astype(np.float64))
+    product = reduce(
+        lambda done, matrix: matrix.astype(np.float64) @ done,
+        chain[1:],
+        chain[0].astype(np.float64),
+    )
     values = np.linalg.svd(product, compute_uv=False)
     eps = max(float(np.finfo(matrix.dtype).eps) for matrix in chain)
     scale = math.prod(float(np.linalg.norm(matrix, 2)) for matrix in chain)
-    values = np.where(values > 10 * math.sqrt(max(max(m.shape) for m in chain)) * eps * scale, values, 0.0)
+    values = np.where(
+        values > 10 * math.sqrt(max(max(m.shape) for m in chain)) * eps * scale, values, 0.0
+    )
     return np.pad(values**2, (0, max(0, dim - values.size)))[:dim]
 
 
@@ -526,7 +569,12 @@ def _matrix(name: str, value: Any) -> np.ndarray:
     if hasattr(value, "detach"):  # a tensor, perhaps on another device or requiring gradients
         value = value.detach().cpu()
     array = np.asarray(value)
-    if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+    if (
+        array.ndim != 2
+        or array.size == 0
+        or array.dtype.kind not in "iuf"
+        or not np.isfinite(array).all()
+    ):
         raise InputError(
             f"deep_linear_layer: {name} must be a matrix [out, in] of finite numbers; got shape {list(array.shape)}, "
             f"dtype {array.dtype}."
@@ -553,4 +601,6 @@ def _count(name: str, value: Any, least: int = 1) -> int:
 def _check_rank(where: str, name: str, value: Any, least: int, most: int) -> None:
     number = _count(name, value, least=0)
     if not least <= number <= most:
-        raise InputError(f"{where}: {name} must be a possible rank, {least} … {most} for these widths; got {number}.")
+        raise InputError(
+            f"{where}: {name} must be a possible rank, {least} … {most} for these widths; got {number}."
+        )

@@ -41,7 +41,13 @@ from rllc.seeds import stable_hash
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-PAPER_STEPS = (0, 100, *range(200, 10_001, 200), *range(10_400, 20_001, 400), *range(21_000, 50_001, 1000))
+PAPER_STEPS = (
+    0,
+    100,
+    *range(200, 10_001, 200),
+    *range(10_400, 20_001, 400),
+    *range(21_000, 50_001, 1000),
+)
 """The 107 of 50,000 steps at which arXiv 2410.02984 estimates LLCs."""
 
 _STEPS_BETWEEN_READS = 20
@@ -144,15 +150,30 @@ def train(
     settings = {
         "config": _fields(model.config),
         "initial_weights": _digest(model.state_dict()) if isinstance(config, nn.Module) else None,
-        "data": {"fingerprint": tokens.fingerprint, "rows": len(tokens), "positions": tokens.num_positions},
-        **{"batch_size": batch_size, "lr": float(lr), "betas": [float(beta) for beta in betas], "seed": seed},
-        **{"weight_decay": float(weight_decay), "gradient_clip": float(gradient_clip), "autocast": autocast},
+        "data": {
+            "fingerprint": tokens.fingerprint,
+            "rows": len(tokens),
+            "positions": tokens.num_positions,
+        },
+        **{
+            "batch_size": batch_size,
+            "lr": float(lr),
+            "betas": [float(beta) for beta in betas],
+            "seed": seed,
+        },
+        **{
+            "weight_decay": float(weight_decay),
+            "gradient_clip": float(gradient_clip),
+            "autocast": autocast,
+        },
     }
     run = _Run.begin(model.to(place), settings, num_steps)
     plan = {"num_steps": num_steps, "schedule": sorted(steps), "data_name": tokens.name}
     with _Folder.locked(out) as folder, _reproducible(place):
         start = read = folder.take_up(run, settings, plan, resume)
-        with tqdm(total=num_steps, initial=start, desc="training", unit="step", disable=not progress) as bar:
+        with tqdm(
+            total=num_steps, initial=start, desc="training", unit="step", disable=not progress
+        ) as bar:
             for step in range(start, num_steps + 1):
                 at_resume = step in steps or (every is not None and step % every == 0)
                 if at_resume or step - read >= _STEPS_BETWEEN_READS:
@@ -228,7 +249,9 @@ def _loss(model: Any, batch: Tensor, autocast: torch.dtype | None) -> Tensor:
             return model(input_ids=batch, labels=batch).loss
         hidden = model.normalise("ln_final", model.activations(batch[:, :-1]).residual[-1], {})
     target = Target((batch.shape[0], batch.shape[1] - 1), batch[:, 1:].flatten(), None)
-    mean, _ = UnembedLoss.apply(hidden.float(), model.unembed.W_U[None], model.unembed.b_U[None], target, autocast)
+    mean, _ = UnembedLoss.apply(
+        hidden.float(), model.unembed.W_U[None], model.unembed.b_U[None], target, autocast
+    )
     return mean[0]
 
 
@@ -288,10 +311,16 @@ def _reproducible(device: torch.device) -> Iterator[None]:
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         try:
-            torch.use_deterministic_algorithms(True, warn_only=True)  # a model may use a kernel that has no such form
-            torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+            torch.use_deterministic_algorithms(
+                True, warn_only=True
+            )  # a model may use a kernel that has no such form
+            torch.utils.deterministic.fill_uninitialized_memory = (
+                False  # a debugging aid that costs time
+            )
             if on_gpu and workspace is None:
-                os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # NVIDIA's condition for deterministic products
+                os.environ["CUBLAS_WORKSPACE_CONFIG"] = (
+                    ":4096:8"  # NVIDIA's condition for deterministic products
+                )
             yield
         finally:
             torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
@@ -347,7 +376,9 @@ class _Folder:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield cls(path)
 
-    def take_up(self, run: _Run, settings: Mapping[str, Any], plan: Mapping[str, Any], resume: bool) -> int:
+    def take_up(
+        self, run: _Run, settings: Mapping[str, Any], plan: Mapping[str, Any], resume: bool
+    ) -> int:
         """Go on with the run that is there, if its settings are these. Gives the step at which it stands, 0 for a new one."""
         if self.path is None:
             return 0
@@ -373,7 +404,9 @@ class _Folder:
                 _warn_of_changes(sessions[-1]["environment"], environment, self.path, step)
         if not sessions or step < plan["num_steps"]:
             sessions = [*sessions, {"from_step": step, **plan, "environment": environment}]
-            text = json.dumps({"kind": "rllc.train", "settings": settings, "sessions": sessions}, indent=1)
+            text = json.dumps(
+                {"kind": "rllc.train", "settings": settings, "sessions": sessions}, indent=1
+            )
             with self._writing("training.json"):
                 write_atomically(self.path / "training.json", lambda at: _write(at, text))
         return step
@@ -395,7 +428,9 @@ class _Folder:
             _write(temporary / SUMS, text)
             for path in (*temporary.iterdir(), temporary):
                 _sync(path)
-            if final.exists():  # changed by someone, or made with other versions before the run was killed
+            if (
+                final.exists()
+            ):  # changed by someone, or made with other versions before the run was killed
                 os.replace(final, self.path / f".{final.name}.old.tmp")
             os.replace(temporary, final)
             _sync(self.path)
@@ -407,7 +442,9 @@ class _Folder:
             return
         state = run.state(step)
         with self._writing("resume.pt"):
-            save_arrays(self.path / "losses.npz", {"loss": state["losses"].numpy()}, {"kind": "rllc.losses"})
+            save_arrays(
+                self.path / "losses.npz", {"loss": state["losses"].numpy()}, {"kind": "rllc.losses"}
+            )
             write_atomically(self.path / "resume.pt", lambda at: torch.save(state, at))
 
     def _description(self) -> dict[str, Any]:
@@ -415,7 +452,11 @@ class _Folder:
         assert self.path is not None
         path = self.path / "training.json"
         if not path.exists():
-            others = sorted(p.name for p in self.path.iterdir() if p.name == "resume.pt" or p.name.startswith("step"))
+            others = sorted(
+                p.name
+                for p in self.path.iterdir()
+                if p.name == "resume.pt" or p.name.startswith("step")
+            )
             if others:
                 raise FileError(
                     f"training: {self.path} has {others[0]} but no training.json, so it is not known of which run. Give "
@@ -478,11 +519,19 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> N
         return
     old, new = _flat(before), _flat(json.loads(json.dumps(now)))
     # Another version of transformers may know more fields of a config than the one that wrote it, or fewer.
-    names = [name for name in old | new if not name.startswith("config.") or (name in old and name in new)]
-    differ = [f"{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names if old.get(n) != new.get(n)]
+    names = [
+        name
+        for name in old | new
+        if not name.startswith("config.") or (name in old and name in new)
+    ]
+    differ = [
+        f"{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names if old.get(n) != new.get(n)
+    ]
     if differ:
         raise InputError(
-            f"training: {path} holds a run with other settings or data:\n  " + "\n  ".join(differ) + "\n"
+            f"training: {path} holds a run with other settings or data:\n  "
+            + "\n  ".join(differ)
+            + "\n"
             "Give the same to go on with it, or another folder as `out`."
         )
 
@@ -490,7 +539,9 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> N
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in nested.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
     return flat
 
 
@@ -500,7 +551,11 @@ def _environment(device: torch.device) -> dict[str, Any]:
 
     import rllc
 
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    kind = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
     return {
         "rllc": rllc.__version__,
         "torch": torch.__version__,
@@ -510,8 +565,12 @@ def _environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any], path: Path, step: int) -> None:
-    changes = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+def _warn_of_changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], path: Path, step: int
+) -> None:
+    changes = [
+        f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]
+    ]
     if changes:
         warnings.warn(
             f"training: going on with {path} from step {step} with {', '.join(changes)}; the result may differ in its "
@@ -589,16 +648,24 @@ def _count(name: str, value: Any) -> int:
 
 
 def _check_settings(
-    lr: float, betas: tuple[float, float], weight_decay: float, gradient_clip: float, autocast: str | None
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    gradient_clip: float,
+    autocast: str | None,
 ) -> None:
     if not (math.isfinite(lr) and lr > 0):
-        raise InputError(f"training: `lr` must be positive and finite, got {lr!r}; the paper's is 1e-3.")
+        raise InputError(
+            f"training: `lr` must be positive and finite, got {lr!r}; the paper's is 1e-3."
+        )
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise InputError(
             f"training: `betas` must be two numbers from 0 to below 1, got {betas!r}; usual: (0.9, 0.999)."
         )
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise InputError(f"training: `weight_decay` must be finite and not negative, got {weight_decay!r}; 0 is none.")
+        raise InputError(
+            f"training: `weight_decay` must be finite and not negative, got {weight_decay!r}; 0 is none."
+        )
     if not gradient_clip > 0:
         raise InputError(
             f"training: `gradient_clip` must be positive, got {gradient_clip!r}; float('inf') is no clipping."
@@ -622,7 +689,10 @@ def _checked_schedule(steps: Iterable[int] | None, num_steps: int) -> frozenset[
 def _check_data(config: Any, tokens: Tokens) -> None:
     if isinstance(config, nn.Module) and hasattr(config, "save_pretrained"):
         config = config.config
-    vocab, context = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
+    vocab, context = (
+        getattr(config, "vocab_size", None),
+        getattr(config, "max_position_embeddings", None),
+    )
     if vocab is None:
         raise InputError(
             f"training: `config` must be a configuration of a causal language model, such as AttentionOnlyConfig, or a "
@@ -644,4 +714,8 @@ def _fields(config: Any) -> dict[str, Any]:
     """A configuration as JSON holds it, without what does not bear on training."""
     aside = ("transformers_version", "architectures", "dtype")
     fields = json.loads(json.dumps(config.to_diff_dict(), default=str))
-    return {name: value for name, value in fields.items() if name not in aside and not name.startswith("_")}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in aside and not name.startswith("_")
+    }

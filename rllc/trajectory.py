@@ -20,7 +20,7 @@ from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike, fingerprints, product
 from rllc.sample import Sampling
 from rllc.samplers import Sampler, sgld
-from rllc.store import Contents, Store, contents, gathered
+from rllc.sweep.store import Contents, Store, contents, gathered
 from rllc.weights import head_name
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ class Trajectory:
                         f"Trajectory.of: `{what}` at step {step} are {getattr(other, what)}, but at step {steps[0]} "
                         f"{getattr(first, what)}; a curve compares the same refinements with the same settings."
                     )
-        told = {name: np.stack([e.diagnostics[name] for e in ordered]) for name in first.diagnostics}
+        told = {
+            name: np.stack([e.diagnostics[name] for e in ordered]) for name in first.diagnostics
+        }
         return cls(
             steps,
             **{name: np.stack([getattr(e, name) for e in ordered]) for name in ARRAYS},
@@ -115,8 +117,16 @@ class Trajectory:
     @classmethod
     def _lazy(cls, store: Store, found: Contents) -> Trajectory:
         self = object.__new__(cls)
-        names = {"weights": [w for w, _ in found.refinements], "data": [d for _, d in found.refinements]}
-        known = {"steps": found.steps, "settings": found.settings, "missing": found.missing, "failed": found.failed}
+        names = {
+            "weights": [w for w, _ in found.refinements],
+            "data": [d for _, d in found.refinements],
+        }
+        known = {
+            "steps": found.steps,
+            "settings": found.settings,
+            "missing": found.missing,
+            "failed": found.failed,
+        }
         known |= {"_from": (store, found), "_cells": (store, found)}
         self.__dict__.update(known | {k: tuple(v) for k, v in names.items()})
         return self
@@ -142,7 +152,9 @@ class Trajectory:
         """
         if step not in self.steps:
             close = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:3])
-            raise InputError(f"trajectory.at({step}): no such checkpoint; the nearest steps are {close}.")
+            raise InputError(
+                f"trajectory.at({step}): no such checkpoint; the nearest steps are {close}."
+            )
         i = self.steps.index(step)
         return Estimate(
             **{name: getattr(self, name)[i] for name in ARRAYS},
@@ -173,19 +185,31 @@ class Trajectory:
         """
         doing = f"trajectory.draws({step}, {weights!r}, {data!r})"
         if "_cells" not in self.__dict__:
-            raise InputError(f"{doing}: draws are in a store; use track(…, store='sweep') or Trajectory.open('sweep').")
+            raise InputError(
+                f"{doing}: draws are in a store; use track(…, store='sweep') or Trajectory.open('sweep')."
+            )
         store, found = self.__dict__["_cells"]
         known = list(dict.fromkeys(self.data))
         if data is None and len(known) > 1:
             raise InputError(
                 f"{doing}: on which data? It has {known}; type trajectory.draws({step}, {weights!r}, {known[0]!r})."
             )
-        key = step, weights if weights in self.weights else head_name(weights), known[0] if data is None else data
+        key = (
+            step,
+            weights if weights in self.weights else head_name(weights),
+            known[0] if data is None else data,
+        )
         if key not in found.cells:
             there = [k[1:] for k in found.cells if k[0] == step] or [k[0] for k in found.cells]
-            why = nearest(key[1:] if any(k[0] == step for k in found.cells) else step, dict.fromkeys(there))
+            why = nearest(
+                key[1:] if any(k[0] == step for k in found.cells) else step, dict.fromkeys(there)
+            )
             if key in self.missing or key in self.failed:
-                why = f"it failed: {self.failed[key]}" if key in self.failed else "it is missing; call rllc.track again"
+                why = (
+                    f"it failed: {self.failed[key]}"
+                    if key in self.failed
+                    else "it is missing; call rllc.track again"
+                )
             raise InputError(f"{doing}: {why}.")
         names = found.cells[key]
         has_tokens = all(store.has(name, per_token=True) for name in names)
@@ -211,7 +235,9 @@ class Trajectory:
         import pandas as pd
 
         rows = [self.at(step).to_dataframe().assign(step=step) for step in self.steps]
-        return pd.concat(rows, ignore_index=True).pipe(lambda df: df[["step", *df.columns.drop("step")]])
+        return pd.concat(rows, ignore_index=True).pipe(
+            lambda df: df[["step", *df.columns.drop("step")]]
+        )
 
     def to_xarray(self) -> xr.Dataset:
         """Everything with named axes ``checkpoint, refinement, chain``; steps and names are coordinates. Needs ``xarray``.
@@ -229,12 +255,17 @@ class Trajectory:
             ) from error
         axes = ("checkpoint", "refinement")
         arrays = {
-            "llc" if name == "value" else name: (axes, getattr(self, name)) for name in ARRAYS if name != "per_chain"
+            "llc" if name == "value" else name: (axes, getattr(self, name))
+            for name in ARRAYS
+            if name != "per_chain"
         }
         arrays |= {name: (axes, array) for name, array in self.diagnostics.items()}
         arrays["per_chain"] = ((*axes, "chain"), self.per_chain)
         arrays["status"] = (axes, np.array(self.status, dtype=object).reshape(self.value.shape))
-        names = {"weights": ("refinement", list(self.weights)), "data": ("refinement", list(self.data))}
+        names = {
+            "weights": ("refinement", list(self.weights)),
+            "data": ("refinement", list(self.data)),
+        }
         coordinates = {"step": ("checkpoint", list(self.steps))} | names
         return xr.Dataset(arrays, coordinates, {"settings": json.dumps(dict(self.settings))})
 
@@ -244,11 +275,19 @@ class Trajectory:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
-        names = {key: getattr(self, key) for key in ("steps", "status", "weights", "data", "missing")}
+        names = {
+            key: getattr(self, key) for key in ("steps", "status", "weights", "data", "missing")
+        }
         failed = [[*key, reason] for key, reason in self.failed.items()]
-        header = {"kind": "rllc.Trajectory", "settings": dict(self.settings), "failed": failed} | names
+        header = {
+            "kind": "rllc.Trajectory",
+            "settings": dict(self.settings),
+            "failed": failed,
+        } | names
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        return save_arrays(path, arrays | {f"diagnostics.{k}": a for k, a in self.diagnostics.items()}, header)
+        return save_arrays(
+            path, arrays | {f"diagnostics.{k}": a for k, a in self.diagnostics.items()}, header
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
@@ -259,13 +298,19 @@ class Trajectory:
         """
         arrays, header = load_arrays(path)
         if header.get("kind") != "rllc.Trajectory":
-            raise FileError(f"reading {path} as Trajectory: it holds {header.get('kind', 'something else')}.")
+            raise FileError(
+                f"reading {path} as Trajectory: it holds {header.get('kind', 'something else')}."
+            )
         return cls(
             **{name: arrays[name] for name in ARRAYS},
             **{key: tuple(header[key]) for key in ("steps", "weights", "data")},
             status=tuple(map(tuple, header["status"])),
             settings=header["settings"],
-            diagnostics={k.removeprefix("diagnostics."): a for k, a in arrays.items() if k.startswith("diagnostics.")},
+            diagnostics={
+                k.removeprefix("diagnostics."): a
+                for k, a in arrays.items()
+                if k.startswith("diagnostics.")
+            },
             missing=tuple(map(tuple, header.get("missing", ()))),
             failed={tuple(key): reason for *key, reason in header.get("failed", ())},
         )
@@ -382,9 +427,15 @@ class Tracker:
                 )
 
     def _check_settings(self, stored: Trajectory) -> None:
-        mine = self.sampler.settings | self.sampling.settings | {"fingerprints": fingerprints(product(None, self.data))}
+        mine = (
+            self.sampler.settings
+            | self.sampling.settings
+            | {"fingerprints": fingerprints(product(None, self.data))}
+        )
         differing = [
-            f"{k}: {stored.settings.get(k)} there, {v} here" for k, v in mine.items() if stored.settings.get(k) != v
+            f"{k}: {stored.settings.get(k)} there, {v} here"
+            for k, v in mine.items()
+            if stored.settings.get(k) != v
         ]
         if differing:
             raise InputError(

@@ -61,7 +61,9 @@ class Weights:
         Raises:
             InputError: the model has no such parameter, head or layer; a mask has another shape; nothing is selected.
         """
-        selected = {name: mask for name, mask in _resolve(self.rule, model).items() if bool(mask.any())}
+        selected = {
+            name: mask for name, mask in _resolve(self.rule, model).items() if bool(mask.any())
+        }
         if not selected:
             raise InputError(
                 f"Weights {self.name!r} select nothing in {type(model).__name__}; expected at least one weight. "
@@ -119,7 +121,9 @@ def head(layer: int | str, head: int | None = None) -> Weights:
     if isinstance(layer, str):
         name = head_name(layer)
         if name is None or head is not None:
-            raise InputError(f"head({layer!r}): expected a head such as '1:6' or 'L1H6', or two numbers: head(1, 6).")
+            raise InputError(
+                f"head({layer!r}): expected a head such as '1:6' or 'L1H6', or two numbers: head(1, 6)."
+            )
         layer, head = (int(part) for part in name.split(":"))
     if head is None or layer < 0 or head < 0:
         raise InputError(
@@ -135,7 +139,9 @@ def head_name(written: str) -> str | None:
     ('1:6', None)
     """
     match = _HEAD.match(written.strip())
-    return ":".join(str(int(part)) for part in match.groups() if part is not None) if match else None
+    return (
+        ":".join(str(int(part)) for part in match.groups() if part is not None) if match else None
+    )
 
 
 def heads(model: nn.Module) -> list[Weights]:
@@ -164,7 +170,9 @@ def parameters(pattern: str, index: Index | None = None) -> Weights:
         index: an integer, a slice, or a tuple of these, as in ``tensor[index]``; ``None`` takes all of the tensor.
     """
     shown = "" if index is None else "[" + ", ".join(_show(i) for i in _as_tuple(index)) + "]"
-    return Weights(pattern + shown, ("parameters", pattern, None if index is None else _freeze(index)))
+    return Weights(
+        pattern + shown, ("parameters", pattern, None if index is None else _freeze(index))
+    )
 
 
 def masks(selected: Mapping[str, Tensor], name: str = "masks") -> Weights:
@@ -198,16 +206,25 @@ def _resolve(rule: tuple[Any, ...], model: nn.Module) -> dict[str, Tensor]:
         return {name: left[name] & right[name] for name in left if name in right}
     if kind == "not":
         taken = _resolve(rest[0], model)
-        return {name: ~taken[name] if name in taken else _full(p) for name, p in _floats(model).items()}
-    return {"parameters": _by_name, "layer": _by_layer, "head": _by_head, "masks": _by_mask}[kind](model, *rest)
+        return {
+            name: ~taken[name] if name in taken else _full(p) for name, p in _floats(model).items()
+        }
+    return {"parameters": _by_name, "layer": _by_layer, "head": _by_head, "masks": _by_mask}[kind](
+        model, *rest
+    )
 
 
 def _by_name(model: nn.Module, pattern: str, index: Any) -> dict[str, Tensor]:
     known = _floats(model)
     names = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
     if not names:
-        raise InputError(f"parameters({pattern!r}): {type(model).__name__} has none; {nearest(pattern, known)}")
-    return {name: _full(known[name]) if index is None else _slice(name, known[name], _thaw(index)) for name in names}
+        raise InputError(
+            f"parameters({pattern!r}): {type(model).__name__} has none; {nearest(pattern, known)}"
+        )
+    return {
+        name: _full(known[name]) if index is None else _slice(name, known[name], _thaw(index))
+        for name in names
+    }
 
 
 def _slice(name: str, parameter: Tensor, index: Index) -> Tensor:
@@ -243,15 +260,21 @@ def _by_head(model: nn.Module, number: int, h: int) -> dict[str, Tensor]:
             f"head('{number}:{h}'): {type(model).__name__} has no such head; {nearest(f'{number}:{h}', every)}"
         )
     here = _floats(model)
-    names = [f"blocks.{number}.attn.{t}" for t in _HEAD_TENSORS if f"blocks.{number}.attn.{t}" in here]
+    names = [
+        f"blocks.{number}.attn.{t}" for t in _HEAD_TENSORS if f"blocks.{number}.attn.{t}" in here
+    ]
     return {name: _slice(name, here[name], h) for name in names}
 
 
-def _by_mask(model: nn.Module, selected: Sequence[tuple[str, tuple[int, ...], bytes]]) -> dict[str, Tensor]:
+def _by_mask(
+    model: nn.Module, selected: Sequence[tuple[str, tuple[int, ...], bytes]]
+) -> dict[str, Tensor]:
     known, resolved = _floats(model), {}
     for name, shape, bits in selected:
         if name not in known:
-            raise InputError(f"masks: {type(model).__name__} has no parameter {name!r}; {nearest(name, known)}")
+            raise InputError(
+                f"masks: {type(model).__name__} has no parameter {name!r}; {nearest(name, known)}"
+            )
         if shape != tuple(known[name].shape):
             raise InputError(
                 f"masks: the mask of {name!r} must have the parameter's shape {tuple(known[name].shape)}, got {shape}; "
@@ -296,7 +319,9 @@ def _freeze(index: Index) -> tuple[Any, ...]:
             raise InputError(
                 f"parameters(index={index!r}): expected integers and slices; for a boolean mask use rllc.masks."
             )
-    return tuple(("slice", p.start, p.stop, p.step) if isinstance(p, slice) else p for p in _as_tuple(index))
+    return tuple(
+        ("slice", p.start, p.stop, p.step) if isinstance(p, slice) else p for p in _as_tuple(index)
+    )
 
 
 def _thaw(index: tuple[Any, ...]) -> Index:

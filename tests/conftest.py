@@ -29,6 +29,10 @@ def pile_mini() -> Path:
 def small_tokenizer() -> Any:
     """A byte-level tokenizer of 300 ids (BOS = EOS = 299), trained on a few lines."""
     lines = [
-        f"the {animal} in the {place} sees the {animal}" for animal in ("cat", "dog") for place in ("house", "sun")
+        f"the {animal} in the {place} sees the {animal}"
+        for animal in ("cat", "dog")
+        for place in ("house", "sun")
     ]
-    return train_tokenizer([*lines, "one line and another line", "def f(x):\n    return x\n"] * 3, vocab_size=300)
+    return train_tokenizer(
+        [*lines, "one line and another line", "def f(x):\n    return x\n"] * 3, vocab_size=300
+    )

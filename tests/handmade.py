@@ -71,7 +71,9 @@ def induction_model(
         bigrams: what the current-token head predicts after which token; ``None``: it writes nothing.
     """
     space = Space(n_ctx, token=d_vocab, previous=d_vocab, out=d_vocab)
-    model = _empty(space, n_layers=2, n_heads=n_heads, d_head=max(n_ctx, d_vocab + 1), d_vocab=d_vocab)
+    model = _empty(
+        space, n_layers=2, n_heads=n_heads, d_head=max(n_ctx, d_vocab + 1), d_vocab=d_vocab
+    )
     token, here = space.read("token"), space.position()
     before = torch.zeros(n_ctx, n_ctx)
     before[0, 0] = 1.0
@@ -99,7 +101,9 @@ def induction_model(
 def repeats(num_rows: int = 6, segment: int = 9, d_vocab: int = 12, seed: int = 0) -> Tensor:
     """Rows of BOS and a random segment of distinct tokens, twice: ``[row, 1 + 2·segment]``."""
     stream = torch.Generator().manual_seed(seed)
-    once = torch.stack([1 + torch.randperm(d_vocab - 1, generator=stream)[:segment] for _ in range(num_rows)])
+    once = torch.stack(
+        [1 + torch.randperm(d_vocab - 1, generator=stream)[:segment] for _ in range(num_rows)]
+    )
     return torch.cat([torch.full((num_rows, 1), BOS), once, once], 1)
 
 
@@ -111,14 +115,25 @@ def bracket_model(types: int = 2, max_depth: int = 3, n_ctx: int = 24) -> Attent
     """
     d_vocab, heads = 1 + 2 * types, max_depth
     space = Space(n_ctx, token=d_vocab, depth=1, at_least=max_depth, out=d_vocab)
-    model = _empty(space, n_layers=3, n_heads=heads, d_head=max(types, max_depth + 1), d_vocab=d_vocab)
+    model = _empty(
+        space, n_layers=3, n_heads=heads, d_head=max(types, max_depth + 1), d_vocab=d_vocab
+    )
     token, first = space.read("token"), space.position()[:, :1]
     opens, closes = token[:, 1 : types + 1], token[:, types + 1 :]
     many = 1e4
     sign = opens.sum(1, keepdim=True) - closes.sum(1, keepdim=True)
     one = torch.ones(1)
-    _set(model, "0:0", K=first, V=sign, O=many * space.write("depth"), b_Q=torch.log(many * one) / SHARP)
-    for i in range(max_depth):  # 1 if the depth is at least i + 1: attention to BOS by the sign of depth − i − ½
+    _set(
+        model,
+        "0:0",
+        K=first,
+        V=sign,
+        O=many * space.write("depth"),
+        b_Q=torch.log(many * one) / SHARP,
+    )
+    for i in range(
+        max_depth
+    ):  # 1 if the depth is at least i + 1: attention to BOS by the sign of depth − i − ½
         _set(
             model,
             f"1:{i}",
@@ -132,7 +147,9 @@ def bracket_model(types: int = 2, max_depth: int = 3, n_ctx: int = 24) -> Attent
     exactly = at_least.clone()
     exactly[:, :-1] -= at_least[:, 1:]
     exactly_key = exactly.clone()
-    exactly_key[:, -1:] -= first  # at BOS every head of layer 1 has only BOS to look at, as if the depth were largest
+    exactly_key[:, -1:] -= (
+        first  # at BOS every head of layer 1 has only BOS to look at, as if the depth were largest
+    )
     # Score of key j, in units of SHARP: match·(same depth) + match·(opens) + j, and 1.5 match at BOS.
     match = 2.5 * n_ctx
     late = space.position() @ torch.arange(n_ctx, dtype=torch.float32)[:, None]
@@ -149,7 +166,9 @@ def bracket_model(types: int = 2, max_depth: int = 3, n_ctx: int = 24) -> Attent
     return model
 
 
-def bracket_rows(num_rows: int = 6, pos: int = 24, types: int = 2, max_depth: int = 3, seed: int = 0) -> Tensor:
+def bracket_rows(
+    num_rows: int = 6, pos: int = 24, types: int = 2, max_depth: int = 3, seed: int = 0
+) -> Tensor:
     """Random prefixes of Dyck words of bounded depth, after BOS: ``[row, pos]``."""
     stream = torch.Generator().manual_seed(seed)
     rows = torch.full((num_rows, pos), BOS)
@@ -180,7 +199,9 @@ def innermost(row: Tensor, types: int = 2) -> list[int]:
 def _empty(space: Space, **sizes: int) -> AttentionOnly:
     """Embeddings, positions, LayerNorms that give back the stream, an unembedding of ``out``, and idle heads."""
     with torch.random.fork_rng(devices=[]):
-        model = AttentionOnly(AttentionOnlyConfig(d_model=space.d_model, n_ctx=space.n_ctx, **sizes)).eval()
+        model = AttentionOnly(
+            AttentionOnlyConfig(d_model=space.d_model, n_ctx=space.n_ctx, **sizes)
+        ).eval()
     for parameter in model.parameters():
         parameter.data.zero_()
     variance = 2 * (1 + BALLAST**2) / space.d_model

@@ -50,7 +50,9 @@ def outputs(model: AttentionOnly, rows: Tensor, layer: int, head: int) -> Tensor
         return out.attentions[layer][:, head] @ (u @ attn.W_V[head] + attn.b_V[head])
 
 
-def without(model: AttentionOnly, heads: list[tuple[int, int]], constant: dict | None = None) -> AttentionOnly:
+def without(
+    model: AttentionOnly, heads: list[tuple[int, int]], constant: dict | None = None
+) -> AttentionOnly:
     """A copy in which heads write nothing, or a constant: W_O = 0, and the constant in b_O."""
     changed = copy.deepcopy(model)
     for layer, head in heads:
@@ -68,7 +70,9 @@ def test_zero_is_an_output_matrix_of_zeros(positions: str) -> None:
     assert np.allclose(result.loss, base, atol=1e-5)
     assert result.names == tuple(f"{layer}:{head}" for layer, head in HEADS)
     for i, head in enumerate(HEADS):
-        assert np.allclose(result.tokens[i], token_losses(without(model, [head]), ROWS) - base, atol=2e-5)
+        assert np.allclose(
+            result.tokens[i], token_losses(without(model, [head]), ROWS) - base, atol=2e-5
+        )
 
 
 def test_mean_is_a_constant_in_the_bias() -> None:
@@ -78,7 +82,9 @@ def test_mean_is_a_constant_in_the_bias() -> None:
     base = token_losses(model, ROWS)
     result = ablate(model, ROWS, method="mean", reference=reference)
     for i, head in enumerate(HEADS):
-        assert np.allclose(result.tokens[i], token_losses(without(model, [head], means), ROWS) - base, atol=2e-5)
+        assert np.allclose(
+            result.tokens[i], token_losses(without(model, [head], means), ROWS) - base, atol=2e-5
+        )
     own = ablate(model, ROWS)
     assert np.allclose(own.delta, ablate(model, ROWS, reference=ROWS).delta)
     assert not np.allclose(own.delta, result.delta)
@@ -93,16 +99,24 @@ def test_a_set_is_replaced_together(chosen: list[tuple[int, int]]) -> None:
     result = ablate(model, ROWS, {"set": weights, "one": "1:2"}, method="zero")
     base = token_losses(model, ROWS)
     assert result.names == ("set", "one")
-    assert np.allclose(result.tokens[0], token_losses(without(model, chosen), ROWS) - base, atol=2e-5)
-    assert np.allclose(result.tokens[1], token_losses(without(model, [(1, 2)]), ROWS) - base, atol=2e-5)
+    assert np.allclose(
+        result.tokens[0], token_losses(without(model, chosen), ROWS) - base, atol=2e-5
+    )
+    assert np.allclose(
+        result.tokens[1], token_losses(without(model, [(1, 2)]), ROWS) - base, atol=2e-5
+    )
 
 
 def test_means_by_position_and_over_all() -> None:
     model = tiny_model(n_layers=3)
     for layer, head in HEADS:
         z = outputs(model, ROWS, layer, head)[:, :-1]
-        assert torch.allclose(mean_outputs(model, ROWS)[layer][0, head, 0], z.mean((0, 1)), atol=1e-6)
-        assert torch.allclose(mean_outputs(model, ROWS, per_position=True)[layer][0, head], z.mean(0), atol=1e-6)
+        assert torch.allclose(
+            mean_outputs(model, ROWS)[layer][0, head, 0], z.mean((0, 1)), atol=1e-6
+        )
+        assert torch.allclose(
+            mean_outputs(model, ROWS, per_position=True)[layer][0, head], z.mean(0), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("method", ["position_mean", "resample"])
@@ -113,9 +127,14 @@ def test_activations_by_position_in_the_last_layer(method: str) -> None:
     z = outputs(model, ROWS, 1, 2)
     instead = z.mean(0, keepdim=True) if method == "position_mean" else z[other_rows(6, 4, "")]
     with torch.no_grad():
-        x = model(ROWS, output_hidden_states=True).hidden_states[-1] + (instead - z) @ model.blocks[1].attn.W_O[2]
+        x = (
+            model(ROWS, output_hidden_states=True).hidden_states[-1]
+            + (instead - z) @ model.blocks[1].attn.W_O[2]
+        )
         logits = model.normalise("ln_final", x[None], {})[0] @ model.unembed.W_U + model.unembed.b_U
-    expected = F.cross_entropy(logits[:, :-1].mT, ROWS[:, 1:], reduction="none").numpy() - token_losses(model, ROWS)
+    expected = F.cross_entropy(
+        logits[:, :-1].mT, ROWS[:, 1:], reduction="none"
+    ).numpy() - token_losses(model, ROWS)
     assert np.allclose(result.tokens[0], expected, atol=1e-5)
 
 
@@ -127,7 +146,9 @@ def test_resampling_takes_every_row_once_and_none_its_own() -> None:
     same = ROWS[:1].expand(6, -1)  # all rows alike: nothing changes
     assert np.allclose(ablate(tiny_model(), same, method="resample").tokens, 0, atol=1e-6)
     model, reference = tiny_model(), tiny_tokens(20, seed=3)
-    first, again, other = (ablate(model, ROWS, method="resample", reference=reference, seed=s) for s in (0, 0, 1))
+    first, again, other = (
+        ablate(model, ROWS, method="resample", reference=reference, seed=s) for s in (0, 0, 1)
+    )
     assert np.array_equal(first.delta, again.delta)
     assert not np.allclose(first.delta, other.delta)
     longer = rllc.Tokens(tiny_tokens(6, pos=8).rows)
@@ -177,7 +198,9 @@ def test_a_bracket_head_closes_brackets() -> None:
 def test_passes_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(n_layers=3)
     whole = ablate(model, ROWS, method="resample")
-    monkeypatch.setattr("rllc.analysis.patching._ACTIVATIONS", 8 * 2 * 7 * 12 * 4)  # four runs a pass
+    monkeypatch.setattr(
+        "rllc.analysis.patching._ACTIVATIONS", 8 * 2 * 7 * 12 * 4
+    )  # four runs a pass
     monkeypatch.setattr("rllc.analysis.patching._LOGITS", {"cpu": 1})
     parts = ablate(model, ROWS, method="resample", batch_size=2)
     assert np.allclose(whole.tokens, parts.tokens, atol=1e-5)
@@ -199,7 +222,9 @@ def test_all_heads_cost_what_they_need() -> None:
 
 def test_errors_are_over_rows() -> None:
     result = ablate(tiny_model(), ROWS, "0:1")
-    assert result["0:1"].standard_error == pytest.approx(result.tokens[0].mean(1).std(ddof=1) / np.sqrt(6), rel=1e-4)
+    assert result["0:1"].standard_error == pytest.approx(
+        result.tokens[0].mean(1).std(ddof=1) / np.sqrt(6), rel=1e-4
+    )
     assert np.isnan(ablate(tiny_model(), ROWS[:1], "0:1").standard_error).all()
 
 
@@ -208,7 +233,11 @@ def test_results_as_tables_and_figures() -> None:
     frame = result.to_dataframe().set_index("heads")
     assert frame.loc["1:2", "delta_loss"] == result["L1H2"].value
     assert repr(result).splitlines()[0].startswith("Ablation (mean) on prose: loss ")
-    assert repr(result).splitlines()[2].split() == ["0:0", f"{result.delta[0]:.4f}", f"{result.standard_error[0]:.4f}"]
+    assert repr(result).splitlines()[2].split() == [
+        "0:0",
+        f"{result.delta[0]:.4f}",
+        f"{result.standard_error[0]:.4f}",
+    ]
     assert len(result) == 6
     _, ax = plt.subplots()
     assert plot_ablation(result, ax=ax) is ax
@@ -227,13 +256,19 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: ablate(nn.Linear(2, 2), ROWS), "ablate: expected an rllc.models.AttentionOnly.* got Linear"),
+        (
+            lambda m: ablate(nn.Linear(2, 2), ROWS),
+            "ablate: expected an rllc.models.AttentionOnly.* got Linear",
+        ),
         (
             lambda m: ablate(m, ROWS, method="none"),
             "`method` must be one of 'zero', 'mean', 'position_mean', 'resample'",
         ),
         (lambda m: ablate(m, ROWS, "3:0"), "path '3:0': the model has no head '3:0'; did you mean"),
-        (lambda m: ablate(m, ROWS, rllc.layer(0)), r"weights 'layer 0' are not heads; .* rllc\.head\('1:6'\)"),
+        (
+            lambda m: ablate(m, ROWS, rllc.layer(0)),
+            r"weights 'layer 0' are not heads; .* rllc\.head\('1:6'\)",
+        ),
         (
             lambda m: ablate(m, ROWS[:1], method="resample"),
             "another row's activations are needed, but there is one row",
@@ -242,13 +277,19 @@ def test_the_model_is_left_as_it_was() -> None:
             lambda m: ablate(m, ROWS, method="resample", reference=ROWS[:, :4]),
             "reference have 4 positions, those of the tokens 7; pass longer reference rows",
         ),
-        (lambda m: ablate(m, ROWS)["4:4"], "no such ablation; did you mean|no such ablation; known"),
+        (
+            lambda m: ablate(m, ROWS)["4:4"],
+            "no such ablation; did you mean|no such ablation; known",
+        ),
         (
             lambda m: ablate(m, ROWS).where(np.ones((6, 6), bool), "x"),
             r"mask 'x' must be boolean .* shape \(6, 7\), got",
         ),
         (lambda m: ablate(m, ROWS).where(np.ones((6, 7))), "must be boolean .*, got float64"),
-        (lambda m: ablate(m, ROWS).where(np.arange(7) < np.ones((6, 1)), "x"), "selects no token that is predicted"),
+        (
+            lambda m: ablate(m, ROWS).where(np.arange(7) < np.ones((6, 1)), "x"),
+            "selects no token that is predicted",
+        ),
     ],
 )
 def test_errors_say_what_to_type(call, message) -> None:

@@ -12,7 +12,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import rllc
-from rllc.analysis.attention import SCORES, patterns, plot_pattern, plot_scores, repeated_rows, scores
+from rllc.analysis.attention import (
+    SCORES,
+    patterns,
+    plot_pattern,
+    plot_scores,
+    repeated_rows,
+    scores,
+)
 from rllc.analysis.rows import mean_over_tokens, ratio
 from rllc.errors import InputError
 from rllc.testing import unchanged
@@ -41,7 +48,11 @@ def slow_scores(pattern: np.ndarray, row: list[int]) -> dict[str, list[float]]:
 
 def test_hand_built_heads_score_one_at_what_they_do() -> None:
     result = scores(induction_model(), bos=BOS)
-    kind = {"previous token": "previous_token", "current token": "current_token", "induction": "prefix_matching"}
+    kind = {
+        "previous token": "previous_token",
+        "current token": "current_token",
+        "induction": "prefix_matching",
+    }
     for head, role in ROLES.items():
         for name in SCORES:
             if name == kind[role]:
@@ -65,7 +76,11 @@ def test_uniform_attention_in_closed_form() -> None:
 
 def test_against_loops_on_rows_with_many_repeats() -> None:
     model, tokens = tiny_model(d_vocab=4), rllc.Tokens(tiny_tokens(8).rows % 4)
-    pattern = torch.stack(model(tokens.rows.long(), output_attentions=True).attentions, 1).detach().numpy()
+    pattern = (
+        torch.stack(model(tokens.rows.long(), output_attentions=True).attentions, 1)
+        .detach()
+        .numpy()
+    )
     assert np.allclose(patterns(model, tokens), pattern, atol=1e-6)
     result = scores(model, tokens)
     for layer, head in np.ndindex(2, 3):
@@ -87,7 +102,9 @@ def test_batches_do_not_change_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rllc.analysis.attention._BLOCK", 1)  # 16 queries a block
     for name in SCORES:
         assert np.allclose(getattr(scores(*long), name), getattr(longer, name), atol=1e-6)
-        assert np.allclose(getattr(scores(model, tokens), name), getattr(whole, name), atol=1e-6, equal_nan=True)
+        assert np.allclose(
+            getattr(scores(model, tokens), name), getattr(whole, name), atol=1e-6, equal_nan=True
+        )
 
 
 def test_a_bracket_head_looks_at_the_innermost_open_bracket() -> None:
@@ -112,8 +129,12 @@ def test_repeated_rows() -> None:
     assert (rows[:, 0] == 3).all()
     assert (rows[:, 1:12] == rows[:, 12:]).all()
     assert all(len(set(row[:12].tolist())) == 12 for row in rows)
-    assert torch.equal(repeated_rows(tiny_model(), seed=1).rows, repeated_rows(tiny_model(), seed=1).rows)
-    assert not torch.equal(repeated_rows(tiny_model(), seed=1).rows, repeated_rows(tiny_model(), seed=2).rows)
+    assert torch.equal(
+        repeated_rows(tiny_model(), seed=1).rows, repeated_rows(tiny_model(), seed=1).rows
+    )
+    assert not torch.equal(
+        repeated_rows(tiny_model(), seed=1).rows, repeated_rows(tiny_model(), seed=2).rows
+    )
     assert repeated_rows(tiny_model(), segment=2).rows.shape == (64, 4)
 
 
@@ -153,7 +174,9 @@ def test_means_over_tokens_and_their_errors() -> None:
     assert np.isnan(mean_over_tokens(each[:1])[1])
     # unequal counts: 4000 data sets of 60 rows; the mean of se² is the variance of the mean, to 4 standard errors (9 %)
     counts = stream.integers(0, 6, size=(4000, 60))
-    sums = counts * stream.normal(1, 1, (4000, 60)) + stream.normal(size=(4000, 60)) * np.sqrt(counts)
+    sums = counts * stream.normal(1, 1, (4000, 60)) + stream.normal(size=(4000, 60)) * np.sqrt(
+        counts
+    )
     found = np.array([ratio(s, n) for s, n in zip(sums, counts, strict=True)])
     assert np.square(found[:, 1]).mean() == pytest.approx(found[:, 0].var(), rel=0.09)
 
@@ -188,12 +211,24 @@ def test_figures_show_the_numbers() -> None:
             lambda m: scores(nn.Linear(2, 2)),
             r"scores: expected an rllc\.models\.AttentionOnly.* got Linear; other trans",
         ),
-        (lambda m: patterns(m, [[1, 2]]), r"patterns: expected rllc\.Tokens or a tensor \[row, pos\].* got list"),
-        (lambda m: patterns(m, torch.tensor([[1, 11]])), "have id 11, but the model knows ids below 11"),
-        (lambda m: patterns(m, torch.ones(1, 9).long()), r"have 9 positions, but the model's context is 8; take"),
+        (
+            lambda m: patterns(m, [[1, 2]]),
+            r"patterns: expected rllc\.Tokens or a tensor \[row, pos\].* got list",
+        ),
+        (
+            lambda m: patterns(m, torch.tensor([[1, 11]])),
+            "have id 11, but the model knows ids below 11",
+        ),
+        (
+            lambda m: patterns(m, torch.ones(1, 9).long()),
+            r"have 9 positions, but the model's context is 8; take",
+        ),
         (lambda m: scores(m)["2:0"], "no such head; did you mean '1:0' or '0:0'"),
         (lambda m: scores(m, bos=11), "`bos` must be an id below 11, got 11"),
-        (lambda m: repeated_rows(m, segment=5), "a segment of 5 distinct tokens, twice, .* from 1 to 4"),
+        (
+            lambda m: repeated_rows(m, segment=5),
+            "a segment of 5 distinct tokens, twice, .* from 1 to 4",
+        ),
         (lambda m: plot_pattern(np.ones((2, 3))), r"\[query, key\], got shape \(2, 3\); pick one"),
         (lambda m: plot_pattern(np.ones((2, 2)), ["a"]), "a label for each of 2 positions, got 1"),
     ],

@@ -22,15 +22,23 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "paper_model", lambda: tiny_model(**sizes))
     monkeypatch.setattr(module, "SIZES", {"16 × 4": (16, 4)})
     monkeypatch.setattr(module, "AROUND", {"heads": 2, "chains": 1, "context": 16, "batch": 2})
-    monkeypatch.setattr(module, "AXES", {name: [1, 2] for name in ("heads", "chains", "batch")} | {"context": [8, 16]})
+    monkeypatch.setattr(
+        module,
+        "AXES",
+        {name: [1, 2] for name in ("heads", "chains", "batch")} | {"context": [8, 16]},
+    )
     return module
 
 
 @pytest.mark.oracle
-def test_the_engine_is_near_its_ideal_and_devinterp_is_not(engine: ModuleType, tmp_path: Path) -> None:
+def test_the_engine_is_near_its_ideal_and_devinterp_is_not(
+    engine: ModuleType, tmp_path: Path
+) -> None:
     pytest.importorskip("devinterp")
     threads = torch.get_num_threads()
-    results = engine.main(["--parts", "abe", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)])
+    results = engine.main(
+        ["--parts", "abe", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
+    )
     torch.set_num_threads(threads)
     counted = results["flops"]["16 × 4"]
     assert counted["ideal"] < counted["ours"] < 1.15 * counted["ideal"] < counted["devinterp"]

@@ -32,7 +32,10 @@ FULL_BATCH = rllc.Sampling(batch_size=1)
 
 def starting(lr: float = 1.0, n_beta: float = 1.0, localization: float = 1.0) -> dict[str, float]:
     """The paper's settings, off by these factors."""
-    return {k: PAPER[k] * f for k, f in {"lr": lr, "n_beta": n_beta, "localization": localization}.items()}
+    return {
+        k: PAPER[k] * f
+        for k, f in {"lr": lr, "n_beta": n_beta, "localization": localization}.items()
+    }
 
 
 def on_the_quadratic(**arguments: Any) -> Calibration:
@@ -66,7 +69,9 @@ def test_parts_of_the_error_are_those_of_the_law() -> None:
     assert math.log(law.value / still) > 0.12  # more than half of it from minibatches
     assert parts["step"] == pytest.approx(math.log(law.value / still), rel=0.2)
     told = found.estimates[0].diagnostics
-    assert parts["prior"] == pytest.approx(math.log(10 / still), abs=5 * told["from_variance_se"][0] / still)
+    assert parts["prior"] == pytest.approx(
+        math.log(10 / still), abs=5 * told["from_variance_se"][0] / still
+    )
     assert parts["noise"] == pytest.approx(law.standard_error(1000, 4) / law.value, rel=0.3)
     assert parts["start"] <= 1.5 * math.log(law.value / law.expected(1000)) + 1e-4
     assert found.errors[0, 0] == pytest.approx(math.hypot(*parts.values()))
@@ -77,7 +82,12 @@ def test_what_chains_lack_that_start_at_the_center(burnin: int, start: str) -> N
     """Exact for one curvature, given the autocorrelation time."""
     law = SGLDLaw(np.full(20, 1.0), lr=1e-3, localization=100.0, n_beta=30.0)
     e = healthy(relaxation=law.autocorrelation_time(2))
-    settings = {"num_draws": 100, "num_burnin_steps": burnin, "num_steps_bw_draws": 2, "start": start}
+    settings = {
+        "num_draws": 100,
+        "num_burnin_steps": burnin,
+        "num_steps_bw_draws": 2,
+        "start": start,
+    }
     lacking = 1 - law.expected(100, num_burnin_steps=burnin, num_steps_bw_draws=2) / law.value
     expected = lacking if start == "center" else 0.0
     found = parts_of_error(replace(e, settings={**e.settings, **settings}))["start"][0]
@@ -98,7 +108,12 @@ def healthy(count: int = 1, **broken: Any) -> rllc.Estimate:
         "discretisation": 0.02,
         "max_curvature": 10.0,
     }
-    told |= {"stability": 8.0, "from_variance": 4.5, "from_variance_se": 0.2, "prior_shrinkage": 0.1}
+    told |= {
+        "stability": 8.0,
+        "from_variance": 4.5,
+        "from_variance_se": 0.2,
+        "prior_shrinkage": 0.1,
+    }
     told |= {"minibatch_variance": 0.0}
 
     def arrays(numbers: dict[str, float]) -> dict[str, np.ndarray]:
@@ -114,14 +129,22 @@ def healthy(count: int = 1, **broken: Any) -> rllc.Estimate:
 @pytest.mark.parametrize(
     ("broken", "kind", "words"),
     [
-        ({"value": np.nan, "status": "diverged: chain 1 at step 3; lower lr"}, "step", "diverged: chain 1 at step 3"),
+        (
+            {"value": np.nan, "status": "diverged: chain 1 at step 3; lower lr"},
+            "step",
+            "diverged: chain 1 at step 3",
+        ),
         ({"standard_error": np.nan}, "noise", "too few draws for a standard error"),
         ({"value": -1.0}, "noise", "not positive (-1 ± 0.1)"),
         ({"stability": 1.5}, "step", "unstable (stability 1.5)"),
         ({"spikes": 2.0}, "step", "spikes in 2 draws"),
         ({"acceptance": 0.0}, "step", "acceptance 0"),
         ({"discretisation": 0.2}, "step", "the step size adds 20%"),
-        ({"minibatch_variance": 60.0}, "step", "the step size adds 12%"),  # of which 0.02 · 60/10 from minibatches
+        (
+            {"minibatch_variance": 60.0},
+            "step",
+            "the step size adds 12%",
+        ),  # of which 0.02 · 60/10 from minibatches
         ({"relaxation": 50.0}, "slow", "slow (4.0 relaxation times)"),
         ({"drift": -6.0}, "slow", "drifting (z = -6.0)"),
         ({"rhat": 1.3}, "slow", "chains disagree (R-hat 1.30)"),
@@ -137,8 +160,12 @@ def test_each_limit_in_words(broken: dict[str, Any], kind: str, words: str) -> N
 
 
 def test_what_is_not_known_is_not_judged() -> None:
-    unknown = dict.fromkeys(("acceptance", "discretisation", "max_curvature", "stability", "drift"), np.nan)
-    assert Criterion().faults(healthy(**unknown, from_variance=np.nan, minibatch_variance=np.nan)) == ((),)
+    unknown = dict.fromkeys(
+        ("acceptance", "discretisation", "max_curvature", "stability", "drift"), np.nan
+    )
+    assert Criterion().faults(
+        healthy(**unknown, from_variance=np.nan, minibatch_variance=np.nan)
+    ) == ((),)
 
 
 def test_limits_are_arguments() -> None:
@@ -152,9 +179,16 @@ def test_limits_are_arguments() -> None:
 def by_the_law(known: bool) -> Callable[..., rllc.Estimate]:
     """In place of sampling: what infinitely many chains would show on the quadratic."""
 
-    def measure(*_: Any, sampler: rllc.Sampler, sampling: rllc.Sampling, **__: Any) -> rllc.Estimate:
-        law = SGLDLaw(CURVATURES, lr=sampler.lr, localization=sampler.localization, n_beta=sampling.n_beta)
-        a, h = sampling.n_beta * CURVATURES + sampler.localization, CURVATURES.max() if known else np.nan
+    def measure(
+        *_: Any, sampler: rllc.Sampler, sampling: rllc.Sampling, **__: Any
+    ) -> rllc.Estimate:
+        law = SGLDLaw(
+            CURVATURES, lr=sampler.lr, localization=sampler.localization, n_beta=sampling.n_beta
+        )
+        a, h = (
+            sampling.n_beta * CURVATURES + sampler.localization,
+            CURVATURES.max() if known else np.nan,
+        )
         stability = 4 / sampler.lr / (sampling.n_beta * h + sampler.localization)
         settings = sampler.settings | sampling.settings
         if not law.stable:
@@ -173,9 +207,13 @@ OFF = list(itertools.product((0.01, 1.0, 100.0), repeat=3))
 
 
 @pytest.mark.parametrize(
-    "known", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["curvature known", "curvature unknown"]
+    "known",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["curvature known", "curvature unknown"],
 )
-def test_the_search_recovers_from_two_decades_off_in_any_combination(known: bool, monkeypatch: Any) -> None:
+def test_the_search_recovers_from_two_decades_off_in_any_combination(
+    known: bool, monkeypatch: Any
+) -> None:
     """All 27 starts end where a wide grid has its best, but for the scale: lr·n_beta and lr·localization are all that matters."""
     monkeypatch.setattr(sys.modules["rllc.calibrate"], "estimate", by_the_law(known))
     wide = on_the_quadratic(grid={"lr": np.logspace(-4, -1.5, 11).tolist(), "n_beta": [30.0],
@@ -184,7 +222,9 @@ def test_the_search_recovers_from_two_decades_off_in_any_combination(known: bool
     for factors in OFF:
         found = on_the_quadratic(grid=starting(*factors), criterion=Criterion(max_settings=60))
         assert found.good.any(), factors
-        assert found.error[found.best] < (1.6 if known else 3) * least, factors  # half decades against quarters
+        assert found.error[found.best] < (1.6 if known else 3) * least, (
+            factors
+        )  # half decades against quarters
         tries.append(len(found))
     assert np.mean(tries) < (25 if known else 45)
 
@@ -198,7 +238,9 @@ def test_no_more_settings_than_allowed(monkeypatch: Any) -> None:
 
 def test_what_a_list_holds_is_not_left(monkeypatch: Any) -> None:
     monkeypatch.setattr(sys.modules["rllc.calibrate"], "estimate", by_the_law(True))
-    found = on_the_quadratic(grid={"lr": 1e-5, "n_beta": [30.0], "localization": [30.0, 100.0, 300.0]})
+    found = on_the_quadratic(
+        grid={"lr": 1e-5, "n_beta": [30.0], "localization": [30.0, 100.0, 300.0]}
+    )
     assert set(found.n_beta) == {30.0}
     assert set(found.localization) <= {30.0, 100.0, 300.0}
     assert found.localization[0] == 300.0  # the closest to the paper's
@@ -227,14 +269,18 @@ def test_a_quadratic_is_recovered_from_two_decades_off(factors: dict[str, float]
     assert found.good[i]
     assert not found.good[0] or found.error[i] < 0.5 * found.error[0]
     assert abs(found.estimates[i].value[0] - law.expected(200)) < 5 * law.standard_error(200, 4)
-    assert 4 < law.value < 11  # of 10, with a condition of 33 and 200 draws; at the starts from 0.002 to diverged
+    assert (
+        4 < law.value < 11
+    )  # of 10, with a condition of 33 and 200 draws; at the starts from 0.002 to diverged
 
 
 def test_it_is_a_function_of_its_arguments_and_leaves_the_model_alone() -> None:
     grid = {"lr": [1e-3], "n_beta": [30.0], "localization": [60.0]}
     with unchanged(QUADRATIC):
         found = on_the_quadratic(grid=grid)
-    again = rllc.estimate(QUADRATIC, NOWHERE, loss=loss_of_quadratic, progress=False, **found.recommended)
+    again = rllc.estimate(
+        QUADRATIC, NOWHERE, loss=loss_of_quadratic, progress=False, **found.recommended
+    )
     assert np.array_equal(again.value, found.estimates[0].value)
     assert again.settings == found.estimates[0].settings
 
@@ -251,18 +297,23 @@ def hopeless() -> Calibration:
     """Steps too large, or too small for thirty draws, for both of two heads."""
     grid = {"lr": [1e-9, 1e3], "n_beta": [30.0], "localization": [200.0]}
     sampling = rllc.Sampling(num_chains=2, num_draws=30, batch_size=4)
-    return calibrate(tiny_model(), tiny_tokens(), ["0:0", "0:1"], sampling=sampling, grid=grid, progress=False)
+    return calibrate(
+        tiny_model(), tiny_tokens(), ["0:0", "0:1"], sampling=sampling, grid=grid, progress=False
+    )
 
 
 def test_a_grid_without_a_good_setting_says_so(hopeless: Calibration) -> None:
     assert not hopeless.good.any()
     last = repr(hopeless).splitlines()[-1]
-    assert last.startswith("none of the 2 settings is good. Closest: lr = 1e-09, n_beta = 30, localization = 200: 0:")
+    assert last.startswith(
+        "none of the 2 settings is good. Closest: lr = 1e-09, n_beta = 30, localization = 200: 0:"
+    )
     assert "What helps: " in last
     assert "0:0: diverged: chain 0 at step" in repr(hopeless)
     assert "; and 1 more" in repr(hopeless)
     with pytest.raises(
-        RllcError, match=r"Calibration.recommended: none of the 2 settings is good\. Closest: lr = 1e-09"
+        RllcError,
+        match=r"Calibration.recommended: none of the 2 settings is good\. Closest: lr = 1e-09",
     ):
         _ = hopeless.recommended
     with pytest.raises(RllcError, match="none of the 2"):
@@ -275,11 +326,16 @@ def test_a_grid_without_a_good_setting_says_so(hopeless: Calibration) -> None:
         ({"stability": 0.5}, "a smaller lr"),
         ({"relaxation": 100.0}, "more draws, a larger lr, or a larger localization"),
         ({"value": -1.0}, "below 0, a w\\* that is a minimum for this data"),
-        ({"from_variance": 0.05, "from_variance_se": 0.0}, "a smaller localization or a larger n_beta"),
+        (
+            {"from_variance": 0.05, "from_variance_se": 0.0},
+            "a smaller localization or a larger n_beta",
+        ),
     ],
 )
 def test_what_helps(broken: dict[str, Any], help: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sys.modules["rllc.calibrate"], "estimate", lambda *_, **__: healthy(2, **broken))
+    monkeypatch.setattr(
+        sys.modules["rllc.calibrate"], "estimate", lambda *_, **__: healthy(2, **broken)
+    )
     found = on_the_quadratic(grid={name: [value] for name, value in PAPER.items()})
     with pytest.raises(RllcError, match=f"What helps: .*{help}"):
         _ = found.recommended
@@ -330,7 +386,8 @@ def test_a_sampler_whose_stability_is_not_known(monkeypatch: Any) -> None:
     """No curvature steers the search, only what is wrong; and nothing tells how lr is to follow nβ."""
     monkeypatch.setattr(sys.modules["rllc.calibrate"], "estimate", by_the_law(False))
     found = on_the_quadratic(
-        sampler=lambda lr, gamma: rllc.rmsprop_sgld(lr, gamma, eps=1.0), grid={"lr": 1.0, "n_beta": [30.0]}
+        sampler=lambda lr, gamma: rllc.rmsprop_sgld(lr, gamma, eps=1.0),
+        grid={"lr": 1.0, "n_beta": [30.0]},
     )
     assert found.good.any()
     assert found.recommended["sampler"].options["eps"] == 1.0
@@ -355,7 +412,8 @@ def test_grids_that_cannot_be(grid: dict[str, Any], message: str) -> None:
 
 def test_a_sampler_is_asked_for_by_its_function() -> None:
     with pytest.raises(
-        InputError, match=r"calibrate: `sampler` must be a function .* rllc.sgld without a call; got sgld\("
+        InputError,
+        match=r"calibrate: `sampler` must be a function .* rllc.sgld without a call; got sgld\(",
     ):
         on_the_quadratic(sampler=rllc.sgld())
 
@@ -374,7 +432,9 @@ def trained() -> tuple[torch.nn.Module, rllc.Tokens]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("factors", "tries"), [({"lr": 100}, 12), ({"n_beta": 0.01}, 8), ({"localization": 100}, 26)])
+@pytest.mark.parametrize(
+    ("factors", "tries"), [({"lr": 100}, 12), ({"n_beta": 0.01}, 8), ({"localization": 100}, 26)]
+)
 def test_a_trained_model_is_recovered_from_two_decades_off(
     trained: tuple, factors: dict[str, float], tries: int
 ) -> None:
@@ -390,11 +450,15 @@ def test_a_trained_model_is_recovered_from_two_decades_off(
     assert found.good[i]
     assert not found.good[0]
     fine = rllc.sgld(found.lr[i] / 4, found.localization[i])
-    long = replace(found.recommended["sampling"], num_burnin_steps=200, num_steps_bw_draws=2, num_probes=0)
+    long = replace(
+        found.recommended["sampling"], num_burnin_steps=200, num_steps_bw_draws=2, num_probes=0
+    )
     truth = rllc.estimate(model, data, ["1:0", "1:1"], sampler=fine, sampling=long, progress=False)
     parts = parts_of_error(found.estimates[i])
     noise = 5 * np.hypot(parts["noise"], truth.standard_error / truth.value)
-    assert (abs(np.log(found.estimates[i].value / truth.value)) < parts["step"] + parts["start"] + noise).all()
+    assert (
+        abs(np.log(found.estimates[i].value / truth.value)) < parts["step"] + parts["start"] + noise
+    ).all()
 
 
 # The curve
@@ -418,10 +482,17 @@ def test_the_curve_is_the_laws(curve: Resolution) -> None:
 
 def test_the_curve_with_samplers_of_ones_own() -> None:
     few = replace(FULL_BATCH, num_draws=10)
-    arguments = {"n_betas": [3.0, 30.0], "loss": loss_of_quadratic, "sampling": few, "progress": False}
+    arguments = {
+        "n_betas": [3.0, 30.0],
+        "loss": loss_of_quadratic,
+        "sampling": few,
+        "progress": False,
+    }
     held = resolution(QUADRATIC, NOWHERE, sampler=rllc.sgld(1e-3, 50.0), **arguments)
     assert [e.settings["lr"] for e in held.estimates] == [1e-3, 1e-3]
-    made = resolution(QUADRATIC, NOWHERE, sampler=lambda n_beta: rllc.sgld(0.03 / n_beta, 50.0), **arguments)
+    made = resolution(
+        QUADRATIC, NOWHERE, sampler=lambda n_beta: rllc.sgld(0.03 / n_beta, 50.0), **arguments
+    )
     assert [e.settings["lr"] for e in made.estimates] == [0.01, 1e-3]
     assert np.array_equal(made.value[1], held.value[1])
 
@@ -445,10 +516,14 @@ def test_the_curve_as_table_and_dataframe() -> None:
 
 @pytest.mark.parametrize("n_betas", [[], [0.0, 1.0], [1.0, 1.0], ["30"]])
 def test_curves_that_cannot_be(n_betas: list[Any]) -> None:
-    with pytest.raises(InputError, match=r"resolution: `n_betas` must be different positive numbers, .* got \["):
+    with pytest.raises(
+        InputError, match=r"resolution: `n_betas` must be different positive numbers, .* got \["
+    ):
         resolution(QUADRATIC, NOWHERE, n_betas=n_betas, loss=loss_of_quadratic)
 
 
 def test_a_curves_sampler_must_be_one() -> None:
-    with pytest.raises(InputError, match=r"resolution: `sampler` must be a function n_beta -> Sampler, .* got 3"):
+    with pytest.raises(
+        InputError, match=r"resolution: `sampler` must be a function n_beta -> Sampler, .* got 3"
+    ):
         resolution(QUADRATIC, NOWHERE, n_betas=[3.0], loss=loss_of_quadratic, sampler=3)  # type: ignore[arg-type]

@@ -39,14 +39,19 @@ def simple_and_complex() -> tuple[Tensor, dict[str, Tensor]]:
         rows.append([BOS, *words, 1, 2, *words, 3, 4])
         simple.append([0] * 7 + [0, 1] + [0] * 6 + [0, 1])
         complex_.append([0] * 9 + [0] + [1] * 5 + [0, 0])
-    return torch.tensor(rows), {"simple": torch.tensor(simple).bool(), "complex": torch.tensor(complex_).bool()}
+    return torch.tensor(rows), {
+        "simple": torch.tensor(simple).bool(),
+        "complex": torch.tensor(complex_).bool(),
+    }
 
 
 ROWS, MASKS = simple_and_complex()
 
 
 def cost(circuit: list[str], **options: object) -> CircuitCost:
-    return ablate_circuit(induction_model(bigrams={1: 2, 3: 4}), ROWS, circuit, MASKS, method="zero", **options)
+    return ablate_circuit(
+        induction_model(bigrams={1: 2, 3: 4}), ROWS, circuit, MASKS, method="zero", **options
+    )
 
 
 def test_the_induction_circuit_costs_complex_tokens_only() -> None:
@@ -77,14 +82,18 @@ def test_random_sets_are_the_null() -> None:
     assert 1 / 9 <= result.p_value("complex") <= 5 / 9
     contrast = result.loss[:, 1] - result.loss[:, 0]
     assert result.p_value("complex", less="simple") == (contrast >= contrast[0]).mean()
-    assert cost(["0:1"], num_random=9).p_value("simple") == pytest.approx(1 / 3)  # no other head costs anything there
+    assert cost(["0:1"], num_random=9).p_value("simple") == pytest.approx(
+        1 / 3
+    )  # no other head costs anything there
 
 
 def test_one_head_is_an_ablation() -> None:
     model, rows = tiny_model(n_layers=3), tiny_tokens(6)
     everywhere = {"all": np.ones((6, 7), dtype=bool)}
     for method in ("zero", "mean", "position_mean", "resample"):
-        result = ablate_circuit(model, rows, ["1:2"], everywhere, method=method, num_random=2, seed=3)
+        result = ablate_circuit(
+            model, rows, ["1:2"], everywhere, method=method, num_random=2, seed=3
+        )
         alone = ablate(model, rows, ["1:2"], method=method, seed=3)
         assert result.loss[0] == pytest.approx(alone.delta, abs=1e-6)
         assert result.loss_error[0] == pytest.approx(alone.standard_error, abs=1e-6)
@@ -96,7 +105,12 @@ def test_random_sets_have_the_circuits_shape() -> None:
     sets = random_sets(model, circuit, 30)
     for one in sets:
         kinds = Counter((p.sender[0], p.receiver and p.receiver[0], p.input) for p in one)
-        assert kinds == {(0, None, "everything"): 2, (2, None, "everything"): 1, (0, 2, "K"): 1, (1, None, "logits"): 1}
+        assert kinds == {
+            (0, None, "everything"): 2,
+            (2, None, "everything"): 1,
+            (0, 2, "K"): 1,
+            (1, None, "logits"): 1,
+        }
         assert len(set(one)) == 5
         assert set(one) != set(circuit)
     assert sets == random_sets(model, circuit, 30)
@@ -134,7 +148,9 @@ def test_results_as_tables_and_figures() -> None:
     assert plot_circuit(result, ax=given) is given
     assert np.array_equal(given.containers[0].lines[0].get_ydata(), result.loss[0])
     assert np.array_equal(given.lines[1].get_ydata(), result.loss[1:, 1])
-    assert np.array_equal(plot_circuit(result, "accuracy").containers[0].lines[0].get_ydata(), result.accuracy[0])
+    assert np.array_equal(
+        plot_circuit(result, "accuracy").containers[0].lines[0].get_ydata(), result.accuracy[0]
+    )
 
 
 def test_without_random_sets() -> None:
@@ -147,7 +163,13 @@ def test_without_random_sets() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = tiny_model().train()
     with unchanged(model):
-        ablate_circuit(model, tiny_tokens(6), ["0:1"], {"all": torch.ones(6, 7, dtype=torch.bool)}, num_random=2)
+        ablate_circuit(
+            model,
+            tiny_tokens(6),
+            ["0:1"],
+            {"all": torch.ones(6, 7, dtype=torch.bool)},
+            num_random=2,
+        )
     assert model.training
 
 
@@ -167,9 +189,18 @@ def test_the_model_is_left_as_it_was() -> None:
             "mask 'a' must be boolean .* got int64",
         ),
         (lambda: cost(["0:7"]), "the model has no head '0:7'"),
-        (lambda: cost(["0:0", "0:1", "0:2"]), r"all heads or paths of its kind \(0:0, 0:1, 0:2\).*num_random=0"),
-        (lambda: cost(["0:0"], num_random=1).p_value("easy"), "no mask 'easy'; known: 'simple', 'complex'"),
-        (lambda: plot_circuit(cost(["0:0"], num_random=1), "kl"), "`quantity` must be 'loss' or 'accuracy', got 'kl'"),
+        (
+            lambda: cost(["0:0", "0:1", "0:2"]),
+            r"all heads or paths of its kind \(0:0, 0:1, 0:2\).*num_random=0",
+        ),
+        (
+            lambda: cost(["0:0"], num_random=1).p_value("easy"),
+            "no mask 'easy'; known: 'simple', 'complex'",
+        ),
+        (
+            lambda: plot_circuit(cost(["0:0"], num_random=1), "kl"),
+            "`quantity` must be 'loss' or 'accuracy', got 'kl'",
+        ),
     ],
 )
 def test_errors_say_what_to_type(call, message) -> None:

@@ -19,7 +19,9 @@ pytest.importorskip("scipy")
 
 STEPS = np.array([0, *range(100, 1000, 100), *range(1000, 10_001, 400)])
 KINDS = ("multigram", "multigram", "multigram", "induction", "induction", "previous")
-ROLES = {f"{layer}:{head}": kind for layer in range(2) for head, kind in enumerate(KINDS + KINDS[::-1])}
+ROLES = {
+    f"{layer}:{head}": kind for layer in range(2) for head, kind in enumerate(KINDS + KINDS[::-1])
+}
 
 
 def curves(seed: int = 0) -> dict[str, np.ndarray]:
@@ -32,7 +34,9 @@ def curves(seed: int = 0) -> dict[str, np.ndarray]:
         "previous": -np.exp(-((x - 5.5) ** 2)) - 0.2 * x,
     }
     return {
-        head: stream.uniform(1, 3) * shapes[role] + stream.uniform(0, 5) + 0.02 * stream.standard_normal(len(x))
+        head: stream.uniform(1, 3) * shapes[role]
+        + stream.uniform(0, 5)
+        + 0.02 * stream.standard_normal(len(x))
         for head, role in ROLES.items()
     }
 
@@ -52,7 +56,8 @@ def agreement(a: list, b: list) -> float:
 
 # tslearn compiles DTW on first use, for 10 seconds or more.
 @pytest.mark.parametrize(
-    "method", ["k_shape", "k_means", "hierarchical", pytest.param("dtw_k_means", marks=pytest.mark.slow)]
+    "method",
+    ["k_shape", "k_means", "hierarchical", pytest.param("dtw_k_means", marks=pytest.mark.slow)],
 )
 def test_kinds_and_their_number_are_found(method: str) -> None:
     found = cluster(curves(), method=method, steps=STEPS)
@@ -69,10 +74,18 @@ def test_kinds_and_their_number_are_found(method: str) -> None:
 def test_shapes_that_come_later_are_alike_to_k_shape_and_not_to_k_means() -> None:
     time = np.arange(80.0)
     humps = [np.exp(-((time - at) ** 2) / 30) for at in (20, 30, 40, 50)]
-    pairs = [np.exp(-((time - at) ** 2) / 30) - np.exp(-((time - at - 15) ** 2) / 30) for at in (15, 25, 35, 45)]
+    pairs = [
+        np.exp(-((time - at) ** 2) / 30) - np.exp(-((time - at - 15) ** 2) / 30)
+        for at in (15, 25, 35, 45)
+    ]
     kinds = {str(k): "hump" if k < 4 else "pair" for k in range(8)}
     assert cluster(np.array(humps + pairs), num_clusters=2).adjusted_rand_index(kinds) == 1
-    assert cluster(np.array(humps + pairs), num_clusters=2, method="k_means").adjusted_rand_index(kinds) < 0.7
+    assert (
+        cluster(np.array(humps + pairs), num_clusters=2, method="k_means").adjusted_rand_index(
+            kinds
+        )
+        < 0.7
+    )
 
 
 def test_shape_distances_by_a_slow_loop() -> None:
@@ -92,10 +105,14 @@ def test_shape_distances_are_those_of_the_authors_and_of_tslearn() -> None:
     core = pytest.importorskip("kshape.core")
     metrics = pytest.importorskip("tslearn.metrics")
     values = standardised(np.random.default_rng(1).standard_normal((6, 25)).cumsum(1))
-    theirs = [[1 - core._ncc_c_3dim([a[:, None], b[:, None]]).max() for b in values] for a in values]
+    theirs = [
+        [1 - core._ncc_c_3dim([a[:, None], b[:, None]]).max() for b in values] for a in values
+    ]
     assert shape_distances(values) == pytest.approx(np.array(theirs), abs=1e-9)
     norms = np.linalg.norm(values, axis=1)
-    tslearns = 1 - metrics.cdist_normalized_cc(values[..., None], values[..., None], norms, norms, False)
+    tslearns = 1 - metrics.cdist_normalized_cc(
+        values[..., None], values[..., None], norms, norms, False
+    )
     assert shape_distances(values) == pytest.approx(tslearns, abs=1e-9)
 
 
@@ -113,7 +130,9 @@ def test_k_shape_finds_what_the_authors_k_shape_finds(seed: int) -> None:
         lambda t: np.exp(-(t**2) / 20) - np.exp(-((t - 12) ** 2) / 20),
         lambda t: np.tanh(t / 4),
     )
-    values = [shapes[k](time - stream.uniform(22, 34)) + 0.05 * stream.standard_normal(60) for k in kinds]
+    values = [
+        shapes[k](time - stream.uniform(22, 34)) + 0.05 * stream.standard_normal(60) for k in kinds
+    ]
     values = standardised(np.array(values))
     mine = _k_shape(values, 3, seed)
     state = np.random.get_state()  # noqa: NPY002 (theirs draws from it)
@@ -122,7 +141,8 @@ def test_k_shape_finds_what_the_authors_k_shape_finds(seed: int) -> None:
         np.random.seed(start)  # noqa: NPY002
         labels, centers = core._kshape(values[..., None], 3)
         inertia = sum(
-            (1 - core._ncc_c_3dim([v[:, None], centers[k]]).max()) ** 2 for v, k in zip(values, labels, strict=True)
+            (1 - core._ncc_c_3dim([v[:, None], centers[k]]).max()) ** 2
+            for v, k in zip(values, labels, strict=True)
         )
         runs.append((inertia, labels.tolist()))
     np.random.set_state(state)  # noqa: NPY002
@@ -153,19 +173,30 @@ def test_the_adjusted_rand_index_by_counting_pairs() -> None:
     groups = tuple(f"layer {k // 8}" for k in range(16))
     found = Clusters(names, labels, groups, np.zeros((16, 3)), np.arange(3), {}, {})
     roles = {name: "abcd"[k] for name, k in zip(names, stream.integers(4, size=16), strict=True)}
-    assert found.adjusted_rand_index(roles) == pytest.approx(agreement(labels.tolist(), list(roles.values())))
+    assert found.adjusted_rand_index(roles) == pytest.approx(
+        agreement(labels.tolist(), list(roles.values()))
+    )
     expected = agreement(labels[8:].tolist(), list(roles.values())[8:])
     assert found.adjusted_rand_index(roles, "layer 1") == pytest.approx(expected)
     some = {name: roles[name] for name in names[:5]}
-    assert found.adjusted_rand_index(some) == pytest.approx(agreement(labels[:5].tolist(), list(some.values())))
+    assert found.adjusted_rand_index(some) == pytest.approx(
+        agreement(labels[:5].tolist(), list(some.values()))
+    )
 
 
 def test_checkpoints_count_by_log_step() -> None:
     """A curve linear in log step is so on the grid, whatever the checkpoints; step 0 has no place on it."""
     heights = {"a": 2.0, "b": -1.0, "c": 0.5}
     logs = np.log(np.maximum(STEPS, 1))
-    found = cluster({name: h * logs for name, h in heights.items()}, method="k_means", steps=STEPS, normalise="none")
-    assert np.diff(np.log(found.points)) == pytest.approx(np.log(STEPS[-1] / 100) / (len(STEPS) - 2))
+    found = cluster(
+        {name: h * logs for name, h in heights.items()},
+        method="k_means",
+        steps=STEPS,
+        normalise="none",
+    )
+    assert np.diff(np.log(found.points)) == pytest.approx(
+        np.log(STEPS[-1] / 100) / (len(STEPS) - 2)
+    )
     assert (found.points[0], found.points[-1]) == pytest.approx((100, STEPS[-1]))
     assert found.curves == pytest.approx(np.outer(list(heights.values()), np.log(found.points)))
 
@@ -191,12 +222,17 @@ def test_of_a_trajectory() -> None:
     chains, status = both[:, :, None], (("ok",) * both.shape[1],) * len(STEPS)
     names = {"weights": (*heads, *heads), "data": ("code",) * len(heads) + ("prose",) * len(heads)}
     steps = tuple(int(s) for s in STEPS)
-    trajectory = rllc.Trajectory(steps, both, both, both, both, chains, status, **names, settings={})
+    trajectory = rllc.Trajectory(
+        steps, both, both, both, both, chains, status, **names, settings={}
+    )
     found = cluster(trajectory, method="k_means", data="code")
     same = cluster(heads, method="k_means", steps=STEPS)
     assert np.array_equal(found.curves, same.curves)
     assert np.array_equal(found.labels, same.labels)
-    with pytest.raises(InputError, match=r"on which data\? The trajectory has \['code', 'prose'\]; pass data='code'"):
+    with pytest.raises(
+        InputError,
+        match=r"on which data\? The trajectory has \['code', 'prose'\]; pass data='code'",
+    ):
         cluster(trajectory)
     with pytest.raises(InputError, match="no data 'cod'; did you mean 'code'"):
         cluster(trajectory, data="cod")
@@ -214,7 +250,9 @@ def test_labels_are_numbered_as_they_appear_and_depend_on_the_seed_alone() -> No
 def test_results_as_text_and_table() -> None:
     found = cluster(curves(), method="hierarchical", steps=STEPS, per_layer=True)
     assert found["0:0"] == 0
-    assert found.members[0] == tuple(head for head, role in ROLES.items() if role == "multigram" and head[0] == "0")
+    assert found.members[0] == tuple(
+        head for head, role in ROLES.items() if role == "multigram" and head[0] == "0"
+    )
     lines = repr(found).splitlines()
     assert lines[0] == "Clusters of 24 curves (hierarchical, standardise)"
     assert len(lines) == 2 + 6
@@ -235,12 +273,16 @@ def test_the_figure_shows_the_curves_by_cluster_with_roles_beside() -> None:
     assert [ax.get_title() for ax in axes] == ["layer 0", "layer 1"]
     colors = {found[name]: None for name in found.names}
     for layer, ax in enumerate(axes):
-        for line, name in zip(ax.lines, [n for n in found.names if n[0] == str(layer)], strict=True):
+        for line, name in zip(
+            ax.lines, [n for n in found.names if n[0] == str(layer)], strict=True
+        ):
             assert np.array_equal(line.get_ydata(), found.curves[found.names.index(name)])
             assert colors.setdefault(found[name]) in (None, line.get_color())
             colors[found[name]] = line.get_color()
         written = {text.get_text() for text in ax.texts}
-        assert written == {f"{name} {role}" for name, role in ROLES.items() if name[0] == str(layer)}
+        assert written == {
+            f"{name} {role}" for name, role in ROLES.items() if name[0] == str(layer)
+        }
         places = sorted(text.xyann[1] for text in ax.texts)
         assert np.diff(places).min() > 0.05
     assert len(set(colors.values())) == 6
@@ -258,11 +300,17 @@ def test_the_figure_shows_the_curves_by_cluster_with_roles_beside() -> None:
         ({"normalise": "minmax"}, "`normalise` cannot be 'minmax'; did you mean 'min-max'"),
         ({"curves": np.zeros((4, 2))}, r"of at least 3 checkpoints, got \[4, 2\]"),
         ({"curves": np.zeros(4)}, r"expected curves \[curve, checkpoint\]"),
-        ({"curves": {"a": [1, 2, np.nan], "b": [1, 2, 3]}}, "a have values that are missing or not finite"),
+        (
+            {"curves": {"a": [1, 2, np.nan], "b": [1, 2, 3]}},
+            "a have values that are missing or not finite",
+        ),
         ({"curves": np.full((9, 3), np.inf)}, "0, 1, 2, 3, 4, 5 and others have values"),
         ({"steps": [1, 2, 3]}, "`steps` must be 4 rising steps from 0 on"),
         ({"steps": [1, 2, 2, 3]}, "`steps` must be 4 rising steps"),
-        ({"curves": np.eye(3), "steps": [0, 1, 2]}, "at least 3 checkpoints above step 0 are needed"),
+        (
+            {"curves": np.eye(3), "steps": [0, 1, 2]},
+            "at least 3 checkpoints above step 0 are needed",
+        ),
         ({"num_clusters": 5}, "4 curves cannot make `num_clusters` = 5 clusters"),
         ({"curves": np.eye(2, 3)}, "2 curves are too few to choose a number of clusters; give it"),
         (
@@ -288,7 +336,9 @@ def test_roles_that_do_not_fit_are_refused() -> None:
 
 def test_k_shape_says_when_it_leaves_clusters_without_members() -> None:
     """Equal curves are all in one cluster, however many are asked for."""
-    with pytest.raises(InputError, match="k_shape found no 3 clusters of 6 curves that all have members"):
+    with pytest.raises(
+        InputError, match="k_shape found no 3 clusters of 6 curves that all have members"
+    ):
         cluster(np.tile([0.0, 1, 0, 2, 0], (6, 1)), num_clusters=3)
 
 

@@ -26,13 +26,22 @@ def _close():
     plt.close("all")
 
 
-def dense(model: AttentionOnly, sender: tuple[int, int], receiver: tuple[int, int], letter: str, fold: bool) -> float:
+def dense(
+    model: AttentionOnly,
+    sender: tuple[int, int],
+    receiver: tuple[int, int],
+    letter: str,
+    fold: bool,
+) -> float:
     """The formula, with d_model × d_model matrices and LayerNorm as one of them."""
     d = model.config.d_model
 
     def matrices(head: tuple[int, int]) -> dict[str, Tensor]:
         block = model.blocks[head[0]]
-        W = {name: getattr(block.attn, name)[head[1]].detach().double() for name in ("W_Q", "W_K", "W_V", "W_O")}
+        W = {
+            name: getattr(block.attn, name)[head[1]].detach().double()
+            for name in ("W_Q", "W_K", "W_V", "W_O")
+        }
         if fold:
             norm = (torch.eye(d).double() - 1 / d) @ torch.diag(block.ln1.w.detach().double())
             W |= {name: norm @ W[name] for name in ("W_Q", "W_K", "W_V")}
@@ -45,13 +54,18 @@ def dense(model: AttentionOnly, sender: tuple[int, int], receiver: tuple[int, in
 
 
 def stacks(model: AttentionOnly) -> list[Tensor]:
-    return [torch.stack([getattr(b.attn, n).detach() for b in model.blocks]) for n in ("W_Q", "W_K", "W_V", "W_O")]
+    return [
+        torch.stack([getattr(b.attn, n).detach() for b in model.blocks])
+        for n in ("W_Q", "W_K", "W_V", "W_O")
+    ]
 
 
 @pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("d_head", [4, 15])
 def test_every_pair_equals_dense_matrices(fold: bool, d_head: int) -> None:
-    model = tiny_model(n_layers=3, d_head=d_head)  # heads wider than the model have singular Gram matrices
+    model = tiny_model(
+        n_layers=3, d_head=d_head
+    )  # heads wider than the model have singular Gram matrices
     result = compose(model, fold=fold)
     assert result.value.shape == (3, 3, 3, 3, 3)
     for i, ls, hs, lr, hr in np.ndindex(result.value.shape):
@@ -59,7 +73,9 @@ def test_every_pair_equals_dense_matrices(fold: bool, d_head: int) -> None:
         if ls >= lr:
             assert np.isnan(value)
         else:
-            assert value == pytest.approx(dense(model, (ls, hs), (lr, hr), "QKV"[i], fold), rel=1e-4)
+            assert value == pytest.approx(
+                dense(model, (ls, hs), (lr, hr), "QKV"[i], fold), rel=1e-4
+            )
             assert result[name] == value
 
 
@@ -92,7 +108,9 @@ def test_scales_of_layer_norms_do_not_matter() -> None:
         for name in ("W_Q", "W_K", "W_V"):
             getattr(block.attn, name).data /= scale[:, None]
     assert np.allclose(compose(model).value, before.value, rtol=1e-4, equal_nan=True)
-    assert not np.allclose(compose(model, fold=False).value, before.value, rtol=1e-2, equal_nan=True)
+    assert not np.allclose(
+        compose(model, fold=False).value, before.value, rtol=1e-2, equal_nan=True
+    )
 
 
 def test_the_random_baseline() -> None:
@@ -105,7 +123,10 @@ def test_the_random_baseline() -> None:
     assert (again.baseline, again.baseline_sd) == (result.baseline, result.baseline_sd)
     assert other.baseline != result.baseline
     fresh = composition(
-        *(torch.randn(2, 40, *w.shape[2:], generator=torch.Generator().manual_seed(i)) for i, w in enumerate(W))
+        *(
+            torch.randn(2, 40, *w.shape[2:], generator=torch.Generator().manual_seed(i))
+            for i, w in enumerate(W)
+        )
     )
     scores = fresh.matrix("K")[:40, 40:]  # random heads score like the baseline
     assert scores.mean() == pytest.approx(result.baseline, abs=6 * result.baseline_sd / np.sqrt(40))
@@ -128,7 +149,9 @@ def test_small_scores_are_not_lost_in_rounding(leak: float) -> None:
     d, k = 40, 6
     stream = torch.Generator().manual_seed(0)
     rotation = torch.linalg.qr(torch.randn(d, d, generator=stream))[0]
-    W_Q, W_K, W_V = (rotation[:, 20:] @ torch.randn(2, 3, 20, k, generator=stream) for _ in range(3))
+    W_Q, W_K, W_V = (
+        rotation[:, 20:] @ torch.randn(2, 3, 20, k, generator=stream) for _ in range(3)
+    )
     W_O = torch.randn(2, 3, k, 20, generator=stream) @ rotation[:, :20].T
     W_O = W_O + leak * torch.randn(2, 3, k, 20, generator=stream) @ rotation[:, 20:].T
     value = composition(W_Q, W_K, W_V, W_O, num_random=2).value
@@ -136,7 +159,9 @@ def test_small_scores_are_not_lost_in_rounding(leak: float) -> None:
     right = {0: (W_Q, W_K.mT), 1: (W_K, W_Q.mT), 2: (W_V, W_O)}
     for i, (C, D) in right.items():
         R = C[1].double() @ D[1].double()
-        expected = (L[:, None] @ R).norm(dim=(2, 3)) / L.norm(dim=(1, 2))[:, None] / R.norm(dim=(1, 2))
+        expected = (
+            (L[:, None] @ R).norm(dim=(2, 3)) / L.norm(dim=(1, 2))[:, None] / R.norm(dim=(1, 2))
+        )
         assert value[i, 0, :, 1] == pytest.approx(expected.numpy(), rel=5e-6, abs=3e-7)
 
 
@@ -149,11 +174,24 @@ def test_tables_and_figures() -> None:
     assert row["z"] == pytest.approx((row["composition"] - result.baseline) / result.baseline_sd)
     assert len(repr(result).splitlines()) == 12
     top = frame.sort_values("composition").iloc[-1]
-    assert repr(result).splitlines()[2].startswith(f"{top['sender']}->{top['receiver']}.{top['input']}")
+    assert (
+        repr(result)
+        .splitlines()[2]
+        .startswith(f"{top['sender']}->{top['receiver']}.{top['input']}")
+    )
     _, given = plt.subplots()
     assert plot_composition(result, "V", ax=given) is given
-    assert given.images[0].get_array()[0, 0] == pytest.approx(result["0:0", "1:0", "V"] - result.baseline)
-    assert [t.get_text() for t in given.get_yticklabels()] == ["0:0", "0:1", "0:2", "1:0", "1:1", "1:2"]
+    assert given.images[0].get_array()[0, 0] == pytest.approx(
+        result["0:0", "1:0", "V"] - result.baseline
+    )
+    assert [t.get_text() for t in given.get_yticklabels()] == [
+        "0:0",
+        "0:1",
+        "0:2",
+        "1:0",
+        "1:1",
+        "1:2",
+    ]
     assert len(repr(compose(tiny_model(n_layers=1))).splitlines()) == 2
 
 
@@ -181,7 +219,10 @@ def test_the_model_is_left_as_it_was() -> None:
         (lambda m: compose(m, num_random=1), "`num_random` must be at least 2, got 1"),
         (lambda m: compose(m)["0:0", "1:0", "O"], "`input` must be 'Q', 'K' or 'V', got 'O'"),
         (lambda m: compose(m)["0:0", "5:0", "Q"], "composition.'5:0'.: no such head; did you mean"),
-        (lambda m: compose(m)["0:0"], r"expected two heads and an input: composition\['0:4', '1:6', 'K'\]"),
+        (
+            lambda m: compose(m)["0:0"],
+            r"expected two heads and an input: composition\['0:4', '1:6', 'K'\]",
+        ),
         (lambda m: plot_composition(compose(tiny_model(n_layers=1))), "the model has one layer"),
     ],
 )

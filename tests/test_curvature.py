@@ -39,8 +39,17 @@ plt = pytest.importorskip("matplotlib.pyplot")
 
 Z = 4.9  # a normal number is beyond this once in a million
 TOKENS = tiny_tokens(6)
-SMALL = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 3, "n_ctx": 8}  # 530 weights with 11 tokens
-CLASSES = torch.randn(10, 4, generator=generator("x")), torch.randint(3, (10,), generator=generator("y"))
+SMALL = {
+    "n_layers": 1,
+    "d_model": 8,
+    "n_heads": 2,
+    "d_head": 3,
+    "n_ctx": 8,
+}  # 530 weights with 11 tokens
+CLASSES = (
+    torch.randn(10, 4, generator=generator("x")),
+    torch.randint(3, (10,), generator=generator("y")),
+)
 quiet = {"progress": False}
 
 
@@ -63,7 +72,9 @@ def cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(module(batch[0]), batch[1], reduction="none")
 
 
-def drawn_classes(module: nn.Module, batch: tuple[Tensor, Tensor], stream: torch.Generator) -> tuple[Tensor, Tensor]:
+def drawn_classes(
+    module: nn.Module, batch: tuple[Tensor, Tensor], stream: torch.Generator
+) -> tuple[Tensor, Tensor]:
     return batch[0], torch.multinomial(module(batch[0]).softmax(-1), 1, generator=stream)[:, 0]
 
 
@@ -121,36 +132,55 @@ CASES = {
     ),
     "everything": (lambda: tiny_model(**SMALL), rllc.everything(), TOKENS, None, token_losses),
     "mlp": (mlp, rllc.everything(), CLASSES, cross_entropy, class_losses),
-    "part of an mlp": (mlp, rllc.parameters("0.weight", (slice(1, 5), 2)), CLASSES, cross_entropy, class_losses),
+    "part of an mlp": (
+        mlp,
+        rllc.parameters("0.weight", (slice(1, 5), 2)),
+        CLASSES,
+        cross_entropy,
+        class_losses,
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def hessians() -> dict[str, Tensor]:
     """Dense Hessians in float64; not by torch.func.hessian, which is wrong for scales of LayerNorms (pytorch 196700)."""
-    return {name: dense(make(), weights, losses) for name, (make, weights, _, _, losses) in CASES.items()}
+    return {
+        name: dense(make(), weights, losses)
+        for name, (make, weights, _, _, losses) in CASES.items()
+    }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_dense_hessians_are_those_of_differences_of_gradients(name: str, hessians: dict[str, Tensor]) -> None:
+def test_dense_hessians_are_those_of_differences_of_gradients(
+    name: str, hessians: dict[str, Tensor]
+) -> None:
     make, weights, _, _, losses = CASES[name]
     function, here = as_function(make(), weights, lambda call: losses(call).mean())
     for u in torch.randn(2, len(here), generator=generator("differences")).double():
         slopes = [grad(function)(here + sign * 1e-5 * u) for sign in (1, -1)]
-        torch.testing.assert_close(hessians[name] @ u, (slopes[0] - slopes[1]) / 2e-5, atol=1e-7, rtol=1e-6)
+        torch.testing.assert_close(
+            hessians[name] @ u, (slopes[0] - slopes[1]) / 2e-5, atol=1e-7, rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("together", [True, False])
-def test_products_are_the_dense_hessian(name: str, together: bool, hessians: dict[str, Tensor]) -> None:
+def test_products_are_the_dense_hessian(
+    name: str, together: bool, hessians: dict[str, Tensor]
+) -> None:
     """Batches of 4 do not divide the rows."""
     make, weights, data, loss, _ = CASES[name]
     H = hessians[name]
     assert len(H) == weights.count(make())
     found = surface(make(), data, weights, loss, batch_size=4)
     found.together = together
-    u = torch.cat([torch.eye(len(H))[:20], torch.randn(3, len(H), generator=generator("u"))]).double()
-    torch.testing.assert_close(found.product(u), u @ H, atol=2e-6 * float(H.abs().max()) * 10, rtol=1e-4)
+    u = torch.cat(
+        [torch.eye(len(H))[:20], torch.randn(3, len(H), generator=generator("u"))]
+    ).double()
+    torch.testing.assert_close(
+        found.product(u), u @ H, atol=2e-6 * float(H.abs().max()) * 10, rtol=1e-4
+    )
 
 
 def test_products_of_float64_models_are_in_float64() -> None:
@@ -166,7 +196,12 @@ def test_attention_that_only_sdpa_has() -> None:
     """A transformer that calls the fused kernel gives what its own eager attention gives."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = LlamaConfig(vocab_size=11, max_position_embeddings=8, **sizes)
     products = []
     for implementation in ("sdpa", "eager"):
@@ -227,17 +262,27 @@ def test_hutchpp_is_exact_up_to_its_rank_and_better_on_falling_spectra() -> None
         for f in (hutchinson, hutchpp)
     )
     assert better < plain / 10
-    small = hutchpp(lambda v: v @ A[:3, :3], 3, 30, generator("small"))  # a sketch wider than the matrix
+    small = hutchpp(
+        lambda v: v @ A[:3, :3], 3, 30, generator("small")
+    )  # a sketch wider than the matrix
     assert small.value == pytest.approx(float(A[:3, :3].trace()), abs=1e-12)
 
 
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++"])
 @pytest.mark.parametrize("name", CASES)
-def test_hessian_traces_are_those_of_dense_hessians(name: str, method: str, hessians: dict[str, Tensor]) -> None:
+def test_hessian_traces_are_those_of_dense_hessians(
+    name: str, method: str, hessians: dict[str, Tensor]
+) -> None:
     make, weights, data, loss, _ = CASES[name]
     H = hessians[name]
     found = hessian_trace(
-        make(), data, weights, loss=loss, method=method, probing=Probing(num_probes=150, batch_size=4), **quiet
+        make(),
+        data,
+        weights,
+        loss=loss,
+        method=method,
+        probing=Probing(num_probes=150, batch_size=4),
+        **quiet,
     )
     reading = found[weights.name]
     rounding = 1e-5 * float(H.abs().sum())
@@ -288,11 +333,19 @@ def test_fisher_traces_are_those_of_dense_matrices(name: str, labels: str) -> No
         truth = exact_empirical(model, weights, losses)
     else:
         truth = exact_fisher(
-            model, weights, (lambda call: call(CLASSES[0].double())) if name == "mlp" else token_logits
+            model,
+            weights,
+            (lambda call: call(CLASSES[0].double())) if name == "mlp" else token_logits,
         )
     given = "data" if labels == "data" else drawn_classes if name == "mlp" else "model"
     found = fisher_trace(
-        model, data, weights, loss=loss, labels=given, probing=Probing(num_probes=150, batch_size=4), **quiet
+        model,
+        data,
+        weights,
+        loss=loss,
+        labels=given,
+        probing=Probing(num_probes=150, batch_size=4),
+        **quiet,
     )
     reading = found[weights.name]
     assert abs(reading.value - truth) < Z * reading.standard_error
@@ -303,7 +356,10 @@ def test_fisher_traces_are_those_of_dense_matrices(name: str, labels: str) -> No
 def test_the_two_fisher_matrices_differ_where_the_model_is_wrong() -> None:
     """So that the tests above can tell them apart."""
     model = tiny_model()
-    empirical, true = exact_empirical(model, HEAD, token_losses), exact_fisher(model, HEAD, token_logits)
+    empirical, true = (
+        exact_empirical(model, HEAD, token_losses),
+        exact_fisher(model, HEAD, token_logits),
+    )
     assert abs(empirical / true - 1) > 0.2
 
 
@@ -348,7 +404,9 @@ def test_where_the_logits_are_linear_fisher_and_hessian_agree() -> None:
 def test_the_filter_is_a_step_rounded_by_a_normal_density() -> None:
     degree, above, below = 120, 1.0, 2.5
     theta = torch.linspace(0, math.pi, 4001, dtype=torch.float64)
-    found = torch.cos(theta[:, None] * torch.arange(degree + 1)) @ spectrum._step(above, below, degree)
+    found = torch.cos(theta[:, None] * torch.arange(degree + 1)) @ spectrum._step(
+        above, below, degree
+    )
     s = 4.5 / degree
     expected = norm.cdf((above - theta) / s) + norm.cdf((theta - below) / s)
     assert np.abs(found.numpy() - expected).max() < 3e-6
@@ -382,17 +440,25 @@ def gapped(dim: int = 120) -> tuple[Tensor, int]:
 @pytest.mark.parametrize("degree", [None, 200])
 def test_rank_of_a_matrix_with_a_gap(degree: int | None) -> None:
     A, rank = gapped()
-    reading, told = filtered_rank(lambda v: v @ A, 120, 0.2, (-0.85, 1.05), degree, 200, generator("rank"))
+    reading, told = filtered_rank(
+        lambda v: v @ A, 120, 0.2, (-0.85, 1.05), degree, 200, generator("rank")
+    )
     P = torch.linalg.eigh(A)
-    projection = P.eigenvectors @ torch.diag((P.eigenvalues.abs() > 0.2).double()) @ P.eigenvectors.T
+    projection = (
+        P.eigenvectors @ torch.diag((P.eigenvalues.abs() > 0.2).double()) @ P.eigenvectors.T
+    )
     assert int(projection.trace().round()) == rank
     assert abs(reading.value - rank) < Z * exact_error(projection, 200) + 0.05
     assert reading.standard_error == pytest.approx(exact_error(projection, 200), rel=0.3)
     assert reading.status == "ok"
     assert told["degree"] == degree or degree is None
-    every = spectrum._moments(lambda v: (v @ A - 0.1 * v) / 0.95, torch.eye(120).double(), int(told["degree"]))
+    every = spectrum._moments(
+        lambda v: (v @ A - 0.1 * v) / 0.95, torch.eye(120).double(), int(told["degree"])
+    )
     edges = [math.acos((t - 0.1) / 0.95) for t in (0.2, -0.2)]
-    assert float((every @ spectrum._step(*edges, int(told["degree"]))).sum()) == pytest.approx(rank, abs=0.05)
+    assert float((every @ spectrum._step(*edges, int(told["degree"]))).sum()) == pytest.approx(
+        rank, abs=0.05
+    )
 
 
 def test_rank_says_when_the_degree_is_too_low() -> None:
@@ -415,7 +481,11 @@ def test_rank_is_not_a_number_when_an_eigenvalue_was_overlooked() -> None:
 
 
 def test_rank_of_nothing() -> None:
-    assert filtered_rank(lambda v: 0 * v, 5, 0.0, (0.0, 0.0), None, 2, generator(0))[0] == (0.0, 0.0, "ok")
+    assert filtered_rank(lambda v: 0 * v, 5, 0.0, (0.0, 0.0), None, 2, generator(0))[0] == (
+        0.0,
+        0.0,
+        "ok",
+    )
 
 
 @pytest.mark.parametrize(("threshold", "relative"), [(0.1, True), (0.5, False)])
@@ -424,7 +494,13 @@ def test_hessian_ranks_of_quadratics_are_exact(threshold: float, relative: bool)
     h = torch.tensor([5.0, 3.0, 2.0, -4.0, -1.0, 0.0, 0.0, 0.0, 0.001, 0.1])
     data = (torch.zeros(3, 10),)
     found = hessian_rank(
-        Quadratic(h), data, loss=loss_of_quadratic, threshold=threshold, relative=relative, probing=Probing(2), **quiet
+        Quadratic(h),
+        data,
+        loss=loss_of_quadratic,
+        threshold=threshold,
+        relative=relative,
+        probing=Probing(2),
+        **quiet,
     )
     assert found["everything"].value == pytest.approx(5, abs=0.06)
     assert found.diagnostics["threshold"] == pytest.approx(0.5, rel=1e-3)
@@ -435,7 +511,9 @@ def test_hessian_ranks_of_quadratics_are_exact(threshold: float, relative: bool)
 @pytest.mark.parametrize("curvatures", [[2.0] * 3, [9.0, 1.0, 2.0], [-9.0, -1.0, -2.0], [0.0] * 3])
 def test_hessian_rank_where_no_eigenvalue_is_near_the_threshold(curvatures: list[float]) -> None:
     h = torch.tensor(curvatures)
-    found = hessian_rank(Quadratic(h), (torch.zeros(3, 3),), loss=loss_of_quadratic, probing=Probing(2), **quiet)
+    found = hessian_rank(
+        Quadratic(h), (torch.zeros(3, 3),), loss=loss_of_quadratic, probing=Probing(2), **quiet
+    )
     assert found["everything"].value == pytest.approx(int((h != 0).sum()), abs=1e-5)
 
 
@@ -446,14 +524,22 @@ def test_hessian_rank_of_a_head_with_a_gap() -> None:
 
     def losses(call) -> Tensor:
         rows = tokens.rows.long()
-        return F.cross_entropy(call(rows).logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+        return F.cross_entropy(
+            call(rows).logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="none"
+        )
 
     values = torch.linalg.eigvalsh(dense(model, weights, losses))
     sizes = values.abs().sort(descending=True).values
     gap = int((sizes[:-1] / sizes[1:])[: len(sizes) // 2].argmax())
     threshold = float((sizes[gap] * sizes[gap + 1]).sqrt())
     found = hessian_rank(
-        model, tokens, {"w": weights}, threshold=threshold, relative=False, probing=Probing(60), **quiet
+        model,
+        tokens,
+        {"w": weights},
+        threshold=threshold,
+        relative=False,
+        probing=Probing(60),
+        **quiet,
     )
     told = {name: float(values[0]) for name, values in found.diagnostics.items()}
     low, high = told["smallest"], told["largest"]
@@ -481,14 +567,19 @@ def test_lanczos_finds_both_ends_and_its_errors_are_bounds(count: int) -> None:
         assert found.status == "ok"
         assert found.num_products <= 40
         assert float(found.largest_error.max()) <= tolerance * float(truth.abs().max())
-        for values, errors in ((found.largest, found.largest_error), (found.smallest, found.smallest_error)):
+        for values, errors in (
+            (found.largest, found.largest_error),
+            (found.smallest, found.smallest_error),
+        ):
             distance = (values[:, None] - truth).abs().amin(1)
             assert bool((distance <= errors + 1e-12).all())
     torch.testing.assert_close(found.largest, truth.flip(0)[:count], atol=1e-9, rtol=0)
     torch.testing.assert_close(found.smallest, truth[:count], atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("diagonal", [[0.0] * 6, [2.0] * 6, [1.0, 0, 0, 0, 0, 0], [3.0], [2.0, -1.0, 2.0, -1.0]])
+@pytest.mark.parametrize(
+    "diagonal", [[0.0] * 6, [2.0] * 6, [1.0, 0, 0, 0, 0, 0], [3.0], [2.0, -1.0, 2.0, -1.0]]
+)
 def test_lanczos_goes_on_where_the_span_cannot_grow(diagonal: list[float]) -> None:
     A, dim = torch.diag(torch.tensor(diagonal, dtype=torch.float64)), len(diagonal)
     found = lanczos(lambda v: v @ A, dim, dim, 1e-6, 2 * dim, generator("few"))
@@ -504,7 +595,9 @@ def test_lanczos_says_when_it_was_stopped_early() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_top_eigenvalues_are_those_of_dense_hessians(name: str, hessians: dict[str, Tensor]) -> None:
+def test_top_eigenvalues_are_those_of_dense_hessians(
+    name: str, hessians: dict[str, Tensor]
+) -> None:
     make, weights, data, loss, _ = CASES[name]
     truth = torch.linalg.eigvalsh(hessians[name]).numpy()
     count = min(4, len(truth))
@@ -513,7 +606,9 @@ def test_top_eigenvalues_are_those_of_dense_hessians(name: str, hessians: dict[s
     allowed = 1e-4 * np.abs(truth).max()
     np.testing.assert_allclose(found.largest[0], truth[::-1][:count], atol=allowed, rtol=0)
     np.testing.assert_allclose(found.smallest[0], truth[:count], atol=allowed, rtol=0)
-    np.testing.assert_array_equal(found[weights.name], np.r_[found.largest[0], found.smallest[0, ::-1]])
+    np.testing.assert_array_equal(
+        found[weights.name], np.r_[found.largest[0], found.smallest[0, ::-1]]
+    )
 
 
 @pytest.mark.oracle
@@ -528,7 +623,10 @@ def test_against_scipy() -> None:
         dtype=np.float64,
     )
     start = np.ones(mine.dim)
-    theirs = [eigsh(operator, 3, which=which, v0=start, return_eigenvectors=False) for which in ("LA", "SA")]
+    theirs = [
+        eigsh(operator, 3, which=which, v0=start, return_eigenvectors=False)
+        for which in ("LA", "SA")
+    ]
     found = top_eigenvalues(model, TOKENS, HEAD, count=3, **quiet)
     np.testing.assert_allclose(found.largest[0], np.sort(theirs[0])[::-1], rtol=1e-4)
     np.testing.assert_allclose(found.smallest[0], np.sort(theirs[1]), rtol=1e-4)
@@ -541,19 +639,26 @@ def test_against_hessian_eigenthings() -> None:
     rows = TOKENS.rows.long()
     names = {"blocks.1.attn.W_Q", "blocks.1.attn.W_V"}
     operator = theirs.HessianOperator(
-        model, [rows], lambda m, batch: m(batch, labels=batch).loss, param_filter=lambda name, _: name in names
+        model,
+        [rows],
+        lambda m, batch: m(batch, labels=batch).loss,
+        param_filter=lambda name, _: name in names,
     )
     weights = rllc.parameters("blocks.1.attn.W_Q") | rllc.parameters("blocks.1.attn.W_V")
     mine = surface(model, TOKENS, weights)
     u = torch.randn(mine.dim, generator=generator("u"))
-    torch.testing.assert_close(mine.product(u[None].double())[0].float(), operator.matvec(u), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        mine.product(u[None].double())[0].float(), operator.matvec(u), atol=1e-6, rtol=1e-4
+    )
     their_top = theirs.lanczos(operator, k=3, max_iter=40, seed=0).eigenvalues
     found = top_eigenvalues(model, TOKENS, {"w": weights}, count=3, **quiet)
     ours = sorted(found["w"], key=abs, reverse=True)[:3]
     np.testing.assert_allclose(ours, sorted(their_top.tolist(), key=abs, reverse=True), rtol=1e-3)
     their_trace = theirs.hutchinson(operator, num_samples=300, seed=0)
     trace = hessian_trace(model, TOKENS, {"w": weights}, probing=Probing(300), **quiet)["w"]
-    assert abs(trace.value - their_trace.estimate) < Z * math.hypot(trace.standard_error, their_trace.stderr)
+    assert abs(trace.value - their_trace.estimate) < Z * math.hypot(
+        trace.standard_error, their_trace.stderr
+    )
 
 
 # What all of them share.
@@ -569,7 +674,11 @@ FEW = Probing(num_probes=4)
 
 
 def numbers(result: Curvature | Eigenvalues) -> np.ndarray:
-    return result.value if isinstance(result, Curvature) else np.concatenate([result.largest, result.smallest], 1)
+    return (
+        result.value
+        if isinstance(result, Curvature)
+        else np.concatenate([result.largest, result.smallest], 1)
+    )
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -585,10 +694,14 @@ def test_selections_and_data_give_one_row_each_and_the_same_alone(name: str) -> 
     again = measure(model, {"b": other}, "1:2", probing=Probing(num_probes=4, seed=1))
     if name != "top_eigenvalues":
         assert not np.array_equal(numbers(again), numbers(alone))
-    with pytest.raises(InputError, match=r"curvature\['1:2'\]: on which data\? It has \['a', 'b'\]"):
+    with pytest.raises(
+        InputError, match=r"curvature\['1:2'\]: on which data\? It has \['a', 'b'\]"
+    ):
         together["1:2"]
     named = together["L1H2", "b"]
-    assert (named[0] if name == "top_eigenvalues" else named.value) == np.ravel(numbers(together)[3])[0]
+    assert (named[0] if name == "top_eigenvalues" else named.value) == np.ravel(
+        numbers(together)[3]
+    )[0]
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -599,7 +712,10 @@ def test_the_model_and_the_kernels_are_left_as_they_were(name: str) -> None:
     with unchanged(model), torch.no_grad():
         MEASURES[name](model, TOKENS, "0:0", probing=FEW, **quiet)
         assert not torch.is_grad_enabled()
-    assert (torch.backends.cuda.math_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before
+    assert (
+        torch.backends.cuda.math_sdp_enabled(),
+        torch.backends.cuda.flash_sdp_enabled(),
+    ) == before
 
 
 def test_all_is_put_back_when_a_loss_fails() -> None:
@@ -629,7 +745,9 @@ def test_a_number_of_rows_is_chosen_once_for_all() -> None:
     same = surface(model, (x[rows], y[rows]), None, cross_entropy)
     u = torch.eye(67).double()[:5]
     torch.testing.assert_close(part.product(u), same.product(u), atol=1e-6, rtol=1e-5)
-    assert not torch.equal(rows, torch.cat(surface(model, CLASSES, None, cross_entropy, num_rows=4, seed=6).batches))
+    assert not torch.equal(
+        rows, torch.cat(surface(model, CLASSES, None, cross_entropy, num_rows=4, seed=6).batches)
+    )
 
 
 def test_losses_that_draw_random_numbers_draw_the_same_each_time() -> None:
@@ -639,11 +757,20 @@ def test_losses_that_draw_random_numbers_draw_the_same_each_time() -> None:
     mine = surface(mlp(), CLASSES, None, noisy, batch_size=4)
     H = mine.product(torch.eye(67).double())
     torch.testing.assert_close(H, H.T, atol=1e-6, rtol=1e-4)
-    assert float((H - surface(mlp(), CLASSES, None, cross_entropy).product(torch.eye(67).double())).abs().max()) > 0.01
+    assert (
+        float(
+            (H - surface(mlp(), CLASSES, None, cross_entropy).product(torch.eye(67).double()))
+            .abs()
+            .max()
+        )
+        > 0.01
+    )
 
 
 def test_linear_losses_have_no_curvature() -> None:
-    found = hessian_trace(nn.Linear(3, 1), (torch.randn(4, 3),), loss=lambda m, x: m(x)[:, 0], **quiet)
+    found = hessian_trace(
+        nn.Linear(3, 1), (torch.randn(4, 3),), loss=lambda m, x: m(x)[:, 0], **quiet
+    )
     assert found["everything"] == (0.0, 0.0, "ok")
 
 
@@ -686,14 +813,20 @@ class Fused(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         heads = self.project(x)[:, None, None].expand(-1, 1, 2, 4)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(heads, heads, heads)[0].square().flatten(1)
+        return (
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(heads, heads, heads)[0]
+            .square()
+            .flatten(1)
+        )
 
 
 @pytest.mark.parametrize("name", ["hessian_trace", "hutch++", "hessian_rank", "top_eigenvalues"])
 def test_derivatives_that_are_not_finite_are_said(name: str) -> None:
     model = nn.Linear(3, 1, bias=False)
     model.weight.data.zero_()
-    found = MEASURES[name](model, (torch.ones(4, 3),), loss=lambda m, x: m(x)[:, 0].abs() ** 1.5, probing=FEW, **quiet)
+    found = MEASURES[name](
+        model, (torch.ones(4, 3),), loss=lambda m, x: m(x)[:, 0].abs() ** 1.5, probing=FEW, **quiet
+    )
     assert np.isnan(numbers(found)).all()
     assert found.status == ("the derivatives of the loss are not finite",)
 
@@ -701,26 +834,53 @@ def test_derivatives_that_are_not_finite_are_said(name: str) -> None:
 def test_tables_and_figures() -> None:
     model = tiny_model()
     traces = hessian_trace(
-        model, {"a": TOKENS, "b": tiny_tokens(5, seed=1)}, rllc.heads(model), probing=Probing(2), **quiet
+        model,
+        {"a": TOKENS, "b": tiny_tokens(5, seed=1)},
+        rllc.heads(model),
+        probing=Probing(2),
+        **quiet,
     )
     frame = traces.to_dataframe()
-    assert list(frame.columns)[:6] == ["weights", "data", "value", "standard_error", "status", "quantity"]
+    assert list(frame.columns)[:6] == [
+        "weights",
+        "data",
+        "value",
+        "standard_error",
+        "status",
+        "quantity",
+    ]
     assert frame["value"].tolist() == traces.value.tolist()
     assert (frame["num_weights"] == HEAD.count(model)).all()
     assert (
-        repr(traces).splitlines()[0].startswith("Hessian trace of 12 refinements (method = hutchinson, num_probes = 2")
+        repr(traces)
+        .splitlines()[0]
+        .startswith("Hessian trace of 12 refinements (method = hutchinson, num_probes = 2")
     )
     assert len(repr(traces).splitlines()) == 14
     _, given = plt.subplots()
     assert plot_curvature(traces, given) is given
     assert given.get_ylabel() == "Hessian trace (95 % interval)"
-    assert [t.get_text() for t in given.get_xticklabels()] == ["0:0", "0:1", "0:2", "1:0", "1:1", "1:2"]
+    assert [t.get_text() for t in given.get_xticklabels()] == [
+        "0:0",
+        "0:1",
+        "0:2",
+        "1:0",
+        "1:1",
+        "1:2",
+    ]
     ends = top_eigenvalues(
-        model, {"a": TOKENS, "b": tiny_tokens(5, seed=1)}, rllc.heads(model), count=2, tolerance=0.1, **quiet
+        model,
+        {"a": TOKENS, "b": tiny_tokens(5, seed=1)},
+        rllc.heads(model),
+        count=2,
+        tolerance=0.1,
+        **quiet,
     )
     frame = ends.to_dataframe()
     assert len(frame) == 12 * 4
-    row = frame[(frame["weights"] == "1:2") & (frame["data"] == "b") & (frame["end"] == "smallest")].iloc[0]
+    row = frame[
+        (frame["weights"] == "1:2") & (frame["data"] == "b") & (frame["end"] == "smallest")
+    ].iloc[0]
     assert row["eigenvalue"] == ends["1:2", "b"][-1]
     assert row["error"] == ends.smallest_error[11, 0]
     assert len(repr(ends).splitlines()) == 14
@@ -737,22 +897,51 @@ def trace(model: nn.Module = None, data=TOKENS, *args, **kwargs):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Probing(num_probes=1), "Probing: `num_probes` must be an integer of at least 2, got 1"),
-        (lambda: Probing(num_rows=0), "Probing: `num_rows` must be an integer of at least 1, got 0"),
-        (lambda: Probing(batch_size=2.0), "Probing: `batch_size` must be an integer of at least 1, got 2.0"),
+        (
+            lambda: Probing(num_probes=1),
+            "Probing: `num_probes` must be an integer of at least 2, got 1",
+        ),
+        (
+            lambda: Probing(num_rows=0),
+            "Probing: `num_rows` must be an integer of at least 1, got 0",
+        ),
+        (
+            lambda: Probing(batch_size=2.0),
+            "Probing: `batch_size` must be an integer of at least 1, got 2.0",
+        ),
         (lambda: Probing(seed="a"), "Probing: `seed` must be an integer, got 'a'"),
-        (lambda: trace(probing=16), r"hessian_trace: `probing` must be curvature.Probing\(num_probes=16\), got int"),
-        (lambda: trace(method="xtrace"), "`method` must be 'hutchinson' or 'hutch\\+\\+', got 'xtrace'"),
-        (lambda: trace(method="hutch++", probing=Probing(3)), "needs at least 4 products with the Hessian, got 3"),
-        (lambda: trace(probing=Probing(num_rows=7)), "the data 'tokens' has 6 rows, but num_rows=7"),
+        (
+            lambda: trace(probing=16),
+            r"hessian_trace: `probing` must be curvature.Probing\(num_probes=16\), got int",
+        ),
+        (
+            lambda: trace(method="xtrace"),
+            "`method` must be 'hutchinson' or 'hutch\\+\\+', got 'xtrace'",
+        ),
+        (
+            lambda: trace(method="hutch++", probing=Probing(3)),
+            "needs at least 4 products with the Hessian, got 3",
+        ),
+        (
+            lambda: trace(probing=Probing(num_rows=7)),
+            "the data 'tokens' has 6 rows, but num_rows=7",
+        ),
         (lambda: trace("model"), "hessian_trace: `model` must be a torch.nn.Module"),
         (lambda: trace(loss="nll"), "hessian_trace: `loss` must be None"),
-        (lambda: trace(data=rllc.Tokens(torch.full((2, 4), 11))), "hessian_trace on data 'tokens': it has token id 11"),
+        (
+            lambda: trace(data=rllc.Tokens(torch.full((2, 4), 11))),
+            "hessian_trace on data 'tokens': it has token id 11",
+        ),
         (lambda: trace(mlp(), CLASSES), "hessian_trace on data 'data': the loss of tokens needs"),
         (lambda: trace(weights="5:0"), "has no such head"),
-        (lambda: trace(mlp(), CLASSES, loss=lambda m, b: m(b[0]).mean()), r"must give per-example \[batch\]"),
         (
-            lambda: trace(nn.Linear(2, 1), (torch.ones(3, 2),), loss=lambda m, x: m(x)[:, 0].detach()),
+            lambda: trace(mlp(), CLASSES, loss=lambda m, b: m(b[0]).mean()),
+            r"must give per-example \[batch\]",
+        ),
+        (
+            lambda: trace(
+                nn.Linear(2, 1), (torch.ones(3, 2),), loss=lambda m, x: m(x)[:, 0].detach()
+            ),
             "curvature in the weights 'everything': the loss does not depend on them",
         ),
         (
@@ -760,7 +949,9 @@ def trace(model: nn.Module = None, data=TOKENS, *args, **kwargs):
             r"cannot be differentiated twice \(derivative for aten::_scaled_dot_product_flash.*attn_implementation=\"eager\"",
         ),
         (
-            lambda: trace(nn.Linear(2, 1), (torch.ones(3, 2),), loss=lambda m, x: m(x)[:, 0].log() - math.inf),
+            lambda: trace(
+                nn.Linear(2, 1), (torch.ones(3, 2),), loss=lambda m, x: m(x)[:, 0].log() - math.inf
+            ),
             "hessian_trace on data 'data': at w",
         ),
         (
@@ -771,27 +962,50 @@ def trace(model: nn.Module = None, data=TOKENS, *args, **kwargs):
             lambda: fisher_trace(mlp(), CLASSES, loss=cross_entropy),
             "what your loss's model predicts is not known; pass labels=f",
         ),
-        (lambda: hessian_rank(tiny_model(), TOKENS, threshold=1.0), "between 0 and 1, in units of the largest"),
+        (
+            lambda: hessian_rank(tiny_model(), TOKENS, threshold=1.0),
+            "between 0 and 1, in units of the largest",
+        ),
         (
             lambda: hessian_rank(tiny_model(), TOKENS, threshold=0.0, relative=False),
             "`threshold` must be a positive number, got 0.0",
         ),
-        (lambda: hessian_rank(tiny_model(), TOKENS, degree=1), "`degree` must be an integer of at least 2, got 1"),
-        (lambda: top_eigenvalues(mlp(), CLASSES, count=0), "`count` must be an integer of at least 1, got 0"),
+        (
+            lambda: hessian_rank(tiny_model(), TOKENS, degree=1),
+            "`degree` must be an integer of at least 2, got 1",
+        ),
+        (
+            lambda: top_eigenvalues(mlp(), CLASSES, count=0),
+            "`count` must be an integer of at least 1, got 0",
+        ),
         (
             lambda: top_eigenvalues(mlp(), CLASSES, count=5, max_products=9),
             r"`max_products` \(for count=5\) must be an integer of at least 10, got 9",
         ),
-        (lambda: top_eigenvalues(mlp(), CLASSES, tolerance=0), "`tolerance` must be between 0 and 1, got 0"),
+        (
+            lambda: top_eigenvalues(mlp(), CLASSES, tolerance=0),
+            "`tolerance` must be between 0 and 1, got 0",
+        ),
         (
             lambda: top_eigenvalues(
-                mlp(), CLASSES, {"b": rllc.parameters("2.bias")}, loss=cross_entropy, count=4, **quiet
+                mlp(),
+                CLASSES,
+                {"b": rllc.parameters("2.bias")},
+                loss=cross_entropy,
+                count=4,
+                **quiet,
             ),
             "the weights 'b' are 3, so there are no 4 eigenvalues; pass count=3",
         ),
-        (lambda: trace(weights="0:1", probing=FEW)["0:2"], r"curvature\['0:2'\]: no such weights; did you mean '0:1'"),
+        (
+            lambda: trace(weights="0:1", probing=FEW)["0:2"],
+            r"curvature\['0:2'\]: no such weights; did you mean '0:1'",
+        ),
         (lambda: trace(weights="0:1", probing=FEW)["0:1", "cod"], r"no such data; known: 'tokens'"),
-        (lambda: trace(weights="0:1", probing=FEW)[3], r"curvature\[3\]: expected a name, or \(weights, data\)"),
+        (
+            lambda: trace(weights="0:1", probing=FEW)[3],
+            r"curvature\[3\]: expected a name, or \(weights, data\)",
+        ),
     ],
 )
 def test_errors_say_what_to_type(call, message) -> None:

@@ -54,15 +54,24 @@ def test_every_head_and_the_whole_model_agree() -> None:
     model, tokens = tiny_model(positions="standard"), tiny_tokens(num_rows=8)
     fit(model, tokens)
     chosen = [*rllc.heads(model), rllc.everything()]
-    sampling = rllc.Sampling(num_chains=CHAINS, num_draws=DRAWS, batch_size=len(tokens), n_beta=N_BETA)
-    est = rllc.estimate(model, tokens, chosen, sampler=rllc.sgld(LR, GAMMA), sampling=sampling, progress=False)
+    sampling = rllc.Sampling(
+        num_chains=CHAINS, num_draws=DRAWS, batch_size=len(tokens), n_beta=N_BETA
+    )
+    est = rllc.estimate(
+        model, tokens, chosen, sampler=rllc.sgld(LR, GAMMA), sampling=sampling, progress=False
+    )
     found = []
     for weights in chosen:
         llc = theirs(model, tokens, weights)
         ours, error = est[weights.name], float(standard_error(llc))
         z = (ours.value - llc.mean()) / np.hypot(ours.standard_error, error)
         found.append((weights.name, ours.value, ours.standard_error, llc.mean(), error, z))
-    print("\n".join("{:12} {:8.3f} ± {:.3f}   devinterp {:8.3f} ± {:.3f}   z = {:+.2f}".format(*row) for row in found))
+    print(
+        "\n".join(
+            "{:12} {:8.3f} ± {:.3f}   devinterp {:8.3f} ± {:.3f}   z = {:+.2f}".format(*row)
+            for row in found
+        )
+    )
     assert all(abs(row[-1]) < 4 for row in found)
     values = est.value[:-1]
     assert (

@@ -16,7 +16,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it announces its own refactoring
     import arviz
 
-ALL = (diagnostics.rhat, diagnostics.ess, diagnostics.mcse, diagnostics.standard_error, diagnostics.geweke)
+ALL = (
+    diagnostics.rhat,
+    diagnostics.ess,
+    diagnostics.mcse,
+    diagnostics.standard_error,
+    diagnostics.geweke,
+)
 
 
 def autoregressive(shape, rho, *, shared=0.0, components=0, seed=0):
@@ -31,7 +37,10 @@ def autoregressive(shape, rho, *, shared=0.0, components=0, seed=0):
     lanes = (repetitions, max(components, 1))
 
     def noise():
-        common, own = rng.standard_normal((lanes[0], 1, lanes[1])), rng.standard_normal((lanes[0], chains, lanes[1]))
+        common, own = (
+            rng.standard_normal((lanes[0], 1, lanes[1])),
+            rng.standard_normal((lanes[0], chains, lanes[1])),
+        )
         return np.sqrt(shared) * common + np.sqrt(1 - shared) * own
 
     v, x = noise(), np.empty(shape)
@@ -60,13 +69,19 @@ def samples():
     yield "spreads apart", rng.standard_normal((4, 100)) * (1 + np.arange(4)[:, None])
     yield "trend", rng.standard_normal((4, 100)) + np.linspace(0, 3, 100)
     yield "constant", np.ones((4, 100))
-    yield "nearly constant chains apart", np.arange(4)[:, None] + 1e-3 * rng.standard_normal((4, 100))
+    yield (
+        "nearly constant chains apart",
+        np.arange(4)[:, None] + 1e-3 * rng.standard_normal((4, 100)),
+    )
     yield "integers", np.arange(40).reshape(2, 20)
     yield "not a number", np.where(np.arange(400).reshape(4, 100) == 123, np.nan, 1.0)
     for draws in range(3, 15):
         for chains in (1, 2, 5):
             yield f"{chains} chains of {draws} draws", rng.standard_normal((chains, draws))
-            yield f"{chains} slow chains of {draws} draws", rng.standard_normal((chains, draws)).cumsum(-1)
+            yield (
+                f"{chains} slow chains of {draws} draws",
+                rng.standard_normal((chains, draws)).cumsum(-1),
+            )
 
 
 @pytest.mark.parametrize(("name", "x"), list(samples()), ids=[name for name, _ in samples()])
@@ -117,7 +132,8 @@ def slow_standard_error(x):
     pairs, lag = 0, 0
     while lag < draws - 3:  # Geyer's initial positive sequence, on chains that are not split
         rho = [
-            1 - (within * draws / (draws - 1) - np.mean([covariance(c, k) for c in x])) / total for k in (lag, lag + 1)
+            1 - (within * draws / (draws - 1) - np.mean([covariance(c, k) for c in x])) / total
+            for k in (lag, lag + 1)
         ]
         rho[0] = 1.0 if lag == 0 else rho[0]
         if sum(rho) <= 0:
@@ -126,7 +142,9 @@ def slow_standard_error(x):
     pairs = min(pairs, max(0, (draws - 3) // 2))
     T = 2 * pairs + 1
     means = x.mean(0)
-    long_run = covariance(means, 0) + 2 * sum(covariance(means, k) for k in range(1, min(T, draws - 1) + 1))
+    long_run = covariance(means, 0) + 2 * sum(
+        covariance(means, k) for k in range(1, min(T, draws - 1) + 1)
+    )
     V = max(long_run, 0) / draws / max(1 - (2 * T + 1) / draws, 0.2)
 
     def t(freedom):
@@ -156,7 +174,14 @@ def coverage(x):
     return np.mean(np.abs(x.mean((1, 2))) <= 1.96 * diagnostics.standard_error(x))
 
 
-SHARED = [(1, 0.0), (2, 0.0), (2, 0.9), (4, 0.0), (4, 0.5), (4, 0.9)]  # chains, share of their noise in common
+SHARED = [
+    (1, 0.0),
+    (2, 0.0),
+    (2, 0.9),
+    (4, 0.0),
+    (4, 0.5),
+    (4, 0.9),
+]  # chains, share of their noise in common
 
 
 @pytest.mark.parametrize(("chains", "shared"), SHARED)
@@ -175,7 +200,9 @@ def test_coverage(chains, draws, rho, shared):
 @pytest.mark.parametrize("draws", [200, 1000])
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9, 0.95])
 def test_coverage_with_many_repetitions(components, chains, draws, rho, shared):
-    rate = coverage(autoregressive((2000, chains, draws), rho, shared=shared, components=components))
+    rate = coverage(
+        autoregressive((2000, chains, draws), rho, shared=shared, components=components)
+    )
     print(f"coverage {components=} {chains=} {draws=} {rho=} {shared=}: {rate:.3f}")
     assert 0.885 < rate < 0.995  # 90-99 %, less two binomial errors
 
@@ -183,12 +210,18 @@ def test_coverage_with_many_repetitions(components, chains, draws, rho, shared):
 @pytest.mark.parametrize("num_draws", [100, 400])
 def test_coverage_of_the_exact_law_of_sgld_with_shared_minibatches_and_no_burnin(num_draws):
     """λ̂ on a noisy quadratic, chains from w*, each draw measured on the shared minibatch of the next step."""
-    law = SGLDLaw(np.geomspace(0.1, 4, 6), lr=0.02, localization=2.0, n_beta=10.0, gradient_variance=1.0)
+    law = SGLDLaw(
+        np.geomspace(0.1, 4, 6), lr=0.02, localization=2.0, n_beta=10.0, gradient_variance=1.0
+    )
     rng = np.random.default_rng(0)
     v, draws = np.zeros((250, 4, 6)), np.empty((250, 4, num_draws))
     noise = rng.standard_normal((250, 1, 6))
     for t in range(num_draws):
-        v = v * law.decay - law.lr / 2 * law.n_beta * noise + np.sqrt(law.lr) * rng.standard_normal(v.shape)
+        v = (
+            v * law.decay
+            - law.lr / 2 * law.n_beta * noise
+            + np.sqrt(law.lr) * rng.standard_normal(v.shape)
+        )
         noise = rng.standard_normal((250, 1, 6))
         draws[..., t] = law.n_beta * (0.5 * law.curvatures * v**2 + noise * v).sum(-1)
     error = diagnostics.standard_error(draws)
@@ -290,9 +323,14 @@ def test_warns_of_nothing_and_leaves_its_input(diagnostic):
 
 
 @pytest.mark.parametrize("diagnostic", ALL)
-@pytest.mark.parametrize("x", [np.zeros(5), np.zeros((0, 5)), np.zeros((2, 0)), np.zeros((2, 5), complex), [["a"]]])
+@pytest.mark.parametrize(
+    "x", [np.zeros(5), np.zeros((0, 5)), np.zeros((2, 0)), np.zeros((2, 5), complex), [["a"]]]
+)
 def test_what_is_not_draws_is_refused(diagnostic, x):
-    with pytest.raises(InputError, match=r"expected real numbers \[..., chain, draw\].*For one chain type x\[None\]"):
+    with pytest.raises(
+        InputError,
+        match=r"expected real numbers \[..., chain, draw\].*For one chain type x\[None\]",
+    ):
         diagnostic(x)
 
 

@@ -13,7 +13,10 @@ import rllc
 from rllc.errors import FileError, InputError
 
 MODEL = tiny_model()
-DATA = {"code": tiny_tokens(seed=1), "owner/name: prose (en)": tiny_tokens(num_rows=6, pos=4, seed=2)}
+DATA = {
+    "code": tiny_tokens(seed=1),
+    "owner/name: prose (en)": tiny_tokens(num_rows=6, pos=4, seed=2),
+}
 
 
 def draws(**arguments: object) -> rllc.Draws:
@@ -47,7 +50,11 @@ def test_a_file_holds_everything(tmp_path: Path, per_token: bool) -> None:
     for name in ("loss", "baseline", "diverged"):
         assert np.array_equal(getattr(again, name), getattr(found, name))
         assert getattr(again, name).dtype == getattr(found, name).dtype
-    assert (again.weights, again.data, dict(again.settings)) == (found.weights, found.data, dict(found.settings))
+    assert (again.weights, again.data, dict(again.settings)) == (
+        found.weights,
+        found.data,
+        dict(found.settings),
+    )
     for name in ("tokens", "token_baseline", "rows"):
         assert getattr(again, name).keys() == getattr(found, name).keys()
         assert bool(getattr(found, name)) == per_token
@@ -73,7 +80,10 @@ def test_files_of_something_else_or_damaged_are_refused(tmp_path: Path) -> None:
 
 def test_repr_counts_and_names_trouble() -> None:
     assert repr(draws()) == "Draws(4 refinements × 2 chains × 5 draws)"
-    assert repr(draws(sampler=rllc.sgld(10.0))) == "Draws(4 refinements × 2 chains × 5 draws, 8 of 8 chains diverged)"
+    assert (
+        repr(draws(sampler=rllc.sgld(10.0)))
+        == "Draws(4 refinements × 2 chains × 5 draws, 8 of 8 chains diverged)"
+    )
 
 
 def test_a_dataframe_has_one_row_a_draw() -> None:
@@ -82,7 +92,9 @@ def test_a_dataframe_has_one_row_a_draw() -> None:
     frame = found.to_dataframe()
     assert list(frame.columns) == ["weights", "data", "chain", "draw", "loss", "baseline", "llc"]
     assert len(frame) == found.loss.size
-    one = frame[(frame.weights == "1:2") & (frame.data == "code") & (frame.chain == 1) & (frame.draw == 3)]
+    one = frame[
+        (frame.weights == "1:2") & (frame.data == "code") & (frame.chain == 1) & (frame.draw == 3)
+    ]
     assert one.loss.item() == found.loss[2, 1, 3]
     assert one.llc.item() == found.llc[2, 1, 3]
 
@@ -92,7 +104,9 @@ def test_inferencedata_gives_arviz_the_same_draws() -> None:
     arviz = pytest.importorskip("arviz")
     draws = rllc.sample(tiny_model(), tiny_tokens(), ["0:1", "1:2"], sampling=SHORT, progress=False)
     found = draws.to_inferencedata()
-    np.testing.assert_array_equal(found.posterior["llc"].sel(refinement="1:2, tokens"), draws.llc[1])
+    np.testing.assert_array_equal(
+        found.posterior["llc"].sel(refinement="1:2, tokens"), draws.llc[1]
+    )
     summary = arviz.summary(found, var_names=["llc"], round_to="none")
     np.testing.assert_allclose(summary["mean"], rllc.Estimate.of(draws).value)
     assert not found.sample_stats["diverging"].any()

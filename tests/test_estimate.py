@@ -31,7 +31,9 @@ def many() -> tuple[rllc.Estimate, SGLDLaw, rllc.Sampling]:
     curvatures = torch.tensor([0.5, 2.0, 8.0]).repeat(8)
     model = Quadratic(curvatures.repeat(40))
     parts = [rllc.parameters("v", index=slice(24 * i, 24 * (i + 1))) for i in range(40)]
-    sampling = rllc.Sampling(num_chains=2, num_draws=300, num_burnin_steps=50, batch_size=1, n_beta=30.0)
+    sampling = rllc.Sampling(
+        num_chains=2, num_draws=300, num_burnin_steps=50, batch_size=1, n_beta=30.0
+    )
     est = rllc.estimate(model, torch.zeros(1, len(model.v)), parts, loss=loss_of_quadratic,
                         sampler=rllc.sgld(4e-3, 50.0), sampling=sampling, progress=False)  # fmt: skip
     return est, SGLDLaw(curvatures.numpy(), lr=4e-3, localization=50.0, n_beta=30.0), sampling
@@ -40,7 +42,9 @@ def many() -> tuple[rllc.Estimate, SGLDLaw, rllc.Sampling]:
 def test_values_scatter_around_the_truth_by_the_exact_standard_error(many: tuple) -> None:
     est, law, sampling = many
     truth = law.expected(sampling.num_draws, num_burnin_steps=sampling.num_burnin_steps)
-    exact = law.standard_error(sampling.num_draws, sampling.num_chains, num_burnin_steps=sampling.num_burnin_steps)
+    exact = law.standard_error(
+        sampling.num_draws, sampling.num_chains, num_burnin_steps=sampling.num_burnin_steps
+    )
     z = (est.value - truth) / exact
     assert abs(z.mean()) * 40**0.5 < 5
     assert abs((z**2).sum() - 40) / 80**0.5 < 5
@@ -49,7 +53,9 @@ def test_values_scatter_around_the_truth_by_the_exact_standard_error(many: tuple
 def test_standard_errors_are_the_exact_one(many: tuple) -> None:
     """Their mean, within five of its own errors and the 10 % that the library's formula may claim too much."""
     est, law, sampling = many
-    exact = law.standard_error(sampling.num_draws, sampling.num_chains, num_burnin_steps=sampling.num_burnin_steps)
+    exact = law.standard_error(
+        sampling.num_draws, sampling.num_chains, num_burnin_steps=sampling.num_burnin_steps
+    )
     ratio = est.standard_error / exact
     noise = 5 * ratio.std() / 40**0.5
     assert 1 - noise < ratio.mean() < 1.1 + noise
@@ -111,7 +117,9 @@ def test_diagnostics_are_the_exact_ones(many: tuple) -> None:
     np.testing.assert_allclose(told["stability"], 4 / law.lr / (30 * 8 + 50), rtol=0.01)
     scatter = told["from_variance"].std()
     assert scatter / 1.5 < told["from_variance_se"].mean() < 1.5 * scatter
-    np.testing.assert_allclose(told["prior_shrinkage"], 1 - told["from_variance"] / est.value, atol=0.05)
+    np.testing.assert_allclose(
+        told["prior_shrinkage"], 1 - told["from_variance"] / est.value, atol=0.05
+    )
 
 
 class DeepLinear(nn.Module):
@@ -141,12 +149,17 @@ MATRICES = [W.detach().double().numpy() for W in DEEP.weights]
 
 def inputs(rank: int) -> Tensor:
     """Twenty inputs whose second moments are exactly the projection on the first ``rank`` coordinates."""
-    basis = torch.linalg.qr(torch.randn(20, 5, generator=generator("inputs")).double())[0][:, :rank] * 20**0.5
+    basis = (
+        torch.linalg.qr(torch.randn(20, 5, generator=generator("inputs")).double())[0][:, :rank]
+        * 20**0.5
+    )
     return torch.cat([basis, torch.zeros(20, 5 - rank)], 1).float()
 
 
 @pytest.mark.parametrize(
-    ("n_beta", "lr", "localization"), [(30.0, 1e-2, 20.0), (1000.0, 2e-4, 1.0)], ids=["far from asymptotic", "near"]
+    ("n_beta", "lr", "localization"),
+    [(30.0, 1e-2, 20.0), (1000.0, 2e-4, 1.0)],
+    ids=["far from asymptotic", "near"],
 )
 def test_each_layer_of_a_deep_linear_network_on_full_and_deficient_inputs(
     n_beta: float, lr: float, localization: float
@@ -155,7 +168,9 @@ def test_each_layer_of_a_deep_linear_network_on_full_and_deficient_inputs(
     with torch.no_grad():
         data = {name: (x, DEEP(x)) for name, x in (("full", inputs(5)), ("deficient", inputs(2)))}
     weights = {f"layer {k}": rllc.parameters(f"weights.{k}") for k in range(3)}
-    sampling = rllc.Sampling(num_chains=4, num_draws=150, num_burnin_steps=50, batch_size=20, n_beta=n_beta)
+    sampling = rllc.Sampling(
+        num_chains=4, num_draws=150, num_burnin_steps=50, batch_size=20, n_beta=n_beta
+    )
     est = rllc.estimate(DEEP, data, weights, loss=half_squared_error, sampler=rllc.sgld(lr, localization), sampling=sampling,
                         progress=False)  # fmt: skip
     seen = set()
@@ -164,11 +179,20 @@ def test_each_layer_of_a_deep_linear_network_on_full_and_deficient_inputs(
             covariance = (x.T.double() @ x.double() / len(x)).numpy()
             covariance[abs(covariance) < 1e-6] = 0
             curvatures = deep_linear_curvatures(MATRICES, k, covariance)
-            law = SGLDLaw(np.where(curvatures < 1e-6, 0, curvatures), lr=lr, localization=localization, n_beta=n_beta)
+            law = SGLDLaw(
+                np.where(curvatures < 1e-6, 0, curvatures),
+                lr=lr,
+                localization=localization,
+                n_beta=n_beta,
+            )
             truth = law.expected(150, num_burnin_steps=50)
-            z = (est[f"layer {k}", name].value - truth) / law.standard_error(150, 4, num_burnin_steps=50)
+            z = (est[f"layer {k}", name].value - truth) / law.standard_error(
+                150, 4, num_burnin_steps=50
+            )
             assert abs(z) < 5, (k, name)
-            asymptotic = deep_linear_layer([W.astype(np.float32) for W in MATRICES], k, covariance.round(6)).value
+            asymptotic = deep_linear_layer(
+                [W.astype(np.float32) for W in MATRICES], k, covariance.round(6)
+            ).value
             seen.add(asymptotic)
             if n_beta == 1000.0:
                 assert law.value == pytest.approx(asymptotic, rel=0.06)
@@ -201,7 +225,10 @@ def test_rows_by_name(est: rllc.Estimate) -> None:
     [
         ("1:3", r"estimate\['1:3'\]: no such weights; did you mean '1:2'"),
         ("1:2", r"on which data\? It has \['code', 'prose'\]; type estimate\['1:2', 'code'\]"),
-        (("1:2", "poems"), r"no such data; did you mean 'prose'|no such data; known: 'code', 'prose'"),
+        (
+            ("1:2", "poems"),
+            r"no such data; did you mean 'prose'|no such data; known: 'code', 'prose'",
+        ),
     ],
 )
 def test_rows_that_are_not_there(est: rllc.Estimate, key: object, message: str) -> None:
@@ -259,7 +286,9 @@ def made_of(llc: np.ndarray, diverged: object = -1) -> rllc.LLC:
     loss = np.asarray(llc, dtype=float)[None]
     settings = rllc.sgld().settings | rllc.Sampling(n_beta=1.0).settings
     broken = np.broadcast_to(np.asarray(diverged), loss.shape[:2])
-    return rllc.Estimate.of(rllc.Draws(loss, np.zeros_like(loss), broken, ("w",), ("d",), settings))["w"]
+    return rllc.Estimate.of(
+        rllc.Draws(loss, np.zeros_like(loss), broken, ("w",), ("d",), settings)
+    )["w"]
 
 
 RNG = np.random.default_rng(0)
@@ -275,7 +304,10 @@ def test_status_of_chains_that_diverged() -> None:
     assert np.isnan(broken.per_chain[2])
     assert np.isfinite(broken.per_chain[0])
     llc[0, 100:] = np.nan
-    assert made_of(llc, [101, -1, 51, -1]).status == "diverged: chain 0 at step 101 (and 1 more); lower lr"
+    assert (
+        made_of(llc, [101, -1, 51, -1]).status
+        == "diverged: chain 0 at step 101 (and 1 more); lower lr"
+    )
 
 
 @pytest.mark.parametrize(

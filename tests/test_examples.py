@@ -15,9 +15,20 @@ import pytest
 import rllc
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-TINY = {"steps": 4, "batch": 4, "layers": 2, "d-model": 8, "heads": 2, "context": 16, "vocab": 300, "draws": 4}
+TINY = {
+    "steps": 4,
+    "batch": 4,
+    "layers": 2,
+    "d-model": 8,
+    "heads": 2,
+    "context": 16,
+    "vocab": 300,
+    "draws": 4,
+}
 TINY |= {"chains": 2, "llc-batch": 4, "checkpoints": 3}
-TINY_FLAGS = [part for name, value in TINY.items() for part in (f"--{name}", str(value))] + ["--quiet"]
+TINY_FLAGS = [part for name, value in TINY.items() for part in (f"--{name}", str(value))] + [
+    "--quiet"
+]
 
 
 def run(name: str, *arguments: str, folder: Path) -> str:
@@ -40,7 +51,10 @@ def check_products(out: Path, data: list[str]) -> None:
     trajectory = rllc.Trajectory.load(out / "trajectory.npz")
     assert len(trajectory.steps) == 3
     assert rllc.checkpoints(out / "checkpoints")[-1].step == 4
-    for figure in ["heads.png", *(f"over_training_{''.join(c for c in d if c.isalnum())}.png" for d in data)]:
+    for figure in [
+        "heads.png",
+        *(f"over_training_{''.join(c for c in d if c.isalnum())}.png" for d in data),
+    ]:
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
 
 
@@ -52,12 +66,23 @@ def test_quickstart_on_files_of_the_pile_and_again(tmp_path) -> None:
         for name in ("Github", "Wikipedia (en)")
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["--data", "train.jsonl", "--subsets", "Github", "Wikipedia (en)", "--out", "here", *TINY_FLAGS]
+    arguments = [
+        "--data",
+        "train.jsonl",
+        "--subsets",
+        "Github",
+        "Wikipedia (en)",
+        "--out",
+        "here",
+        *TINY_FLAGS,
+    ]
     first = run("quickstart.py", *arguments, folder=tmp_path)
     check_products(tmp_path / "here", ["all", "Github", "Wikipedia (en)"])
     before = (tmp_path / "here" / "trajectory.npz").read_bytes()
     again = run("quickstart.py", *arguments, folder=tmp_path)
-    assert (tmp_path / "here" / "trajectory.npz").read_bytes() == before  # nothing was computed twice
+    assert (
+        tmp_path / "here" / "trajectory.npz"
+    ).read_bytes() == before  # nothing was computed twice
     table = [line for line in first.splitlines() if line.startswith(("0:", "1:"))]
     assert len(table) == 12
     assert table == [line for line in again.splitlines() if line.startswith(("0:", "1:"))]

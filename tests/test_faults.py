@@ -23,8 +23,8 @@ from test_track import DATA, QUICK, SMALL, same, write_run
 from tiny import SHORT, tiny_model, tiny_tokens
 
 import rllc
-import rllc.workers
-from rllc.store import Store
+import rllc.sweep.workers
+from rllc.sweep.store import Store
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork and no SIGKILL")
 
@@ -110,13 +110,16 @@ def test_sigkill_of_a_worker_in_processes_and_a_cell_that_always_kills_its_worke
     loss = Both(Killer(str(tmp_path), 9, 100), Killer(str(tmp_path), 10, 1))
     call = {"checkpoints": run, "weights": "0:1", "loss": loss} | QUICK
     with pytest.warns(
-        UserWarning, match=r"1 of 3 cells failed: step 0, data 'always', weights 0:1: its worker died, 3 times"
+        UserWarning,
+        match=r"1 of 3 cells failed: step 0, data 'always', weights 0:1: its worker died, 3 times",
     ):
         found = rllc.track(data=data, store=tmp_path / "store", executor=2, **call)
     assert len(list(tmp_path.glob("death9-*"))) == 3
     assert len(list(tmp_path.glob("death10-*"))) == 1
     assert list(found.failed) == [(0, "0:1", "always")]
-    expected = rllc.track(data={k: data[k] for k in ("well", "once")}, **call)  # by now, "once" kills no more
+    expected = rllc.track(
+        data={k: data[k] for k in ("well", "once")}, **call
+    )  # by now, "once" kills no more
     assert np.array_equal(found.value[:, :2], expected.value)
 
 
@@ -127,7 +130,9 @@ def test_sigkill_of_a_worker_of_loky(run, unbroken, tmp_path) -> None:
     loss = Killer(str(tmp_path), 10, 1)
     executor = loky.get_reusable_executor(max_workers=2)
     try:
-        found = rllc.track(run, data, "0:1", loss=loss, store=tmp_path / "store", executor=executor, **QUICK)
+        found = rllc.track(
+            run, data, "0:1", loss=loss, store=tmp_path / "store", executor=executor, **QUICK
+        )
     finally:
         loky.get_reusable_executor().shutdown(kill_workers=True)
     assert (tmp_path / "death10-0").exists()
@@ -140,10 +145,14 @@ def test_sigkill_of_a_worker_of_dask(run, tmp_path) -> None:
     distributed = pytest.importorskip("distributed")
     data = _deadly()
     loss = Killer(str(tmp_path), 10, 1)
-    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50)
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    )
     with cluster, distributed.Client(cluster) as client:
         executor = client.get_executor()
-        found = rllc.track(run, data, "0:1", loss=loss, store=tmp_path / "store", executor=executor, **QUICK)
+        found = rllc.track(
+            run, data, "0:1", loss=loss, store=tmp_path / "store", executor=executor, **QUICK
+        )
     assert (tmp_path / "death10-0").exists()
     assert found.failed == {}
     assert same(found, rllc.track(run, data, "0:1", loss=loss, **QUICK))
@@ -169,7 +178,8 @@ def test_a_full_disk_leaves_finished_cells_whole_and_no_torn_file(run, unbroken,
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
         sampling = replace(QUICK["sampling"], num_draws=500)
         with pytest.raises(
-            rllc.FileError, match=r"writing cell \w+ in `store` = .* failed .*File too large.*Make room"
+            rllc.FileError,
+            match=r"writing cell \w+ in `store` = .* failed .*File too large.*Make room",
         ):
             rllc.track(run, DATA, "0:1", store=tmp_path, sampling=sampling, progress=False)
 
@@ -180,19 +190,29 @@ def test_a_full_disk_leaves_finished_cells_whole_and_no_torn_file(run, unbroken,
     assert cells(tmp_path) == cells(unbroken)
 
 
-def test_a_store_that_cannot_be_written_is_found_before_any_chain_runs(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(rllc.workers, "sample", lambda *a, **k: pytest.fail("a chain was run"))
+def test_a_store_that_cannot_be_written_is_found_before_any_chain_runs(
+    run, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(
+        rllc.sweep.workers, "sample", lambda *a, **k: pytest.fail("a chain was run")
+    )
     (tmp_path / "file").touch()
     with pytest.raises(rllc.FileError, match="writing what this call asks for in `store`"):
         rllc.track(run, DATA, rllc.heads, store=tmp_path / "file" / "store", **QUICK)
-    with tempfile.TemporaryDirectory() as read_only:  # not in tmp_path, which other users cannot enter
+    with (
+        tempfile.TemporaryDirectory() as read_only
+    ):  # not in tmp_path, which other users cannot enter
         os.chmod(read_only, 0o555)
 
         def as_somebody_else() -> None:
-            found = rllc.track.__globals__["_Call"].of(run, DATA, rllc.heads, None, None, QUICK["sampling"])
+            found = rllc.track.__globals__["_Call"].of(
+                run, DATA, rllc.heads, None, None, QUICK["sampling"]
+            )
             if os.geteuid() == 0:  # root may write anywhere
                 os.setegid(65534), os.seteuid(65534)
-            with pytest.raises(rllc.FileError, match=r"failed \(.*Permission denied.*change its rights"):
+            with pytest.raises(
+                rllc.FileError, match=r"failed \(.*Permission denied.*change its rights"
+            ):
                 rllc.track.__globals__["_run"](found, Store(read_only), None, False)
 
         as_child(as_somebody_else)
@@ -210,14 +230,19 @@ def test_damaged_cells_are_set_aside_and_computed_again(run, unbroken, tmp_path)
     opened = rllc.Trajectory.open(tmp_path)
     assert int(np.isnan(opened.value).sum()) == 4  # two cells of two heads
     assert sum("damaged: reading" in status for row in opened.status for status in row) == 4
-    with pytest.warns(UserWarning, match="2 cell files in .* were damaged; they are in damaged/ and computed again"):
+    with pytest.warns(
+        UserWarning,
+        match="2 cell files in .* were damaged; they are in damaged/ and computed again",
+    ):
         rllc.track(run, DATA, rllc.heads, store=tmp_path, **QUICK)
     assert cells(tmp_path) == cells(unbroken)
     assert {path.name for path in (tmp_path / "damaged").iterdir()} == {flipped.name, cut.name}
 
 
 def test_two_sweeps_on_one_folder_at_once(run, unbroken, tmp_path) -> None:
-    each = [child(lambda: rllc.track(run, DATA, rllc.heads, store=tmp_path, **QUICK)) for _ in range(2)]
+    each = [
+        child(lambda: rllc.track(run, DATA, rllc.heads, store=tmp_path, **QUICK)) for _ in range(2)
+    ]
     assert [ended(pid) for pid in each] == [0, 0]
     assert cells(tmp_path) == cells(unbroken)
     assert len(list((tmp_path / "sweeps").iterdir())) == 1
@@ -231,19 +256,25 @@ def test_a_checkpoint_that_was_replaced_is_named(tmp_path) -> None:
     run = write_run(tmp_path / "run")
     rllc.track(run, DATA["a"], "0:1", store=tmp_path / "store", **QUICK)
     tiny_model(99, **SMALL).save_pretrained(run / "step0000010")
-    with pytest.raises(rllc.InputError, match=r"checkpoint of step 10, SHA-256: \w{8}… there, \w{8}… now"):
+    with pytest.raises(
+        rllc.InputError, match=r"checkpoint of step 10, SHA-256: \w{8}… there, \w{8}… now"
+    ):
         rllc.track(run, DATA["a"], "0:1", store=tmp_path / "store", **QUICK)
 
 
-def test_a_checkpoint_that_is_replaced_while_a_sweep_runs_is_not_used(tmp_path, monkeypatch) -> None:
+def test_a_checkpoint_that_is_replaced_while_a_sweep_runs_is_not_used(
+    tmp_path, monkeypatch
+) -> None:
     run = write_run(tmp_path / "run")
 
     def then_replaced(*args, **options):
         tiny_model(99, **SMALL).save_pretrained(run / "step0000010")
         return rllc.sample(*args, **options)
 
-    monkeypatch.setattr(rllc.workers, "sample", then_replaced)
-    with pytest.warns(UserWarning, match="1 of 2 cells failed: step 10, .* it was replaced since the sweep began"):
+    monkeypatch.setattr(rllc.sweep.workers, "sample", then_replaced)
+    with pytest.warns(
+        UserWarning, match="1 of 2 cells failed: step 10, .* it was replaced since the sweep began"
+    ):
         found = rllc.track(run, DATA["a"], "0:1", store=tmp_path / "store", **QUICK)
     assert list(found.failed) == [(10, "0:1", "tokens")]
 
@@ -254,7 +285,9 @@ def test_one_broken_and_one_missing_checkpoint_of_twenty(tmp_path) -> None:
     broken.blocks[0].attn.W_Q.data[0, 0, 0] = torch.nan
     broken.save_pretrained(run / "step0000003")
     found = rllc.checkpoints(run)
-    (run / "step0000000" / "model.safetensors").unlink()  # the first one, at which a sweep would look for heads
+    (
+        run / "step0000000" / "model.safetensors"
+    ).unlink()  # the first one, at which a sweep would look for heads
     sampling = replace(SHORT, num_draws=4, num_probes=0)
     with pytest.warns(UserWarning, match="2 of 20 cells failed"):
         trajectory = rllc.track(found, DATA["a"], "0:1", sampling=sampling, progress=False)
@@ -289,22 +322,26 @@ def test_an_interrupt_keeps_what_is_finished(run, tmp_path) -> None:
 def test_memory_stays_flat_over_two_hundred_checkpoints(tmp_path) -> None:
     model = tiny_model(0, **SMALL)
     model.save_pretrained(tmp_path / "one" / "step0000000")
-    found = [rllc.Checkpoint(step, str(tmp_path / "one"), file="step0000000") for step in range(200)]
+    found = [
+        rllc.Checkpoint(step, str(tmp_path / "one"), file="step0000000") for step in range(200)
+    ]
     rows = {"a": tiny_tokens(2000, seed=1)}
 
     def measured() -> None:
         sizes: list[int] = []
 
-        def work(*args, inner=rllc.workers.work):
+        def work(*args, inner=rllc.sweep.workers.work):
             reason = inner(*args)
             sizes.append(int(Path("/proc/self/statm").read_text().split()[1]))
             return reason
 
-        rllc.workers.work = work
+        rllc.sweep.workers.work = work
         sampling = replace(SHORT, num_draws=4, num_probes=0)
         rllc.track(found, rows, "0:1", sampling=sampling, store=tmp_path / "store", progress=False)
         assert len(sizes) == 200
-        print(f"\nresident: {sizes[9] * 4 // 1024} MB after 10 checkpoints, {sizes[-1] * 4 // 1024} MB after 200")
+        print(
+            f"\nresident: {sizes[9] * 4 // 1024} MB after 10 checkpoints, {sizes[-1] * 4 // 1024} MB after 200"
+        )
         assert sizes[-1] < 1.05 * sizes[9]
 
     as_child(measured)
@@ -319,7 +356,13 @@ def test_the_driver_takes_little_of_the_time(tmp_path) -> None:
     """
     run = write_run(tmp_path / "run", steps=range(6))
     sampling = replace(SHORT, num_draws=4, num_probes=0)
-    call = {"checkpoints": run, "data": DATA["a"], "weights": "0:1", "sampling": sampling, "progress": False}
+    call = {
+        "checkpoints": run,
+        "data": DATA["a"],
+        "weights": "0:1",
+        "sampling": sampling,
+        "progress": False,
+    }
     inside: list[tuple[float, float]] = []
 
     def clocks() -> tuple[float, float]:
@@ -332,7 +375,7 @@ def test_the_driver_takes_little_of_the_time(tmp_path) -> None:
         return draws
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rllc.workers, "sample", timed)
+        patch.setattr(rllc.sweep.workers, "sample", timed)
         rllc.track(**call, store=tmp_path / "warm")
         inside.clear()
         begin = clocks()

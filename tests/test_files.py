@@ -19,7 +19,11 @@ import pytest
 from rllc.errors import FileError
 from rllc.files import load_arrays, save_arrays, sha256, write_atomically
 
-ARRAYS = {"loss": np.arange(6.0).reshape(2, 3), "ids": np.array([3, 1], dtype=np.int32), "on": np.array([True, False])}
+ARRAYS = {
+    "loss": np.arange(6.0).reshape(2, 3),
+    "ids": np.array([3, 1], dtype=np.int32),
+    "on": np.array([True, False]),
+}
 HEADER = {"kind": "test", "names": ["0:1", "déjà vu"], "settings": {"lr": 1e-3, "none": None}}
 
 
@@ -44,7 +48,10 @@ def test_truncated_files_are_refused(tmp_path: Path, share: float) -> None:
     path = save_arrays(tmp_path / "f.npz", ARRAYS, HEADER)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(FileError, match=r"reading .*f.npz: .*(truncated, damaged or not written by rllc|do not match)"):
+    with pytest.raises(
+        FileError,
+        match=r"reading .*f.npz: .*(truncated, damaged or not written by rllc|do not match)",
+    ):
         load_arrays(path)
 
 
@@ -137,12 +144,17 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_written_files_have_usual_permissions(tmp_path: Path) -> None:
-    path, usual = write_atomically(tmp_path / "a", lambda p: p.write_text("x") and None), tmp_path / "b"
+    path, usual = (
+        write_atomically(tmp_path / "a", lambda p: p.write_text("x") and None),
+        tmp_path / "b",
+    )
     usual.write_text("x")
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)
 
 
-def test_writing_changes_no_rights_that_other_threads_write_with(tmp_path: Path, monkeypatch) -> None:
+def test_writing_changes_no_rights_that_other_threads_write_with(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask is the whole process's"))
     write_atomically(tmp_path / "a", lambda p: p.write_text("x") and None)
 
@@ -168,4 +180,6 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
 
 def test_sha256_is_the_files(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
-    assert sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )

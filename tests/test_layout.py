@@ -10,7 +10,7 @@ from tiny import tiny_model
 from torch import Tensor, nn
 
 import rllc
-from rllc.layout import center, groups, stack, to, unpack
+from rllc.engine.layout import center, groups, stack, to, unpack
 from rllc.weights import Weights
 
 MODEL = tiny_model()
@@ -34,13 +34,18 @@ def random_masks(seed: int, like: Weights | None = None) -> Weights:
 SELECTIONS = {
     "heads of one layer": [rllc.head(0, h) for h in range(3)],
     "heads of both layers": rllc.heads(MODEL),
-    "two heads of a layer": [rllc.head("0:0") | rllc.head("0:2"), rllc.head("0:1") | rllc.head("0:2")],
+    "two heads of a layer": [
+        rllc.head("0:0") | rllc.head("0:2"),
+        rllc.head("0:1") | rllc.head("0:2"),
+    ],
     "heads across layers": [rllc.head("0:0") | rllc.head("1:2")],
     "everything": [rllc.everything()],
     "a layer": [rllc.layer(0), rllc.layer(1)],
     "all but a head": [~rllc.head("0:1")],
     "random masks": [random_masks(0)],
-    "parts of heads": [rllc.parameters("blocks.1.attn.W_Q", index=(h, slice(None, None, 2))) for h in range(3)],
+    "parts of heads": [
+        rllc.parameters("blocks.1.attn.W_Q", index=(h, slice(None, None, 2))) for h in range(3)
+    ],
     "columns": [rllc.parameters("blocks.1.attn.W_O", index=(slice(None), 1))],
     "some biases": [rllc.parameters("ln_final.b", index=slice(i, i + 3)) for i in (0, 4)],
 }
@@ -102,7 +107,12 @@ def test_whole_tensors_need_no_indices() -> None:
 
 
 def test_selections_of_other_patterns_are_other_groups() -> None:
-    chosen = [rllc.head("0:0"), rllc.head("0:0") | rllc.head("0:1"), rllc.head("0:1"), rllc.layer(0)]
+    chosen = [
+        rllc.head("0:0"),
+        rllc.head("0:0") | rllc.head("0:1"),
+        rllc.head("0:1"),
+        rllc.layer(0),
+    ]
     assert [g.members for g in groups([w.masks(MODEL) for w in chosen])] == [(0, 2), (1,), (3,)]
 
 
@@ -121,5 +131,7 @@ def test_half_precision_models_have_float32_positions() -> None:
     (group,) = groups([rllc.masks({"weight": mask}).masks(model)])
     origin = center(group, parameters)
     assert origin.dtype == torch.float32
-    moved = unpack(group, origin + 1e-4, torch.tensor([0]), parameters)  # too small a move for bfloat16
+    moved = unpack(
+        group, origin + 1e-4, torch.tensor([0]), parameters
+    )  # too small a move for bfloat16
     assert torch.equal(stack(moved["weight"], parameters["weight"])[0][mask], (origin + 1e-4)[0])

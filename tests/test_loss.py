@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import rllc
 from rllc import refinement as refine
+from rllc.engine.layout import center, groups
 from rllc.errors import InputError
-from rllc.layout import center, groups
 from rllc.loss import ModuleLoss, Runs, TokenLoss, bind
 from rllc.models import AttentionOnly
 from rllc.testing import check_loss, unchanged
@@ -26,14 +26,23 @@ CHOSEN = {
     "a head of each layer": lambda m: [rllc.head("0:1"), rllc.head("1:2")],
     "all heads": rllc.heads,
     "everything": lambda m: [rllc.everything()],
-    "two heads": lambda m: [rllc.head("0:0") | rllc.head("0:2"), rllc.head("0:1") | rllc.head("1:1")],
+    "two heads": lambda m: [
+        rllc.head("0:0") | rllc.head("0:2"),
+        rllc.head("0:1") | rllc.head("1:1"),
+    ],
     "layers": lambda m: [rllc.layer(0), rllc.layer(1)],
     "half of some tensors": lambda m: [half(m, 0), half(m, 1)],
-    "columns of a head": lambda m: [rllc.parameters("blocks.0.attn.W_Q", index=(1, slice(None), 2))],
+    "columns of a head": lambda m: [
+        rllc.parameters("blocks.0.attn.W_Q", index=(1, slice(None), 2))
+    ],
     "keys of one head and a bias": lambda m: [
         rllc.parameters("blocks.1.attn.W_K", index=0) | rllc.parameters("blocks.1.attn.b_O")
     ],
-    "ends": lambda m: [rllc.parameters("*embed.W_?"), rllc.parameters("ln_final.*"), rllc.parameters("unembed.*")],
+    "ends": lambda m: [
+        rllc.parameters("*embed.W_?"),
+        rllc.parameters("ln_final.*"),
+        rllc.parameters("unembed.*"),
+    ],
     "positions": lambda m: [rllc.parameters("pos_embed.W_pos", index=slice(0, 3))],
 }
 
@@ -50,7 +59,8 @@ def half(model: nn.Module, seed: int) -> rllc.Weights:
     names = ("embed.W_E", "blocks.0.ln1.w", "blocks.1.attn.W_V", "blocks.1.attn.b_K", "unembed.W_U")
     shapes = {name: model.get_parameter(name).shape for name in names}
     return rllc.masks(
-        {name: torch.rand(shape, generator=stream) < 0.5 for name, shape in shapes.items()}, f"half {seed}"
+        {name: torch.rand(shape, generator=stream) < 0.5 for name, shape in shapes.items()},
+        f"half {seed}",
     )
 
 
@@ -61,7 +71,9 @@ def model_of(positions: str) -> AttentionOnly:
 
 def token_loss(model: AttentionOnly) -> Tensor:
     logits = model(BATCH).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), BATCH[:, 1:].flatten(), reduction="none").view(len(BATCH), -1)
+    return F.cross_entropy(logits.flatten(0, 1), BATCH[:, 1:].flatten(), reduction="none").view(
+        len(BATCH), -1
+    )
 
 
 def soft_loss(model: AttentionOnly, generator: AttentionOnly) -> Tensor:
@@ -70,7 +82,9 @@ def soft_loss(model: AttentionOnly, generator: AttentionOnly) -> Tensor:
     return -(target * model(BATCH).logits[:, :-1].log_softmax(-1)).sum(-1)
 
 
-def naive(model: nn.Module, weights: rllc.Weights, position: Tensor, loss: object) -> tuple[Tensor, Tensor]:
+def naive(
+    model: nn.Module, weights: rllc.Weights, position: Tensor, loss: object
+) -> tuple[Tensor, Tensor]:
     """Losses ``[batch, pos]`` and gradient ``[dim]`` of one run, on a copy of the model."""
     moved = copy.deepcopy(model).double()
     masks, start = weights.masks(model), 0
@@ -80,14 +94,18 @@ def naive(model: nn.Module, weights: rllc.Weights, position: Tensor, loss: objec
         start += count
     each = loss(moved)  # type: ignore[operator]
     each.mean().backward()
-    return each.detach(), torch.cat([moved.get_parameter(name).grad[masks[name]] for name in sorted(masks)])
+    return each.detach(), torch.cat(
+        [moved.get_parameter(name).grad[masks[name]] for name in sorted(masks)]
+    )
 
 
 def assert_equals_naive(
     model: nn.Module, bound: object, chosen: list[rllc.Weights], loss: object, batch: object
 ) -> None:
     at = bound.center(batch, seed=0)  # type: ignore[attr-defined]
-    assert torch.allclose(at.losses.double(), loss(copy.deepcopy(model).double()).detach(), atol=2e-6)  # type: ignore[operator]
+    assert torch.allclose(
+        at.losses.double(), loss(copy.deepcopy(model).double()).detach(), atol=2e-6
+    )  # type: ignore[operator]
     for group in groups([w.masks(model) for w in chosen]):
         member = torch.tensor([m for m in range(len(group.members)) for _ in range(2)])
         position = center(group, dict(model.named_parameters()))[member]
@@ -115,13 +133,22 @@ def test_token_losses_of_all_runs_equal_one_model_at_a_time(case: str, positions
     assert_equals_naive(model, bound, CHOSEN[case](model), token_loss, BATCH)
 
 
-@pytest.mark.parametrize("case", ["a head of each layer", "everything", "half of some tensors", "ends"])
+@pytest.mark.parametrize(
+    "case", ["a head of each layer", "everything", "half of some tensors", "ends"]
+)
 def test_distillation_of_all_runs_equals_one_model_at_a_time(case: str) -> None:
-    model, generator = model_of("shortformer"), tiny_model(5, n_layers=1, d_model=8, positions="standard")
+    model, generator = (
+        model_of("shortformer"),
+        tiny_model(5, n_layers=1, d_model=8, positions="standard"),
+    )
     bound = bind(model, rllc.distillation(generator))
     assert isinstance(bound, TokenLoss)
     assert_equals_naive(
-        model, bound, CHOSEN[case](model), lambda m: soft_loss(m, copy.deepcopy(generator).double()), BATCH
+        model,
+        bound,
+        CHOSEN[case](model),
+        lambda m: soft_loss(m, copy.deepcopy(generator).double()),
+        BATCH,
     )
 
 
@@ -141,7 +168,9 @@ def test_soft_targets_that_are_one_hot_are_tokens() -> None:
             return 1e4 * F.one_hot(batch.roll(-1, 1), 11).float()
 
     model = model_of("shortformer")
-    soft = rllc.sample(model, TOKENS, "1:0", loss=rllc.distillation(Certain()), sampling=SHORT, progress=False)
+    soft = rllc.sample(
+        model, TOKENS, "1:0", loss=rllc.distillation(Certain()), sampling=SHORT, progress=False
+    )
     hard = rllc.sample(model, TOKENS, "1:0", sampling=SHORT, progress=False)
     assert abs(soft.loss - hard.loss).max() < 1e-5
     assert abs(soft.baseline - hard.baseline).max() < 1e-5
@@ -154,7 +183,9 @@ def test_distillation_is_the_kl_divergence_plus_the_generators_entropy() -> None
     kl = F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True).sum(-1)
     expected = kl + entropy
     assert torch.allclose(
-        bind(model, rllc.distillation(generator)).center(BATCH, 0).losses.double(), expected, atol=1e-5
+        bind(model, rllc.distillation(generator)).center(BATCH, 0).losses.double(),
+        expected,
+        atol=1e-5,
     )
     assert torch.allclose(rllc.distillation(generator)(model, BATCH).double(), expected, atol=1e-5)
 
@@ -164,7 +195,9 @@ def test_a_model_is_its_own_best_student() -> None:
     bound = bind(model, rllc.distillation(model))
     (group,) = groups([rllc.everything().masks(model)])
     origin = center(group, dict(model.named_parameters()))
-    runs = bound.runs(group, torch.tensor([0]), origin, bound.center(BATCH, 0), BATCH, gradient=True, each=False)
+    runs = bound.runs(
+        group, torch.tensor([0]), origin, bound.center(BATCH, 0), BATCH, gradient=True, each=False
+    )
     assert float(runs.gradient.abs().max()) < 1e-6
 
 
@@ -175,11 +208,20 @@ def test_chunks_of_positions_do_not_change_the_loss(monkeypatch: pytest.MonkeyPa
     origin = center(group, dict(model.named_parameters()))
 
     def evaluate() -> Runs:
-        return bound.runs(group, torch.tensor([0]), origin, bound.center(BATCH, 0), BATCH, gradient=True, each=True)
+        return bound.runs(
+            group,
+            torch.tensor([0]),
+            origin,
+            bound.center(BATCH, 0),
+            BATCH,
+            gradient=True,
+            each=True,
+        )
 
     whole = evaluate()
     monkeypatch.setattr(
-        "rllc.loss._chunks", lambda count, *_: [slice(i, min(i + 5, count)) for i in range(0, count, 5)]
+        "rllc.loss._chunks",
+        lambda count, *_: [slice(i, min(i + 5, count)) for i in range(0, count, 5)],
     )
     parts = evaluate()
     assert torch.allclose(whole.each, parts.each, atol=1e-6)
@@ -207,11 +249,17 @@ def test_tied_weights_move_together() -> None:
 
     model, x = Tied(), torch.randn(6, 3)
     assert_equals_naive(
-        model, bind(model, square), [rllc.everything()], lambda m: square(m, x.to(next(m.parameters()).dtype)), x
+        model,
+        bind(model, square),
+        [rllc.everything()],
+        lambda m: square(m, x.to(next(m.parameters()).dtype)),
+        x,
     )
 
 
-def test_large_work_runs_one_after_the_other_and_small_work_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_work_runs_one_after_the_other_and_small_work_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, x = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)), torch.randn(6, 3)
     found = []
     for limit in (0, 10**12):
@@ -229,9 +277,14 @@ def test_a_loss_that_looks_at_values_is_run_one_by_one() -> None:
 
 
 def test_buffers_are_left_alone_in_train_mode() -> None:
-    model, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).eval(), torch.randn(8, 3)
+    model, x = (
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).eval(),
+        torch.randn(8, 3),
+    )
     with unchanged(model):
-        rllc.sample(model, x, loss=square, sampling=rllc.Sampling(**FEW, train_mode=True), progress=False)
+        rllc.sample(
+            model, x, loss=square, sampling=rllc.Sampling(**FEW, train_mode=True), progress=False
+        )
 
 
 def test_train_mode_and_eval_mode_reach_the_module() -> None:
@@ -244,7 +297,11 @@ def test_train_mode_and_eval_mode_reach_the_module() -> None:
     for train_mode in (False, True):
         seen.clear()
         rllc.sample(
-            model, torch.randn(8, 3), loss=loss, sampling=rllc.Sampling(**FEW, train_mode=train_mode), progress=False
+            model,
+            torch.randn(8, 3),
+            loss=loss,
+            sampling=rllc.Sampling(**FEW, train_mode=train_mode),
+            progress=False,
         )
         assert seen == {(train_mode, train_mode)}
 
@@ -259,7 +316,9 @@ def test_dropout_in_train_mode_is_the_same_for_runs_and_baseline() -> None:
         again = rllc.sample(model, x, loss=square, sampler=still, sampling=sampling, progress=False)
     assert abs(draws.loss - draws.baseline).max() < 1e-6
     assert (draws.loss == again.loss).all()
-    plain = rllc.sample(model, x, loss=square, sampler=still, sampling=rllc.Sampling(num_draws=6, batch_size=4))
+    plain = rllc.sample(
+        model, x, loss=square, sampler=still, sampling=rllc.Sampling(num_draws=6, batch_size=4)
+    )
     assert abs(draws.baseline - plain.baseline).max() > 1e-3  # dropout was on
 
 
@@ -281,7 +340,9 @@ def test_losses_of_the_wrong_shape_are_refused(loss: object, got: str) -> None:
     model, x = nn.Linear(3, 1), torch.randn(8, 3)
     with (
         unchanged(model),
-        pytest.raises(InputError, match=rf"per-example \[batch\] or per-token.*{got}.*reduction='none'"),
+        pytest.raises(
+            InputError, match=rf"per-example \[batch\] or per-token.*{got}.*reduction='none'"
+        ),
     ):
         rllc.sample(model, x, loss=loss, sampling=SHORT, progress=False)  # type: ignore[arg-type]
 
@@ -293,18 +354,27 @@ def test_losses_that_cannot_be_differentiated_are_refused() -> None:
 
     two = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": nn.Linear(3, 1)})
     with pytest.raises(InputError, match=r"does not depend on the weights that move.*no_grad"):
-        rllc.sample(nn.Linear(3, 1), torch.randn(8, 3), loss=detached, sampling=SHORT, progress=False)
+        rllc.sample(
+            nn.Linear(3, 1), torch.randn(8, 3), loss=detached, sampling=SHORT, progress=False
+        )
     with pytest.raises(InputError, match="does not depend on the weights that move"):
         rllc.sample(
-            two, torch.randn(8, 3), rllc.parameters("unused.*"), loss=lambda m, x: square(m["used"], x), sampling=SHORT
+            two,
+            torch.randn(8, 3),
+            rllc.parameters("unused.*"),
+            loss=lambda m, x: square(m["used"], x),
+            sampling=SHORT,
         )
 
 
 def test_the_default_loss_needs_logits() -> None:
     with pytest.raises(
-        InputError, match=r"maps token ids \[batch, pos\] to logits.*Sequential gave Tensor.*Pass loss=f"
+        InputError,
+        match=r"maps token ids \[batch, pos\] to logits.*Sequential gave Tensor.*Pass loss=f",
     ):
-        rllc.sample(nn.Sequential(nn.Embedding(11, 3), nn.Flatten()), TOKENS, sampling=SHORT, progress=False)
+        rllc.sample(
+            nn.Sequential(nn.Embedding(11, 3), nn.Flatten()), TOKENS, sampling=SHORT, progress=False
+        )
 
     class Wordless(nn.Module):
         def __init__(self) -> None:
@@ -339,7 +409,9 @@ class Logits(nn.Module):
 
 def test_any_module_with_logits_has_the_default_loss() -> None:
     model = model_of("shortformer")
-    wrapped = rllc.sample(Logits(model), TOKENS, rllc.parameters("*W_U"), sampling=SHORT, progress=False)
+    wrapped = rllc.sample(
+        Logits(model), TOKENS, rllc.parameters("*W_U"), sampling=SHORT, progress=False
+    )
     assert isinstance(bind(Logits(model), None), ModuleLoss)
     direct = rllc.sample(model, TOKENS, rllc.parameters("*W_U"), sampling=SHORT, progress=False)
     assert abs(wrapped.baseline - direct.baseline).max() < 1e-6
@@ -368,7 +440,9 @@ def test_an_attention_only_with_a_forward_of_its_own_is_evaluated_by_it() -> Non
     model.load_state_dict(model_of("shortformer").state_dict())
     draws = rllc.sample(model, TOKENS, "0:1", sampling=SHORT, per_token=True, progress=False)
     rows = TOKENS.rows[torch.from_numpy(draws.rows["tokens"][0])].long()
-    expected = F.cross_entropy(0.5 * model_of("shortformer")(rows).logits[:, :-1].mT, rows[:, 1:], reduction="none")
+    expected = F.cross_entropy(
+        0.5 * model_of("shortformer")(rows).logits[:, :-1].mT, rows[:, 1:], reduction="none"
+    )
     assert torch.allclose(torch.from_numpy(draws.token_baseline["tokens"][0]), expected, atol=1e-5)
 
 
@@ -376,7 +450,10 @@ def test_an_attention_only_with_a_forward_of_its_own_is_evaluated_by_it() -> Non
 def test_models_of_other_precision_are_sampled_with_float32_chains(dtype: torch.dtype) -> None:
     model = model_of("shortformer")
     other = copy.deepcopy(model).to(dtype)
-    found = [rllc.sample(m, TOKENS, ["0:1", "1:1"], sampling=SHORT, progress=False) for m in (model, other)]
+    found = [
+        rllc.sample(m, TOKENS, ["0:1", "1:1"], sampling=SHORT, progress=False)
+        for m in (model, other)
+    ]
     assert abs(found[0].loss - found[1].loss).max() < (0.1 if dtype == torch.bfloat16 else 1e-5)
 
 

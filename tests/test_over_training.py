@@ -16,9 +16,14 @@ QUICK = ["--chains", "2", "--draws", "4", "--batch", "4", "--quiet"]
 def test_over_training_and_again(tmp_path, monkeypatch, capsys) -> None:
     pandas = pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
-    main = runpy.run_path(str(EXAMPLES / "over_training.py"))["main"]  # importing everything anew would take longer
+    main = runpy.run_path(str(EXAMPLES / "over_training.py"))[
+        "main"
+    ]  # importing everything anew would take longer
     main([*QUICK, "--dry-run"])
-    assert "5 checkpoints × 2 data sets × 4 weights: 20 cells, 0 finished, 20 to compute" in capsys.readouterr().out
+    assert (
+        "5 checkpoints × 2 data sets × 4 weights: 20 cells, 0 finished, 20 to compute"
+        in capsys.readouterr().out
+    )
     out = tmp_path / "rllc-out" / "over_training"
     assert not (out / "sweep").exists()
     main(QUICK)
@@ -31,7 +36,9 @@ def test_over_training_and_again(tmp_path, monkeypatch, capsys) -> None:
     opened = rllc.Trajectory.open(out / "sweep")
     assert opened.missing == ()
     assert np.isfinite(opened.value).all()
-    pandas.testing.assert_frame_equal(pandas.read_parquet(out / "trajectory.parquet"), opened.to_dataframe())
+    pandas.testing.assert_frame_equal(
+        pandas.read_parquet(out / "trajectory.parquet"), opened.to_dataframe()
+    )
     for name in ("code", "prose"):
         assert (out / f"over_training_{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -43,8 +50,19 @@ def test_over_training_on_files_and_dask(tmp_path) -> None:
 
     write_run(tmp_path / "run"), DATA["a"].save(tmp_path / "a.npz")
     told = run(
-        "over_training.py", "--checkpoints", "run", "--data", "a.npz", "--out", "o", "--dask", *QUICK, folder=tmp_path
+        "over_training.py",
+        "--checkpoints",
+        "run",
+        "--data",
+        "a.npz",
+        "--out",
+        "o",
+        "--dask",
+        *QUICK,
+        folder=tmp_path,
     )
     assert "Trajectory(2 checkpoints, steps 0…10, 4 weights × 1 data" in told
     assert rllc.Trajectory.open(tmp_path / "o" / "sweep").missing == ()
-    assert "8 of 8 estimates are finished" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+    assert "8 of 8 estimates are finished" in (tmp_path / "o" / "report.html").read_text(
+        encoding="utf-8"
+    )

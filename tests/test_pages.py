@@ -70,7 +70,11 @@ class Parsed(HTMLParser):
             self.texts[(attributes.get("class") or tag).split()[0]].append(data)
 
     def named(self, tag: str, **attributes: str) -> list[dict]:
-        return [a for t, a in self.elements if t == tag and all(v in (a.get(k) or "") for k, v in attributes.items())]
+        return [
+            a
+            for t, a in self.elements
+            if t == tag and all(v in (a.get(k) or "") for k, v in attributes.items())
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +93,19 @@ def test_one_article_a_token_with_its_target_framed(copies) -> None:
     targets = parsed.named("span", **{"class": "target"})
     for i, target in enumerate(targets):
         token = int(mine.rows[mine.row[i], mine.position[i]])
-        assert target["title"].startswith(f"position {mine.position[i]}, id {token}, Δloss +{mine.effect[i]:.3f} nats")
+        assert target["title"].startswith(
+            f"position {mine.position[i]}, id {token}, Δloss +{mine.effect[i]:.3f} nats"
+        )
     assert len(targets) == 10
     buttons = [a["data-kind"] for a in parsed.named("button")]
     assert buttons == list(KINDS)
-    assert parsed.texts["kind"][:5] == ["induction 32", "dyck 0", "n-gram 0", "skip n-gram 0", "other 0"]
+    assert parsed.texts["kind"][:5] == [
+        "induction 32",
+        "dyck 0",
+        "n-gram 0",
+        "skip n-gram 0",
+        "other 0",
+    ]
     assert "32 tokens in all, the first 10 shown" in parsed.texts["small"]
 
 
@@ -109,9 +121,14 @@ def test_pointing_shows_the_attention_of_the_position_before() -> None:
         assert mine.position[i] in shown
         assert set(range(max(0, mine.position[i] - 7), mine.position[i] + 1)) <= set(shown)
         for place, span in zip(shown, spans, strict=True):
-            drawn = {shown[int(j)]: int(p) for j, p in (pair.split(":") for pair in span.get("data-look", "").split())}
+            drawn = {
+                shown[int(j)]: int(p)
+                for j, p in (pair.split(":") for pair in span.get("data-look", "").split())
+            }
             whole = A[mine.row[i], 2, 1, place - 1] if place else np.zeros(8)
-            expected = {j: round(100 * float(w)) for j, w in enumerate(whole) if w >= 0.01 and j in shown}
+            expected = {
+                j: round(100 * float(w)) for j, w in enumerate(whole) if w >= 0.01 and j in shown
+            }
             assert drawn == expected
     assert i + 1 == min(200, len(mine))
 
@@ -154,7 +171,10 @@ def test_what_is_far_back_is_shown_with_its_surroundings(copies) -> None:
 
 
 def test_texts_of_tokens_cannot_break_the_page() -> None:
-    model, rows = tiny_model(), rllc.Tokens(tiny_tokens(20, pos=8).rows % 6, '"><script>x</script> & more')
+    model, rows = (
+        tiny_model(),
+        rllc.Tokens(tiny_tokens(20, pos=8).rows % 6, '"><script>x</script> & more'),
+    )
     result = tokens_in_context(model, rows, thresholds=EVERYTHING, tokenizer=Evil())
     assert result["1:1"].multigrams
     text = page(model, result, "1:1", num_tokens=50)
@@ -176,23 +196,39 @@ def test_a_page_loads_nothing(copies) -> None:
     model, result = copies
     text = page(model, result, "1:1")
     parsed = Parsed(text)
-    assert not {"src", "href", "srcset", "action", "data", "poster"} & {key for _, a in parsed.elements for key in a}
+    assert not {"src", "href", "srcset", "action", "data", "poster"} & {
+        key for _, a in parsed.elements for key in a
+    }
     assert "://" not in text
     assert "url(" not in text
     assert "@import" not in text
     (policy,) = parsed.named("meta", **{"http-equiv": "Content-Security-Policy"})
-    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    assert (
+        policy["content"]
+        == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    )
     assert parsed.named("main", **{"class": "ids"})  # no tokenizer: ids are set apart
 
 
 def test_multigrams_are_listed() -> None:
-    rows = torch.tensor([[0, 1, 2, 5, 6], [0, 3, 4, 6, 7], [0, 5, 1, 2, 8], [0, 8, 9, 3, 4], [0, 6, 7, 1, 2]])
+    rows = torch.tensor(
+        [[0, 1, 2, 5, 6], [0, 3, 4, 6, 7], [0, 5, 1, 2, 8], [0, 8, 9, 3, 4], [0, 6, 7, 1, 2]]
+    )
     model = induction_model(bigrams={1: 2, 3: 4})
     result = tokens_in_context(model, rows)
     parsed = Parsed(page(model, result, "0:1"))
     assert parsed.texts["summary"] == ["2 memorised multigrams"]
     means = [m.effect for m in result["0:1"].multigrams]
-    assert parsed.texts["td"] == ["n-gram", "3", "3", f"{means[0]:.2f}", "n-gram", "2", "2", f"{means[1]:.2f}"]
+    assert parsed.texts["td"] == [
+        "n-gram",
+        "3",
+        "3",
+        f"{means[0]:.2f}",
+        "n-gram",
+        "2",
+        "2",
+        f"{means[1]:.2f}",
+    ]
     assert parsed.texts["q"][:4] == ["1", "2", "3", "4"]
 
 
@@ -213,17 +249,29 @@ def test_files_are_written(copies, tmp_path: Path) -> None:
 
 
 def test_an_index_has_a_row_a_head(tmp_path: Path) -> None:
-    model, rows = tiny_model(), rllc.Tokens(tiny_tokens(20, pos=8).rows % 6, '"><script>x</script> & {style}')
+    model, rows = (
+        tiny_model(),
+        rllc.Tokens(tiny_tokens(20, pos=8).rows % 6, '"><script>x</script> & {style}'),
+    )
     result = tokens_in_context(model, rows, thresholds=EVERYTHING)
     paths = write_pages(tmp_path, model, result, num_tokens=1)
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     parsed = Parsed(text)
-    assert parsed.texts["h1"] == parsed.texts["title"] == ['6 heads on "><script>x</script> & {style}']
+    assert (
+        parsed.texts["h1"] == parsed.texts["title"] == ['6 heads on "><script>x</script> & {style}']
+    )
     links = [a["href"] for a in parsed.named("a")]
     assert [tmp_path / link for link in links] == list(paths.values())
     assert all((tmp_path / link).is_file() for link in links)
     assert parsed.texts["a"] == list(result.heads)
-    assert parsed.texts["th"] == ["head", "tokens", *KINDS, "memorised multigrams", "Δloss (nats per token)", "± se"]
+    assert parsed.texts["th"] == [
+        "head",
+        "tokens",
+        *KINDS,
+        "memorised multigrams",
+        "Δloss (nats per token)",
+        "± se",
+    ]
     cells = np.array(parsed.texts["td"]).reshape(6, -1)
     for head, row in zip(result.heads, cells, strict=True):
         mine = result[head]
@@ -235,7 +283,9 @@ def test_an_index_has_a_row_a_head(tmp_path: Path) -> None:
     assert cells[:, 6].astype(int).any()
     (policy,) = parsed.named("meta", **{"http-equiv": "Content-Security-Policy"})
     assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
-    assert not {"src", "srcset", "action", "data", "poster"} & {key for _, a in parsed.elements for key in a}
+    assert not {"src", "srcset", "action", "data", "poster"} & {
+        key for _, a in parsed.elements for key in a
+    }
     assert "://" not in text
     assert not parsed.named("script")
 
@@ -249,10 +299,19 @@ def test_one_page_needs_no_index(copies, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, r: page(nn.Linear(2, 2), r, "1:1"), r"page: expected an rllc\.models\.AttentionOnly"),
+        (
+            lambda m, r: page(nn.Linear(2, 2), r, "1:1"),
+            r"page: expected an rllc\.models\.AttentionOnly",
+        ),
         (lambda m, r: page(m, r, "5:1"), r"tokens_in_context\['5:1'\]: no such head; did you mean"),
-        (lambda m, r: page(m, r, "1:1", num_tokens=0), "page: `num_tokens` must be an integer of at least 1, got 0"),
-        (lambda m, r: page(m, r, "1:1", context=2.0), r"page: `context` must be an integer of at least 1, got 2\.0"),
+        (
+            lambda m, r: page(m, r, "1:1", num_tokens=0),
+            "page: `num_tokens` must be an integer of at least 1, got 0",
+        ),
+        (
+            lambda m, r: page(m, r, "1:1", context=2.0),
+            r"page: `context` must be an integer of at least 1, got 2\.0",
+        ),
     ],
 )
 def test_errors_say_what_to_type(copies, call, message) -> None:
@@ -266,7 +325,9 @@ def test_errors_say_what_to_type(copies, call, message) -> None:
 @pytest.fixture
 def browse(tmp_path: Path):
     """Open a page in headless Chromium, with a script behind its own, and give back the document as it then is."""
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    binary = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if binary is None:
         pytest.skip("no chromium or google-chrome")
     quiet = [
@@ -279,10 +340,22 @@ def browse(tmp_path: Path):
 
     def run(text: str, script: str) -> Parsed:
         file = tmp_path / "page.html"
-        file.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-        command = [binary, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={tmp_path / 'profile'}"]
+        file.write_text(
+            text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8"
+        )
+        command = [
+            binary,
+            "--headless",
+            "--no-sandbox",
+            *quiet,
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ]
         done = subprocess.run(
-            [*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120, check=True
+            [*command, "--dump-dom", file.as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
         )
         return Parsed(done.stdout)
 
@@ -305,7 +378,9 @@ def test_a_browser_shows_attention_and_runs_nothing_else(browse) -> None:
     (body,) = seen.named("body")
     assert body["data-resources"] == "0"
     articles, before = seen.named("article"), Parsed(text).named("article")
-    assert [("hidden" in a) for a in articles] == [a["data-kind"] == before[0]["data-kind"] for a in before]
+    assert [("hidden" in a) for a in articles] == [
+        a["data-kind"] == before[0]["data-kind"] for a in before
+    ]
     spans, parts, index = seen.named("span", **{"class": "t"}), [], 0
     for article in re.findall("<article.*?</article>", text, re.DOTALL):
         count = len(Parsed(article).named("span", **{"class": "t"}))
@@ -316,7 +391,11 @@ def test_a_browser_shows_attention_and_runs_nothing_else(browse) -> None:
         if i == 1:
             assert asking == part[2]
         looks = {int(pair.split(":")[0]) for pair in asking["data-look"].split()}
-        assert {j for j, s in enumerate(part) if "box-shadow" in (s.get("style") or "")} == looks != set()
+        assert (
+            {j for j, s in enumerate(part) if "box-shadow" in (s.get("style") or "")}
+            == looks
+            != set()
+        )
 
 
 @pytest.mark.slow

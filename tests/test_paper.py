@@ -36,17 +36,26 @@ def trajectory(curves: dict[tuple[str, str], list[float]], error: float = 0.01) 
     names = {"weights": tuple(w for w, _ in curves), "data": tuple(d for _, d in curves)}
     status = (("ok",) * len(curves),) * len(STEPS)
     errors = np.full_like(values, error)
-    return rllc.Trajectory(STEPS, values, errors, values, values, values[..., None], status, **names, settings={})
+    return rllc.Trajectory(
+        STEPS, values, errors, values, values, values[..., None], status, **names, settings={}
+    )
 
 
 def by_the_paper(seed: int = 0) -> claims.Run:
     """A run of which the paper's claims are true."""
     final = {h: (2.0 if SIMPLE[h] else 5.0) + 0.1 * k for k, h in enumerate(HEADS)}
-    on_code = {h: final[h] + (1.0 if role == "induction" else -1.0) + 0.01 * int(h[2]) for h, role in ROLES.items()}
+    on_code = {
+        h: final[h] + (1.0 if role == "induction" else -1.0) + 0.01 * int(h[2])
+        for h, role in ROLES.items()
+    }
     curves = {(h, "all"): [1.0 + 0.01 * k, 1.0, 1.5, final[h]] for k, h in enumerate(HEADS)}
     curves |= {(h, "code"): [1.0, 1.0, 1.5, on_code[h]] for h in HEADS}
     change = {h: (-1.0 if h[0] == "0" else 1.0) - 0.01 * int(h[2]) for h in HEADS}
-    scores = {"previous_token": {h: [0.0, 0.1, 0.8 if h == "0:6" else 0.1, 0.9 if h == "0:6" else 0.1] for h in HEADS}}
+    scores = {
+        "previous_token": {
+            h: [0.0, 0.1, 0.8 if h == "0:6" else 0.1, 0.9 if h == "0:6" else 0.1] for h in HEADS
+        }
+    }
     scores["prefix_matching"] = {h: [0.0, 0.0, 0.1, 0.9 if h == "1:5" else 0.1] for h in HEADS}
     paths = tuple(f"0:{h}->1:5.K" for h in range(8))
     effect = np.array([0.0] * 6 + [0.5, 0.1])
@@ -73,7 +82,9 @@ def turn(step: float, low: float, high: float) -> SimpleNamespace:
 def clusters_of(kinds: dict[str, object]) -> SimpleNamespace:
     """Each layer's heads in clusters by kind."""
     labels = np.unique([f"{h[0]} {kinds[h]}" for h in HEADS], return_inverse=True)[1]
-    return SimpleNamespace(names=tuple(HEADS), labels=labels, groups=tuple(f"layer {h[0]}" for h in HEADS))
+    return SimpleNamespace(
+        names=tuple(HEADS), labels=labels, groups=tuple(f"layer {h[0]}" for h in HEADS)
+    )
 
 
 def cost(
@@ -82,14 +93,26 @@ def cost(
     loss = np.array([[simple, complex_]] + [[others, others]] * number)
     sets = (("0:0", "0:1" if one_layer else "1:0"),) * (number + 1)
     return claims.CircuitCost(
-        loss, loss, loss, loss, loss[0], loss[0], np.ones(2), ("simple", "complex"), sets, "mean", "all"
+        loss,
+        loss,
+        loss,
+        loss,
+        loss[0],
+        loss[0],
+        np.ones(2),
+        ("simple", "complex"),
+        sets,
+        "mean",
+        "all",
     )
 
 
 def test_all_claims_hold_where_they_are_true() -> None:
     for seeds in (1, 3):
         found = claims.all_claims([by_the_paper(seed) for seed in range(seeds)])
-        assert {claim.claim: claim.verdict for claim in found} == {claim.claim: HOLDS for claim in found}
+        assert {claim.claim: claim.verdict for claim in found} == {
+            claim.claim: HOLDS for claim in found
+        }
         assert len(found) == 9
         assert all(claim.measured and claim.criterion for claim in found)
 
@@ -97,12 +120,19 @@ def test_all_claims_hold_where_they_are_true() -> None:
 def flat(run: claims.Run) -> claims.Run:
     """No head differs from another by more than its error."""
     stream = np.random.default_rng(0)
-    curves = {(h, d): 2 + 0.5 * stream.standard_normal(len(STEPS)) for h in HEADS for d in ("all", "code")}
-    return replace(run, heads=trajectory(curves, error=0.5), distilled=trajectory(curves, error=0.5))
+    curves = {
+        (h, d): 2 + 0.5 * stream.standard_normal(len(STEPS)) for h in HEADS for d in ("all", "code")
+    }
+    return replace(
+        run, heads=trajectory(curves, error=0.5), distilled=trajectory(curves, error=0.5)
+    )
 
 
 def upside_down(run: claims.Run) -> claims.Run:
-    negative = {name: replace(getattr(run, name), value=-getattr(run, name).value) for name in ("heads", "distilled")}
+    negative = {
+        name: replace(getattr(run, name), value=-getattr(run, name).value)
+        for name in ("heads", "distilled")
+    }
     return replace(run, **negative)
 
 
@@ -111,21 +141,35 @@ def upside_down(run: claims.Run) -> claims.Run:
     [
         (claims.induction_circuit, lambda run: replace(run, paths=swapped(run.paths))),
         (claims.induction_circuit, lambda run: replace(run, paths=unsure(run.paths))),
-        (claims.induction_circuit, lambda run: replace(run, scores=run.scores | {"prefix_matching": low()})),
+        (
+            claims.induction_circuit,
+            lambda run: replace(run, scores=run.scores | {"prefix_matching": low()}),
+        ),
         (claims.differentiation, flat),
         (claims.differentiation, lambda run: replace(run, heads=apart_from_the_start(run.heads))),
         (claims.simple_below_multigram, flat),
         (claims.simple_below_multigram, upside_down),
         (claims.memory, flat),
         (claims.memory, upside_down),
-        (claims.clusters_are_roles, lambda run: replace(run, clusters=clusters_of({h: int(h[2]) < 3 for h in HEADS}))),
+        (
+            claims.clusters_are_roles,
+            lambda run: replace(run, clusters=clusters_of({h: int(h[2]) < 3 for h in HEADS})),
+        ),
         (claims.on_code, flat),
         (claims.on_code, upside_down),
-        (claims.on_code, lambda run: replace(run, heads=replace(run.heads, standard_error=0 * run.heads.value + 2))),
+        (
+            claims.on_code,
+            lambda run: replace(
+                run, heads=replace(run.heads, standard_error=0 * run.heads.value + 2)
+            ),
+        ),
         (claims.against_one_layer, flat),
         (claims.against_one_layer, upside_down),
         (claims.stages_show, lambda run: replace(run, stages=SimpleNamespace(turns=()))),
-        (claims.stages_show, lambda run: replace(run, stages=SimpleNamespace(turns=(turn(5.0, 4.0, 6.0),)))),
+        (
+            claims.stages_show,
+            lambda run: replace(run, stages=SimpleNamespace(turns=(turn(5.0, 4.0, 6.0),))),
+        ),
         (claims.multigram_circuit, lambda run: replace(run, circuit=cost(0.1, 1.0, 2.0))),
         (claims.multigram_circuit, lambda run: replace(run, circuit=cost(1.5, 1.0, 0.2))),
     ],
@@ -154,14 +198,20 @@ def apart_from_the_start(heads: rllc.Trajectory) -> rllc.Trajectory:
 
 def having(**roles: str) -> dict[str, str]:
     """All heads multigram, but for some."""
-    return dict.fromkeys(HEADS, "multigram") | {name[1] + ":" + name[2]: role for name, role in roles.items()}
+    return dict.fromkeys(HEADS, "multigram") | {
+        name[1] + ":" + name[2]: role for name, role in roles.items()
+    }
 
 
 @pytest.mark.parametrize(
     ("question", "roles", "why"),
     [
         (claims.simple_below_multigram, having(), "no layer has heads of both kinds"),
-        (claims.simple_below_multigram, having(h16="induction"), "so few heads cannot give less than p = 0.1"),
+        (
+            claims.simple_below_multigram,
+            having(h16="induction"),
+            "so few heads cannot give less than p = 0.1",
+        ),
         (claims.clusters_are_roles, having(), "in each layer all heads have one role"),
         (claims.on_code, having(), "induction heads: none"),
         (claims.on_code, having(h16="induction"), "one number is no mean"),
@@ -188,7 +238,8 @@ def test_claims_without_what_they_are_about_are_not_testable() -> None:
 
 
 @pytest.mark.parametrize(
-    "question", [claims.simple_below_multigram, claims.memory, claims.on_code, claims.against_one_layer]
+    "question",
+    [claims.simple_below_multigram, claims.memory, claims.on_code, claims.against_one_layer],
 )
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_claims_seldom_hold_where_there_is_no_effect(question, seeds, monkeypatch) -> None:
@@ -222,15 +273,17 @@ def test_when_a_circuit_forms() -> None:
 def test_spread_is_what_is_left_when_errors_are_taken_out() -> None:
     stream = np.random.default_rng(0)
     values = 3 * stream.standard_normal(200_000)
-    assert claims.spread(values + 4 * stream.standard_normal(200_000), np.full(200_000, 4.0)) == pytest.approx(
-        3, rel=0.02
-    )
+    assert claims.spread(
+        values + 4 * stream.standard_normal(200_000), np.full(200_000, 4.0)
+    ) == pytest.approx(3, rel=0.02)
     assert claims.spread(np.array([1.0, 2.0]), np.array([5.0, 5.0])) == 0
 
 
 def test_p_values_are_those_of_all_permutations() -> None:
     table = np.array([[1.0, 2], [2, 1], [3, 3], [4, 5], [5, 4]])
-    correlations = [claims.rank_correlation(table[:, 0], np.array(order)) for order in permutations(table[:, 1])]
+    correlations = [
+        claims.rank_correlation(table[:, 0], np.array(order)) for order in permutations(table[:, 1])
+    ]
     observed, p, least = claims.permuted([table], claims.rank_correlation)
     assert observed == pytest.approx(0.8)
     exact = np.mean(np.array(correlations) >= 0.8 - 1e-9)
@@ -244,7 +297,9 @@ def test_mean_change_is_over_heads_or_seeds() -> None:
     heads = [(1.0, 0.3, 0.4), (2.0, 0.3, 0.4), (3.0, 0.3, 0.4)]
     mean, half, what = claims.mean_change([heads])
     assert (mean, what) == (2.0, "3 heads")
-    assert half == pytest.approx(4.302653 * np.sqrt(1 / 3 + 0.25))  # Student's quantile with 2 degrees of freedom
+    assert half == pytest.approx(
+        4.302653 * np.sqrt(1 / 3 + 0.25)
+    )  # Student's quantile with 2 degrees of freedom
     mean, half, what = claims.mean_change([[heads[0]], heads[:2], heads])
     assert (mean, what) == (1.5, "3 seeds")
     assert half == pytest.approx(4.302653 * 0.5 / np.sqrt(3))
@@ -272,7 +327,12 @@ def test_multigram_masks_are_those_of_a_slow_loop() -> None:
             two = twos[row[k - 2], row[k - 1]] if k > 1 else []
             chance = one.count(row[k]) / len(one) if one else 0
             simple = chance >= 0.5 and len(one) >= 10
-            hard = bool(two) and two.count(row[k]) / len(two) >= 0.5 and len(two) >= 10 and chance < 0.2
+            hard = (
+                bool(two)
+                and two.count(row[k]) / len(two) >= 0.5
+                and len(two) >= 10
+                and chance < 0.2
+            )
             assert masks["simple"][r, k] == simple
             assert masks["complex"][r, k] == hard
     assert masks["simple"].any()
@@ -304,14 +364,24 @@ def test_sizes_are_arguments_and_what_cannot_work_is_refused(capsys) -> None:
 @pytest.mark.parametrize("count", [2, 6, 14, 30, 200])
 def test_checkpoints_are_as_many_as_asked_for_with_both_ends(count, monkeypatch) -> None:
     steps = rllc.schedule(8000)
-    monkeypatch.setattr(rllc, "checkpoints", lambda folder: [SimpleNamespace(step=step) for step in steps])
+    monkeypatch.setattr(
+        rllc, "checkpoints", lambda folder: [SimpleNamespace(step=step) for step in steps]
+    )
     found = [c.step for c in paper.chosen(SimpleNamespace(out=EXAMPLES, checkpoints=count), 0)]
     assert len(found) == min(count, len(steps))
     assert found == sorted(set(found))
     assert (found[0], found[-1]) == (0, 8000)
 
 
-SHORT = {"steps": 120, "train-rows": 400, "checkpoints": 8, "draws": 10, "rows": 32, "probes": 2, "probe-rows": 4}
+SHORT = {
+    "steps": 120,
+    "train-rows": 400,
+    "checkpoints": 8,
+    "draws": 10,
+    "rows": 32,
+    "probes": 2,
+    "probe-rows": 4,
+}
 SHORT |= {"llc-batch": 4, "seeds": 1}
 FLAGS = [part for name, value in SHORT.items() for part in (f"--{name}", str(value))] + ["--quiet"]
 
@@ -347,7 +417,18 @@ def test_the_paper_in_small_and_again(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_the_paper_on_texts(tmp_path) -> None:
-    flags = ["--small", "--d-model", "16", "--heads", "4", "--context", "32", "--vocab", "300", *FLAGS]
+    flags = [
+        "--small",
+        "--d-model",
+        "16",
+        "--heads",
+        "4",
+        "--context",
+        "32",
+        "--vocab",
+        "300",
+        *FLAGS,
+    ]
     told = run("paper.py", *flags, "--out", "here", "--processes", "0", folder=tmp_path)
     assert "on code, λ̂ of induction heads is larger than on all" in told
     assert (tmp_path / "here" / "tokenizer-300").exists()

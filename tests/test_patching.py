@@ -11,7 +11,15 @@ from handmade import bracket_model, bracket_rows, induction_model, repeats
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor, nn
 
-from rllc.analysis.patching import Path, all_paths, check_paths, from_rows, patch_paths, plot_paths, replace
+from rllc.analysis.patching import (
+    Path,
+    all_paths,
+    check_paths,
+    from_rows,
+    patch_paths,
+    plot_paths,
+    replace,
+)
 from rllc.errors import InputError
 from rllc.models import AttentionOnly
 from rllc.testing import unchanged
@@ -71,7 +79,9 @@ def a_bias(block: nn.ModuleDict) -> Tensor:
 def readings(model: AttentionOnly, paths: list[Path]) -> dict[str, np.ndarray]:
     with torch.no_grad():
         clean = slow(model, CLEAN, [], {})[0][:, :-1].log_softmax(-1)
-        changed = slow(model, CLEAN, paths, slow(model, CORRUPTED, [], {})[1])[0][:, :-1].log_softmax(-1)
+        changed = slow(model, CLEAN, paths, slow(model, CORRUPTED, [], {})[1])[0][
+            :, :-1
+        ].log_softmax(-1)
     return {
         "loss": F.nll_loss(changed.mT, CLEAN[:, 1:], reduction="none").numpy(),
         "correct": (changed.argmax(-1) == CLEAN[:, 1:]).numpy(),
@@ -88,7 +98,15 @@ SETS = {
     "a head and paths": ["0:2", "0:1->1:0.V", "1:0->2:2.K", "1:2", "0:0->logits"],
     "a path from a replaced head": ["0:1", "0:1->2:1.K", "0:1->logits"],
     "a path into a replaced head": ["0:1->1:1.V", "1:1"],
-    "many": ["0:0->1:0.Q", "0:0->1:0.K", "0:0->1:0.V", "0:1->1:0.Q", "1:0->2:0.V", "2:0->logits", "2:1"],
+    "many": [
+        "0:0->1:0.Q",
+        "0:0->1:0.K",
+        "0:0->1:0.V",
+        "0:1->1:0.Q",
+        "1:0->2:0.V",
+        "2:0->logits",
+        "2:1",
+    ],
 }
 
 
@@ -118,7 +136,9 @@ def test_every_path_alone(score: str) -> None:
             p, q = (logits[:, :-1].log_softmax(-1) for logits in (clean[0], changed))
             kl = (p.exp() * (p - q)).sum(-1)
             loss = (p - q).gather(-1, CLEAN[:, 1:, None])[..., 0]
-            assert result[str(path)] == pytest.approx(float((loss if score == "loss" else kl).mean()), abs=2e-6)
+            assert result[str(path)] == pytest.approx(
+                float((loss if score == "loss" else kl).mean()), abs=2e-6
+            )
 
 
 def test_all_paths_from_a_head_are_the_head() -> None:
@@ -166,7 +186,8 @@ def test_only_counted_tokens_count() -> None:
     mask = torch.zeros(CLEAN.shape, dtype=torch.bool)
     mask[:, 3:5], mask[1, 6] = True, True
     whole, some, others = (
-        patch_paths(tiny_model(), CLEAN, corrupted=CORRUPTED, where=where).effect for where in (None, mask, ~mask)
+        patch_paths(tiny_model(), CLEAN, corrupted=CORRUPTED, where=where).effect
+        for where in (None, mask, ~mask)
     )
     assert np.allclose(24 * whole, 9 * some + 15 * others, atol=1e-5)
     assert not np.allclose(some, others, atol=1e-3)
@@ -193,7 +214,9 @@ def test_paths_as_text() -> None:
 
 
 def test_results_as_tables() -> None:
-    result = patch_paths(tiny_model(), tiny_tokens(name="prose"), ["0:1->1:2.K", "1:0->logits"], score="kl")
+    result = patch_paths(
+        tiny_model(), tiny_tokens(name="prose"), ["0:1->1:2.K", "1:0->logits"], score="kl"
+    )
     frame = result.to_dataframe()
     assert list(frame["receiver"]) == ["1:2", "logits"]
     assert list(frame["input"]) == ["K", "logits"]
@@ -222,23 +245,38 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: patch_paths(nn.Linear(2, 2), CLEAN), "patch_paths: expected an rllc.models.AttentionOnly"),
+        (
+            lambda m: patch_paths(nn.Linear(2, 2), CLEAN),
+            "patch_paths: expected an rllc.models.AttentionOnly",
+        ),
         (
             lambda m: patch_paths(m, CLEAN, ["0:1->1:2"]),
             r"path '0:1->1:2': expected a head .* '0:4->1:6\.K' \(Q, K or V\)",
         ),
         (lambda m: patch_paths(m, CLEAN, ["embed"]), "path 'embed': expected a head"),
-        (lambda m: patch_paths(m, CLEAN, ["1:1->1:2.K"]), "the receiver must be in a later layer than the sender"),
+        (
+            lambda m: patch_paths(m, CLEAN, ["1:1->1:2.K"]),
+            "the receiver must be in a later layer than the sender",
+        ),
         (
             lambda m: patch_paths(m, CLEAN, ["0:1->1:5.K"]),
             "path '0:1->1:5.K': the model has no head '1:5'; did you mean",
         ),
         (lambda m: patch_paths(m, CLEAN, []), "no heads or paths; name at least one"),
-        (lambda m: patch_paths(m, CLEAN, score="accuracy"), "`score` must be 'loss' or 'kl', got 'accuracy'"),
+        (
+            lambda m: patch_paths(m, CLEAN, score="accuracy"),
+            "`score` must be 'loss' or 'kl', got 'accuracy'",
+        ),
         (lambda m: patch_paths(m, CLEAN, corrupted=CORRUPTED[:2]), r"shape \(4, 7\), got \(2, 7\)"),
         (lambda m: patch_paths(m, CLEAN[:1]), "another row's activations are needed"),
-        (lambda m: patch_paths(m, CLEAN, where=CLEAN > 99), "mask 'where' selects no token that is predicted"),
-        (lambda m: patch_paths(m, CLEAN, ["0:1->1:2.K"])["0:1->1:2.V"], "this path was not patched; did you mean"),
+        (
+            lambda m: patch_paths(m, CLEAN, where=CLEAN > 99),
+            "mask 'where' selects no token that is predicted",
+        ),
+        (
+            lambda m: patch_paths(m, CLEAN, ["0:1->1:2.K"])["0:1->1:2.V"],
+            "this path was not patched; did you mean",
+        ),
         (
             lambda m: plot_paths(patch_paths(m, CLEAN, ["0:1->1:2.K"]), "Q"),
             r"input='Q'\): no such paths were patched; known: 'K'",

@@ -13,7 +13,8 @@ from tiny import SHORT, tiny_model, tiny_tokens
 
 import rllc
 from rllc.calibrate import Calibration, Criterion, calibrate
-from rllc.plots import _rank_correlation, plot_calibration, plot_resolution
+from rllc.plots import plot_calibration, plot_resolution
+from rllc.plots.results import _rank_correlation
 from rllc.resolution import Resolution
 
 mpl.use("Agg")
@@ -41,12 +42,25 @@ def test_heads_are_dots_with_intervals(draws) -> None:
     estimate = rllc.Estimate.of(draws)
     ax = rllc.plot_heads(estimate)
     code, prose = ax.containers
-    assert np.array_equal(code.lines[0].get_ydata(), estimate.value[[d == "code" for d in estimate.data]])
-    assert np.array_equal(prose.lines[0].get_ydata(), estimate.value[[d == "prose" for d in estimate.data]])
+    assert np.array_equal(
+        code.lines[0].get_ydata(), estimate.value[[d == "code" for d in estimate.data]]
+    )
+    assert np.array_equal(
+        prose.lines[0].get_ydata(), estimate.value[[d == "prose" for d in estimate.data]]
+    )
     first = code.lines[2][0].get_segments()[0]  # from value − 1.96 se to value + 1.96 se
     row = estimate["0:0", "code"]
-    assert first[:, 1] == pytest.approx([row.value - 1.96 * row.standard_error, row.value + 1.96 * row.standard_error])
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["0:0", "0:1", "0:2", "1:0", "1:1", "1:2"]
+    assert first[:, 1] == pytest.approx(
+        [row.value - 1.96 * row.standard_error, row.value + 1.96 * row.standard_error]
+    )
+    assert [t.get_text() for t in ax.get_xticklabels()] == [
+        "0:0",
+        "0:1",
+        "0:2",
+        "1:0",
+        "1:1",
+        "1:2",
+    ]
 
 
 def test_given_axes_are_used_and_returned(draws, trajectory) -> None:
@@ -71,7 +85,9 @@ def test_a_panel_a_layer_and_a_line_a_head(trajectory) -> None:
 
 def test_a_trace_and_its_running_mean(draws) -> None:
     ax = rllc.plot_traces(draws, "1:0", "code")
-    i = next(i for i, n in enumerate(zip(draws.weights, draws.data, strict=True)) if n == ("1:0", "code"))
+    i = next(
+        i for i, n in enumerate(zip(draws.weights, draws.data, strict=True)) if n == ("1:0", "code")
+    )
     values, mean = ax.lines[0].get_ydata(), ax.lines[1].get_ydata()
     assert np.array_equal(values, draws.llc[i, 0])
     assert mean[-1] == pytest.approx(draws.llc[i, 0].mean())
@@ -80,7 +96,12 @@ def test_a_trace_and_its_running_mean(draws) -> None:
 def test_diverged_heads_are_crosses() -> None:
     model = tiny_model()
     estimate = rllc.estimate(
-        model, tiny_tokens(), ["0:0", "0:1"], sampler=rllc.sgld(lr=10.0), sampling=SHORT, progress=False
+        model,
+        tiny_tokens(),
+        ["0:0", "0:1"],
+        sampler=rllc.sgld(lr=10.0),
+        sampling=SHORT,
+        progress=False,
     )
     crosses = next(line for line in rllc.plot_heads(estimate).lines if line.get_marker() == "x")
     assert list(crosses.get_xdata()) == [0, 1]
@@ -90,11 +111,22 @@ def test_diverged_heads_are_crosses() -> None:
 def calibration() -> Calibration:
     grid = {"lr": [1e-4, 1e-3, 1e3], "n_beta": [30.0, 300.0], "localization": [100.0, 1000.0]}
     lenient = Criterion(
-        min_relaxations=0, max_rhat=1e9, max_noise=1e9, max_drift=1e9, max_shrinkage=0.99999, max_step=0.9
+        min_relaxations=0,
+        max_rhat=1e9,
+        max_noise=1e9,
+        max_drift=1e9,
+        max_shrinkage=0.99999,
+        max_step=0.9,
     )
     sampling = rllc.Sampling(num_chains=2, num_draws=20, batch_size=4)
     return calibrate(
-        tiny_model(), tiny_tokens(), "0:0", sampling=sampling, grid=grid, criterion=lenient, progress=False
+        tiny_model(),
+        tiny_tokens(),
+        "0:0",
+        sampling=sampling,
+        grid=grid,
+        criterion=lenient,
+        progress=False,
     )
 
 
@@ -128,11 +160,17 @@ def test_a_heat_map_of_the_best_n_beta(calibration) -> None:
 def test_a_curve_over_n_beta(draws) -> None:
     first = rllc.Estimate.of(draws)
     broken = rllc.Estimate.of(
-        replace(draws, diverged=np.zeros_like(draws.diverged), loss=np.full_like(draws.loss, np.nan))
+        replace(
+            draws, diverged=np.zeros_like(draws.diverged), loss=np.full_like(draws.loss, np.nan)
+        )
     )
     curve = Resolution(np.array([10.0, 30.0, 100.0]), (first, first, broken))
     ax = plot_resolution(curve)
-    assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", r"$n\beta$", r"$\hat\lambda$ (95 % band)")
+    assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel()) == (
+        "log",
+        r"$n\beta$",
+        r"$\hat\lambda$ (95 % band)",
+    )
     lines = {line.get_label(): line for line in ax.lines if "," in line.get_label()}
     assert list(lines) == [f"{w}, {d}" for w, d in zip(first.weights, first.data, strict=True)]
     for k, line in enumerate(lines.values()):
@@ -149,7 +187,9 @@ def test_a_curve_over_n_beta(draws) -> None:
 
 STEPS = (0, *(10 * 2**k for k in range(13)))
 HEADS = tuple(f"{layer}:{h}" for layer in range(2) for h in range(8))
-ROLES = dict(zip(HEADS, ["multigram"] * 5 + ["induction"] * 3 + ["multigram", "bracket"] * 4, strict=True))
+ROLES = dict(
+    zip(HEADS, ["multigram"] * 5 + ["induction"] * 3 + ["multigram", "bracket"] * 4, strict=True)
+)
 COLOR = {"multigram": "#0072B2", "induction": "#D55E00", "bracket": "#009E73"}
 
 
@@ -163,7 +203,9 @@ def an_estimate(**on: np.ndarray) -> rllc.Estimate:
     nothing = np.full(len(value), np.nan)
     names, data = HEADS * len(on), tuple(name for name in on for _ in HEADS)
     error = 0.1 + 0.01 * np.arange(len(value))
-    return rllc.Estimate(value, error, nothing, nothing, nothing[:, None], ("ok",) * len(value), names, data, {})
+    return rllc.Estimate(
+        value, error, nothing, nothing, nothing[:, None], ("ok",) * len(value), names, data, {}
+    )
 
 
 def box_of(text):
@@ -192,19 +234,29 @@ def test_curves_are_lines_with_gaps_and_bands() -> None:
     (band,) = ax.collections  # of the only curve with errors
     corners = band.get_paths()[0].vertices
     assert corners[:, 1].max() == pytest.approx(values["0:0"].max() + 1.96 * 0.5)
-    assert (ax.get_xscale(), ax.get_ylabel(), ax.get_xlabel()) == ("symlog", "Δloss", "training step")
+    assert (ax.get_xscale(), ax.get_ylabel(), ax.get_xlabel()) == (
+        "symlog",
+        "Δloss",
+        "training step",
+    )
     assert [t.get_text() for t in ax.get_legend().get_texts()] == list(HEADS)
     assert not ax.texts
 
 
 def test_curves_of_one_group_have_one_colour_and_names_at_their_ends() -> None:
-    values = dict(zip(HEADS, numbers(len(STEPS), spread=0.01), strict=True))  # all end at about the same place
+    values = dict(
+        zip(HEADS, numbers(len(STEPS), spread=0.01), strict=True)
+    )  # all end at about the same place
     values["0:2"][-2:] = np.nan
     values["1:7"][:] = np.nan
     values["everything"] = np.linspace(0, 50, len(STEPS))
-    ax = rllc.plot_curves(values, STEPS, groups={"L0H0": "multigram"} | {n: ROLES[n] for n in HEADS[1:]})
+    ax = rllc.plot_curves(
+        values, STEPS, groups={"L0H0": "multigram"} | {n: ROLES[n] for n in HEADS[1:]}
+    )
     colors = {name: COLOR[role] for name, role in ROLES.items()} | {"everything": "0.55"}
-    assert [line.get_color() for line in ax.lines if line.get_xdata()[-1] == STEPS[-1]] == list(colors.values())
+    assert [line.get_color() for line in ax.lines if line.get_xdata()[-1] == STEPS[-1]] == list(
+        colors.values()
+    )
     assert [t.get_text() for t in ax.get_legend().get_texts()] == list(COLOR)
     words = {text.get_text(): text for text in ax.texts}
     assert set(words) == {f"{name} {role}" for name, role in ROLES.items()} | {"everything"}
@@ -227,7 +279,9 @@ def test_curves_of_one_group_have_one_colour_and_names_at_their_ends() -> None:
 
 def test_very_many_names_are_small_but_apart() -> None:
     names = [f"{layer}:{h}" for layer in range(6) for h in range(12)]
-    ax = rllc.plot_curves({name: [1.0, 2.0] for name in names}, [0, 1], groups=dict.fromkeys(names, "other"))
+    ax = rllc.plot_curves(
+        {name: [1.0, 2.0] for name in names}, [0, 1], groups=dict.fromkeys(names, "other")
+    )
     assert len(ax.texts) == 72
     assert apart(ax.figure, ax.texts)
 
@@ -238,11 +292,15 @@ def test_trajectories_by_group(trajectory) -> None:
     color = {"a": "#0072B2", "b": "#D55E00", "c": "#009E73"}
     for layer, ax in enumerate(axes):
         for line, head in zip(ax.lines, [f"{layer}:{h}" for h in range(3)], strict=False):
-            assert np.array_equal(line.get_ydata(), [trajectory.at(s)[head, "code"].value for s in trajectory.steps])
+            assert np.array_equal(
+                line.get_ydata(), [trajectory.at(s)[head, "code"].value for s in trajectory.steps]
+            )
             assert line.get_color() == color[groups[head]]
         shown = [t.get_text() for t in ax.get_legend().get_texts()]
         assert shown == [["a", "b"], ["c", "a", "b"]][layer]
-        assert {t.get_text() for t in ax.texts} == {f"{n} {g}" for n, g in groups.items() if n[0] == str(layer)}
+        assert {t.get_text() for t in ax.texts} == {
+            f"{n} {g}" for n, g in groups.items() if n[0] == str(layer)
+        }
     assert apart(axes[0].figure, [*axes[0].texts, *axes[1].texts])
 
 
@@ -257,7 +315,9 @@ def test_dots_against_another_number_with_its_rank_correlation() -> None:
     assert np.array_equal(dots.lines[0].get_ydata(), value)
     (bars,) = dots.lines[2]
     se = estimate["0:3", "code"].standard_error
-    assert bars.get_segments()[3][:, 1] == pytest.approx([value[3] - 1.96 * se, value[3] + 1.96 * se])
+    assert bars.get_segments()[3][:, 1] == pytest.approx(
+        [value[3] - 1.96 * se, value[3] + 1.96 * se]
+    )
     rho = stats.spearmanr(list(counts.values()), value).statistic
     assert ax.get_title().startswith(f"Spearman's ρ = {rho:.2f}, two-sided p = ")
     assert ax.get_title().endswith("12 weights")
@@ -271,7 +331,9 @@ def test_the_p_value_is_the_share_of_permutations(y) -> None:
     stats, x = pytest.importorskip("scipy.stats"), np.arange(6.0)
     rho, p = _rank_correlation(x, np.array(y, dtype=float))
     assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
-    exact = np.mean([abs(stats.spearmanr(x, dealt).statistic) >= abs(rho) - 1e-9 for dealt in permutations(y)])
+    exact = np.mean(
+        [abs(stats.spearmanr(x, dealt).statistic) >= abs(rho) - 1e-9 for dealt in permutations(y)]
+    )
     assert p == pytest.approx(exact, abs=5 * np.sqrt(exact * (1 - exact) / 10_000) + 1e-4)
     assert _rank_correlation(x, np.array(y, dtype=float)) == (rho, p)
     assert np.isnan(_rank_correlation(x, np.ones(6))).all()
@@ -344,7 +406,10 @@ def test_one_data_set_against_another() -> None:
             lambda e: rllc.plot_curves({"0:0": [1, 2]}, [0, 1, 2]),
             r"curve '0:0' must have one value for each of 3 steps",
         ),
-        (lambda e: rllc.plot_curves({"0:0": [1, 2]}, [5, 1]), r"`steps` must be rising training steps from 0 on"),
+        (
+            lambda e: rllc.plot_curves({"0:0": [1, 2]}, [5, 1]),
+            r"`steps` must be rising training steps from 0 on",
+        ),
         (
             lambda e: rllc.plot_curves({"0:0": [1, 2]}, [0, 1], error={"0:0": [1]}),
             r"error of '0:0' must have one value for each of 2 steps, got \[1\]",
@@ -357,11 +422,23 @@ def test_one_data_set_against_another() -> None:
             lambda e: rllc.plot_curves({"0:0": [1, 2]}, [0, 1], groups={"0:1": "induction"}),
             r"plot_curves: `groups` are of \['0:1'\], but none of these is drawn; did you mean '0:0'",
         ),
-        (lambda e: rllc.plot_against({"0:0": 1}, e), r"plot_against: on which data\? .* pass data='pile'"),
-        (lambda e: rllc.plot_against({"0:0": 1}, e, "Code"), "plot_against: no data 'Code'; did you mean 'code'"),
+        (
+            lambda e: rllc.plot_against({"0:0": 1}, e),
+            r"plot_against: on which data\? .* pass data='pile'",
+        ),
+        (
+            lambda e: rllc.plot_against({"0:0": 1}, e, "Code"),
+            "plot_against: no data 'Code'; did you mean 'code'",
+        ),
         (lambda e: rllc.plot_against({"0:9": 1}, e, "code"), "`x` names '0:9'; did you mean"),
-        (lambda e: rllc.plot_data_pair(e, "pile", "cod"), "plot_data_pair: no data 'cod'; did you mean 'code'"),
-        (lambda e: rllc.plot_data_pair(e, "pile", "pile"), "expected two data sets with weights in common, got 'pile'"),
+        (
+            lambda e: rllc.plot_data_pair(e, "pile", "cod"),
+            "plot_data_pair: no data 'cod'; did you mean 'code'",
+        ),
+        (
+            lambda e: rllc.plot_data_pair(e, "pile", "pile"),
+            "expected two data sets with weights in common, got 'pile'",
+        ),
     ],
 )
 def test_errors_of_figures_of_numbers(call, message) -> None:
@@ -372,7 +449,10 @@ def test_errors_of_figures_of_numbers(call, message) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda d, t: rllc.plot_trajectory(t), r"on which data\? It has \['code', 'prose'\]; pass data='code'"),
+        (
+            lambda d, t: rllc.plot_trajectory(t),
+            r"on which data\? It has \['code', 'prose'\]; pass data='code'",
+        ),
         (lambda d, t: rllc.plot_trajectory(t, "Code2"), "no data 'Code2'; did you mean 'code'"),
         (
             lambda d, t: rllc.plot_trajectory(t, "code", ax=plt.subplots(1, 3)[1]),

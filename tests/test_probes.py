@@ -13,7 +13,7 @@ from torch import Tensor
 
 import rllc
 from rllc.data.tokens import Minibatches
-from rllc.layout import center, groups
+from rllc.engine.layout import center, groups
 from rllc.loss import Runs, bind
 from rllc.probes import largest_curvature, probed, second_look
 from rllc.seeds import generator
@@ -52,9 +52,13 @@ def test_acceptance_is_the_ratio_written_out() -> None:
 
     def total(v: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = loss(v)
-        return n_beta * value + gamma / 2 * (v - origin).square().sum(1), n_beta * slope + gamma * (v - origin)
+        return n_beta * value + gamma / 2 * (v - origin).square().sum(1), n_beta * slope + gamma * (
+            v - origin
+        )
 
-    after = before - lr / 2 * total(before)[1] + math.sqrt(lr) * torch.randn(50, 3, generator=stream)
+    after = (
+        before - lr / 2 * total(before)[1] + math.sqrt(lr) * torch.randn(50, 3, generator=stream)
+    )
     to = -(after - before + lr / 2 * total(before)[1]).square().sum(1) / (2 * lr)
     back = -(before - after + lr / 2 * total(after)[1]).square().sum(1) / (2 * lr)
     ratio = total(before)[0] - total(after)[0] + back - to
@@ -64,21 +68,30 @@ def test_acceptance_is_the_ratio_written_out() -> None:
     assert 0.1 < float(found.mean()) < 0.9
 
 
-@pytest.mark.parametrize("sampler", [rllc.sghmc(), rllc.sgld(prior=rllc.box(0.1)), rllc.sghmc(prior=rllc.box(0.1))])
+@pytest.mark.parametrize(
+    "sampler", [rllc.sghmc(), rllc.sgld(prior=rllc.box(0.1)), rllc.sghmc(prior=rllc.box(0.1))]
+)
 def test_other_proposals_are_not_judged(sampler: rllc.Sampler) -> None:
-    draws = rllc.sample(tiny_model(), tiny_tokens(), "0:1", sampler=sampler, sampling=SHORT, progress=False)
+    draws = rllc.sample(
+        tiny_model(), tiny_tokens(), "0:1", sampler=sampler, sampling=SHORT, progress=False
+    )
     assert set(draws.probes) == {"max_curvature"}
     assert np.isnan(rllc.Estimate.of(draws).diagnostics["acceptance"]).all()
 
 
 def test_refinements_that_stop_early_keep_their_own_probes() -> None:
     """Of two, one stops at draw 40 and one goes on: each is told what it is told alone."""
-    x, model = torch.zeros(1, 8), Quadratic(torch.tensor([1.0, 1.0, 1.0, 1.0, 60.0, 60.0, 60.0, 60.0]))
+    x, model = (
+        torch.zeros(1, 8),
+        Quadratic(torch.tensor([1.0, 1.0, 1.0, 1.0, 60.0, 60.0, 60.0, 60.0])),
+    )
     weights = [rllc.parameters("v", index=slice(4 * i, 4 * i + 4)) for i in range(2)]
     sampling = rllc.Sampling(num_draws=100, batch_size=1, target_se=0.12)
 
     def of(some: list[rllc.Weights]) -> rllc.Draws:
-        return rllc.sample(model, x, some, loss=loss_of_quadratic, sampling=sampling, progress=False)
+        return rllc.sample(
+            model, x, some, loss=loss_of_quadratic, sampling=sampling, progress=False
+        )
 
     both = of(weights)
     assert both.lengths[0] < both.lengths[1]
@@ -91,12 +104,19 @@ def test_refinements_that_stop_early_keep_their_own_probes() -> None:
 
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
 @pytest.mark.parametrize("lr", [1e-3, 1e-9])
-def test_the_curvature_depends_on_neither_step_size_nor_precision(lr: float, autocast: str | None) -> None:
+def test_the_curvature_depends_on_neither_step_size_nor_precision(
+    lr: float, autocast: str | None
+) -> None:
     x = torch.randn(64, 5, generator=generator("x"))
     model = torch.nn.Linear(5, 1, bias=False)
     sampling = rllc.Sampling(1, 1, batch_size=64, autocast=autocast)
     draws = rllc.sample(
-        model, x, loss=lambda m, x: m(x)[:, 0] ** 2, sampler=rllc.sgld(lr), sampling=sampling, progress=False
+        model,
+        x,
+        loss=lambda m, x: m(x)[:, 0] ** 2,
+        sampler=rllc.sgld(lr),
+        sampling=sampling,
+        progress=False,
     )
     exact = float(torch.linalg.eigvalsh(2 * x.T @ x / 64)[-1])
     assert draws.probes["max_curvature"][0] == pytest.approx(exact, rel=0.01)
@@ -105,7 +125,9 @@ def test_the_curvature_depends_on_neither_step_size_nor_precision(lr: float, aut
 def test_the_largest_curvature_is_that_of_the_dense_hessian() -> None:
     model, tokens = tiny_model(), tiny_tokens()
     weights = [rllc.head(name) for name in ("0:1", "0:2", "1:0")]
-    found = rllc.sample(model, tokens, weights, sampling=SHORT, progress=False).probes["max_curvature"]
+    found = rllc.sample(model, tokens, weights, sampling=SHORT, progress=False).probes[
+        "max_curvature"
+    ]
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     batch = tokens.rows[Minibatches(len(tokens), SHORT.batch_size, seed=SHORT.seed)[0]].long()
     for selected, mine in zip(weights, found, strict=True):
@@ -183,14 +205,24 @@ class Stay(NamedTuple):
 @pytest.mark.parametrize(("batch", "noise"), [(12, 0.0), (1, np.nan)])
 def test_noise_of_full_batches_and_of_single_rows(batch: int, noise: float) -> None:
     draws = rllc.sample(
-        tiny_model(), tiny_tokens(), "0:0", sampling=rllc.Sampling(1, 2, batch_size=batch), progress=False
+        tiny_model(),
+        tiny_tokens(),
+        "0:0",
+        sampling=rllc.Sampling(1, 2, batch_size=batch),
+        progress=False,
     )
     np.testing.assert_array_equal(draws.noise, np.full((1, 1, 2), noise))
 
 
 def test_further_chains_are_those_of_a_larger_call() -> None:
     model, tokens = tiny_model(), tiny_tokens()
-    settings = {"num_draws": 6, "batch_size": 4, "num_probes": 2, "control_variate": True, "start": "gaussian"}
+    settings = {
+        "num_draws": 6,
+        "batch_size": 4,
+        "num_probes": 2,
+        "control_variate": True,
+        "start": "gaussian",
+    }
 
     def some(num_chains: int, first: int) -> rllc.Draws:
         sampling = rllc.Sampling(num_chains, first_chain=first, runs_per_pass=2, **settings)
@@ -201,7 +233,9 @@ def test_further_chains_are_those_of_a_larger_call() -> None:
     np.testing.assert_array_equal(whole.llc, np.concatenate([first.llc, more.llc], 1))
     np.testing.assert_array_equal(whole.noise, np.concatenate([first.noise, more.noise], 1))
     for name in ("acceptance", "discretisation"):
-        np.testing.assert_array_equal(whole.probes[name], np.concatenate([d.probes[name] for d in (first, more)], 1))
+        np.testing.assert_array_equal(
+            whole.probes[name], np.concatenate([d.probes[name] for d in (first, more)], 1)
+        )
 
 
 def test_probed_draws_are_those_of_a_slow_sort_and_do_not_take_as_long_as_there_are_draws() -> None:

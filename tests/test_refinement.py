@@ -32,13 +32,18 @@ def test_forms_of_weights() -> None:
     assert names(None, IDS) == [("everything", "data")]
     assert names("L1H2", IDS) == [("1:2", "data")]
     assert names((w for w in ("0:0", "0:1")), IDS) == [("0:0", "data"), ("0:1", "data")]
-    assert names({"previous token": "0:1", 7: rllc.layer(0)}, IDS) == [("previous token", "data"), ("7", "data")]
+    assert names({"previous token": "0:1", 7: rllc.layer(0)}, IDS) == [
+        ("previous token", "data"),
+        ("7", "data"),
+    ]
     assert product({"x": "0:1"}, IDS)[0].weights.rule == rllc.head("0:1").rule
 
 
 def test_forms_of_data() -> None:
     assert names(None, tiny_tokens(name="pile")) == [("everything", "pile")]
-    assert names(None, {"code": tiny_tokens(name="pile")}) == [("everything", "code")]  # the dict's name is the one
+    assert names(None, {"code": tiny_tokens(name="pile")}) == [
+        ("everything", "code")
+    ]  # the dict's name is the one
     (tokens,) = product(None, IDS)
     assert isinstance(tokens.data, rllc.Tokens)
     (floats,) = product(None, torch.randn(5, 3))
@@ -78,12 +83,20 @@ def test_fingerprints_see_contents_and_not_names() -> None:
         ({1: "0:1", "1": "0:2"}, IDS, r"\['1'\] each name more than one selection"),
         ([torch.ones(3)], IDS, r"`weights` must be rllc.Weights.*got Tensor.*rllc.masks"),
         (None, {}, "`data`: the dict is empty"),
-        (None, {1: IDS, "1": IDS}, r"`data`: of the names \[1, '1'\], written out, two are the same"),
+        (
+            None,
+            {1: IDS, "1": IDS},
+            r"`data`: of the names \[1, '1'\], written out, two are the same",
+        ),
         (None, [[1, 2]], "`data` 'data' must be rllc.Tokens, a tensor .* got list"),
         (None, {"code": "some text"}, "`data` 'code' must be rllc.Tokens.* got str"),
         (None, (), "`data` 'data' must be rllc.Tokens"),
         (None, (torch.tensor(1.0),), "`data` 'data' must be rllc.Tokens"),
-        (None, (torch.ones(3, 2), torch.ones(4)), r"one leading dimension of at least 1, got \[3, 4\]"),
+        (
+            None,
+            (torch.ones(3, 2), torch.ones(4)),
+            r"one leading dimension of at least 1, got \[3, 4\]",
+        ),
         (None, torch.ones(0, 2), r"one leading dimension of at least 1, got \[0\]"),
         (None, torch.ones(0, 4, dtype=torch.long), "there are no rows"),
         (None, torch.ones(4, 1, dtype=torch.long), "at least 2 positions"),

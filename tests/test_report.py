@@ -20,8 +20,8 @@ import pytest
 from tiny import SHORT, tiny_model, tiny_tokens
 
 import rllc
-from rllc.report import report
-from rllc.store import Cell, Store
+from rllc.sweep.report import report
+from rllc.sweep.store import Cell, Store
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -30,8 +30,10 @@ DATA = {ODD: tiny_tokens(seed=1), "plain": tiny_tokens(seed=2)}
 QUICK = {"sampling": replace(SHORT, num_draws=8, num_probes=0), "progress": False}
 SMALL = {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_head": 4}
 VOID = {"meta", "img"}
-MODULE = importlib.import_module("rllc.report")  # rllc.report is the function
-BROWSER = next(filter(None, map(shutil.which, ("google-chrome", "chromium", "chromium-browser"))), None)
+MODULE = importlib.import_module("rllc.sweep.report")  # rllc.report is the function
+BROWSER = next(
+    filter(None, map(shutil.which, ("google-chrome", "chromium", "chromium-browser"))), None
+)
 
 
 class Page(html.parser.HTMLParser):
@@ -64,7 +66,9 @@ class Page(html.parser.HTMLParser):
         elif tag == "img":
             start, inside = dict(attrs)["src"].split(",")
             assert start == "data:image/svg+xml;base64"
-            self.images.setdefault(self.title, []).append((dict(attrs)["alt"], base64.b64decode(inside)))
+            self.images.setdefault(self.title, []).append(
+                (dict(attrs)["alt"], base64.b64decode(inside))
+            )
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -111,7 +115,11 @@ def broken(finished, tmp_path_factory) -> tuple[Path, dict[str, Cell]]:
     shutil.copytree(finished, folder)
     store = Store(folder)
     cells = {(c.step, c.data, c.weights[0]): c for c in store.sweeps()[0].cells}
-    mine = {"missing": cells[20, "plain", "1:0"], "failed": cells[10, ODD, "0:0"], "damaged": cells[0, ODD, "0:0"]}
+    mine = {
+        "missing": cells[20, "plain", "1:0"],
+        "failed": cells[10, ODD, "0:0"],
+        "damaged": cells[0, ODD, "0:0"],
+    }
     store.path(mine["missing"].name).unlink()
     store.path(mine["failed"].name).unlink()
     store.fail(mine["failed"].name, 'Error: <img src="http://x"> & so on')
@@ -122,14 +130,19 @@ def broken(finished, tmp_path_factory) -> tuple[Path, dict[str, Cell]]:
 @pytest.fixture
 def no_figures(monkeypatch) -> None:
     """For tests of words: drawing takes most of the time."""
-    monkeypatch.setattr(MODULE, "_image", lambda ax, words: f'<img alt="{words}" src="data:image/svg+xml;base64,">')
+    monkeypatch.setattr(
+        MODULE, "_image", lambda ax, words: f'<img alt="{words}" src="data:image/svg+xml;base64,">'
+    )
     monkeypatch.setattr(MODULE, "plot_trajectory", lambda *_, **__: None)
 
 
 def triples(rows: list[list[str]]) -> list[tuple[int, str, str]]:
     """``(step, weights, data)`` of the rows of Failed and Missing."""
     return [
-        (int(s), w, data) for steps, weights, data, _ in rows for s in steps.split(", ") for w in weights.split(", ")
+        (int(s), w, data)
+        for steps, weights, data, _ in rows
+        for s in steps.split(", ")
+        for w in weights.split(", ")
     ]
 
 
@@ -139,7 +152,9 @@ def triples(rows: list[list[str]]) -> list[tuple[int, str, str]]:
 def test_a_finished_sweep(finished, whole) -> None:
     page, there = Page(whole), rllc.Trajectory.open(finished)
     statuses = [status for row in there.status for status in row]
-    assert "3 checkpoints × 4 weights × 2 data sets. 24 of 24 estimates are finished" in page.text[""]
+    assert (
+        "3 checkpoints × 4 weights × 2 data sets. 24 of 24 estimates are finished" in page.text[""]
+    )
     assert f"{statuses.count('ok')} ok, 0 failed, 0 missing, 0 damaged." in page.text[""]
     assert "Nothing has failed." in page.text["Failed"]
     assert "Nothing is missing." in page.text["Missing"]
@@ -165,8 +180,14 @@ def test_settings_and_versions(finished, run, whole) -> None:
     settings = dict(rllc.Trajectory.open(finished).settings)
     for name, fingerprint in settings.pop("fingerprints").items():
         assert told[f"data {name}, SHA-256"] == fingerprint
-    assert {name: told[name] for name in settings} == {k: "–" if v is None else str(v) for k, v in settings.items()}
-    assert (told["loss"], told["weights"], told["steps"]) == ("next token", "0:0, 0:1, 1:0, 1:1", "0, 10, 20")
+    assert {name: told[name] for name in settings} == {
+        k: "–" if v is None else str(v) for k, v in settings.items()
+    }
+    assert (told["loss"], told["weights"], told["steps"]) == (
+        "next token",
+        "0:0, 0:1, 1:0, 1:1",
+        "0, 10, 20",
+    )
     assert (told["checkpoints"], told["store"]) == (str(run), str(finished))
     assert told["rllc, version"] == told["this page, by rllc"] == rllc.__version__
     assert told["numpy, version"] == np.__version__
@@ -188,9 +209,13 @@ def test_missing_failed_and_damaged(broken) -> None:
     for what in ("failed", "missing"):
         header, *rows = page.rows[what.capitalize()]
         assert header == ["steps", "weights", "data", "reason"]
-        assert triples(rows) == [(cells[what].step, w, cells[what].data) for w in cells[what].weights]
+        assert triples(rows) == [
+            (cells[what].step, w, cells[what].data) for w in cells[what].weights
+        ]
     assert page.rows["Failed"][1][3] == 'Error: <img src="http://x"> & so on'
-    last = [row for row in page.rows["Every estimate that is not ok"] if row[6].startswith("damaged")]
+    last = [
+        row for row in page.rows["Every estimate that is not ok"] if row[6].startswith("damaged")
+    ]
     assert [row[:6] for row in last] == [["0", w, ODD, "–", "–", "–"] for w in ("0:0", "0:1")]
     told = dict(page.rows["Statuses"][1:])
     assert [told[what] for what in ("failed", "missing", "damaged")] == ["2"] * 3
@@ -203,7 +228,9 @@ def test_many_missing_are_few_rows(finished, tmp_path, no_figures) -> None:
         if cell.data == ODD:
             Store(folder).path(cell.name).unlink()
     page = Page(report(folder))
-    assert page.rows["Missing"][1:] == [["0, 10, 20", "0:0, 0:1, 1:0, 1:1", ODD, "not finished yet"]]
+    assert page.rows["Missing"][1:] == [
+        ["0, 10, 20", "0:0, 0:1, 1:0, 1:1", ODD, "not finished yet"]
+    ]
     assert sorted(triples(page.rows["Missing"][1:])) == sorted(rllc.Trajectory.open(folder).missing)
     assert f"On {ODD} there is no estimate yet." in page.text["Over training"]
     assert len(page.images["Over training"]) == 2  # of the other data, two layers
@@ -214,7 +241,10 @@ def test_a_sweep_that_has_just_begun_needs_no_matplotlib(finished, tmp_path, mon
     Store(tmp_path).announce(Store(finished).sweeps()[0])
     page = Page(report(tmp_path))
     assert page.images == {}
-    assert "Not one of 24 estimates is finished: 0 ok, 0 failed, 24 missing, 0 damaged." in page.text[""]
+    assert (
+        "Not one of 24 estimates is finished: 0 ok, 0 failed, 24 missing, 0 damaged."
+        in page.text[""]
+    )
     assert "The last cell" not in page.text[""]
     assert "There is no R-hat yet." in page.text["Traces of the worst R-hat"]
     assert len(triples(page.rows["Missing"][1:])) == 24
@@ -227,25 +257,39 @@ def test_traces_are_of_the_worst_r_hat(finished, tmp_path, no_figures) -> None:
     table = rllc.Trajectory.open(finished).to_dataframe().sort_values("rhat", ascending=False)
     for count in (3, 100):
         page = Page(report(finished, tmp_path / "page.html", num_traces=count))
-        traces = [re.match(r"Step (\d+), (\S+) on (.*): R-hat ([\d.]+); ", words) for words in page.captions]
+        traces = [
+            re.match(r"Step (\d+), (\S+) on (.*): R-hat ([\d.]+); ", words)
+            for words in page.captions
+        ]
         told = [found.groups() for found in traces if found]
         worst = table[:count]
-        assert told == [(str(r.step), r.weights, r.data, f"{r.rhat:.3f}") for r in worst.itertuples()]
+        assert told == [
+            (str(r.step), r.weights, r.data, f"{r.rhat:.3f}") for r in worst.itertuples()
+        ]
         assert len(page.images.get("Traces of the worst R-hat", ())) == min(count, 24)
     assert (
         "None were asked for."
-        in Page(report(finished, tmp_path / "page.html", num_traces=0)).text["Traces of the worst R-hat"]
+        in Page(report(finished, tmp_path / "page.html", num_traces=0)).text[
+            "Traces of the worst R-hat"
+        ]
     )
 
 
 def test_traces_show_all_chains_of_several_cells(run, tmp_path, monkeypatch, no_figures) -> None:
     seen, inner = [], MODULE.plot_traces
-    monkeypatch.setattr(MODULE, "plot_traces", lambda draws, **options: seen.append(draws) or inner(draws, **options))
+    monkeypatch.setattr(
+        MODULE,
+        "plot_traces",
+        lambda draws, **options: seen.append(draws) or inner(draws, **options),
+    )
     for chains in (1, 3):
         more = QUICK | {"sampling": replace(QUICK["sampling"], num_chains=chains)}
         rllc.track(rllc.checkpoints(run)[:1], DATA["plain"], ["1:0"], store=tmp_path, **more)
     report(tmp_path)
-    parts = sorted((Store(tmp_path).read(name) for name in Store(tmp_path).finished()), key=lambda d: d.loss.shape[1])
+    parts = sorted(
+        (Store(tmp_path).read(name) for name in Store(tmp_path).finished()),
+        key=lambda d: d.loss.shape[1],
+    )
     assert [part.loss.shape[1] for part in parts] == [1, 2]
     assert len(seen) == 1
     assert np.array_equal(seen[0].llc[0], np.concatenate([part.llc[0] for part in parts]))
@@ -269,12 +313,20 @@ def test_trajectories_have_a_panel_a_layer_and_one_scale(finished, tmp_path, mon
     for data, axes in drawn.items():
         assert len({ax.get_ylim() for ax in axes}) == 1
         for layer, ax in enumerate(axes):
-            shown = {line.get_label(): line.get_ydata() for line in ax.get_lines() if ":" in str(line.get_label())}
+            shown = {
+                line.get_label(): line.get_ydata()
+                for line in ax.get_lines()
+                if ":" in str(line.get_label())
+            }
             assert set(shown) == {f"{layer}:0", f"{layer}:1"}
             for head, values in shown.items():
-                assert np.array_equal(values, [there.at(step)[head, data].value for step in there.steps])
+                assert np.array_equal(
+                    values, [there.at(step)[head, data].value for step in there.steps]
+                )
     assert (plt.get_fignums(), matplotlib.get_backend()) == (before, backend)
-    made = next(value for tag, name, value in page.attributes if (tag, name) == ("time", "datetime"))
+    made = next(
+        value for tag, name, value in page.attributes if (tag, name) == ("time", "datetime")
+    )
     assert start <= datetime.fromisoformat(made) <= datetime.now(UTC)
 
 
@@ -288,7 +340,10 @@ def test_names_are_text_and_nothing_is_fetched(broken, whole) -> None:
         assert page.tags["title"] == page.tags["h1"] == 1
         assert f"{name}: refined LLCs over training" in page.text[""]
         for tag, attribute, value in page.attributes:
-            assert not (value or "").startswith(("http:", "https:", "//", "file:")), (tag, attribute)
+            assert not (value or "").startswith(("http:", "https:", "//", "file:")), (
+                tag,
+                attribute,
+            )
             assert not attribute.startswith("on")
         policy = next(value for _, _, value in page.attributes if "default-src" in (value or ""))
         assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -321,14 +376,21 @@ def test_the_page_is_made_again_in_the_store(run, tmp_path, monkeypatch, no_figu
 
 
 def test_errors_say_what_to_do(finished, tmp_path, monkeypatch) -> None:
-    with pytest.raises(rllc.FileError, match=r"report\('.*nowhere'\): there is no sweep in it; expected a folder that"):
+    with pytest.raises(
+        rllc.FileError,
+        match=r"report\('.*nowhere'\): there is no sweep in it; expected a folder that",
+    ):
         report(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     for wrong in (-1, 1.5, True, "3"):
-        with pytest.raises(rllc.InputError, match="`num_traces` must be a whole number from 0 up, got"):
+        with pytest.raises(
+            rllc.InputError, match="`num_traces` must be a whole number from 0 up, got"
+        ):
             report(finished, tmp_path / "page.html", num_traces=wrong)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(rllc.FileError, match=r"report: writing .*folder failed .*; give another file as `path`"):
+    with pytest.raises(
+        rllc.FileError, match=r"report: writing .*folder failed .*; give another file as `path`"
+    ):
         report(finished, tmp_path / "folder", num_traces=0)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -341,14 +403,21 @@ def test_errors_say_what_to_do(finished, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no google-chrome, chromium or chromium-browser is here")
+@pytest.mark.skipif(
+    BROWSER is None, reason="no google-chrome, chromium or chromium-browser is here"
+)
 def test_a_browser_shows_it(broken, tmp_path) -> None:
     import matplotlib.image
 
     page = broken[0]
 
     def browse(*flags: str) -> str:
-        quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        quiet = [
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ]
         quiet += [
             "--disable-gpu",
             "--disable-quic",
@@ -357,7 +426,9 @@ def test_a_browser_shows_it(broken, tmp_path) -> None:
             f"--user-data-dir={tmp_path / 'profile'}",
         ]
         command = [BROWSER, "--headless", *quiet, *flags, page.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=120
+        ).stdout
 
     dom = tmp_path / "dom.html"
     dom.write_text(browse("--dump-dom"), encoding="utf-8")
@@ -369,6 +440,9 @@ def test_a_browser_shows_it(broken, tmp_path) -> None:
         pixels = matplotlib.image.imread(tmp_path / "seen.png")
         assert pixels.shape[:2] == (2400, width)
         assert (tmp_path / "seen.png").stat().st_size > 50_000
-        for color in ((0, 114, 178), (213, 94, 0)):  # of the first two heads and chains: the figures are shown
+        for color in (
+            (0, 114, 178),
+            (213, 94, 0),
+        ):  # of the first two heads and chains: the figures are shown
             assert (np.abs(pixels[..., :3] * 255 - color).max(-1) < 2).sum() > 200
         assert pixels[:, -8:, :3].min() == 1.0  # nothing runs off the screen

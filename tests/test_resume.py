@@ -17,7 +17,13 @@ SAMPLING = rllc.Sampling(num_chains=3, num_draws=13, batch_size=4)
 
 
 def draw(num_draws: int, sampling: rllc.Sampling = SAMPLING, **options) -> rllc.Draws:
-    arguments = {"model": MODEL, "data": DATA, "weights": WEIGHTS, "progress": False, "keep_states": True} | options
+    arguments = {
+        "model": MODEL,
+        "data": DATA,
+        "weights": WEIGHTS,
+        "progress": False,
+        "keep_states": True,
+    } | options
     return rllc.sample(sampling=replace(sampling, num_draws=num_draws), **arguments)
 
 
@@ -54,7 +60,9 @@ SWITCHES = [
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_chains_that_go_on_are_those_that_never_stopped(name: str, switches: dict[str, object]) -> None:
+def test_chains_that_go_on_are_those_that_never_stopped(
+    name: str, switches: dict[str, object]
+) -> None:
     """Twice: 5 draws, then 8, then 13; what is gone on from is left as it is."""
     if switches.get("start") == "gaussian" and name != "sgld":
         pytest.skip("start='gaussian' is for sgld")
@@ -86,7 +94,9 @@ def test_only_the_new_draws_are_computed() -> None:
 
     costs: list[rllc.Draws] = []
     short, more = cost(5), cost(9, resume=costs[0])
-    assert cost(9) - short == more - len(DATA)  # w* is looked at once more, on the last minibatch of each data set
+    assert cost(9) - short == more - len(
+        DATA
+    )  # w* is looked at once more, on the last minibatch of each data set
     assert more < short  # nor are the gradients around w*
 
 
@@ -104,7 +114,10 @@ def test_losses_per_token_go_on_too_or_are_those_of_the_new_draws() -> None:
 def test_a_diverged_chain_stays_diverged_and_its_neighbours_go_on() -> None:
     """Curvature 5000 blows up at lr 1e-3, curvature 1 does not."""
     model, x = Quadratic(torch.tensor([1.0, 1.0, 5000.0, 5000.0])), torch.zeros(8, 4)
-    weights = {"flat": rllc.parameters("v", index=slice(0, 2)), "sharp": rllc.parameters("v", index=slice(2, 4))}
+    weights = {
+        "flat": rllc.parameters("v", index=slice(0, 2)),
+        "sharp": rllc.parameters("v", index=slice(2, 4)),
+    }
     options = {"model": model, "data": x, "weights": weights, "loss": loss_of_quadratic}
     sampling = rllc.Sampling(2, batch_size=8, num_burnin_steps=1)
     whole, short = draw(30, sampling, **options), draw(12, sampling, **options)
@@ -113,7 +126,11 @@ def test_a_diverged_chain_stays_diverged_and_its_neighbours_go_on() -> None:
     assert_same(found, whole)
     assert np.isnan(found.loss[1, :, -18:]).all()
     assert np.isfinite(found.loss[0]).all()
-    assert rllc.Estimate.of(found).status[1].startswith(f"diverged: chain 0 at step {short.diverged[1, 0]}")
+    assert (
+        rllc.Estimate.of(found)
+        .status[1]
+        .startswith(f"diverged: chain 0 at step {short.diverged[1, 0]}")
+    )
 
 
 def test_what_target_se_has_stopped_stays_stopped_and_the_rest_goes_on() -> None:
@@ -125,14 +142,18 @@ def test_what_target_se_has_stopped_stays_stopped_and_the_rest_goes_on() -> None
     whole, short = some(120, error), some(60, error)
     assert len({*short.lengths, *whole.lengths}) > 2
     assert_same(some(120, error, resume=short), whole)
-    assert_same(some(120, 1e9, resume=some(60, 1e9)), some(120, 1e9))  # all had stopped: nothing is computed
+    assert_same(
+        some(120, 1e9, resume=some(60, 1e9)), some(120, 1e9)
+    )  # all had stopped: nothing is computed
 
 
 def test_states_go_to_a_file_and_back(tmp_path) -> None:
     short = draw(5, sampler=rllc.rmsprop_sgld())
     again = rllc.Draws.load(short.save(tmp_path / "draws.npz"))
     assert_same(again, replace(short, settings=dict(again.settings)))
-    assert_same(draw(9, sampler=rllc.rmsprop_sgld(), resume=again), draw(9, sampler=rllc.rmsprop_sgld()))
+    assert_same(
+        draw(9, sampler=rllc.rmsprop_sgld(), resume=again), draw(9, sampler=rllc.rmsprop_sgld())
+    )
 
 
 def test_states_hold_what_is_needed_and_nothing_else() -> None:
@@ -144,7 +165,10 @@ def test_states_hold_what_is_needed_and_nothing_else() -> None:
     assert names() == least
     assert names(sampler=rllc.sghmc()) == least | {"sampler.momentum"}
     assert names(sampler=rllc.rmsprop_sgld()) == least | {"sampler.square", "sampler.fed"}
-    assert names(sampling=replace(SAMPLING, control_variate=True, start="gaussian")) == least | {"slope", "spread"}
+    assert names(sampling=replace(SAMPLING, control_variate=True, start="gaussian")) == least | {
+        "slope",
+        "spread",
+    }
     assert draw(3, keep_states=False).states == {}
 
 
@@ -152,16 +176,25 @@ def test_what_cannot_go_on_is_refused() -> None:
     short = draw(5)
     other = tiny_model(1)
     for options, words in [
-        ({"sampler": rllc.sgld(lr=2e-3)}, "`resume` was made otherwise: lr: 0.001 there, 0.002 now"),
+        (
+            {"sampler": rllc.sgld(lr=2e-3)},
+            "`resume` was made otherwise: lr: 0.001 there, 0.002 now",
+        ),
         ({"data": {"a": DATA["b"], "b": DATA["a"]}}, "`resume` was made otherwise: fingerprints: "),
         ({"weights": WEIGHTS[:2]}, r"`resume` was made otherwise: \(weights, data\): "),
         (
             {"weights": [*WEIGHTS[:2], rllc.parameters("embed.*").named("unembedding")]},
             "'unembedding' are other weights",
         ),
-        ({"model": other}, "`resume` is of another model or loss: on the minibatch of its last draw from 'a' the loss"),
+        (
+            {"model": other},
+            "`resume` is of another model or loss: on the minibatch of its last draw from 'a' the loss",
+        ),
         ({"loss": rllc.distillation(other)}, "`resume` is of another model or loss"),
-        ({"resume": draw(5, keep_states=False)}, r"has no states of the chains of \('0:1', 'a'\); expected draws of"),
+        (
+            {"resume": draw(5, keep_states=False)},
+            r"has no states of the chains of \('0:1', 'a'\); expected draws of",
+        ),
         ({"resume": draw(10)}, r"num_draws: 10 there, 9 now \(it can only grow\)"),
         ({"resume": "draws.npz"}, "`resume` must be the rllc.Draws of .* got str"),
     ]:

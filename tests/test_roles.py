@@ -40,7 +40,8 @@ def copies() -> Roles:
 
 def test_hand_built_heads_have_their_roles(copies: Roles) -> None:
     assert dict(zip(copies.heads, copies.roles, strict=True)) == {
-        head: handmade.ROLES.get(head, "other") for head in ("0:0", "0:1", "0:2", "1:0", "1:1", "1:2")
+        head: handmade.ROLES.get(head, "other")
+        for head in ("0:0", "0:1", "0:2", "1:0", "1:1", "1:2")
     }
     assert copies["L1H1"] == "induction"
     assert copies.having("previous token") == ("0:0",)
@@ -63,7 +64,9 @@ def test_a_hand_built_bracket_head_is_one() -> None:
 
 def test_a_head_that_has_memorised_is_a_multigram_head() -> None:
     """A current-token head with a table, looked at by what it matters for and not by where it looks."""
-    rows = torch.tensor([[BOS, 1, 2, 5, 6], [BOS, 3, 4, 6, 7], [BOS, 5, 1, 2, 8], [BOS, 8, 9, 3, 4]])
+    rows = torch.tensor(
+        [[BOS, 1, 2, 5, 6], [BOS, 3, 4, 6, 7], [BOS, 5, 1, 2, 8], [BOS, 8, 9, 3, 4]]
+    )
     model = induction_model(bigrams={1: 2, 3: 4})
     assert classify(model, rows)["0:1"] == "current token"
     nowhere = RoleThresholds(current_token=1.0, previous_token=1.0, prefix_matching=1.0)
@@ -84,11 +87,17 @@ def evidence_of(head: dict[str, float]) -> dict[str, float]:
     ("evidence", "role"),
     [
         ({}, "other"),
-        ({"previous_token": 0.5, "induction": 1.0}, "previous token"),  # where it looks goes before what it is for
+        (
+            {"previous_token": 0.5, "induction": 1.0},
+            "previous token",
+        ),  # where it looks goes before what it is for
         ({"current_token": 0.5, "multigram": 1.0}, "current token"),
         ({"prefix_matching": 0.3, "multigram": 1.0}, "induction"),
         ({"prefix_matching": 0.29}, "other"),
-        ({"prefix_matching": float("nan"), "induction": 0.4}, "induction"),  # not measured is no evidence
+        (
+            {"prefix_matching": float("nan"), "induction": 0.4},
+            "induction",
+        ),  # not measured is no evidence
         ({"induction": 0.4, "dyck": 0.45, "multigram": 0.15}, "bracket"),
         ({"dyck": 0.35, "multigram": 0.4}, "multigram"),
         ({"dyck": 0.29, "multigram": 0.29}, "other"),
@@ -110,7 +119,9 @@ def test_without_any_share_wanted_a_head_that_matters_nowhere_is_still_other() -
 
 def test_evidence_is_what_the_analyses_say() -> None:
     model, rows = tiny_model(), ROWS % 5
-    contexts = tokens_in_context(model, rows, brackets={1: 2}, thresholds=Thresholds(effect=0.0, most=10_000))
+    contexts = tokens_in_context(
+        model, rows, brackets={1: 2}, thresholds=Thresholds(effect=0.0, most=10_000)
+    )
     measured, ablation = scores(model, seed=3), ablate(model, rows)
     roles = classify(model, rows, brackets={1: 2}, contexts=contexts, seed=3)
     for name in SCORES:
@@ -137,7 +148,9 @@ def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def counted(module: str, name: str) -> None:
         original = getattr(__import__(module, fromlist=[name]), name)
-        monkeypatch.setattr(f"{module}.{name}", lambda *a, **k: calls.append(name) or original(*a, **k))
+        monkeypatch.setattr(
+            f"{module}.{name}", lambda *a, **k: calls.append(name) or original(*a, **k)
+        )
 
     counted("rllc.analysis.tokens_in_context", "ablate")
     counted("rllc.analysis.attention", "scores")
@@ -151,7 +164,9 @@ def test_random_rows_begin_as_the_given_ones(monkeypatch: pytest.MonkeyPatch) ->
     """A head that rests on BOS does not where there is none."""
     asked = []
     original = attention.scores
-    monkeypatch.setattr(attention, "scores", lambda m, **k: asked.append(k["bos"]) or original(m, **k))
+    monkeypatch.setattr(
+        attention, "scores", lambda m, **k: asked.append(k["bos"]) or original(m, **k)
+    )
     rows = ROWS.clone()
     classify(tiny_model(), rows)
     rows[:, 0] = 7
@@ -173,12 +188,19 @@ def test_results_as_tables(copies: Roles) -> None:
     frame = copies.to_dataframe()
     assert list(frame.columns) == ["head", "role", *EVIDENCE]
     assert frame["role"].tolist() == list(copies.roles)
-    assert frame.set_index("head").loc["1:1", "prefix_matching"] == copies.evidence["prefix_matching"][4]
+    assert (
+        frame.set_index("head").loc["1:1", "prefix_matching"]
+        == copies.evidence["prefix_matching"][4]
+    )
     lines = repr(copies).splitlines()
     assert lines[0] == (
         "Roles on copies (thresholds: previous token 0.5, current token 0.5, prefix matching 0.3, share 0.3)"
     )
-    assert lines[1].split() == ["head", "role", *(name for name in EVIDENCE if name != "delta_loss_se")]
+    assert lines[1].split() == [
+        "head",
+        "role",
+        *(name for name in EVIDENCE if name != "delta_loss_se"),
+    ]
     assert lines[6].split()[:5] == ["1:1", "induction", "0.045", "0.000", "1.000"]
     assert lines[6].split()[-2:] == ["80", "0"]
 
@@ -195,7 +217,10 @@ def test_figure_shows_evidence_and_roles(copies: Roles) -> None:
     assert written[6 * 6 : 6 * 7] == [f"{value:.2f}" for value in loss]
     assert written[6 * 7 : 6 * 8] == [str(n) for n in copies.evidence["memorised"]]
     assert written[6 * 8 :] == list(copies.roles)
-    colors = {role: label.get_color() for role, label in zip(copies.roles, ax.get_xticklabels(), strict=True)}
+    colors = {
+        role: label.get_color()
+        for role, label in zip(copies.roles, ax.get_xticklabels(), strict=True)
+    }
     assert len(set(colors.values())) == len(set(copies.roles))
     idle = replace(copies, evidence={name: np.zeros_like(v) for name, v in copies.evidence.items()})
     assert np.array_equal(
@@ -218,8 +243,14 @@ def test_roles_have_names_and_colours() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: classify(nn.Linear(2, 2), ROWS), r"classify: expected an rllc\.models\.AttentionOnly"),
-        (lambda m: classify(m, torch.tensor([[1, 99]])), "classify: the tokens 'tokens' have id 99"),
+        (
+            lambda m: classify(nn.Linear(2, 2), ROWS),
+            r"classify: expected an rllc\.models\.AttentionOnly",
+        ),
+        (
+            lambda m: classify(m, torch.tensor([[1, 99]])),
+            "classify: the tokens 'tokens' have id 99",
+        ),
         (
             lambda m: classify(m, ROWS, scores=scores(tiny_model(n_layers=1))),
             "the scores have no head '1:0'; make both",

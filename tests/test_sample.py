@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import rllc
 from rllc import refinement as refine
 from rllc.data.tokens import Minibatches
+from rllc.engine.layout import digest
 from rllc.errors import InputError
-from rllc.layout import digest
 from rllc.samplers import SGLDState
 from rllc.seeds import generator
 from rllc.testing import unchanged
@@ -49,7 +49,9 @@ def half() -> rllc.Weights:
     stream = torch.Generator().manual_seed(0)
     names = ("embed.W_E", "blocks.0.attn.W_V", "blocks.1.ln1.b", "unembed.b_U")
     shapes = {name: MODEL.get_parameter(name).shape for name in names}
-    return rllc.masks({name: torch.rand(shape, generator=stream) < 0.5 for name, shape in shapes.items()}, "half")
+    return rllc.masks(
+        {name: torch.rand(shape, generator=stream) < 0.5 for name, shape in shapes.items()}, "half"
+    )
 
 
 CHOSEN = [
@@ -66,7 +68,12 @@ CHOSEN = [
 
 
 def naive_chain(
-    model: nn.Module, weights: rllc.Weights, data: rllc.Tokens, loss: Callable, sampling: rllc.Sampling, chain: int
+    model: nn.Module,
+    weights: rllc.Weights,
+    data: rllc.Tokens,
+    loss: Callable,
+    sampling: rllc.Sampling,
+    chain: int,
 ) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """One chain on one copy of the model, differentiated by plain autograd: losses and baselines [draw], last position."""
     lr, localization, n_beta = 1e-3, 200.0, sampling.n_beta
@@ -112,14 +119,18 @@ def soft_loss(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "sampling", [SHORT, replace(SHORT, num_burnin_steps=3, num_steps_bw_draws=2, num_draws=3, seed=7)]
+    "sampling",
+    [SHORT, replace(SHORT, num_burnin_steps=3, num_steps_bw_draws=2, num_draws=3, seed=7)],
 )
 @pytest.mark.parametrize("case", ["shortformer", "standard", "distillation", "any module"])
-def test_every_draw_equals_a_loop_over_one_model_at_a_time(case: str, sampling: rllc.Sampling) -> None:
+def test_every_draw_equals_a_loop_over_one_model_at_a_time(
+    case: str, sampling: rllc.Sampling
+) -> None:
     model = tiny_model(positions="standard" if case == "standard" else "shortformer")
-    ours: object = {"distillation": rllc.distillation(GENERATOR), "any module": lambda m, b: rllc.next_token(m, b)}.get(
-        case
-    )
+    ours: object = {
+        "distillation": rllc.distillation(GENERATOR),
+        "any module": lambda m, b: rllc.next_token(m, b),
+    }.get(case)
     slow = soft_loss if case == "distillation" else token_loss
     draws = rllc.sample(model, TOKENS, CHOSEN, loss=ours, sampling=sampling, progress=False)  # type: ignore[arg-type]
     *_, last = rllc.iterate(model, TOKENS, CHOSEN, loss=ours, sampling=sampling)  # type: ignore[arg-type]
@@ -137,13 +148,17 @@ def test_every_draw_equals_a_loop_over_one_model_at_a_time(case: str, sampling: 
 
 
 def test_draws_are_counted_after_burn_in_and_between_steps() -> None:
-    sampling = rllc.Sampling(num_chains=1, num_draws=3, num_burnin_steps=4, num_steps_bw_draws=2, batch_size=4)
+    sampling = rllc.Sampling(
+        num_chains=1, num_draws=3, num_burnin_steps=4, num_steps_bw_draws=2, batch_size=4
+    )
     steps = list(rllc.iterate(MODEL, TOKENS, "0:1", sampling=sampling))
     assert [s.step for s in steps] == list(range(1, 11))
     assert [s.draw for s in steps] == [None] * 5 + [0, None, 1, None, 2]
     draws = rllc.sample(MODEL, TOKENS, "0:1", sampling=sampling, progress=False)
     assert draws.loss[0, 0].tolist() == [float(s.loss[0, 0]) for s in steps if s.draw is not None]
-    assert draws.baseline[0, 0].tolist() == [float(s.baseline[0]) for s in steps if s.draw is not None]
+    assert draws.baseline[0, 0].tolist() == [
+        float(s.baseline[0]) for s in steps if s.draw is not None
+    ]
 
 
 def test_the_center_is_never_a_draw_and_burn_in_never_in_the_mean() -> None:
@@ -156,8 +171,12 @@ def test_the_center_is_never_a_draw_and_burn_in_never_in_the_mean() -> None:
     counter = rllc.Sampler("count", 1.0, 0.0, SGLD.init, count)
     model, x = Quadratic(torch.ones(3)), torch.zeros(8, 3)
     for burnin, between in ((0, 1), (5, 1), (2, 3)):
-        sampling = rllc.Sampling(num_draws=4, num_burnin_steps=burnin, num_steps_bw_draws=between, batch_size=8)
-        draws = rllc.sample(model, x, loss=loss_of_quadratic, sampler=counter, sampling=sampling, progress=False)
+        sampling = rllc.Sampling(
+            num_draws=4, num_burnin_steps=burnin, num_steps_bw_draws=between, batch_size=8
+        )
+        draws = rllc.sample(
+            model, x, loss=loss_of_quadratic, sampler=counter, sampling=sampling, progress=False
+        )
         at = burnin + between * np.arange(1, 5)
         assert np.allclose(draws.loss, 1.5 * at**2)
         assert np.allclose(draws.baseline, 0)
@@ -177,19 +196,27 @@ def test_a_loss_is_measured_on_the_next_minibatch_which_also_gives_the_next_grad
     steps = list(rllc.iterate(nn.Linear(3, 1), x, loss=loss, sampling=sampling))
     batches = Minibatches(12, 4, seed=0)
     for t, step in enumerate(steps, start=1):
-        assert torch.equal(step.rows["data"], batches[t])  # step t used batch t − 1, its loss is on batch t
+        assert torch.equal(
+            step.rows["data"], batches[t]
+        )  # step t used batch t − 1, its loss is on batch t
     model = nn.Linear(3, 1)
     for step in rllc.iterate(model, x, loss=square, sampling=sampling):
         moved = copy.deepcopy(model)
         bias, weight = step.positions(0)[0][:1], step.positions(0)[0][1:]  # alphabetical
         moved.load_state_dict({"weight": weight[None], "bias": bias})
-        assert abs(float(step.loss[0, 0]) - square(moved, x[step.rows["data"]]).mean().item()) < 1e-5
-        assert abs(float(step.baseline[0]) - square(model, x[step.rows["data"]]).mean().item()) < 1e-5
+        assert (
+            abs(float(step.loss[0, 0]) - square(moved, x[step.rows["data"]]).mean().item()) < 1e-5
+        )
+        assert (
+            abs(float(step.baseline[0]) - square(model, x[step.rows["data"]]).mean().item()) < 1e-5
+        )
 
 
 def test_losses_per_token_have_the_loss_as_their_mean() -> None:
     data = {"a": tiny_tokens(seed=1), "b": tiny_tokens(num_rows=9, pos=5, seed=2)}
-    draws = rllc.sample(MODEL, data, ["0:1", "1:0", rllc.layer(0)], sampling=SHORT, per_token=True, progress=False)
+    draws = rllc.sample(
+        MODEL, data, ["0:1", "1:0", rllc.layer(0)], sampling=SHORT, per_token=True, progress=False
+    )
     plain = rllc.sample(MODEL, data, ["0:1", "1:0", rllc.layer(0)], sampling=SHORT, progress=False)
     assert (draws.loss == plain.loss).all()
     assert not plain.tokens
@@ -198,7 +225,9 @@ def test_losses_per_token_have_the_loss_as_their_mean() -> None:
         pos = data[name[1]].num_positions
         assert draws.tokens[name].shape == (2, 5, 4, pos - 1)
         assert np.allclose(draws.tokens[name].astype(float).mean((2, 3)), draws.loss[r], atol=1e-6)
-        assert np.allclose(draws.token_baseline[name[1]].astype(float).mean((1, 2)), draws.baseline[r], atol=1e-6)
+        assert np.allclose(
+            draws.token_baseline[name[1]].astype(float).mean((1, 2)), draws.baseline[r], atol=1e-6
+        )
     for name, rows in draws.rows.items():  # token losses belong to the rows they say
         batch = data[name].rows[torch.from_numpy(rows[2])].long()
         expected = rllc.next_token(MODEL, batch).detach().numpy()
@@ -229,9 +258,14 @@ def test_positions_stay_what_they_were_when_the_chain_goes_on() -> None:
 
 def z_of_estimate(law: SGLDLaw, estimate: rllc.LLC, sampling: rllc.Sampling) -> float:
     """(estimate − exact mean) / exact standard deviation, both at finite ε, γ, nβ, length and burn-in."""
-    spacing = {"num_burnin_steps": sampling.num_burnin_steps, "num_steps_bw_draws": sampling.num_steps_bw_draws}
+    spacing = {
+        "num_burnin_steps": sampling.num_burnin_steps,
+        "num_steps_bw_draws": sampling.num_steps_bw_draws,
+    }
     truth = law.expected(sampling.num_draws, **spacing)
-    return (estimate.value - truth) / law.standard_error(sampling.num_draws, sampling.num_chains, **spacing)
+    return (estimate.value - truth) / law.standard_error(
+        sampling.num_draws, sampling.num_chains, **spacing
+    )
 
 
 CURVATURES = torch.tensor([0.0, 0.3, 1.0, 3.0, 10.0]).repeat(40)
@@ -240,19 +274,43 @@ CURVATURES = torch.tensor([0.0, 0.3, 1.0, 3.0, 10.0]).repeat(40)
 @pytest.mark.parametrize(
     ("lr", "localization", "sampling"),
     [
-        (1e-3, 200.0, rllc.Sampling(num_chains=4, num_draws=100, batch_size=8)),  # the paper's, transient and all
-        (2e-2, 20.0, rllc.Sampling(num_chains=2, num_draws=100, num_burnin_steps=30, batch_size=8, n_beta=10.0)),
-        (5e-3, 1.0, rllc.Sampling(num_chains=2, num_draws=60, num_steps_bw_draws=3, batch_size=8, n_beta=50.0)),
-        (5e-3, 100.0, rllc.Sampling(num_chains=2, num_draws=100, batch_size=8, n_beta=60.0)),  # εa = 3.5 at most
+        (
+            1e-3,
+            200.0,
+            rllc.Sampling(num_chains=4, num_draws=100, batch_size=8),
+        ),  # the paper's, transient and all
+        (
+            2e-2,
+            20.0,
+            rllc.Sampling(
+                num_chains=2, num_draws=100, num_burnin_steps=30, batch_size=8, n_beta=10.0
+            ),
+        ),
+        (
+            5e-3,
+            1.0,
+            rllc.Sampling(
+                num_chains=2, num_draws=60, num_steps_bw_draws=3, batch_size=8, n_beta=50.0
+            ),
+        ),
+        (
+            5e-3,
+            100.0,
+            rllc.Sampling(num_chains=2, num_draws=100, batch_size=8, n_beta=60.0),
+        ),  # εa = 3.5 at most
     ],
 )
-def test_quadratic_has_its_exact_law(lr: float, localization: float, sampling: rllc.Sampling) -> None:
+def test_quadratic_has_its_exact_law(
+    lr: float, localization: float, sampling: rllc.Sampling
+) -> None:
     law = SGLDLaw(CURVATURES.numpy(), lr=lr, localization=localization, n_beta=sampling.n_beta)
     est = rllc.estimate(Quadratic(CURVATURES), torch.zeros(8, len(CURVATURES)), loss=loss_of_quadratic,
                         sampler=rllc.sgld(lr, localization), sampling=sampling, progress=False)  # fmt: skip
     z = z_of_estimate(law, est["everything"], sampling)
     assert abs(z) < 5
-    assert est["everything"].standard_error < 0.2 * law.value  # a z-score with a large error would show nothing
+    assert (
+        est["everything"].standard_error < 0.2 * law.value
+    )  # a z-score with a large error would show nothing
 
 
 def test_minibatch_noise_widens_the_law_by_its_exact_factor() -> None:
@@ -262,9 +320,13 @@ def test_minibatch_noise_widens_the_law_by_its_exact_factor() -> None:
     x = torch.randn(rows, len(curvatures), generator=generator("noise of rows"))
     x = (x - x.mean(0)) * torch.tensor([0.5, 1.0, 3.0, 4.0, 2.0]).repeat(30)
     noise = x.var(0).numpy() / batch * (1 - batch / rows)
-    law = SGLDLaw(curvatures.numpy(), lr=lr, localization=50.0, n_beta=n_beta, gradient_variance=noise)
+    law = SGLDLaw(
+        curvatures.numpy(), lr=lr, localization=50.0, n_beta=n_beta, gradient_variance=noise
+    )
     quiet = SGLDLaw(curvatures.numpy(), lr=lr, localization=50.0, n_beta=n_beta)
-    sampling = rllc.Sampling(num_chains=4, num_draws=200, num_burnin_steps=20, batch_size=batch, n_beta=n_beta)
+    sampling = rllc.Sampling(
+        num_chains=4, num_draws=200, num_burnin_steps=20, batch_size=batch, n_beta=n_beta
+    )
     est = rllc.estimate(Quadratic(curvatures), x, loss=loss_of_quadratic, sampler=rllc.sgld(lr, 50.0), sampling=sampling,
                         progress=False)  # fmt: skip
     assert abs(z_of_estimate(law, est["everything"], sampling)) < 5
@@ -287,7 +349,9 @@ def test_the_baseline_on_the_same_minibatch_takes_the_datas_noise_out() -> None:
 # What a draw must not depend on
 
 
-def noise_of(weights: object, data: object = TOKENS, **changes: object) -> dict[tuple[str, str], Tensor]:
+def noise_of(
+    weights: object, data: object = TOKENS, **changes: object
+) -> dict[tuple[str, str], Tensor]:
     """The random numbers that each refinement's chains get at their last step, bit for bit."""
     refinements = refine.product(weights, data)  # type: ignore[arg-type]
     sampling = replace(SHORT, **{"num_draws": 2} | changes)
@@ -299,7 +363,9 @@ DATA = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
 
 
 @pytest.mark.parametrize("runs_per_pass", [None, 1, 3])
-def test_noise_is_the_same_alone_in_company_in_any_order_and_in_passes_of_any_size(runs_per_pass: int | None) -> None:
+def test_noise_is_the_same_alone_in_company_in_any_order_and_in_passes_of_any_size(
+    runs_per_pass: int | None,
+) -> None:
     together = noise_of(CHOSEN, DATA)
     for weights, data in (
         (CHOSEN, DATA),
@@ -322,16 +388,25 @@ def test_noise_depends_on_what_it_is_for_and_not_on_names() -> None:
     assert torch.equal(other_name["previous token", "x"], base)
     assert not torch.equal(base[0], base[1])  # chains
     moves = [noise_of("0:1", seed=1), noise_of("0:2"), noise_of("0:1", DATA["a"])]
-    start = torch.cat([MODEL.get_parameter(n).detach()[m] for n, m in sorted(rllc.head("0:1").masks(MODEL).items())])
+    start = torch.cat(
+        [
+            MODEL.get_parameter(n).detach()[m]
+            for n, m in sorted(rllc.head("0:1").masks(MODEL).items())
+        ]
+    )
     for other in moves:
         ((name, noise),) = other.items()
         w = rllc.head(name[0])
-        center = torch.cat([MODEL.get_parameter(n).detach()[m] for n, m in sorted(w.masks(MODEL).items())])
+        center = torch.cat(
+            [MODEL.get_parameter(n).detach()[m] for n, m in sorted(w.masks(MODEL).items())]
+        )
         assert not torch.allclose(noise - center, base - start)
 
 
 @pytest.mark.parametrize("runs_per_pass", [None, 1, 3])
-def test_losses_are_the_same_alone_in_company_and_in_passes_of_any_size(runs_per_pass: int | None) -> None:
+def test_losses_are_the_same_alone_in_company_and_in_passes_of_any_size(
+    runs_per_pass: int | None,
+) -> None:
     together = rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, progress=False)
     sampling = replace(SHORT, runs_per_pass=runs_per_pass)
     for weights in (CHOSEN[::-1], [CHOSEN[4]], [CHOSEN[6]]):
@@ -366,7 +441,9 @@ def test_minibatches_are_the_same_for_all_refinements_and_in_company() -> None:
 
 
 def test_the_same_call_gives_the_same_bits() -> None:
-    first, second = (rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, progress=False) for _ in range(2))
+    first, second = (
+        rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, progress=False) for _ in range(2)
+    )
     assert (first.loss == second.loss).all()
     assert (first.baseline == second.baseline).all()
 
@@ -390,7 +467,10 @@ def test_a_diverging_refinement_leaves_its_neighbours_alone() -> None:
             return ((self.calm - 1) ** 2).sum() + 1e5 * ((self.wild - 1) ** 2).sum() + 0 * x[:, 0]
 
     model, x, two = Two(), torch.zeros(8, 1), [rllc.parameters("wild"), rllc.parameters("calm")]
-    for loss in (lambda m, x: m(x), lambda m, x: m(x) + 0 * float(m(x).detach().sum())):  # together, one by one
+    for loss in (
+        lambda m, x: m(x),
+        lambda m, x: m(x) + 0 * float(m(x).detach().sum()),
+    ):  # together, one by one
         sampling = rllc.Sampling(num_draws=60, batch_size=8)
         est = rllc.estimate(model, x, two, loss=loss, sampling=sampling, progress=False)
         alone = rllc.estimate(model, x, two[1], loss=loss, sampling=sampling, progress=False)
@@ -414,7 +494,9 @@ def public_calls() -> dict[str, Callable[[nn.Module, Tensor], object]]:
         calls += 1
         if calls > 9:
             raise Interrupted
-        return square(module, x) + float(square(module, x).detach().mean()) * 0  # looks at values: run by run
+        return (
+            square(module, x) + float(square(module, x).detach().mean()) * 0
+        )  # looks at values: run by run
 
     def abandoned(model: nn.Module, x: Tensor) -> None:
         for step in rllc.iterate(model, x, loss=square, sampling=replace(SHORT, train_mode=True)):
@@ -435,7 +517,9 @@ def public_calls() -> dict[str, Callable[[nn.Module, Tensor], object]]:
         "abandoned": abandoned,
         "held": held,
         "failing": lambda m, x: rllc.sample(m, x, loss=failing, sampling=SHORT, progress=False),
-        "refused": lambda m, x: rllc.sample(m, x, loss=square, sampling=replace(SHORT, batch_size=99), progress=False),
+        "refused": lambda m, x: rllc.sample(
+            m, x, loss=square, sampling=replace(SHORT, batch_size=99), progress=False
+        ),
         "diverging": lambda m, x: rllc.sample(
             m, x, loss=square, sampler=rllc.sgld(10.0), sampling=SHORT, progress=False
         ),
@@ -470,7 +554,8 @@ def test_an_attention_only_and_its_generator_are_left_as_they_were(loss: object)
 def test_a_model_and_its_data_are_not_kept_alive_by_results() -> None:
     draws = rllc.sample(MODEL, TOKENS, "0:1", sampling=SHORT, per_token=True, progress=False)
     assert all(
-        isinstance(a, np.ndarray) for a in (draws.loss, draws.baseline, *draws.tokens.values(), *draws.rows.values())
+        isinstance(a, np.ndarray)
+        for a in (draws.loss, draws.baseline, *draws.tokens.values(), *draws.rows.values())
     )
 
 
@@ -531,7 +616,9 @@ def test_a_chain_that_meets_a_non_finite_loss_stays_broken() -> None:
 
 
 @pytest.mark.parametrize(("lr", "localization"), [(1e-3, 200.0), (1e-7, 200.0), (1e-6, 1.0)])
-def test_a_chain_that_starts_away_from_the_center_is_not_taken_for_diverged(lr: float, localization: float) -> None:
+def test_a_chain_that_starts_away_from_the_center_is_not_taken_for_diverged(
+    lr: float, localization: float
+) -> None:
     sampling = rllc.Sampling(num_draws=20, batch_size=4, start="gaussian")
     weights, sampler = ["0:1", rllc.everything()], rllc.sgld(lr, localization)
     est = rllc.estimate(MODEL, TOKENS, weights, sampler=sampler, sampling=sampling, progress=False)
@@ -542,9 +629,13 @@ def test_a_chain_far_from_a_minimum_is_not_taken_for_diverged() -> None:
     """A steep slope at w* moves a chain fast and gives a large negative value, which is kept."""
     model = nn.Linear(3, 1)
     model.weight.data.fill_(3.0)
-    est = rllc.estimate(model, torch.randn(64, 3), loss=square, sampling=rllc.Sampling(num_draws=50), progress=False)
+    est = rllc.estimate(
+        model, torch.randn(64, 3), loss=square, sampling=rllc.Sampling(num_draws=50), progress=False
+    )
     assert est["everything"].value < -5
-    assert est["everything"].status.endswith("negative: w* is not a minimum for this data, or noise exceeds signal")
+    assert est["everything"].status.endswith(
+        "negative: w* is not a minimum for this data, or noise exceeds signal"
+    )
 
 
 # Bad input
@@ -552,21 +643,29 @@ def test_a_chain_far_from_a_minimum_is_not_taken_for_diverged() -> None:
 GOOD = {"num_chains": 2, "num_draws": 2, "batch_size": 4}
 
 
-@pytest.mark.parametrize("name", ["num_chains", "num_draws", "num_steps_bw_draws", "batch_size", "runs_per_pass"])
+@pytest.mark.parametrize(
+    "name", ["num_chains", "num_draws", "num_steps_bw_draws", "batch_size", "runs_per_pass"]
+)
 @pytest.mark.parametrize("value", [0, -1, 1.5, "4", True])
 def test_counts_must_be_positive_integers(name: str, value: object) -> None:
-    with pytest.raises(InputError, match=f"Sampling: `{name}` must be an integer of at least 1, got {value!r}"):
+    with pytest.raises(
+        InputError, match=f"Sampling: `{name}` must be an integer of at least 1, got {value!r}"
+    ):
         rllc.Sampling(**{name: value})  # type: ignore[arg-type]
 
 
 def test_burn_in_must_not_be_negative() -> None:
-    with pytest.raises(InputError, match="`num_burnin_steps` must be an integer of at least 0, got -1"):
+    with pytest.raises(
+        InputError, match="`num_burnin_steps` must be an integer of at least 0, got -1"
+    ):
         rllc.Sampling(num_burnin_steps=-1)
 
 
 @pytest.mark.parametrize("n_beta", [0, -1.0, float("nan"), float("inf"), "30"])
 def test_n_beta_must_be_positive(n_beta: object) -> None:
-    with pytest.raises(InputError, match=r"`n_beta` must be a positive number, got .*the paper uses 30"):
+    with pytest.raises(
+        InputError, match=r"`n_beta` must be a positive number, got .*the paper uses 30"
+    ):
         rllc.Sampling(n_beta=n_beta)  # type: ignore[arg-type]
 
 
@@ -616,12 +715,20 @@ def broken(change: Callable[[nn.Module], object]) -> nn.Module:
         ({"loss": lambda m, b: rllc.next_token(m, b) * torch.nan}, r"at w\*, before any step, 24 of the 24 losses.*not finite"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("call", [rllc.sample, rllc.estimate, lambda *a, **k: next(rllc.iterate(*a, **k))])
+@pytest.mark.parametrize(
+    "call", [rllc.sample, rllc.estimate, lambda *a, **k: next(rllc.iterate(*a, **k))]
+)
 def test_what_cannot_work_is_refused_before_any_chain_runs(
     call: Callable, arguments: dict[str, object], message: str
 ) -> None:
     never = rllc.Sampler("never", 1e-3, 0.0, SGLD.init, lambda *_: pytest.fail("a chain ran"))
-    good = {"model": MODEL, "data": TOKENS, "weights": "0:1", "sampler": never, "sampling": rllc.Sampling(**GOOD)}
+    good = {
+        "model": MODEL,
+        "data": TOKENS,
+        "weights": "0:1",
+        "sampler": never,
+        "sampling": rllc.Sampling(**GOOD),
+    }
     given = good | arguments
     with pytest.raises(InputError, match=re.compile(message, re.DOTALL)):
         call(given.pop("model"), given.pop("data"), given.pop("weights"), **given)

@@ -18,7 +18,18 @@ from torch import Tensor
 import rllc
 from rllc import testing
 from rllc.errors import InputError
-from rllc.samplers import Prior, Random, Sampler, box, gaussian, hmc, mala, rmsprop_sgld, sghmc, sgld
+from rllc.samplers import (
+    Prior,
+    Random,
+    Sampler,
+    box,
+    gaussian,
+    hmc,
+    mala,
+    rmsprop_sgld,
+    sghmc,
+    sgld,
+)
 from rllc.seeds import generator
 
 Z = 5.5
@@ -29,7 +40,9 @@ def noise(num_chains: int, dim: int, seed: Any = 0) -> Random:
     return Random([generator("laws", seed, c) for c in range(num_chains)], dim, torch.device("cpu"))
 
 
-def quadratic(curvatures: Sequence[float], center: float = 0.0, gradient_noise: float = 0.0, seed: int = 0) -> Any:
+def quadratic(
+    curvatures: Sequence[float], center: float = 0.0, gradient_noise: float = 0.0, seed: int = 0
+) -> Any:
     """½ Σ k (v − center)², with fresh gradient noise of that standard deviation for every run and call."""
     k, stream = torch.tensor(curvatures, dtype=torch.float32), generator("gradient noise", seed)
 
@@ -46,7 +59,12 @@ def flat(position: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draws(
-    sampler: Sampler, energy: Any, center: Tensor, num_steps: int, num_burnin_steps: int, seed: Any = 0
+    sampler: Sampler,
+    energy: Any,
+    center: Tensor,
+    num_steps: int,
+    num_burnin_steps: int,
+    seed: Any = 0,
 ) -> Tensor:
     """Displacements from the centre ``[step, chain, dim]`` in float64."""
     state, random = sampler.init(center), noise(*center.shape, seed=(repr(sampler), seed))
@@ -71,7 +89,11 @@ def z_scores(values: Tensor, truth: Any) -> np.ndarray:
         (sgld(1e-3, 200.0), lambda a: 1 / (a * (1 - 1e-3 * a / 4)), {}),
         (sghmc(1e-3, 200.0), None, {}),
         (sghmc(1e-3, 200.0, momentum=0.0), None, {}),
-        (sghmc(1e-3, 200.0, momentum=0.6), None, {"curvatures": [1000.0, 3000.0, 3600.0]}),  # near εa = 4
+        (
+            sghmc(1e-3, 200.0, momentum=0.6),
+            None,
+            {"curvatures": [1000.0, 3000.0, 3600.0]},
+        ),  # near εa = 4
         (mala(1e-3, 200.0), None, {}),
         (
             mala(1e-3, 200.0),
@@ -96,7 +118,9 @@ def test_law_on_a_quadratic(sampler: Sampler, variance: Any, options: Any) -> No
 def test_sghmc_with_gradient_noise(momentum: float) -> None:
     lr, a, sd = 1e-3, np.array([300.0, 1000.0, 2000.0]), 40.0
     sampler = sghmc(lr, localization=0.0, momentum=momentum)
-    found = draws(sampler, quadratic(a.repeat(20), gradient_noise=sd), torch.zeros(100, 60), 300, 100)
+    found = draws(
+        sampler, quadratic(a.repeat(20), gradient_noise=sd), torch.zeros(100, 60), 300, 100
+    )
     found = found.square().unflatten(2, (3, 20)).mean(3)
     grown = 1 + lr / 4 * sd**2 * (1 + momentum) / ((1 - momentum) * (1 - lr * a / 4))
     assert np.abs(z_scores(found, grown / a)).max() < Z
@@ -105,19 +129,28 @@ def test_sghmc_with_gradient_noise(momentum: float) -> None:
 
 def test_sghmc_lyapunov_equation() -> None:
     """The law of the docstring solves the moment equations of the update, whatever the numbers."""
-    for lr, a, c, noise_variance in [(1e-3, 500.0, 0.9, 300.0), (0.3, 2.0, 0.0, 1.0), (0.5, 7.0, 0.4, 0.1)]:
+    for lr, a, c, noise_variance in [
+        (1e-3, 500.0, 0.9, 300.0),
+        (0.3, 2.0, 0.0, 1.0),
+        (0.5, 7.0, 0.4, 0.1),
+    ]:
         eta = math.sqrt(lr)
         kick, drift = np.array([[1, 0], [-eta * a, 1]]), np.array([[1, eta / 2], [0, 1]])
         move = drift @ np.diag([1, c]) @ drift @ kick
         from_gradient = drift @ np.diag([1, c]) @ drift @ np.array([0, -eta])
         from_random = drift @ np.array([0, math.sqrt(1 - c**2)])
-        added = noise_variance * np.outer(from_gradient, from_gradient) + np.outer(from_random, from_random)
+        added = noise_variance * np.outer(from_gradient, from_gradient) + np.outer(
+            from_random, from_random
+        )
         covariance = np.linalg.solve(np.eye(4) - np.kron(move, move), added.ravel()).reshape(2, 2)
         law = (1 + lr / 4 * noise_variance * (1 + c) / ((1 - c) * (1 - lr * a / 4))) / a
         assert covariance[0, 0] == pytest.approx(law, rel=1e-12)
         assert np.abs(np.linalg.eigvals(move)).max() < 1
     unstable = (
-        np.array([[1, 0.5], [0, 1]]) @ np.diag([1, 0.9]) @ np.array([[1, 0.5], [0, 1]]) @ np.array([[1, 0], [-4.1, 1]])
+        np.array([[1, 0.5], [0, 1]])
+        @ np.diag([1, 0.9])
+        @ np.array([[1, 0.5], [0, 1]])
+        @ np.array([[1, 0], [-4.1, 1]])
     )
     assert np.abs(np.linalg.eigvals(unstable)).max() > 1  # εa = 4.1
 
@@ -127,7 +160,11 @@ def test_rmsprop_is_sgld_with_a_fixed_scale_once_held() -> None:
     energy = quadratic(n_beta * k)
     energy.n_beta = n_beta
     sampler = rmsprop_sgld(lr, 10.0, alpha, eps, num_adaptation_steps=30)
-    state, random, sums = sampler.init(torch.zeros(100, 30)), noise(100, 30), torch.zeros(100, 30, dtype=torch.float64)
+    state, random, sums = (
+        sampler.init(torch.zeros(100, 30)),
+        noise(100, 30),
+        torch.zeros(100, 30, dtype=torch.float64),
+    )
     for t in range(900):
         state = sampler.step(state, energy, random)
         if t >= 300:
@@ -194,7 +231,9 @@ def test_rmsprop_on_the_regular_model_with_lambda_1000(lr: float, num_steps: int
             rate = lr * scale * n_beta
             law = float((0.5 / (1 - rate / 4)).sum(1).mean())
             decay = (1 - rate / 2) ** 2
-            worth = num_steps * 3 / 4 * (1 - decay) / (1 + decay)  # independent draws of each coordinate's square
+            worth = (
+                num_steps * 3 / 4 * (1 - decay) / (1 + decay)
+            )  # independent draws of each coordinate's square
             error = float((0.5 / worth).sum().sqrt()) / chains
     assert value[100] == pytest.approx(1000, rel=0.02)
     assert abs(value[100] - law) < 5 * error
@@ -245,7 +284,9 @@ def quartic(position: Tensor) -> tuple[Tensor, Tensor]:
     return position.double().pow(4).sum(1), 4 * position.pow(3)
 
 
-@pytest.mark.parametrize("sampler", [mala(0.5, 1.0), hmc(0.3, 1.0, 3), hmc(0.3, 1.0, 3, jitter=0.0)])
+@pytest.mark.parametrize(
+    "sampler", [mala(0.5, 1.0), hmc(0.3, 1.0, 3), hmc(0.3, 1.0, 3, jitter=0.0)]
+)
 def test_unbiased_on_a_quartic_at_a_large_step(sampler: Sampler) -> None:
     def moment(power: int) -> float:
         return integrate.quad(lambda x: x**power * math.exp(-(x**4) - x**2 / 2), -5, 5)[0]
@@ -256,13 +297,17 @@ def test_unbiased_on_a_quartic_at_a_large_step(sampler: Sampler) -> None:
     assert np.abs(z_scores(found.square().mean(2), second)) < Z
     assert np.abs(z_scores(found.pow(4).sum(2), 4 * fourth)) < Z  # E U: what λ̂ is made of
     biased = draws(sgld(0.1, 1.0), quartic, torch.zeros(400, 4), 200, 50)
-    assert z_scores(biased.square().mean(2), second) > 5  # at a smaller step: the test would have seen it
+    assert (
+        z_scores(biased.square().mean(2), second) > 5
+    )  # at a smaller step: the test would have seen it
 
 
 def test_a_proposal_that_is_not_a_number_is_refused() -> None:
     def walled(position: Tensor) -> tuple[Tensor, Tensor]:
         inside = position.abs() < 0.5
-        return torch.where(inside.all(1), 0.0, torch.nan).double(), torch.where(inside, position, torch.nan)
+        return torch.where(inside.all(1), 0.0, torch.nan).double(), torch.where(
+            inside, position, torch.nan
+        )
 
     for sampler in (mala(0.2, 0.0), hmc(0.2, 0.0, 2)):
         assert float(draws(sampler, walled, torch.zeros(50, 1), 50, 0).abs().max()) < 0.5
@@ -277,24 +322,40 @@ def test_a_box_on_a_flat_loss_is_uniform(make: Callable[..., Sampler]) -> None:
     assert float(found.abs().max()) <= b + 1e-6
     assert np.abs(z_scores(found.mean(3), 0.0)).max() < Z
     assert np.abs(z_scores(found.square().mean(3), b**2 / 3)).max() < Z
-    at_walls = (found.abs() > 0.99 * b).double().mean(3)  # where clamping, as in devinterp, piles up
+    at_walls = (
+        (found.abs() > 0.99 * b).double().mean(3)
+    )  # where clamping, as in devinterp, piles up
     assert np.abs(z_scores(at_walls, 0.01)).max() < Z
 
 
-@pytest.mark.parametrize("sampler", [mala(0.05, prior=box(0.5, localization=3.0)), hmc(0.05, prior=box(0.5, 3.0))])
+@pytest.mark.parametrize(
+    "sampler", [mala(0.05, prior=box(0.5, localization=3.0)), hmc(0.05, prior=box(0.5, 3.0))]
+)
 def test_a_gaussian_in_a_box_is_truncated(sampler: Sampler) -> None:
     a = np.array([3.0, 7.0, 23.0])
-    truth = [stats.truncnorm(-0.5 * math.sqrt(x), 0.5 * math.sqrt(x), scale=1 / math.sqrt(x)).var() for x in a]
+    truth = [
+        stats.truncnorm(-0.5 * math.sqrt(x), 0.5 * math.sqrt(x), scale=1 / math.sqrt(x)).var()
+        for x in a
+    ]
     energy = quadratic((a - 3.0).repeat(3), center=2.0)
-    found = draws(sampler, energy, torch.full((300, 9), 2.0), 150, 50).square().unflatten(2, (3, 3)).mean(3)
+    found = (
+        draws(sampler, energy, torch.full((300, 9), 2.0), 150, 50)
+        .square()
+        .unflatten(2, (3, 3))
+        .mean(3)
+    )
     assert np.abs(z_scores(found, np.array(truth))).max() < Z
 
 
 @pytest.mark.parametrize("make", [sgld, sghmc, rmsprop_sgld])
-def test_a_gaussian_in_a_box_is_truncated_in_the_limit_of_small_steps(make: Callable[..., Sampler]) -> None:
+def test_a_gaussian_in_a_box_is_truncated_in_the_limit_of_small_steps(
+    make: Callable[..., Sampler],
+) -> None:
     truth = stats.truncnorm(-1.0, 1.0, scale=0.5).var()
     lr = 2e-3 if make is not rmsprop_sgld else 2e-4  # a flat loss has G = 1/eps = 10
-    found = draws(make(lr=lr, prior=box(0.5, localization=4.0)), flat, torch.full((20, 200), 2.0), 2000, 500)
+    found = draws(
+        make(lr=lr, prior=box(0.5, localization=4.0)), flat, torch.full((20, 200), 2.0), 2000, 500
+    )
     assert float(found.square().mean()) == pytest.approx(truth, rel=0.01)
 
 
@@ -340,16 +401,29 @@ def test_localization_is_short_for_a_gaussian_prior(make: Callable[..., Sampler]
 @pytest.mark.parametrize("make", MAKERS)
 def test_functions_are_pure_with_a_box_too(make: Callable[..., Sampler]) -> None:
     sampler = make(lr=1e-3, prior=box(0.05, localization=1.0))
-    with pytest.raises(AssertionError, match="mean square"):  # everything but the law of a Gaussian without a box
+    with pytest.raises(
+        AssertionError, match="mean square"
+    ):  # everything but the law of a Gaussian without a box
         testing.check_sampler(sampler, num_steps=120)
 
 
 def test_settings_and_repr() -> None:
     assert sgld().settings == {"sampler": "sgld", "lr": 1e-3, "localization": 200.0}
-    assert sgld(prior=box(0.1)).settings == {"sampler": "sgld", "lr": 1e-3, "localization": 0.0, "half_width": 0.1}
-    assert repr(sghmc(1e-3, prior=box(0.1, 5.0))) == "sghmc(lr=0.001, localization=5, momentum=0.9, half_width=0.1)"
+    assert sgld(prior=box(0.1)).settings == {
+        "sampler": "sgld",
+        "lr": 1e-3,
+        "localization": 0.0,
+        "half_width": 0.1,
+    }
+    assert (
+        repr(sghmc(1e-3, prior=box(0.1, 5.0)))
+        == "sghmc(lr=0.001, localization=5, momentum=0.9, half_width=0.1)"
+    )
     assert rmsprop_sgld(num_adaptation_steps=None).settings["num_adaptation_steps"] is None
-    assert repr(hmc(num_leapfrog_steps=4)) == "hmc(lr=0.001, localization=200, num_leapfrog_steps=4, jitter=0.2)"
+    assert (
+        repr(hmc(num_leapfrog_steps=4))
+        == "hmc(lr=0.001, localization=200, num_leapfrog_steps=4, jitter=0.2)"
+    )
     assert [make().full_batch for make in MAKERS] == [False, False, False, True, True]
     assert len({hash(make()) for make in MAKERS}) == 5
     assert repr(box(0.1)) == "box(0.1)"
@@ -375,7 +449,10 @@ def test_settings_and_repr() -> None:
         ),
         (lambda: mala(prior=0.1), "mala: `prior` must be rllc.gaussian"),
         (lambda: sghmc(momentum=1.0), "sghmc: `momentum` must be .* got 1.0; try"),
-        (lambda: hmc(num_leapfrog_steps=0), "hmc: `num_leapfrog_steps` must be an integer of at least 1, got 0"),
+        (
+            lambda: hmc(num_leapfrog_steps=0),
+            "hmc: `num_leapfrog_steps` must be an integer of at least 1, got 0",
+        ),
         (lambda: hmc(num_leapfrog_steps=True), "`num_leapfrog_steps`"),
         (lambda: hmc(jitter=1.0), "hmc: `jitter` must be"),
         (lambda: rmsprop_sgld(alpha=1.0), "rmsprop_sgld: `alpha` must be between 0 and 1"),
@@ -408,7 +485,9 @@ def test_sample_says_what_n_beta_is() -> None:
 
     sampling = rllc.Sampling(num_draws=3, batch_size=16, n_beta=7.0)
     spy = Sampler("spy", 1e-3, 200.0, sgld().init, step)
-    rllc.sample(torch.nn.Linear(1, 1), LINE, loss=squared, sampler=spy, sampling=sampling, progress=False)
+    rllc.sample(
+        torch.nn.Linear(1, 1), LINE, loss=squared, sampler=spy, sampling=sampling, progress=False
+    )
     assert set(seen) == {7.0}
 
 
@@ -417,13 +496,25 @@ def test_full_batch_samplers_refuse_minibatches() -> None:
     for sampler in (mala(), hmc()):
         message = f"{sampler.name} accepts or rejects .* pass Sampling\\(batch_size=16\\)"
         with pytest.raises(InputError, match=message):
-            rllc.sample(torch.nn.Linear(1, 1), LINE, loss=squared, sampler=sampler, sampling=sampling, progress=False)
+            rllc.sample(
+                torch.nn.Linear(1, 1),
+                LINE,
+                loss=squared,
+                sampler=sampler,
+                sampling=sampling,
+                progress=False,
+            )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "exact"),
-    [(sghmc(1e-3, 10.0, 0.7), True), (mala(5e-3, 10.0), True), (hmc(2e-3, 10.0, 6), True), (sgld(1e-3, 10.0), False)],
+    [
+        (sghmc(1e-3, 10.0, 0.7), True),
+        (mala(5e-3, 10.0), True),
+        (hmc(2e-3, 10.0, 6), True),
+        (sgld(1e-3, 10.0), False),
+    ],
 )
 def test_estimates_of_a_linear_regression(sampler: Sampler, exact: bool) -> None:
     """Through the whole of rllc.sample: λ̂ = Σ ½nβh/(nβh + γ), for sgld with its 1/(1 − εa/4)."""
@@ -432,9 +523,13 @@ def test_estimates_of_a_linear_regression(sampler: Sampler, exact: bool) -> None
     inputs = 8 * q * h.sqrt()  # X'X/64 = diag(h)
     model = torch.nn.Linear(8, 1, bias=False)
     teacher = model.weight.detach().clone()
-    sampling = rllc.Sampling(num_chains=100, num_draws=300, num_burnin_steps=200, batch_size=64, n_beta=n_beta)
+    sampling = rllc.Sampling(
+        num_chains=100, num_draws=300, num_burnin_steps=200, batch_size=64, n_beta=n_beta
+    )
     loss = lambda m, batch: 0.5 * (m(batch) - batch @ teacher.T)[:, 0].square()  # noqa: E731
-    draws = rllc.sample(model, inputs, loss=loss, sampler=sampler, sampling=sampling, progress=False)
+    draws = rllc.sample(
+        model, inputs, loss=loss, sampler=sampler, sampling=sampling, progress=False
+    )
     a = n_beta * h.double().numpy() + 10.0
     each = 0.5 * (a - 10.0) / a / (1.0 if exact else 1 - sampler.lr * a / 4)
     found = n_beta * torch.as_tensor(draws.loss - draws.baseline)[0].T  # [draw, chain]
@@ -470,7 +565,9 @@ def test_against_posteriors_step_by_step(name: str) -> None:
         path = []
         torch.manual_seed(0)
         for _ in range(50):
-            state = sampler.step(state, quartic, OneStream()) if mine else other.update(state, None)[0]
+            state = (
+                sampler.step(state, quartic, OneStream()) if mine else other.update(state, None)[0]
+            )
             path.append(state.position if mine else state.params)
         paths.append(torch.stack(path))
     torch.testing.assert_close(*paths, atol=1e-5, rtol=1e-5)
@@ -485,7 +582,9 @@ def bent(v: Tensor) -> Tensor:
 def bent_moments(v: Tensor) -> Tensor:
     """``[..., 5]``"""
     v = v.double()
-    return torch.stack([bent(v), v[..., 0].square(), v[..., 1], v[..., 2].square(), v[..., 0] * v[..., 2]], -1)
+    return torch.stack(
+        [bent(v), v[..., 0].square(), v[..., 1], v[..., 2].square(), v[..., 0] * v[..., 2]], -1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -496,7 +595,9 @@ def nuts() -> Tensor:
     for seed in range(12):
         torch.manual_seed(seed)
         kernel = infer.NUTS(potential_fn=lambda p: bent(p["v"]))
-        chain = infer.MCMC(kernel, 250, 100, initial_params={"v": torch.randn(3)}, disable_progbar=True)
+        chain = infer.MCMC(
+            kernel, 250, 100, initial_params={"v": torch.randn(3)}, disable_progbar=True
+        )
         chain.run()
         runs.append(bent_moments(chain.get_samples()["v"]).mean(0))
     return torch.stack(runs)
@@ -512,10 +613,14 @@ def test_against_pyros_nuts(sampler: Sampler, nuts: Tensor) -> None:
             return value.detach().double(), torch.autograd.grad(value.sum(), position)[0]
 
     num_steps = 600 if sampler.name == "mala" else 200
-    mine = bent_moments(draws(sampler, energy, torch.zeros(300, 3), num_steps, num_steps // 4)).mean(0)
+    mine = bent_moments(
+        draws(sampler, energy, torch.zeros(300, 3), num_steps, num_steps // 4)
+    ).mean(0)
     error = (mine.var(0) / len(mine) + nuts.var(0) / len(nuts)).sqrt()
     assert float((error / nuts.mean(0).abs()).max()) < 0.2
-    assert float(((mine.mean(0) - nuts.mean(0)) / error).abs().max()) < 8  # 12 runs: Student's t with 11 degrees
+    assert (
+        float(((mine.mean(0) - nuts.mean(0)) / error).abs().max()) < 8
+    )  # 12 runs: Student's t with 11 degrees
 
 
 @pytest.mark.oracle
@@ -533,7 +638,13 @@ def test_devinterps_rmsprop_adapts_for_ever_and_ours_can_too() -> None:
         theirs.append(n_beta / 2 * float(weights.detach().double().square().sum()))
     energy = quadratic([n_beta] * 2000)
     energy.n_beta = n_beta
-    found = draws(rmsprop_sgld(lr, 0.0, num_adaptation_steps=None), energy, torch.zeros(2, 2000), num_steps, 1000)
+    found = draws(
+        rmsprop_sgld(lr, 0.0, num_adaptation_steps=None),
+        energy,
+        torch.zeros(2, 2000),
+        num_steps,
+        1000,
+    )
     mine = n_beta / 2 * float(found.square().sum(2).mean())
     assert np.mean(theirs[1000:]) == pytest.approx(1093, rel=0.015)
     assert mine == pytest.approx(1090, rel=0.015)

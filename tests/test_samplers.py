@@ -41,10 +41,14 @@ def test_a_step_of_sgld_is_the_formula() -> None:
     assert torch.equal(after.center, origin)
 
 
-@pytest.mark.parametrize(("lr", "localization"), [(1e-3, 200.0), (1e-3, 2000.0), (0.1, 0.0), (1e-5, 1000.0)])
+@pytest.mark.parametrize(
+    ("lr", "localization"), [(1e-3, 200.0), (1e-3, 2000.0), (0.1, 0.0), (1e-5, 1000.0)]
+)
 def test_sgld_has_its_exact_law_at_finite_step_size(lr: float, localization: float) -> None:
     def variance(a: object) -> object:
-        return SGLDLaw((a - localization) / 3.0, lr=lr, localization=localization, n_beta=3.0).variance  # type: ignore[operator]
+        return SGLDLaw(
+            (a - localization) / 3.0, lr=lr, localization=localization, n_beta=3.0
+        ).variance  # type: ignore[operator]
 
     check_sampler(rllc.sgld(lr=lr, localization=localization), variance)
 
@@ -102,10 +106,15 @@ def test_a_sampler_of_your_own_runs_in_the_engine() -> None:
     sampling = rllc.Sampling(num_draws=3, batch_size=4)
     found = [
         rllc.sample(model, tokens, "0:1", sampler=sampler, sampling=sampling, progress=False)
-        for sampler in (base, rllc.Sampler("halfway", base.lr, base.localization, base.init, halfway))
+        for sampler in (
+            base,
+            rllc.Sampler("halfway", base.lr, base.localization, base.init, halfway),
+        )
     ]
     assert (found[0].loss == found[1].loss).all()  # only the first evaluation is measured
-    still = rllc.Sampler("still", 1e-3, 0.0, base.init, lambda state, energy, _: (energy(state.position), state)[1])
+    still = rllc.Sampler(
+        "still", 1e-3, 0.0, base.init, lambda state, energy, _: (energy(state.position), state)[1]
+    )
     draws = rllc.sample(model, tokens, "0:1", sampler=still, sampling=sampling, progress=False)
     assert abs(draws.llc).max() < 1e-4
 
@@ -118,5 +127,7 @@ def test_a_learning_rate_must_be_positive(lr: float) -> None:
 
 @pytest.mark.parametrize("localization", [-1, float("inf"), float("nan")])
 def test_a_localization_must_not_be_negative(localization: float) -> None:
-    with pytest.raises(InputError, match=r"`localization` must be a number from 0 on, got .*uses 200"):
+    with pytest.raises(
+        InputError, match=r"`localization` must be a number from 0 on, got .*uses 200"
+    ):
         rllc.sgld(localization=localization)

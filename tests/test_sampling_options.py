@@ -16,7 +16,9 @@ from rllc.theory import SGLDLaw
 FALSE_ALARM = 5.0  # standard errors; a false alarm in 2 million
 
 
-def _first_draws(start: str, rows: torch.Tensor, curvatures: torch.Tensor, num_chains: int) -> tuple[float, float]:
+def _first_draws(
+    start: str, rows: torch.Tensor, curvatures: torch.Tensor, num_chains: int
+) -> tuple[float, float]:
     """Mean λ̂ of the first draw of many chains, and its standard error."""
     draws = rllc.sample(
         Quadratic(curvatures),
@@ -31,11 +33,16 @@ def _first_draws(start: str, rows: torch.Tensor, curvatures: torch.Tensor, num_c
 
 
 def test_where_the_curvature_is_not_seen_chains_start_from_the_prior() -> None:
-    curvatures, rows = torch.full((400,), 1.5), torch.zeros(16, 400)  # exact gradients: no variance, so h counts as 0
+    curvatures, rows = (
+        torch.full((400,), 1.5),
+        torch.zeros(16, 400),
+    )  # exact gradients: no variance, so h counts as 0
     mean, error = _first_draws("gaussian", rows, curvatures, num_chains=64)
     law = SGLDLaw(curvatures.numpy(), lr=1e-3, localization=200.0, n_beta=30.0)
     prior = 1 / (200 * (1 - 1e-3 * 200 / 4))
-    after = law.variance + (prior - law.variance) * law.decay**2  # one step of an AR(1) process from variance 1/γ′
+    after = (
+        law.variance + (prior - law.variance) * law.decay**2
+    )  # one step of an AR(1) process from variance 1/γ′
     assert abs(mean - (0.5 * 30 * 1.5 * after).sum()) < FALSE_ALARM * error
 
 
@@ -46,17 +53,25 @@ def test_where_it_is_seen_the_first_draw_is_near_the_stationary_value() -> None:
         torch.randn(4096, 400, generator=stream) * curvatures.sqrt()
     )  # gradient variance = Hessian, as for a log loss
     law = SGLDLaw(
-        curvatures.numpy(), lr=1e-3, localization=200.0, n_beta=30.0, gradient_variance=curvatures.numpy() / 16
+        curvatures.numpy(),
+        lr=1e-3,
+        localization=200.0,
+        n_beta=30.0,
+        gradient_variance=curvatures.numpy() / 16,
     )
     spread, _ = _first_draws("gaussian", rows, curvatures, num_chains=64)
     center, _ = _first_draws("center", rows, curvatures, num_chains=64)
-    assert abs(spread - law.value) < 0.15 * law.value  # 128 gradients tell each variance to an eighth
+    assert (
+        abs(spread - law.value) < 0.15 * law.value
+    )  # 128 gradients tell each variance to an eighth
     assert center < 0.6 * law.value
 
 
 def test_starting_from_w_star_stays_the_default_and_other_words_are_refused() -> None:
     assert rllc.Sampling().start == "center"
-    with pytest.raises(rllc.InputError, match="`start` must be 'center' or 'gaussian', got 'prior'"):
+    with pytest.raises(
+        rllc.InputError, match="`start` must be 'center' or 'gaussian', got 'prior'"
+    ):
         rllc.Sampling(start="prior")
     with pytest.raises(rllc.InputError, match="start='gaussian' needs a localization above 0"):
         rllc.sample(
@@ -71,11 +86,17 @@ def test_starting_from_w_star_stays_the_default_and_other_words_are_refused() ->
 def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
     model, data = tiny_model(), tiny_tokens()
     settings = {"num_chains": 2, "num_draws": 120, "batch_size": 4}
-    whole = rllc.sample(model, data, rllc.heads(model), sampling=rllc.Sampling(**settings), progress=False)
+    whole = rllc.sample(
+        model, data, rllc.heads(model), sampling=rllc.Sampling(**settings), progress=False
+    )
     errors = rllc.Estimate.of(whole).standard_error
     target = float(np.median(errors) * 1.05)
     stopped = rllc.sample(
-        model, data, rllc.heads(model), sampling=rllc.Sampling(**settings, target_se=target), progress=False
+        model,
+        data,
+        rllc.heads(model),
+        sampling=rllc.Sampling(**settings, target_se=target),
+        progress=False,
     )
     assert len(set(stopped.lengths)) > 1
     estimate = rllc.Estimate.of(stopped)
@@ -111,11 +132,20 @@ def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
     data = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
     settings = {"num_chains": 2, "num_draws": 80, "batch_size": 4}
     errors = rllc.estimate(
-        tiny_model(), data, "0:0", sampling=rllc.Sampling(**settings, num_burnin_steps=0), progress=False
+        tiny_model(),
+        data,
+        "0:0",
+        sampling=rllc.Sampling(**settings, num_burnin_steps=0),
+        progress=False,
     )
     target = float(errors.standard_error.mean())
     draws = rllc.sample(
-        tiny_model(), data, "0:0", sampling=rllc.Sampling(**settings, target_se=target), per_token=True, progress=False
+        tiny_model(),
+        data,
+        "0:0",
+        sampling=rllc.Sampling(**settings, target_se=target),
+        per_token=True,
+        progress=False,
     )
     for i, name in enumerate(("a", "b")):
         assert draws.tokens["0:0", name].shape[:2] == (2, draws.lengths[i])
@@ -124,7 +154,9 @@ def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
 
 def test_draws_of_several_lengths_go_to_a_file_and_back(tmp_path) -> None:
     sampling = rllc.Sampling(num_chains=2, num_draws=60, batch_size=4, target_se=1e9)
-    draws = rllc.sample(tiny_model(), tiny_tokens(), ["0:0", "1:1"], sampling=sampling, progress=False)
+    draws = rllc.sample(
+        tiny_model(), tiny_tokens(), ["0:0", "1:1"], sampling=sampling, progress=False
+    )
     assert draws.lengths == (40, 40)
     assert rllc.Draws.load(draws.save(tmp_path / "d.npz")).lengths == (40, 40)
 
@@ -162,7 +194,9 @@ def test_the_control_variate_leaves_only_what_minibatches_do_not_explain() -> No
     stream = torch.Generator().manual_seed(0)
     curvatures = torch.tensor([1.0, 5.0, 30.0])
     rows, model = torch.randn(64, 3, generator=stream), Quadratic(curvatures)
-    sampling = rllc.Sampling(num_chains=3, num_draws=12, num_steps_bw_draws=2, batch_size=8, control_variate=True)
+    sampling = rllc.Sampling(
+        num_chains=3, num_draws=12, num_steps_bw_draws=2, batch_size=8, control_variate=True
+    )
     steps = rllc.iterate(model, rows, loss=loss_of_quadratic, sampling=sampling)
     seen = [
         (s.rows["data"], s.positions(0) - model.start, s.loss - s.baseline[:, None] - s.control)
@@ -172,7 +206,9 @@ def test_the_control_variate_leaves_only_what_minibatches_do_not_explain() -> No
     others = Minibatches(64, 8, seed=("look around", 0))
     slope = torch.stack([rows[others[t]].mean(0) for t in range(128)]).mean(0)
     for _, away, controlled in seen:
-        assert torch.allclose(controlled[0].float(), 0.5 * away.square() @ curvatures + away @ slope, atol=1e-5)
+        assert torch.allclose(
+            controlled[0].float(), 0.5 * away.square() @ curvatures + away @ slope, atol=1e-5
+        )
     draws = rllc.sample(model, rows, loss=loss_of_quadratic, sampling=sampling, progress=False)
     assert np.allclose(draws.llc[0].T, [30.0 * controlled[0].numpy() for _, _, controlled in seen])
 
@@ -181,7 +217,13 @@ def test_the_control_variate_changes_no_expectation_and_shrinks_the_error() -> N
     stream = torch.Generator().manual_seed(1)
     curvatures = torch.full((50,), 4.0)
     rows = 20 * torch.randn(50_000, 50, generator=stream)
-    settings = {"num_chains": 4, "num_draws": 400, "num_burnin_steps": 40, "batch_size": 8, "n_beta": 2.0}
+    settings = {
+        "num_chains": 4,
+        "num_draws": 400,
+        "num_burnin_steps": 40,
+        "batch_size": 8,
+        "n_beta": 2.0,
+    }
     on, off = (
         rllc.estimate(
             Quadratic(curvatures),
@@ -192,18 +234,25 @@ def test_the_control_variate_changes_no_expectation_and_shrinks_the_error() -> N
         )["everything"]
         for control in (True, False)
     )
-    law = SGLDLaw(curvatures.numpy(), lr=1e-3, localization=200.0, n_beta=2.0, gradient_variance=400 / 8)
+    law = SGLDLaw(
+        curvatures.numpy(), lr=1e-3, localization=200.0, n_beta=2.0, gradient_variance=400 / 8
+    )
     assert abs(on.value - law.value) < FALSE_ALARM * on.standard_error
     assert on.standard_error < 0.6 * off.standard_error
 
 
 @pytest.mark.parametrize(
-    "loss", [None, rllc.distillation(tiny_model(1)), rllc.next_token, lambda m, x: rllc.next_token(m, x)]
+    "loss",
+    [None, rllc.distillation(tiny_model(1)), rllc.next_token, lambda m, x: rllc.next_token(m, x)],
 )
 def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
     """Against plain autograd on the model, for heads, layers and the unembedding, native and any-module evaluation."""
     model, data = tiny_model(), tiny_tokens()
-    weights = {"head": rllc.head("0:1"), "rest": ~rllc.head("0:1"), "unembedding": rllc.parameters("unembed.*")}
+    weights = {
+        "head": rllc.head("0:1"),
+        "rest": ~rllc.head("0:1"),
+        "unembedding": rllc.parameters("unembed.*"),
+    }
     sampling = rllc.Sampling(num_chains=2, num_draws=3, batch_size=4, control_variate=True)
     plain = rllc.next_token if loss is None else loss
 
@@ -222,8 +271,12 @@ def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
     for i, w in enumerate(weights.values()):
         masks = w.masks(model)
         flat = [torch.cat([g[n][masks[n]] for n in sorted(masks)]) for g in slopes]
-        center = torch.cat([p.detach()[masks[n]] for n, p in sorted(model.named_parameters()) if n in masks])
-        mean = torch.stack([torch.cat([g[n][masks[n]] for n in sorted(masks)]) for g in around]).mean(0)
+        center = torch.cat(
+            [p.detach()[masks[n]] for n, p in sorted(model.named_parameters()) if n in masks]
+        )
+        mean = torch.stack(
+            [torch.cat([g[n][masks[n]] for n in sorted(masks)]) for g in around]
+        ).mean(0)
         for g, away, control in zip(flat, aways, controls, strict=True):
             assert torch.allclose(control[i].float(), (away[i] - center) @ (g - mean), atol=1e-5)
 
@@ -233,10 +286,18 @@ def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
 @pytest.mark.parametrize("native", [True, False])
 def test_compiled_losses_are_the_same_to_rounding(native: bool) -> None:
     model, data, loss = (
-        (tiny_model(n_layers=1), tiny_tokens(), None) if native else (torch.nn.Linear(3, 1), torch.ones(8, 3), square)
+        (tiny_model(n_layers=1), tiny_tokens(), None)
+        if native
+        else (torch.nn.Linear(3, 1), torch.ones(8, 3), square)
     )
     plain, compiled = (
-        rllc.sample(model, data, loss=loss, sampling=rllc.Sampling(2, 4, batch_size=4, compile=c), progress=False)
+        rllc.sample(
+            model,
+            data,
+            loss=loss,
+            sampling=rllc.Sampling(2, 4, batch_size=4, compile=c),
+            progress=False,
+        )
         for c in (False, True)
     )
     np.testing.assert_allclose(compiled.loss, plain.loss, atol=2e-6)
@@ -248,7 +309,13 @@ SWITCHES = [
     {"control_variate": True},
     {"runs_per_pass": 1},
     {"num_probes": 0},
-    {"start": "gaussian", "control_variate": True, "runs_per_pass": 3, "num_burnin_steps": 2, "num_steps_bw_draws": 2},
+    {
+        "start": "gaussian",
+        "control_variate": True,
+        "runs_per_pass": 3,
+        "num_burnin_steps": 2,
+        "num_steps_bw_draws": 2,
+    },
 ]
 
 
@@ -262,7 +329,10 @@ def test_with_every_switch_the_engine_is_the_plain_loop(switches: dict[str, obje
 
     sampling = rllc.Sampling(2, 6, batch_size=4, **switches)
     weights = ["0:1", "1:2", rllc.everything()]
-    fast, slow = (rllc.sample(model, tokens, weights, loss=f, sampling=sampling, progress=False) for f in (None, plain))
+    fast, slow = (
+        rllc.sample(model, tokens, weights, loss=f, sampling=sampling, progress=False)
+        for f in (None, plain)
+    )
     np.testing.assert_allclose(fast.llc, slow.llc, atol=2e-4 * sampling.n_beta, rtol=0)
     np.testing.assert_allclose(fast.noise, slow.noise, rtol=1e-2, atol=1e-9)
     for name in fast.probes:

@@ -27,7 +27,9 @@ def trajectory_of(values: np.ndarray, steps: np.ndarray, errors: np.ndarray) -> 
     names = {"weights": ("everything", "everything", "0:1"), "data": ("a", "b", "b")}
     status = (("ok",) * 3,) * len(steps)
     chains = both[:, :, None]
-    return rllc.Trajectory(tuple(int(s) for s in steps), both, error, both, both, chains, status, **names, settings={})
+    return rllc.Trajectory(
+        tuple(int(s) for s in steps), both, error, both, both, chains, status, **names, settings={}
+    )
 
 
 def test_turns_of_a_curve_without_noise() -> None:
@@ -47,7 +49,9 @@ def test_a_curve_that_only_rises_is_one_stage() -> None:
 
 def test_noise_is_not_taken_for_stages() -> None:
     """Six curves of noise alone have at most one turn that is 90 % sure, where a best fit finds many in each."""
-    assert sum(len(stages(noise(seed, 1.0), STEPS, num_samples=300).turns) for seed in range(6)) <= 1
+    assert (
+        sum(len(stages(noise(seed, 1.0), STEPS, num_samples=300).turns) for seed in range(6)) <= 1
+    )
 
 
 def test_intervals_hold_the_turns() -> None:
@@ -77,7 +81,9 @@ def test_the_process_is_that_of_scikit_learn() -> None:
     variance, grid = np.linspace(0.01, 0.1, len(x)), np.linspace(x[0], x[-1], 9)
     mean, cov, slope, slope_cov = _posterior(x, y, variance, 1.3, 0.7, grid)
     kernel = kernels.ConstantKernel(1.3**2) * kernels.RBF(0.7)
-    other = process.GaussianProcessRegressor(kernel, alpha=variance, optimizer=None).fit(x[:, None], y)
+    other = process.GaussianProcessRegressor(kernel, alpha=variance, optimizer=None).fit(
+        x[:, None], y
+    )
     their_mean, their_cov = other.predict(grid[:, None], return_cov=True)
     assert mean == pytest.approx(their_mean, abs=1e-8)
     assert cov == pytest.approx(their_cov, abs=1e-8)
@@ -93,7 +99,9 @@ def test_length_scale_and_noise_are_found() -> None:
     x = np.linspace(0, 8, 100)
     kernel = 4 * np.exp(-((x[:, None] - x[None]) ** 2) / (2 * 0.8**2)) + 1e-9 * np.eye(100)
     stream = np.random.default_rng(3)
-    values = np.linalg.cholesky(kernel) @ stream.standard_normal(100) + 0.1 * stream.standard_normal(100)
+    values = np.linalg.cholesky(kernel) @ stream.standard_normal(
+        100
+    ) + 0.1 * stream.standard_normal(100)
     found = stages(values, np.exp(x))
     assert found.length_scale == pytest.approx(0.8, rel=0.3)
     assert found.noise == pytest.approx(0.1, rel=0.3)
@@ -141,7 +149,9 @@ def test_of_a_trajectory() -> None:
     assert found.turns == stages(WAVE, STEPS, errors).turns
     assert found.name == "LLC of everything on b"
     assert len(stages(trajectory, weights="0:1")) == 1
-    with pytest.raises(InputError, match="weights='everything': matches 2 refinements; name the `data`"):
+    with pytest.raises(
+        InputError, match="weights='everything': matches 2 refinements; name the `data`"
+    ):
         stages(trajectory)
     with pytest.raises(InputError, match="weights='1:6', data='b': matches nothing; did you mean"):
         stages(trajectory, weights="1:6", data="b")
@@ -157,7 +167,9 @@ def test_the_table_goes_from_turn_to_turn() -> None:
     assert table["direction"].tolist() == ["falls", "rises", "falls", "rises", "falls"]
     assert table["end_low"].tolist()[:-1] == [turn.low for turn in found.turns]
     assert table["end_probability"].isna().tolist() == [False] * 4 + [True]
-    assert table["end_value"].tolist()[:-1] == pytest.approx([found.at(turn.step) for turn in found.turns])
+    assert table["end_value"].tolist()[:-1] == pytest.approx(
+        [found.at(turn.step) for turn in found.turns]
+    )
     title, header, *rows = repr(found).splitlines()
     assert title == "5 stages of curve"
     assert header.split()[:3] == ["stage", "from", "to"]
@@ -186,9 +198,18 @@ def test_the_figure_shows_values_curve_and_turns() -> None:
         ({"steps": None}, "values need the `steps` that they belong to"),
         ({"steps": STEPS[:-1]}, r"must be as many, got shapes \(59,\), \(60,\) and \(59,\)"),
         ({"steps": STEPS[::-1]}, "`steps` must rise, from 0 on"),
-        ({"curve": [1.0, 2.0, np.nan, 1.0, 2.0], "steps": range(1, 6)}, r"at step 3 is not finite.*\(1 such steps\)"),
-        ({"standard_error": -np.ones(60)}, r"at step 10 is not finite, or negative \(60 such steps\)"),
-        ({"curve": [1.0, 2, 3, 4, 5], "steps": range(5)}, "at least 5 checkpoints above step 0 are needed, got 4"),
+        (
+            {"curve": [1.0, 2.0, np.nan, 1.0, 2.0], "steps": range(1, 6)},
+            r"at step 3 is not finite.*\(1 such steps\)",
+        ),
+        (
+            {"standard_error": -np.ones(60)},
+            r"at step 10 is not finite, or negative \(60 such steps\)",
+        ),
+        (
+            {"curve": [1.0, 2, 3, 4, 5], "steps": range(5)},
+            "at least 5 checkpoints above step 0 are needed, got 4",
+        ),
         ({"probability": 1.5}, "`probability` must be from 0 to 1, got 1.5"),
         ({"num_samples": 0}, "`num_samples` must be at least 1, got 0"),
     ],

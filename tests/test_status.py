@@ -30,7 +30,12 @@ class Surface(nn.Module):
 
 
 def status_of(
-    model: nn.Module, lr: float, gamma: float, n_beta: float = 30.0, x: Tensor | None = None, **more: int
+    model: nn.Module,
+    lr: float,
+    gamma: float,
+    n_beta: float = 30.0,
+    x: Tensor | None = None,
+    **more: int,
 ) -> str:
     settings = {"num_chains": 4, "num_draws": 300, "num_burnin_steps": 50, "n_beta": n_beta} | more
     x = torch.zeros(1, 1) if x is None else x
@@ -55,15 +60,21 @@ def test_a_cliff_that_no_gradient_warns_of() -> None:
     def cliff(v: Tensor) -> Tensor:
         return square(v) + 100.0 * (v.abs() > 0.5).sum()
 
-    assert status_of(Surface(cliff, dim=4), lr=3e-3, gamma=50.0, num_draws=1000).startswith("spikes in ")
+    assert status_of(Surface(cliff, dim=4), lr=3e-3, gamma=50.0, num_draws=1000).startswith(
+        "spikes in "
+    )
 
 
 def test_a_direction_too_sharp_for_the_step_that_the_loss_keeps_from_diverging() -> None:
     def bent(v: Tensor) -> Tensor:
         return torch.log1p(500.0 * v**2).sum()
 
-    said = status_of(Surface(bent, dim=30), 3e-3, 50.0)  # with fewer, a step in a hundred would be accepted
-    assert re.search(r"unstable in the sharpest direction, of curvature (9[5-9]\d|1e\+03): lr below 0.0001", said)
+    said = status_of(
+        Surface(bent, dim=30), 3e-3, 50.0
+    )  # with fewer, a step in a hundred would be accepted
+    assert re.search(
+        r"unstable in the sharpest direction, of curvature (9[5-9]\d|1e\+03): lr below 0.0001", said
+    )
     assert "steps too large (acceptance 0.000): lower lr" in said
 
 
@@ -86,7 +97,12 @@ def test_a_trace_that_still_rises() -> None:
 
 def test_a_trace_that_falls_because_the_weights_are_no_minimum() -> None:
     said = status_of(
-        Surface(square, dim=300, start=3.0), lr=2e-4, gamma=1.0, n_beta=100.0, num_burnin_steps=0, num_draws=400
+        Surface(square, dim=300, start=3.0),
+        lr=2e-4,
+        gamma=1.0,
+        n_beta=100.0,
+        num_burnin_steps=0,
+        num_draws=400,
     )
     assert "still falling: more burn-in" in said
     assert "negative: w* is not a minimum for this data, or noise exceeds signal" in said
@@ -107,7 +123,12 @@ def test_noise_above_the_signal() -> None:
     model = Quadratic(torch.full((10,), 1e-3))
     sampling = rllc.Sampling(num_draws=40, batch_size=2)
     found = rllc.estimate(
-        model, (x,), loss=loss_of_quadratic, sampler=rllc.sgld(1e-4, 2000.0), sampling=sampling, progress=False
+        model,
+        (x,),
+        loss=loss_of_quadratic,
+        sampler=rllc.sgld(1e-4, 2000.0),
+        sampling=sampling,
+        progress=False,
     )
     assert found["everything"].status == "noise exceeds signal: more draws"
 
@@ -131,7 +152,9 @@ def test_the_control_is_what_the_prior_alone_gives() -> None:
 def test_the_control_starts_at_the_center_whatever_the_estimate_does() -> None:
     sampling = rllc.Sampling(2, 5, batch_size=4, start="gaussian")
     assert (
-        rllc.control(tiny_model(), tiny_tokens(), "0:1", sampling=sampling, progress=False).settings["start"]
+        rllc.control(
+            tiny_model(), tiny_tokens(), "0:1", sampling=sampling, progress=False
+        ).settings["start"]
         == "center"
     )
 
@@ -165,16 +188,25 @@ def test_intervals_cover_the_long_run_value_of_a_trained_model(tmp_path: Path) -
     """200 repetitions, other noise and other minibatches, of two chains on a head of a small model that has learnt."""
     rows = torch.arange(7).repeat(40, 1) + torch.randint(4, (40, 1), generator=generator("rows"))
     tokens = rllc.Tokens(rows.where(torch.rand(40, 7, generator=generator("noise")) < 0.9, 10))
-    config = rllc.models.AttentionOnlyConfig(n_layers=2, d_model=12, n_heads=3, d_head=4, n_ctx=8, d_vocab=11)
-    model = rllc.train(config, tokens, num_steps=300, batch_size=20, lr=1e-2, out=tmp_path, progress=False)
+    config = rllc.models.AttentionOnlyConfig(
+        n_layers=2, d_model=12, n_heads=3, d_head=4, n_ctx=8, d_vocab=11
+    )
+    model = rllc.train(
+        config, tokens, num_steps=300, batch_size=20, lr=1e-2, out=tmp_path, progress=False
+    )
     heads, sampler = ["0:1"], rllc.sgld(1e-3, 200.0)
 
     def of(chains: int, draws: int, seed: int) -> rllc.Estimate:
         sampling = rllc.Sampling(chains, draws, 20, batch_size=8, seed=seed, num_probes=0)
-        return rllc.estimate(model, tokens, heads, sampler=sampler, sampling=sampling, progress=False)
+        return rllc.estimate(
+            model, tokens, heads, sampler=sampler, sampling=sampling, progress=False
+        )
 
     long = [of(32, 800, 1000 + seed) for seed in range(3)]
-    truth, error = np.mean([e.value for e in long], 0), np.std([e.value for e in long], 0, ddof=1) / 3**0.5
+    truth, error = (
+        np.mean([e.value for e in long], 0),
+        np.std([e.value for e in long], 0, ddof=1) / 3**0.5,
+    )
     repeats = [of(2, 50, seed) for seed in range(200)]
     assert (error < 0.2 * repeats[0].standard_error).all()
     covered = np.mean([abs(e.value - truth) < 1.96 * e.standard_error for e in repeats], 0)

@@ -12,9 +12,25 @@ import torch
 
 import rllc
 from rllc.seeds import generator
-from rllc.store import Cell, Store, Sweep, cell_name, contents, covering, differences, gathered, load_rows
+from rllc.sweep.store import (
+    Cell,
+    Store,
+    Sweep,
+    cell_name,
+    contents,
+    covering,
+    differences,
+    gathered,
+    load_rows,
+)
 
-WHERE = {"step": 10, "source": "/runs/a", "revision": None, "file": "step0000010", "sha256": "c" * 64}
+WHERE = {
+    "step": 10,
+    "source": "/runs/a",
+    "revision": None,
+    "file": "step0000010",
+    "sha256": "c" * 64,
+}
 SWEEP = Sweep(
     settings={"lr": 1e-3, "n_beta": 30.0},
     num_draws=5,
@@ -59,7 +75,13 @@ def _some(draws: rllc.Draws, rows: list[int], chains: slice) -> rllc.Draws:
 
 
 def test_a_cell_is_named_by_all_that_its_numbers_depend_on_and_nothing_else() -> None:
-    def name(sweep: Sweep = SWEEP, where: dict = WHERE, data: str = "code", weights=("0:0",), chains=(0, 4)) -> str:
+    def name(
+        sweep: Sweep = SWEEP,
+        where: dict = WHERE,
+        data: str = "code",
+        weights=("0:0",),
+        chains=(0, 4),
+    ) -> str:
         return cell_name(sweep, where, data, weights, chains)
 
     same = [
@@ -107,13 +129,13 @@ def test_a_sweep_that_is_withdrawn_while_others_are_read_is_none(tmp_path, monke
     store = Store(tmp_path)
     other = replace(SWEEP, num_draws=6)
     store.announce(SWEEP), store.announce(other)
-    read = rllc.store._sweep
+    read = rllc.sweep.store._sweep
 
     def meanwhile(path: Path) -> Sweep:
         store.withdraw(SWEEP)
         return read(path)
 
-    monkeypatch.setattr(rllc.store, "_sweep", meanwhile)
+    monkeypatch.setattr(rllc.sweep.store, "_sweep", meanwhile)
     assert [sweep.text() for sweep in store.sweeps()] == [other.text()]
 
 
@@ -145,15 +167,24 @@ def test_differences_are_named() -> None:
         "checkpoint of step 10, SHA-256: cccccccc… there, 00000000… now": replace(
             SWEEP, checkpoints={10: WHERE | {"sha256": "0" * 64}}
         ),
-        "data 'code', SHA-256: dddddddd… there, 00000000… now": replace(SWEEP, data={"code": "0" * 64}),
-        "weights '0:1', SHA-256: ffffffff… there, 00000000… now": replace(SWEEP, weights={"0:1": "0" * 64}),
+        "data 'code', SHA-256: dddddddd… there, 00000000… now": replace(
+            SWEEP, data={"code": "0" * 64}
+        ),
+        "weights '0:1', SHA-256: ffffffff… there, 00000000… now": replace(
+            SWEEP, weights={"0:1": "0" * 64}
+        ),
         "num_draws: 5 there, 4 now (it can only grow)": replace(SWEEP, num_draws=4),
         "num_chains: 4 there, 2 now (it can only grow)": replace(SWEEP, num_chains=2),
     }
     for words, changed in changes.items():
         assert differences([SWEEP], changed) == [words]
-    main, branch = (replace(SWEEP, checkpoints={10: WHERE | {"sha256": None, "revision": r}}) for r in ("step10", "b"))
-    assert differences([main], branch) == ["checkpoint of step 10, revision: 'step10' there, 'b' now"]
+    main, branch = (
+        replace(SWEEP, checkpoints={10: WHERE | {"sha256": None, "revision": r}})
+        for r in ("step10", "b")
+    )
+    assert differences([main], branch) == [
+        "checkpoint of step 10, revision: 'step10' there, 'b' now"
+    ]
     more = replace(
         SWEEP,
         num_draws=6,
@@ -164,7 +195,9 @@ def test_differences_are_named() -> None:
     )
     assert differences([SWEEP], more) == []
     assert differences([SWEEP, more], SWEEP) == []  # back to what was there
-    assert differences([SWEEP], replace(SWEEP, checkpoints={10: WHERE | {"source": "/moved"}})) == []
+    assert (
+        differences([SWEEP], replace(SWEEP, checkpoints={10: WHERE | {"source": "/moved"}})) == []
+    )
 
 
 def test_covering_is_found_whenever_there_is_one() -> None:
@@ -175,25 +208,37 @@ def test_covering_is_found_whenever_there_is_one() -> None:
         for some in itertools.combinations(every, size):
             reachable = {0}
             for _ in range(4):
-                reachable |= {c.chains[1] for c in some for r in reachable if c.chains[0] <= r < c.chains[1]}
+                reachable |= {
+                    c.chains[1] for c in some for r in reachable if c.chains[0] <= r < c.chains[1]
+                }
             found = covering(some, "w", 8)
             assert (found is not None) == (8 in reachable)
             if found:
                 assert sorted({k for c in found for k in range(*c.chains)}) == list(range(8))
     assert covering(every, "other", 8) is None
-    assert [c.name for c in covering(every, "w", 4)] == ["(0, 4)"]  # no chains beyond those asked for
+    assert [c.name for c in covering(every, "w", 4)] == [
+        "(0, 4)"
+    ]  # no chains beyond those asked for
 
 
 def test_chains_from_several_cells_are_those_of_one() -> None:
     whole = _draws()
-    parts = [_some(whole, [2, 0, 1], slice(0, 2)), _some(whole, [0, 2], slice(1, 5)), _some(whole, [2, 0], slice(5, 6))]
+    parts = [
+        _some(whole, [2, 0, 1], slice(0, 2)),
+        _some(whole, [0, 2], slice(1, 5)),
+        _some(whole, [2, 0], slice(5, 6)),
+    ]
     found = gathered(parts, [(0, 2), (1, 5), (5, 6)], ["0:0", "0:2"])
     expected = _some(whole, [0, 2], slice(None))
     for name in ("loss", "baseline", "diverged", "noise"):
         assert np.array_equal(getattr(found, name), getattr(expected, name))
     for name, array in expected.probes.items():
         assert np.array_equal(found.probes[name], array)
-    assert (found.weights, found.data, found.lengths) == (expected.weights, expected.data, expected.lengths)
+    assert (found.weights, found.data, found.lengths) == (
+        expected.weights,
+        expected.data,
+        expected.lengths,
+    )
     assert found.settings["num_chains"] == 6
     assert found.control is None
 
@@ -205,7 +250,10 @@ def test_a_cell_is_finished_or_failed_or_neither(tmp_path) -> None:
     key = (10, "0:0", "code")
     assert contents(store, [SWEEP], [SWEEP]).missing == (key, (10, "0:1", "code"))
     store.fail(name, "the reason")
-    assert contents(store, [SWEEP], [SWEEP]).failed == {key: "the reason", (10, "0:1", "code"): "the reason"}
+    assert contents(store, [SWEEP], [SWEEP]).failed == {
+        key: "the reason",
+        (10, "0:1", "code"): "the reason",
+    }
     assert store.failures() == {name: "the reason"}
     store.write(name, _draws(2, 4), {"why": "not"})
     assert contents(store, [SWEEP], [SWEEP]).cells[key] == (name,)
@@ -250,12 +298,14 @@ def test_fifty_flipped_bytes_and_truncation_are_found_and_set_aside(tmp_path) ->
         assert store.set_damaged_aside(["a"]) == ["a"]
 
 
-def test_a_cell_that_another_sweep_sets_aside_or_computes_again_meanwhile_is_no_error(tmp_path, monkeypatch) -> None:
+def test_a_cell_that_another_sweep_sets_aside_or_computes_again_meanwhile_is_no_error(
+    tmp_path, monkeypatch
+) -> None:
     store = Store(tmp_path)
     store.announce(SWEEP)
     whole = Store(tmp_path / "other")
     whole.write("a", _draws(), {})
-    is_whole = rllc.store._is_whole
+    is_whole = rllc.sweep.store._is_whole
 
     def gone(path) -> bool:
         path.unlink(missing_ok=True)
@@ -268,7 +318,7 @@ def test_a_cell_that_another_sweep_sets_aside_or_computes_again_meanwhile_is_no_
 
     for meanwhile in (gone, computed_again):
         store.path("a").write_bytes(b"damaged")
-        monkeypatch.setattr(rllc.store, "_is_whole", meanwhile)
+        monkeypatch.setattr(rllc.sweep.store, "_is_whole", meanwhile)
         assert store.set_damaged_aside(["a"]) == ["a"]
         assert not list((tmp_path / "damaged").iterdir())
     assert is_whole(store.path("a"))
@@ -300,7 +350,9 @@ class Generating:
 
 def test_a_generating_model_is_whole_or_not_there(tmp_path) -> None:
     store, folder = Store(tmp_path), tmp_path / "generators" / "g"
-    with pytest.raises(rllc.FileError, match=r"writing a generating model in `store` .* No space left"):
+    with pytest.raises(
+        rllc.FileError, match=r"writing a generating model in `store` .* No space left"
+    ):
         store.save_model(folder, Generating(error=OSError(28, "No space left on device")))
     assert list(folder.parent.iterdir()) == []
     store.save_model(folder, Generating())
@@ -339,7 +391,8 @@ def test_rows_travel_as_they_are(tmp_path) -> None:
 def test_a_store_that_cannot_be_written_says_so(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
-        rllc.FileError, match=r"track: writing what this call asks for in `store` = .*file/store failed"
+        rllc.FileError,
+        match=r"track: writing what this call asks for in `store` = .*file/store failed",
     ):
         Store(tmp_path / "file" / "store").announce(SWEEP)
     assert Store(tmp_path / "nowhere").finished() == set()

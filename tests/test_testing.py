@@ -43,7 +43,9 @@ class Lying(rllc.Weights):
             return {name: mask[:1] for name, mask in right.items()}
         if self.wrong == "name":
             return {f"x{name}": mask for name, mask in right.items()}
-        return right | {"bias": torch.zeros(2, dtype=torch.bool)} if self.wrong == "empty" else right
+        return (
+            right | {"bias": torch.zeros(2, dtype=torch.bool)} if self.wrong == "empty" else right
+        )
 
     def count(self, model: nn.Module) -> int:
         return super().count(model) + (self.wrong == "count")
@@ -71,7 +73,9 @@ def test_check_loss_passes_token_losses_and_any_module() -> None:
     for weights in (None, rllc.head("0:1"), rllc.parameters("unembed.*")):
         check_loss(model, None, tokens, weights)
     check_loss(model, rllc.distillation(tiny_model(1, n_layers=1)), tokens)
-    check_loss(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), square, torch.randn(6, 3))
+    check_loss(
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), square, torch.randn(6, 3)
+    )
 
 
 def test_check_loss_sees_a_wrong_gradient() -> None:
@@ -102,7 +106,9 @@ def test_check_loss_sees_a_wrong_shape() -> None:
 def test_check_sampler_passes_sgld_at_its_own_law_and_not_at_another() -> None:
     check_sampler(SGLD, sgld_variance)
     with pytest.raises(AssertionError, match="mean square"):
-        check_sampler(SGLD)  # SGLD has no accept/reject, so at this step size it is not at the target's law
+        check_sampler(
+            SGLD
+        )  # SGLD has no accept/reject, so at this step size it is not at the target's law
 
 
 def altered(step: object = None, init: object = None) -> Sampler:

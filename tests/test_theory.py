@@ -43,8 +43,13 @@ def test_normal_crossing_by_monte_carlo_volumes():
     w = np.random.default_rng(0).random((2, 1_000_000))
     K = w[0] ** 2 * w[1] ** 4
     small, large = np.count_nonzero(K < 1e-12), np.count_nonzero(K < 1e-8)
-    slope, error = math.log(large / small) / math.log(1e4), math.sqrt(1 / small - 1 / large) / math.log(1e4)
-    bias = 1e-3  # V = 2√s − s with s = √t exactly, so the slope is below 1/4 by less than √s/2/ln(1e4)
+    slope, error = (
+        math.log(large / small) / math.log(1e4),
+        math.sqrt(1 / small - 1 / large) / math.log(1e4),
+    )
+    bias = (
+        1e-3  # V = 2√s − s with s = √t exactly, so the slope is below 1/4 by less than √s/2/ln(1e4)
+    )
     assert abs(slope - theory.normal_crossing([1, 2]).value) < FALSE_ALARM * error + bias
 
 
@@ -92,7 +97,11 @@ def rank_sequences(widths, rank):
     best = sorted(rho for rho, cost in costs.items() if cost == least)
     longest: dict[tuple[int, ...], int] = {}
     for rho in best:
-        below = [n for other, n in longest.items() if all(a <= b for a, b in zip(other, rho, strict=True))]
+        below = [
+            n
+            for other, n in longest.items()
+            if all(a <= b for a, b in zip(other, rho, strict=True))
+        ]
         longest[rho] = 1 + max(below, default=0)
     return (rank * (widths[0] + widths[-1]) - rank**2 + least) / 2, max(longest.values())
 
@@ -101,13 +110,21 @@ def test_deep_linear_is_the_minimum_over_rank_sequences():
     for length, most in ((2, 5), (3, 6), (4, 4), (5, 3)):
         for widths in itertools.product(range(1, most + 1), repeat=length):
             for rank in range(min(widths) + 1):
-                assert theory.deep_linear(widths, rank) == rank_sequences(widths, rank), (widths, rank)
+                assert theory.deep_linear(widths, rank) == rank_sequences(widths, rank), (
+                    widths,
+                    rank,
+                )
 
 
 def test_reduced_rank_regression_is_a_deep_linear_network_of_two_layers():
     for M, N, H in itertools.product(range(1, 8), repeat=3):
         for r in range(min(M, N, H) + 1):
-            assert theory.reduced_rank_regression(M, N, H, r) == theory.deep_linear((M, H, N), r), (M, N, H, r)
+            assert theory.reduced_rank_regression(M, N, H, r) == theory.deep_linear((M, H, N), r), (
+                M,
+                N,
+                H,
+                r,
+            )
 
 
 def fibre(M, N, H, r):
@@ -119,15 +136,29 @@ def fibre(M, N, H, r):
 def test_the_global_value_is_the_smallest_local_one():
     for M, N, H in itertools.product(range(1, 6), repeat=3):
         for r in range(min(M, N, H) + 1):
-            local = [theory.reduced_rank_regression_at(M, N, H, *ranks, r) for ranks in fibre(M, N, H, r)]
-            assert min(local).value == theory.reduced_rank_regression(M, N, H, r).value, (M, N, H, r)
+            local = [
+                theory.reduced_rank_regression_at(M, N, H, *ranks, r) for ranks in fibre(M, N, H, r)
+            ]
+            assert min(local).value == theory.reduced_rank_regression(M, N, H, r).value, (
+                M,
+                N,
+                H,
+                r,
+            )
 
 
 def test_local_value_where_the_fibre_is_smooth_is_half_the_rank_of_the_derivative():
     rng = np.random.default_rng(0)
-    for M, N, H, r1, r2, r in [(5, 5, 3, 3, 1, 1), (4, 3, 2, 2, 1, 1), (3, 4, 5, 3, 2, 0), (3, 3, 2, 2, 2, 2)]:
+    for M, N, H, r1, r2, r in [
+        (5, 5, 3, 3, 1, 1),
+        (4, 3, 2, 2, 1, 1),
+        (3, 4, 5, 3, 2, 0),
+        (3, 3, 2, 2, 2, 2),
+    ]:
         hidden = np.linalg.qr(rng.standard_normal((H, H)))[0]
-        A = hidden[:, :r1] @ rng.standard_normal((r1, M))  # im A and the rows of B share r directions
+        A = hidden[:, :r1] @ rng.standard_normal(
+            (r1, M)
+        )  # im A and the rows of B share r directions
         B = rng.standard_normal((N, r2)) @ hidden[:, r1 - r : r1 - r + r2].T
         assert np.linalg.matrix_rank(B @ A, tol=1e-9) == r
         derivative = np.hstack([np.kron(np.eye(N), A.T), np.kron(B, np.eye(M))])
@@ -174,7 +205,9 @@ def test_layer_of_a_deep_linear_network(layer, input_rank, low_rank_factor):
     expected = np.sort(np.linalg.eigvalsh(hessian))[::-1]
     curvatures = theory.deep_linear_curvatures(weights, layer, sigma)
     np.testing.assert_allclose(curvatures, expected, atol=1e-10 * expected[0])
-    assert theory.deep_linear_layer(weights, layer, sigma).value == np.linalg.matrix_rank(hessian) / 2
+    assert (
+        theory.deep_linear_layer(weights, layer, sigma).value == np.linalg.matrix_rank(hessian) / 2
+    )
     assert np.count_nonzero(curvatures) == np.linalg.matrix_rank(hessian)
     whole = theory.deep_linear_layer(weights, layer)
     assert whole == theory.deep_linear_layer(weights, layer, np.eye(5))
@@ -191,7 +224,11 @@ def test_layer_takes_float32_tensors_that_need_gradients():
 
 def test_law_of_a_layer_tends_to_its_learning_coefficient():
     rng = np.random.default_rng(0)
-    weights = [rng.standard_normal((4, 5)), rng.standard_normal((3, 4)), rng.standard_normal((4, 3))]
+    weights = [
+        rng.standard_normal((4, 5)),
+        rng.standard_normal((3, 4)),
+        rng.standard_normal((4, 3)),
+    ]
     law = SGLDLaw(theory.deep_linear_curvatures(weights, 1), lr=1e-12, localization=1.0, n_beta=1e8)
     assert law.value == pytest.approx(theory.deep_linear_layer(weights, 1).value, rel=1e-3)
 
@@ -202,7 +239,9 @@ def test_law_of_a_layer_tends_to_its_learning_coefficient():
 class Chains:
     """Simulated SGLD on a quadratic, many independent experiments of a few chains that share minibatches."""
 
-    def __init__(self, law, experiments, chains, draws, *, burnin=0, apart=1, stationary=False, seed=0):
+    def __init__(
+        self, law, experiments, chains, draws, *, burnin=0, apart=1, stationary=False, seed=0
+    ):
         rng = np.random.default_rng(seed)
         h, noise = law.curvatures, np.sqrt(law.gradient_variance)
         v = np.zeros((experiments, chains, h.size))
@@ -219,7 +258,10 @@ class Chains:
             if step > burnin and (step - burnin) % apart == 0:
                 self.next.append(law.n_beta * (0.5 * h * v**2 + g * v).sum(-1))
                 self.previous.append(law.n_beta * (0.5 * h * v**2 + old * v).sum(-1))
-        self.next, self.previous = np.stack(self.next, -1), np.stack(self.previous, -1)  # [experiment, chain, draw]
+        self.next, self.previous = (
+            np.stack(self.next, -1),
+            np.stack(self.previous, -1),
+        )  # [experiment, chain, draw]
 
 
 def z_mean(sample, truth):
@@ -232,7 +274,9 @@ def z_variance(sample, truth):
 
 NOISELESS = SGLDLaw(np.array([0.3, 1.0, 4.0]), lr=0.02, localization=2.0, n_beta=10.0)
 NOISY = SGLDLaw(np.array([0.3, 1.0, 4.0, 0.0]), 0.02, 2.0, 10.0, np.array([0.5, 2.0, 1.0, 0.3]))
-STEEP = SGLDLaw(np.array([1.0, 18.0]), lr=0.02, localization=0.0, n_beta=10.0, gradient_variance=0.2)  # ρ < 0
+STEEP = SGLDLaw(
+    np.array([1.0, 18.0]), lr=0.02, localization=0.0, n_beta=10.0, gradient_variance=0.2
+)  # ρ < 0
 
 
 @pytest.mark.parametrize("law", [NOISELESS, NOISY, STEEP])
@@ -281,14 +325,18 @@ def test_measuring_on_the_previous_minibatch_is_biased_and_on_the_next_is_not():
 
 def test_value_is_the_formula_of_the_paper():
     a = 10.0 * NOISELESS.curvatures + 2.0
-    assert NOISELESS.value == pytest.approx((5.0 * NOISELESS.curvatures / (a * (1 - 0.02 * a / 4))).sum(), rel=1e-12)
+    assert NOISELESS.value == pytest.approx(
+        (5.0 * NOISELESS.curvatures / (a * (1 - 0.02 * a / 4))).sum(), rel=1e-12
+    )
     more = 1 + 0.02 / 4 * 100.0 * NOISY.gradient_variance
     np.testing.assert_allclose(NOISY.variance[:3], more[:3] / (a * (1 - 0.02 * a / 4)))
 
 
 def test_transient_law_starts_at_zero_and_ends_stationary():
     assert NOISY.value_after(0) == 0
-    assert NOISY.value_after(1) == pytest.approx(0.5 * 10 * (NOISY.curvatures * NOISY.innovation).sum())
+    assert NOISY.value_after(1) == pytest.approx(
+        0.5 * 10 * (NOISY.curvatures * NOISY.innovation).sum()
+    )
     assert NOISY.value_after(10**6) == pytest.approx(NOISY.value, rel=1e-12)
     assert NOISY.expected(5, num_burnin_steps=10**6) == pytest.approx(NOISY.value)
     late = NOISY.standard_error(50, 4, num_burnin_steps=10**6)
@@ -296,7 +344,9 @@ def test_transient_law_starts_at_zero_and_ends_stationary():
 
 
 def test_variance_after_is_the_sum_over_steps_also_when_flat_or_unstable():
-    law = SGLDLaw(np.array([-1.0, 0.0, 1e-14, 1.0, 20.0, 30.0]), lr=0.1, localization=0.0, n_beta=1.0)
+    law = SGLDLaw(
+        np.array([-1.0, 0.0, 1e-14, 1.0, 20.0, 30.0]), lr=0.1, localization=0.0, n_beta=1.0
+    )
     for steps in (1, 2, 7):
         brute = sum(law.innovation * law.decay ** (2 * j) for j in range(steps))
         np.testing.assert_allclose(law.variance_after(steps), brute, rtol=1e-12)
@@ -311,14 +361,20 @@ def test_autocorrelation_time_is_the_sum_and_the_limit_of_the_standard_error():
             summed = 1 + 2 * sum(law.autocorrelation(apart * k) for k in range(1, 2000))
             assert law.autocorrelation_time(apart) == pytest.approx(summed, rel=1e-9)
         error = law.standard_error(5000, stationary=True)
-        assert 5000 * error**2 / law.draw_variance == pytest.approx(law.autocorrelation_time(), rel=1e-2)
+        assert 5000 * error**2 / law.draw_variance == pytest.approx(
+            law.autocorrelation_time(), rel=1e-2
+        )
 
 
 def test_without_gradient_noise_shared_minibatches_are_no_matter_and_with_it_they_are():
-    assert NOISELESS.standard_error(30, 4) == NOISELESS.standard_error(30, 4, shared_minibatches=False)
+    assert NOISELESS.standard_error(30, 4) == NOISELESS.standard_error(
+        30, 4, shared_minibatches=False
+    )
     assert NOISELESS.standard_error(30, 4) == pytest.approx(NOISELESS.standard_error(30) / 2)
     assert NOISY.standard_error(30, 4) > 1.1 * NOISY.standard_error(30, 4, shared_minibatches=False)
-    assert NOISY.standard_error(30, 4, shared_minibatches=False) == pytest.approx(NOISY.standard_error(30) / 2)
+    assert NOISY.standard_error(30, 4, shared_minibatches=False) == pytest.approx(
+        NOISY.standard_error(30) / 2
+    )
 
 
 def test_flat_directions_without_localization_do_not_count():
@@ -326,7 +382,9 @@ def test_flat_directions_without_localization_do_not_count():
     bent = SGLDLaw([1.0], lr=0.01, localization=0.0, n_beta=10.0)
     assert flat.stable
     assert flat.value == bent.value
-    assert flat.standard_error(10, 2, stationary=True) == bent.standard_error(10, 2, stationary=True)
+    assert flat.standard_error(10, 2, stationary=True) == bent.standard_error(
+        10, 2, stationary=True
+    )
     assert math.isnan(SGLDLaw([0.0], lr=0.01, localization=1.0, n_beta=10.0).autocorrelation(1))
     assert math.isnan(SGLDLaw([0.0], lr=0.01, localization=1.0, n_beta=10.0).autocorrelation_time())
 
@@ -361,25 +419,52 @@ def test_the_law_keeps_its_own_copy():
         (lambda: theory.normal_crossing([0, 0]), "at least one k must be positive"),
         (lambda: theory.normal_crossing([-1]), "k must be an integer ≥ 0; got -1"),
         (lambda: theory.normal_crossing([1], [-1]), "h must be an integer ≥ 0; got -1"),
-        (lambda: theory.reduced_rank_regression(3, 3, 2, 3), r"r must be a possible rank, 0 … 2 .* got 3"),
+        (
+            lambda: theory.reduced_rank_regression(3, 3, 2, 3),
+            r"r must be a possible rank, 0 … 2 .* got 3",
+        ),
         (lambda: theory.reduced_rank_regression(3, 3, 0, 0), "H must be an integer ≥ 1; got 0"),
-        (lambda: theory.reduced_rank_regression_at(5, 5, 3, 4, 1, 1), r"r1 must be a possible rank, 0 … 3"),
-        (lambda: theory.reduced_rank_regression_at(5, 5, 3, 1, 4, 1), r"r2 must be a possible rank, 0 … 3"),
-        (lambda: theory.reduced_rank_regression_at(5, 5, 3, 3, 3, 2), r"r must be a possible rank, 3 … 3"),
+        (
+            lambda: theory.reduced_rank_regression_at(5, 5, 3, 4, 1, 1),
+            r"r1 must be a possible rank, 0 … 3",
+        ),
+        (
+            lambda: theory.reduced_rank_regression_at(5, 5, 3, 1, 4, 1),
+            r"r2 must be a possible rank, 0 … 3",
+        ),
+        (
+            lambda: theory.reduced_rank_regression_at(5, 5, 3, 3, 3, 2),
+            r"r must be a possible rank, 3 … 3",
+        ),
         (lambda: theory.deep_linear([5], 0), "needs at least the inputs and the outputs"),
         (lambda: theory.deep_linear([5, 0, 5], 0), "widths must be an integer ≥ 1; got 0"),
         (lambda: theory.deep_linear([5, 2, 5], 3), r"rank must be a possible rank, 0 … 2"),
         (lambda: theory.one_head_attention(1, 2), "v must be an integer ≥ 2; got 1"),
-        (lambda: theory.deep_linear_layer([np.eye(2), np.eye(3)], 0), r"weights\[1\] must take the 2 outputs"),
+        (
+            lambda: theory.deep_linear_layer([np.eye(2), np.eye(3)], 0),
+            r"weights\[1\] must take the 2 outputs",
+        ),
         (lambda: theory.deep_linear_layer([np.eye(2)], 1), "layer must be 0 … 0; got 1"),
-        (lambda: theory.deep_linear_layer([np.ones(2)], 0), r"weights\[0\] must be a matrix .* got shape \[2\]"),
-        (lambda: theory.deep_linear_layer([np.full((2, 2), np.nan)], 0), r"weights\[0\] must be a matrix"),
+        (
+            lambda: theory.deep_linear_layer([np.ones(2)], 0),
+            r"weights\[0\] must be a matrix .* got shape \[2\]",
+        ),
+        (
+            lambda: theory.deep_linear_layer([np.full((2, 2), np.nan)], 0),
+            r"weights\[0\] must be a matrix",
+        ),
         (lambda: theory.deep_linear_layer([np.eye(2)], 0, np.eye(3)), r"symmetric \[2, 2\] matrix"),
-        (lambda: theory.deep_linear_layer([np.eye(2)], 0, np.triu(np.ones((2, 2)))), "Symmetrise it"),
+        (
+            lambda: theory.deep_linear_layer([np.eye(2)], 0, np.triu(np.ones((2, 2)))),
+            "Symmetrise it",
+        ),
         (lambda: theory.deep_linear_layer([np.eye(2)], 0, -np.eye(2)), "smallest eigenvalue is -1"),
         (lambda: SGLDLaw([], 0.1, 1.0, 1.0), r"curvatures must be finite numbers \[dim\]"),
         (lambda: SGLDLaw([np.inf], 0.1, 1.0, 1.0), r"curvatures must be finite numbers \[dim\]"),
-        (lambda: SGLDLaw([1.0, 2.0], 0.1, 1.0, 1.0, [1.0]), r"gradient_variance must be one number or \[2\]"),
+        (
+            lambda: SGLDLaw([1.0, 2.0], 0.1, 1.0, 1.0, [1.0]),
+            r"gradient_variance must be one number or \[2\]",
+        ),
         (lambda: SGLDLaw([1.0], 0.1, 1.0, 1.0, -1.0), "gradient_variance must be one number"),
         (lambda: SGLDLaw([1.0], 0.0, 1.0, 1.0), "lr must be finite and > 0; got 0.0"),
         (lambda: SGLDLaw([1.0], 0.1, -1.0, 1.0), "localization must be finite and ≥ 0; got -1.0"),
@@ -387,7 +472,10 @@ def test_the_law_keeps_its_own_copy():
         (lambda: SGLDLaw([1.0], 5.0, 0.0, 1.0).value, "no stationary law.*choose lr < 4"),
         (lambda: SGLDLaw([-1.0], 0.1, 0.0, 1.0).draw_variance, "no stationary law"),
         (lambda: SGLDLaw([1.0], 5.0, 0.0, 1.0).autocorrelation_time(), "no stationary law"),
-        (lambda: SGLDLaw([1.0], 5.0, 0.0, 1.0).standard_error(3, stationary=True), "no stationary law"),
+        (
+            lambda: SGLDLaw([1.0], 5.0, 0.0, 1.0).standard_error(3, stationary=True),
+            "no stationary law",
+        ),
         (lambda: NOISY.value_after(-1), "steps must be an integer ≥ 0; got -1"),
         (lambda: NOISY.expected(0), "num_draws must be an integer ≥ 1; got 0"),
         (lambda: NOISY.expected(1, num_burnin_steps=-1), "num_burnin_steps must be an integer ≥ 0"),

@@ -47,7 +47,9 @@ def _close():
     plt.close("all")
 
 
-def skip_model(table: dict[int, int], trigger: int, d_vocab: int = 16, n_ctx: int = 16) -> AttentionOnly:
+def skip_model(
+    table: dict[int, int], trigger: int, d_vocab: int = 16, n_ctx: int = 16
+) -> AttentionOnly:
     """One head that, at the trigger, looks at the token of the table that is there, and predicts its counterpart."""
     space = handmade.Space(n_ctx, token=d_vocab, out=d_vocab)
     model = handmade._empty(space, n_layers=1, n_heads=1, d_head=d_vocab, d_vocab=d_vocab)
@@ -56,7 +58,9 @@ def skip_model(table: dict[int, int], trigger: int, d_vocab: int = 16, n_ctx: in
     values = torch.zeros(d_vocab, d_vocab)
     for first, second in table.items():
         values[first, second] = 1.0
-    at_trigger = token[:, [trigger]]  # elsewhere the query is 0 but for the bias, whose keys are BOS alone
+    at_trigger = token[
+        :, [trigger]
+    ]  # elsewhere the query is 0 but for the bias, whose keys are BOS alone
     handmade._set(
         model,
         "0:0",
@@ -94,12 +98,16 @@ def test_an_induction_head_is_all_induction() -> None:
 
 def test_a_bracket_head_is_all_dyck() -> None:
     rows = bracket_rows(20)
-    result = tokens_in_context(bracket_model(), rows, brackets={1: 3, 2: 4}, thresholds=EVERYTHING)["2:0"]
+    result = tokens_in_context(bracket_model(), rows, brackets={1: 3, 2: 4}, thresholds=EVERYTHING)[
+        "2:0"
+    ]
     closing = (rows > 2).numpy()
     dyck = result.kind == "dyck"
     assert dyck.any()
     assert np.array_equal(dyck, closing[result.row, result.position])
-    for row, position, looks in zip(result.row[dyck], result.position[dyck], result.attended[dyck, 0], strict=True):
+    for row, position, looks in zip(
+        result.row[dyck], result.position[dyck], result.attended[dyck, 0], strict=True
+    ):
         assert looks == handmade.innermost(rows[row])[position - 1]
     # that it looks is not enough: with other brackets none is Dyck
     assert not tokens_in_context(bracket_model(), rows, brackets={1: 4, 2: 3})["2:0"].count("dyck")
@@ -111,13 +119,21 @@ def test_a_head_that_rests_is_not_called_anything() -> None:
     result = tokens_in_context(bracket_model(), bracket_rows(20), brackets={1: 3, 2: 4})["0:0"]
     assert set(result.kind) == {"other"}
     assert (result.attended[:, 0] == 0).all()
-    resting = tokens_in_context(bracket_model(), bracket_rows(20), rest=())["0:0"]  # BOS taken for a token
+    resting = tokens_in_context(bracket_model(), bracket_rows(20), rest=())[
+        "0:0"
+    ]  # BOS taken for a token
     assert set(resting.kind) > {"other"}
 
 
 def test_a_current_token_head_has_memorised_its_bigrams() -> None:
     rows = torch.tensor(
-        [[BOS, 1, 2, 5, 6], [BOS, 3, 4, 6, 7], [BOS, 5, 1, 2, 8], [BOS, 8, 9, 3, 4], [BOS, 10, 11, 7, 8]]
+        [
+            [BOS, 1, 2, 5, 6],
+            [BOS, 3, 4, 6, 7],
+            [BOS, 5, 1, 2, 8],
+            [BOS, 8, 9, 3, 4],
+            [BOS, 10, 11, 7, 8],
+        ]
     )
     result = tokens_in_context(induction_model(bigrams={1: 2, 3: 4, 10: 11}), rows)["0:1"]
     found = {(m.kind, m.tokens, m.target, m.occurrences, m.rows) for m in result.multigrams}
@@ -153,7 +169,9 @@ def test_skip_ngrams_have_gaps_and_ngrams_have_none() -> None:
     assert Counter(three.kind) == {"skip n-gram": 3, "other": 4}
     loose = tokens_in_context(model, rows, thresholds=Thresholds(fixed=0.3))
     assert Counter(loose.kind) == {"n-gram": 7}
-    strict = tokens_in_context(model, rows, thresholds=Thresholds(fixed=1))  # n-grams are then those that never vary
+    strict = tokens_in_context(
+        model, rows, thresholds=Thresholds(fixed=1)
+    )  # n-grams are then those that never vary
     assert Counter(strict.kind) == Counter(result.kind)
 
 
@@ -198,13 +216,17 @@ def slowly(model: AttentionOnly, rows: Tensor, pairs: dict[int, int], attention:
                     elif t[r, j] in pairs:
                         stack.append(j)
                 kind = "other"
-                if any(0 < j < k and t[r, j] == t[r, k + 1] and t[r, j - 1] == t[r, k] for j in seen):
+                if any(
+                    0 < j < k and t[r, j] == t[r, k + 1] and t[r, j - 1] == t[r, k] for j in seen
+                ):
                     kind = "induction"
                 elif stack and stack[-1] in seen and t[r, k + 1] == pairs[t[r, stack[-1]]]:
                     kind = "dyck"
                 elif seen:
                     read = tuple(t[r, sorted({*seen, k})])
-                    open_questions.setdefault((h, read, t[r, k + 1]), []).append((r, k, tuple(t[r, min(seen) : k + 1])))
+                    open_questions.setdefault((h, read, t[r, k + 1]), []).append(
+                        (r, k, tuple(t[r, min(seen) : k + 1]))
+                    )
                 found[h, r, k + 1] = kind
     for (h, _, _), places in open_questions.items():
         if len({r for r, _, _ in places}) >= 2:
@@ -220,7 +242,9 @@ def test_against_the_definitions_one_token_at_a_time(positions: str) -> None:
     model = tiny_model(positions=positions)
     rows = ROWS % 5
     pairs = {1: 2}
-    result = tokens_in_context(model, rows, brackets=pairs, thresholds=replace(EVERYTHING, attention=0.51), rest=())
+    result = tokens_in_context(
+        model, rows, brackets=pairs, thresholds=replace(EVERYTHING, attention=0.51), rest=()
+    )
     expected = slowly(model, rows, pairs, attention=0.51)
     got = zip(result.head.tolist(), result.row.tolist(), result.position.tolist(), strict=True)
     assert dict(zip(got, result.kind, strict=True)) == expected
@@ -236,16 +260,35 @@ def test_queries_are_those_of_the_whole_pattern() -> None:
     seen = []
     for which, A in attention_from(model, ROWS, places, row, query):
         seen += which.tolist()
-        assert np.allclose(A, whole[row[which], places[which, 0], places[which, 1], query[which]], atol=1e-6)
+        assert np.allclose(
+            A, whole[row[which], places[which, 0], places[which, 1], query[which]], atol=1e-6
+        )
     assert sorted(seen) == list(range(200))
 
 
 def test_the_stack() -> None:
     pairs = {1: {9}, 2: {8, 7}, 5: {5}}
     assert innermost([1, 2, 8, 9, 3], pairs).tolist() == [0, 1, 0, -1, -1]
-    assert innermost([9, 1, 8, 2, 7], pairs).tolist() == [-1, 1, 1, 3, 1]  # what was never opened is skipped
-    assert innermost([1, 2, 9, 7], pairs).tolist() == [0, 1, -1, -1]  # what is never closed is given up
-    assert innermost([5, 1, 9, 5, 5], pairs).tolist() == [0, 1, 0, -1, 4]  # quotes close what they open
+    assert innermost([9, 1, 8, 2, 7], pairs).tolist() == [
+        -1,
+        1,
+        1,
+        3,
+        1,
+    ]  # what was never opened is skipped
+    assert innermost([1, 2, 9, 7], pairs).tolist() == [
+        0,
+        1,
+        -1,
+        -1,
+    ]  # what is never closed is given up
+    assert innermost([5, 1, 9, 5, 5], pairs).tolist() == [
+        0,
+        1,
+        0,
+        -1,
+        4,
+    ]  # quotes close what they open
     row = bracket_rows(1, pos=24)[0]
     ours = np.maximum(innermost(row, {1: {3}, 2: {4}}), 0)  # handmade's stack rests at 0
     assert ours.tolist() == handmade.innermost(row)
@@ -278,7 +321,9 @@ def test_brackets_of_a_tokenizer(small_tokenizer) -> None:
 def test_the_most_affected_come_first() -> None:
     model = tiny_model()
     ablation = ablate(model, ROWS)
-    result = tokens_in_context(model, ROWS, ablation=ablation, thresholds=Thresholds(effect=0.1, most=20))
+    result = tokens_in_context(
+        model, ROWS, ablation=ablation, thresholds=Thresholds(effect=0.1, most=20)
+    )
     for h, head in enumerate(ablation.names):
         effects = np.sort(ablation.tokens[h].ravel())[::-1]
         assert np.array_equal(result[head].effect, effects[effects >= 0.1][:20])
@@ -287,7 +332,9 @@ def test_the_most_affected_come_first() -> None:
     assert (result.count() <= 20).all()
 
 
-def test_given_ablations_are_used_and_attention_costs_less_than_a_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_ablations_are_used_and_attention_costs_less_than_a_forward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with torch.random.fork_rng(devices=[]):
         model = AttentionOnly(AttentionOnlyConfig(d_vocab=500))
     rows = torch.randint(500, (2, 129), generator=torch.Generator().manual_seed(0))
@@ -295,7 +342,9 @@ def test_given_ablations_are_used_and_attention_costs_less_than_a_forward_pass(m
     own = tokens_in_context(model, rows, thresholds=EVERYTHING)
     monkeypatch.setattr("rllc.analysis.tokens_in_context.ablate", None)
     with FlopCounterMode(display=False) as counter:
-        again = tokens_in_context(model, rows, ablation=ablation, thresholds=replace(EVERYTHING, most=50))
+        again = tokens_in_context(
+            model, rows, ablation=ablation, thresholds=replace(EVERYTHING, most=50)
+        )
     with torch.no_grad(), FlopCounterMode(display=False) as forward:
         model(rows)
     assert counter.get_total_flops() < 2 * forward.get_total_flops()
@@ -339,7 +388,9 @@ def test_results_as_tables_with_and_without_texts(small_tokenizer) -> None:
     rows = repeats(num_rows=4)
     ids = tokens_in_context(induction_model(), rllc.Tokens(rows, "copies"))
     lines = repr(ids).splitlines()
-    assert lines[0].startswith("Tokens in context on copies: for each head, the 1000 tokens at most")
+    assert lines[0].startswith(
+        "Tokens in context on copies: for each head, the 1000 tokens at most"
+    )
     assert lines[1].split() == [
         "head",
         "tokens",
@@ -358,7 +409,9 @@ def test_results_as_tables_with_and_without_texts(small_tokenizer) -> None:
     first = ids["1:1"]
     row, position = first.row[0], first.position[0]
     assert mine.loc[0, "token"] == str(int(rows[row, position]))
-    assert mine.loc[0, "context"] == " ".join(str(int(i)) for i in rows[row, position - 8 : position])
+    assert mine.loc[0, "context"] == " ".join(
+        str(int(i)) for i in rows[row, position - 8 : position]
+    )
     assert repr(first).splitlines()[4].split()[:2] == ["effect", "kind"]
     texts = tokens_in_context(induction_model(), rows, tokenizer=small_tokenizer)
     assert texts.decode(int(rows[0, 1])) == small_tokenizer.decode([int(rows[0, 1])])
@@ -377,7 +430,9 @@ def test_multigrams_as_a_table(small_tokenizer) -> None:
         ["0:0", "n-gram", "1 5", "8", 2],
     ]
     texts = tokens_in_context(skip_model({1: 8, 2: 9}, trigger=5), rows, tokenizer=small_tokenizer)
-    assert texts.multigrams_to_dataframe()["tokens"][1] == small_tokenizer.decode([1]) + small_tokenizer.decode([5])
+    assert texts.multigrams_to_dataframe()["tokens"][1] == small_tokenizer.decode(
+        [1]
+    ) + small_tokenizer.decode([5])
 
 
 def test_no_head_matters() -> None:
@@ -425,25 +480,48 @@ def broken(model: AttentionOnly):
             lambda m: tokens_in_context(nn.Linear(2, 2), ROWS),
             r"tokens_in_context: expected an rllc\.models\.AttentionOnly",
         ),
-        (lambda m: tokens_in_context(m, [[1, 2]]), r"tokens_in_context: expected rllc\.Tokens or a tensor"),
         (
-            lambda m: tokens_in_context(m, ROWS, ablation=ablate(m, ROWS, rllc.head("0:1") | rllc.head("0:2"))),
+            lambda m: tokens_in_context(m, [[1, 2]]),
+            r"tokens_in_context: expected rllc\.Tokens or a tensor",
+        ),
+        (
+            lambda m: tokens_in_context(
+                m, ROWS, ablation=ablate(m, ROWS, rllc.head("0:1") | rllc.head("0:2"))
+            ),
             r"ablation must be of single heads of the model, got '0:1 \| 0:2'; make one with ablate",
         ),
         (
             lambda m: tokens_in_context(m, ROWS, ablation=ablate(m, ROWS[:3])),
             r"of the same rows, \[row, pos − 1\] = \(30, 7\), got \(3, 7\)",
         ),
-        (lambda m: tokens_in_context(m, ROWS, ablation=broken(m)), "losses are not all finite; the model's weights"),
-        (lambda m: tokens_in_context(m, ROWS, brackets={"(": ")"}), r"`brackets` must map the id .* got '\(': '\)'"),
-        (lambda m: tokens_in_context(m, ROWS, brackets={1: 2.5}), r"`brackets` must map the id .* got 1: 2\.5"),
-        (lambda m: tokens_in_context(m, ROWS)["2:0"], r"tokens_in_context\['2:0'\]: no such head; did you mean"),
-        (lambda m: tokens_in_context(m, ROWS).count("bracket"), "no kind 'bracket'; known: 'induction'"),
+        (
+            lambda m: tokens_in_context(m, ROWS, ablation=broken(m)),
+            "losses are not all finite; the model's weights",
+        ),
+        (
+            lambda m: tokens_in_context(m, ROWS, brackets={"(": ")"}),
+            r"`brackets` must map the id .* got '\(': '\)'",
+        ),
+        (
+            lambda m: tokens_in_context(m, ROWS, brackets={1: 2.5}),
+            r"`brackets` must map the id .* got 1: 2\.5",
+        ),
+        (
+            lambda m: tokens_in_context(m, ROWS)["2:0"],
+            r"tokens_in_context\['2:0'\]: no such head; did you mean",
+        ),
+        (
+            lambda m: tokens_in_context(m, ROWS).count("bracket"),
+            "no kind 'bracket'; known: 'induction'",
+        ),
         (lambda m: Thresholds(effect=-1), "`effect` must be from 0 to inf, got -1"),
         (lambda m: Thresholds(attention=0.001), r"`attention` must be from 0\.01 to 1, got 0\.001"),
         (lambda m: Thresholds(rows=1.5), r"`rows` must be an integer of at least 1, got 1\.5"),
         (lambda m: Thresholds(most=0), "`most` must be an integer of at least 1, got 0"),
-        (lambda m: brackets([], ["("]), r"`pairs` are strings of two characters, such as '\(\)', got '\('"),
+        (
+            lambda m: brackets([], ["("]),
+            r"`pairs` are strings of two characters, such as '\(\)', got '\('",
+        ),
         (lambda m: brackets([]), r"no id of the tokenizer opens one of '\(\)', '\[\]'"),
     ],
 )
@@ -462,12 +540,21 @@ def test_a_trained_model_has_memorised_the_tables_of_its_language() -> None:
     result = tokens_in_context(model, language.sample(200, seed=2).tokens)
     tables = [*language.ngrams, *language.skip_ngrams]
     # what a head can read of an entry to predict one of its letters; where units end is no letter, and not in the tables
-    true = {(e[a], e[b], e[c]) for e in tables for c in range(1, 3) for b in range(c) for a in range(b + 1)}
+    true = {
+        (e[a], e[b], e[c])
+        for e in tables
+        for c in range(1, 3)
+        for b in range(c)
+        for a in range(b + 1)
+    }
     found = [m for m in result.multigrams if m.target in language.ids["letters"]]
     assert len(found) > 100
 
     def share(targets: list[int]) -> float:
-        known = [(m.tokens[0], m.tokens[-1], target) in true for m, target in zip(found, targets, strict=True)]
+        known = [
+            (m.tokens[0], m.tokens[-1], target) in true
+            for m, target in zip(found, targets, strict=True)
+        ]
         return float(np.average(known, weights=[m.occurrences for m in found]))
 
     targets = [m.target for m in found]

@@ -25,10 +25,10 @@ from faulty import interrupted, raises
 from tiny import SHORT, tiny_model, tiny_tokens
 
 import rllc
-import rllc.workers
-from rllc.store import Store
-from rllc.track import main
-from rllc.workers import sampler_of
+import rllc.sweep.workers
+from rllc.sweep.store import Store
+from rllc.sweep.track import main
+from rllc.sweep.workers import sampler_of
 
 SMALL = {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_head": 4}
 DATA = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
@@ -61,7 +61,7 @@ def computed(monkeypatch) -> list[tuple[str, ...]]:
         seen.append((*data, options["sampling"].first_chain, *(w.name for w in weights)))
         return rllc.sample(model, data, weights, **options)
 
-    monkeypatch.setattr(rllc.workers, "sample", counting)
+    monkeypatch.setattr(rllc.sweep.workers, "sample", counting)
     return seen
 
 
@@ -84,16 +84,26 @@ def test_a_sweep_is_an_estimate_at_each_checkpoint(run, unbroken) -> None:
     for step in unbroken.steps:
         alone = rllc.estimate(rllc.load(run, step), DATA, rllc.heads(rllc.load(run, step)), **QUICK)
         here = unbroken.at(step)
-        assert (here.weights, here.data, here.settings) == (alone.weights, alone.data, alone.settings)
-        assert here.value == pytest.approx(alone.value, rel=1e-4, abs=1e-4)  # other company in the pass
+        assert (here.weights, here.data, here.settings) == (
+            alone.weights,
+            alone.data,
+            alone.settings,
+        )
+        assert here.value == pytest.approx(
+            alone.value, rel=1e-4, abs=1e-4
+        )  # other company in the pass
         for name in rllc.heads(rllc.load(run, step)):
             one = rllc.estimate(rllc.load(run, step), DATA, name, **QUICK)
-            assert here[name.name, "b"].value == pytest.approx(one[name.name, "b"].value, rel=1e-4, abs=1e-4)
+            assert here[name.name, "b"].value == pytest.approx(
+                one[name.name, "b"].value, rel=1e-4, abs=1e-4
+            )
 
 
 def test_a_store_and_threads_change_no_bit(run, unbroken, tmp_path) -> None:
     with ThreadPoolExecutor(2) as threads:
-        assert same(rllc.track(run, DATA, rllc.heads, store=tmp_path, executor=threads, **QUICK), unbroken)
+        assert same(
+            rllc.track(run, DATA, rllc.heads, store=tmp_path, executor=threads, **QUICK), unbroken
+        )
     opened = rllc.Trajectory.open(tmp_path)
     assert same(opened, unbroken)
     assert opened.settings == unbroken.settings
@@ -112,7 +122,7 @@ def test_every_sampler_is_made_again_from_its_settings() -> None:
     prior = rllc.box(0.1, localization=3.0)
     for make in (rllc.sgld, rllc.rmsprop_sgld, rllc.sghmc, rllc.mala, rllc.hmc):
         for sampler in (make(lr=2e-3), make(lr=2e-3, prior=prior)):
-            settings = rllc.workers._settings(sampler)
+            settings = rllc.sweep.workers._settings(sampler)
             assert settings == sampler.settings, sampler
             again = sampler_of(json.loads(json.dumps(settings)))
             assert (again.settings, again.full_batch) == (sampler.settings, sampler.full_batch)
@@ -122,7 +132,7 @@ def test_every_sampler_is_made_again_from_its_settings() -> None:
         {"full_batch": True},
     ):
         blind = replace(rllc.sgld(), **change)
-        assert rllc.workers._settings(blind) is blind, change  # another's under the same name
+        assert rllc.sweep.workers._settings(blind) is blind, change  # another's under the same name
 
 
 # Nothing twice.
@@ -138,7 +148,11 @@ def test_the_same_call_again_computes_nothing(run, unbroken, tmp_path, computed)
 def test_more_of_everything_reuses_what_is_there(run, unbroken, tmp_path, computed) -> None:
     found = rllc.checkpoints(run)
     rllc.track(
-        found[:1], DATA["a"], "0:1", store=tmp_path, **QUICK | {"sampling": replace(QUICK["sampling"], num_chains=1)}
+        found[:1],
+        DATA["a"],
+        "0:1",
+        store=tmp_path,
+        **QUICK | {"sampling": replace(QUICK["sampling"], num_chains=1)},
     )
     assert computed == [("tokens", 0, "0:1")]
     rllc.track(found[:1], DATA["a"], "0:1", store=tmp_path, **QUICK)
@@ -147,15 +161,26 @@ def test_more_of_everything_reuses_what_is_there(run, unbroken, tmp_path, comput
     rllc.track(found[:1], named, "0:1", store=tmp_path, **QUICK)
     assert computed[2:] == [("b", 0, "0:1")]
     rllc.track(found[:1], named, rllc.heads, store=tmp_path, **QUICK)
-    assert computed[3:] == [("tokens", 0, "0:0"), ("tokens", 0, "1:0", "1:1"), ("b", 0, "0:0"), ("b", 0, "1:0", "1:1")]
+    assert computed[3:] == [
+        ("tokens", 0, "0:0"),
+        ("tokens", 0, "1:0", "1:1"),
+        ("b", 0, "0:0"),
+        ("b", 0, "1:0", "1:1"),
+    ]
     del computed[:]
     extended = rllc.track(found, named, rllc.heads, store=tmp_path, **QUICK)
     assert len(computed) == 4
-    assert extended.value == pytest.approx(unbroken.value, rel=1e-4, abs=1e-4)  # other company in the passes
+    assert extended.value == pytest.approx(
+        unbroken.value, rel=1e-4, abs=1e-4
+    )  # other company in the passes
     assert extended.settings["num_chains"] == 2
     del computed[:]
     longer = rllc.track(
-        found, named, rllc.heads, store=tmp_path, **QUICK | {"sampling": replace(QUICK["sampling"], num_draws=6)}
+        found,
+        named,
+        rllc.heads,
+        store=tmp_path,
+        **QUICK | {"sampling": replace(QUICK["sampling"], num_draws=6)},
     )
     assert len(computed) == 11  # the same chains of the same weights go on
     assert longer.settings["num_draws"] == rllc.Trajectory.open(tmp_path).settings["num_draws"] == 6
@@ -166,7 +191,10 @@ def test_more_chains_are_those_of_a_larger_call(run, tmp_path) -> None:
     one_at_a_time = replace(QUICK["sampling"], runs_per_pass=1)  # so that company changes no bit
     more = {"sampling": replace(one_at_a_time, num_chains=4), "progress": False}
     rllc.track(run, DATA["a"], "1:0", store=tmp_path, sampling=one_at_a_time, progress=False)
-    assert same(rllc.track(run, DATA["a"], "1:0", store=tmp_path, **more), rllc.track(run, DATA["a"], "1:0", **more))
+    assert same(
+        rllc.track(run, DATA["a"], "1:0", store=tmp_path, **more),
+        rllc.track(run, DATA["a"], "1:0", **more),
+    )
 
 
 def test_fewer_of_anything_reads_what_is_there(run, unbroken, tmp_path, computed) -> None:
@@ -193,7 +221,9 @@ def test_opening_reads_names_and_only_then_numbers(run, tmp_path, monkeypatch) -
     victim = next(iter(Store(tmp_path).finished()))
     Store(tmp_path).path(victim).unlink()
     read = []
-    monkeypatch.setattr(Store, "read", lambda self, name, inner=Store.read: read.append(name) or inner(self, name))
+    monkeypatch.setattr(
+        Store, "read", lambda self, name, inner=Store.read: read.append(name) or inner(self, name)
+    )
     opened = rllc.Trajectory.open(tmp_path)
     assert len(opened.missing) == 1
     assert "1 of 4 missing" in repr(opened)
@@ -229,19 +259,22 @@ def drawn(monkeypatch) -> list[tuple[int, int]]:
         seen.append((0 if there is None else there.loss.shape[-1], options["sampling"].num_draws))
         return rllc.sample(model, data, weights, **options)
 
-    monkeypatch.setattr(rllc.workers, "sample", counting)
+    monkeypatch.setattr(rllc.sweep.workers, "sample", counting)
     return seen
 
 
 def files(folder: Path) -> dict[str, bytes]:
     """Of cells and all that is kept beside them, by name."""
-    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in folder.glob("[!s]*/*.npz")} | {
-        f"states/{path.name}": path.read_bytes() for path in folder.glob("states/*.npz")
-    }
+    return {
+        f"{path.parent.name}/{path.name}": path.read_bytes() for path in folder.glob("[!s]*/*.npz")
+    } | {f"states/{path.name}": path.read_bytes() for path in folder.glob("states/*.npz")}
 
 
 def longer(num_draws: int, **changes: object) -> dict[str, object]:
-    return {"sampling": replace(QUICK["sampling"], num_draws=num_draws, **changes), "progress": False}
+    return {
+        "sampling": replace(QUICK["sampling"], num_draws=num_draws, **changes),
+        "progress": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -254,7 +287,9 @@ def longer(num_draws: int, **changes: object) -> dict[str, object]:
     ],
     ids=str,
 )
-def test_more_draws_leave_the_store_that_one_longer_run_leaves(run, tmp_path, drawn, sampler, changes) -> None:
+def test_more_draws_leave_the_store_that_one_longer_run_leaves(
+    run, tmp_path, drawn, sampler, changes
+) -> None:
     """Byte for byte, states included, in two steps and with the losses of each token."""
     call = {"checkpoints": rllc.checkpoints(run)[:1], "data": DATA["a"], "weights": rllc.heads}
     call |= {"sampler": sampler, "per_token": True}
@@ -265,7 +300,9 @@ def test_more_draws_leave_the_store_that_one_longer_run_leaves(run, tmp_path, dr
     found, expected = files(tmp_path / "went on"), files(tmp_path / "unbroken")
     assert {name: found.get(name) for name in expected} == expected
     states = [name for name in found if name.startswith("states/")]
-    assert sorted(states) == sorted(name for name in expected if name.startswith("states/"))  # those of fewer draws go
+    assert sorted(states) == sorted(
+        name for name in expected if name.startswith("states/")
+    )  # those of fewer draws go
     assert len(states) == 2
     assert same(rllc.Trajectory.open(tmp_path / "went on"), unbroken)
     assert np.isfinite(unbroken.value).all()
@@ -277,12 +314,22 @@ def test_more_draws_and_more_chains_and_more_heads_at_once(run, tmp_path, drawn,
     del computed[:]
     more = longer(9, num_chains=5, runs_per_pass=1)
     found = rllc.track(**call, weights=["1:1", "1:0"], **more)
-    assert computed == [("tokens", 0, "1:1"), ("tokens", 0, "1:0"), ("tokens", 2, "1:0")]  # new, going on, new chains
+    assert computed == [
+        ("tokens", 0, "1:1"),
+        ("tokens", 0, "1:0"),
+        ("tokens", 2, "1:0"),
+    ]  # new, going on, new chains
     assert same(found, rllc.track(**call | {"store": None}, weights=["1:1", "1:0"], **more))
 
 
 def test_a_diverged_chain_stays_diverged_however_many_draws_follow(run, tmp_path, drawn) -> None:
-    call = {"checkpoints": run, "data": DATA["a"], "weights": "0:1", "sampler": rllc.sgld(lr=3.0), "store": tmp_path}
+    call = {
+        "checkpoints": run,
+        "data": DATA["a"],
+        "weights": "0:1",
+        "sampler": rllc.sgld(lr=3.0),
+        "store": tmp_path,
+    }
     first = rllc.track(**call, **longer(4))
     more = rllc.track(**call, **longer(8))
     assert drawn == [(0, 4)] * 2 + [(4, 8)] * 2
@@ -291,19 +338,27 @@ def test_a_diverged_chain_stays_diverged_however_many_draws_follow(run, tmp_path
     assert np.isnan(more.value).all()
 
 
-def test_part_of_a_cell_goes_on_alone_and_its_states_stay_for_the_rest(run, tmp_path, drawn) -> None:
+def test_part_of_a_cell_goes_on_alone_and_its_states_stay_for_the_rest(
+    run, tmp_path, drawn
+) -> None:
     call = {"checkpoints": rllc.checkpoints(run)[:1], "data": DATA["a"], "store": tmp_path}
     rllc.track(**call, weights=["1:0", "1:1"], **longer(4, runs_per_pass=1))
     part = rllc.track(**call, weights="1:1", **longer(8, runs_per_pass=1))
     rest = rllc.track(**call, weights=["1:0", "1:1"], **longer(8, runs_per_pass=1))
     assert drawn == [(0, 4), (4, 8), (4, 8)]
-    whole = rllc.track(**call | {"store": None}, weights=["1:0", "1:1"], **longer(8, runs_per_pass=1))
+    whole = rllc.track(
+        **call | {"store": None}, weights=["1:0", "1:1"], **longer(8, runs_per_pass=1)
+    )
     assert same(rest, whole)
     assert part.value[0, 0] == whole.value[0, 1]
 
 
-@pytest.mark.parametrize("damage", ["none kept", "gone", "cut", "flipped", "of another cell", "cell flipped"])
-def test_without_a_whole_state_a_cell_is_computed_from_the_first_draw(run, tmp_path, drawn, damage) -> None:
+@pytest.mark.parametrize(
+    "damage", ["none kept", "gone", "cut", "flipped", "of another cell", "cell flipped"]
+)
+def test_without_a_whole_state_a_cell_is_computed_from_the_first_draw(
+    run, tmp_path, drawn, damage
+) -> None:
     call = {"checkpoints": run, "data": DATA["a"], "weights": "0:1", "store": tmp_path}
     rllc.track(**call, **longer(4), keep_states=damage != "none kept")
     states = sorted((tmp_path / "states").glob("*.npz"))
@@ -330,7 +385,9 @@ def test_without_a_whole_state_a_cell_is_computed_from_the_first_draw(run, tmp_p
 
 
 @pytest.mark.parametrize(("share", "steps"), [(0.9, (60, 100)), (1e9, (40, 100))])
-def test_more_draws_with_target_se_are_of_those_that_have_not_reached_it(run, tmp_path, drawn, share, steps) -> None:
+def test_more_draws_with_target_se_are_of_those_that_have_not_reached_it(
+    run, tmp_path, drawn, share, steps
+) -> None:
     call = {"checkpoints": rllc.checkpoints(run)[:1], "data": DATA["a"], "weights": ["0:0", "0:1"]}
     error = share * float(rllc.track(**call, **longer(60)).standard_error.min())
     del drawn[:]
@@ -340,7 +397,9 @@ def test_more_draws_with_target_se_are_of_those_that_have_not_reached_it(run, tm
     assert same(found, rllc.track(**call, **longer(100, target_se=error)))
 
 
-def test_draws_go_on_in_other_processes_and_a_dry_run_counts_what_is_left(run, tmp_path, drawn, capsys) -> None:
+def test_draws_go_on_in_other_processes_and_a_dry_run_counts_what_is_left(
+    run, tmp_path, drawn, capsys
+) -> None:
     call = {"checkpoints": run, "data": DATA["a"], "weights": "0:1", "store": tmp_path}
     rllc.track(**call, **longer(4))
     rllc.track(**call, **longer(10), dry_run=True)
@@ -353,15 +412,30 @@ def test_draws_go_on_in_other_processes_and_a_dry_run_counts_what_is_left(run, t
 
 def test_the_size_of_states_is_said_beforehand(run, tmp_path, capsys) -> None:
     """Against the files: in all, and off when they are not kept."""
-    call = {"checkpoints": run, "data": DATA, "weights": "0:1", "store": tmp_path, "per_token": True}
+    call = {
+        "checkpoints": run,
+        "data": DATA,
+        "weights": "0:1",
+        "store": tmp_path,
+        "per_token": True,
+    }
     rllc.track(**call, **QUICK, dry_run=True)
-    told = dict(re.findall(r"disk for ([a-z ]+), ([\d.e-]+) MiB for the first cell", capsys.readouterr().out))
+    told = dict(
+        re.findall(
+            r"disk for ([a-z ]+), ([\d.e-]+) MiB for the first cell", capsys.readouterr().out
+        )
+    )
     rllc.track(**call, **QUICK)
     for what, folder in (("states", "states"), ("losses per token", "tokens")):
         kept = [np.load(path) for path in (tmp_path / folder).glob("*.npz")]
         assert len(kept) == 4
-        sizes = [sum(a[name].nbytes for name in a.files if re.match("states|rise|baseline$", name)) for a in kept]
-        assert float(told[what]) * 2**20 == pytest.approx(sizes[0], rel=0.05), what  # it is told with two digits
+        sizes = [
+            sum(a[name].nbytes for name in a.files if re.match("states|rise|baseline$", name))
+            for a in kept
+        ]
+        assert float(told[what]) * 2**20 == pytest.approx(sizes[0], rel=0.05), (
+            what
+        )  # it is told with two digits
     rllc.track(**call | {"per_token": False}, **longer(6), keep_states=False, dry_run=True)
     assert "on disk" not in capsys.readouterr().out
 
@@ -371,11 +445,19 @@ def test_the_size_of_states_is_said_beforehand(run, tmp_path, capsys) -> None:
 
 def test_losses_per_token_come_back_as_they_were_to_half_precision(run, tmp_path) -> None:
     """Against rllc.sample, for chains that came in two cells; rows against the data itself."""
-    call = {"checkpoints": run, "data": DATA, "weights": ["1:0", "1:1"], "store": tmp_path, "per_token": True}
+    call = {
+        "checkpoints": run,
+        "data": DATA,
+        "weights": ["1:0", "1:1"],
+        "store": tmp_path,
+        "per_token": True,
+    }
     rllc.track(**call, **longer(5, num_chains=2, runs_per_pass=1))
     trajectory = rllc.track(**call, **longer(5, num_chains=3, runs_per_pass=1))
     model = rllc.load(run, 10)
-    expected = rllc.sample(model, DATA, ["1:0", "1:1"], per_token=True, **longer(5, num_chains=3, runs_per_pass=1))
+    expected = rllc.sample(
+        model, DATA, ["1:0", "1:1"], per_token=True, **longer(5, num_chains=3, runs_per_pass=1)
+    )
     for found in (trajectory, rllc.Trajectory.open(tmp_path)):
         draws = found.draws(10, "L1H1", "b")
         key = "1:1", "b"
@@ -394,7 +476,9 @@ def test_losses_per_token_come_back_as_they_were_to_half_precision(run, tmp_path
     np.testing.assert_allclose(draws.token_baseline["b"][2], alone.numpy(), rtol=2**-10)
 
 
-def test_losses_per_token_are_kept_only_where_asked_and_then_of_finished_cells_too(run, tmp_path, computed) -> None:
+def test_losses_per_token_are_kept_only_where_asked_and_then_of_finished_cells_too(
+    run, tmp_path, computed
+) -> None:
     call = {"checkpoints": run, "data": DATA["a"], "weights": "0:1", "store": tmp_path} | QUICK
     without = rllc.track(**call)
     assert not (tmp_path / "tokens").exists()
@@ -409,7 +493,13 @@ def test_losses_per_token_are_kept_only_where_asked_and_then_of_finished_cells_t
 
 
 def test_losses_per_token_of_a_diverged_chain_are_no_numbers(run, tmp_path) -> None:
-    call = {"checkpoints": run, "data": DATA["a"], "weights": "0:1", "sampler": rllc.sgld(lr=3.0), "store": tmp_path}
+    call = {
+        "checkpoints": run,
+        "data": DATA["a"],
+        "weights": "0:1",
+        "sampler": rllc.sgld(lr=3.0),
+        "store": tmp_path,
+    }
     draws = rllc.track(**call, per_token=True, **QUICK).draws(10, "0:1")
     rise = draws.tokens["0:1", "tokens"]
     assert np.isnan(draws.loss).any()
@@ -417,13 +507,18 @@ def test_losses_per_token_of_a_diverged_chain_are_no_numbers(run, tmp_path) -> N
 
 
 def test_draws_that_are_not_there_are_named(run, tmp_path) -> None:
-    with pytest.raises(rllc.InputError, match="`per_token` keeps losses in a store; give a folder as `store`"):
+    with pytest.raises(
+        rllc.InputError, match="`per_token` keeps losses in a store; give a folder as `store`"
+    ):
         rllc.track(run, DATA, "0:1", per_token=True, **QUICK)
-    with pytest.raises(rllc.InputError, match=r"draws are in a store; use track\(…, store='sweep'\)"):
+    with pytest.raises(
+        rllc.InputError, match=r"draws are in a store; use track\(…, store='sweep'\)"
+    ):
         rllc.track(run, DATA["a"], "0:1", **QUICK).draws(10, "0:1")
     found = rllc.track(run, DATA, "0:1", store=tmp_path, **QUICK)
     with pytest.raises(
-        rllc.InputError, match=r"on which data\? It has \['a', 'b'\]; type trajectory.draws\(10, '0:1', 'a'\)"
+        rllc.InputError,
+        match=r"on which data\? It has \['a', 'b'\]; type trajectory.draws\(10, '0:1', 'a'\)",
     ):
         found.draws(10, "0:1")
     with pytest.raises(rllc.InputError, match="known: '0', '10'"):
@@ -431,7 +526,9 @@ def test_draws_that_are_not_there_are_named(run, tmp_path) -> None:
     with pytest.raises(rllc.InputError, match=r"did you mean .*'0:1', 'b'"):
         found.draws(10, "0:0", "b")
     Store(tmp_path).path(Store(tmp_path).sweeps()[0].cells[0].name).unlink()
-    with pytest.raises(rllc.InputError, match=r"draws\(0, '0:1', 'a'\): it is missing; call rllc.track again"):
+    with pytest.raises(
+        rllc.InputError, match=r"draws\(0, '0:1', 'a'\): it is missing; call rllc.track again"
+    ):
         rllc.Trajectory.open(tmp_path).draws(0, "0:1", "a")
 
 
@@ -446,12 +543,20 @@ def repository(run, tmp_path, monkeypatch) -> tuple[Path, list[str]]:
     client = huggingface_hub.snapshot_download
 
     def refs(name: str):
-        return types.SimpleNamespace(branches=[types.SimpleNamespace(name=f"step{s}") for s in (0, 10)], tags=[])
+        return types.SimpleNamespace(
+            branches=[types.SimpleNamespace(name=f"step{s}") for s in (0, 10)], tags=[]
+        )
 
-    def download(name: str, *, revision: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
+    def download(
+        name: str, *, revision: str, allow_patterns: list[str], local_files_only: bool = False
+    ) -> str:
         if local_files_only:
             return client(
-                name, revision=revision, cache_dir=cache, allow_patterns=allow_patterns, local_files_only=True
+                name,
+                revision=revision,
+                cache_dir=cache,
+                allow_patterns=allow_patterns,
+                local_files_only=True,
             )
         at = cache / "models--org--name"
         commit = revision.removeprefix("step").zfill(40)
@@ -477,10 +582,17 @@ def repository(run, tmp_path, monkeypatch) -> tuple[Path, list[str]]:
 def weights_in(cache: Path) -> list[str]:
     """Steps whose weights are in the cache; a link without what it points to counts, and so does what no link points to."""
     files = list(cache.rglob("*model.safetensors"))
-    return sorted({str(int((path.name if path.parent.name == "blobs" else path.parent.name)[:40])) for path in files})
+    return sorted(
+        {
+            str(int((path.name if path.parent.name == "blobs" else path.parent.name)[:40]))
+            for path in files
+        }
+    )
 
 
-def test_downloads_are_deleted_when_all_cells_of_a_checkpoint_are_done(run, repository, tmp_path, monkeypatch) -> None:
+def test_downloads_are_deleted_when_all_cells_of_a_checkpoint_are_done(
+    run, repository, tmp_path, monkeypatch
+) -> None:
     cache, fetched = repository
     here: list[list[str]] = []
 
@@ -488,8 +600,10 @@ def test_downloads_are_deleted_when_all_cells_of_a_checkpoint_are_done(run, repo
         here.append(weights_in(cache))
         return rllc.sample(*args, **options)
 
-    monkeypatch.setattr(rllc.workers, "sample", looking)
-    found = rllc.track("org/name", DATA, "0:1", store=tmp_path / "store", delete_downloads=True, **QUICK)
+    monkeypatch.setattr(rllc.sweep.workers, "sample", looking)
+    found = rllc.track(
+        "org/name", DATA, "0:1", store=tmp_path / "store", delete_downloads=True, **QUICK
+    )
     assert here == [["0"], ["0"], ["10"], ["10"]]  # one at a time
     assert weights_in(cache) == []
     assert list((tmp_path / "store" / "downloads").iterdir()) == []
@@ -507,7 +621,9 @@ def test_what_was_in_the_cache_before_stays_there(repository, tmp_path) -> None:
     for checkpoint in rllc.checkpoints("org/name")[1:]:
         checkpoint.path()
     assert weights_in(cache) == ["10"]
-    rllc.track("org/name", DATA["a"], "0:1", store=tmp_path / "store", delete_downloads=True, **QUICK)
+    rllc.track(
+        "org/name", DATA["a"], "0:1", store=tmp_path / "store", delete_downloads=True, **QUICK
+    )
     assert weights_in(cache) == ["10"]
 
 
@@ -519,21 +635,43 @@ def test_downloads_of_unfinished_cells_stay_for_the_next_call_which_knows_that_t
     rows[:, 0] = 7
     data = {"a": rllc.Tokens(DATA["a"].rows.clamp(max=6)), "seven": rllc.Tokens(rows)}
     with pytest.raises(KeyboardInterrupt):
-        rllc.track("org/name", data, "0:1", loss=interrupted, store=tmp_path / "store", delete_downloads=True, **QUICK)
+        rllc.track(
+            "org/name",
+            data,
+            "0:1",
+            loss=interrupted,
+            store=tmp_path / "store",
+            delete_downloads=True,
+            **QUICK,
+        )
     assert weights_in(cache) == ["0"]
     del data["seven"]
-    rllc.track("org/name", data, "0:1", loss=interrupted, store=tmp_path / "store", delete_downloads=True, **QUICK)
+    rllc.track(
+        "org/name",
+        data,
+        "0:1",
+        loss=interrupted,
+        store=tmp_path / "store",
+        delete_downloads=True,
+        **QUICK,
+    )
     assert weights_in(cache) == []
     assert fetched.count("step0/model.safetensors") == 1
 
 
-def test_a_download_that_cannot_be_deleted_is_no_reason_to_stop(repository, tmp_path, monkeypatch) -> None:
+def test_a_download_that_cannot_be_deleted_is_no_reason_to_stop(
+    repository, tmp_path, monkeypatch
+) -> None:
     def refused(self, but) -> None:
         raise PermissionError("not yours")
 
     monkeypatch.setattr(rllc.Checkpoint, "delete_cached", refused)
-    with pytest.warns(UserWarning, match=r"track: org/name@step0 stays in the hub's cache \(not yours\)"):
-        found = rllc.track("org/name", DATA["a"], "0:1", store=tmp_path, delete_downloads=True, **QUICK)
+    with pytest.warns(
+        UserWarning, match=r"track: org/name@step0 stays in the hub's cache \(not yours\)"
+    ):
+        found = rllc.track(
+            "org/name", DATA["a"], "0:1", store=tmp_path, delete_downloads=True, **QUICK
+        )
     assert np.isfinite(found.value).all()
 
 
@@ -554,25 +692,45 @@ def test_a_store_of_something_else_is_refused_by_field(run, tmp_path) -> None:
         ({"data": DATA["b"]}, "data 'tokens', SHA-256: "),
         ({"weights": other}, "weights '0:0', SHA-256: "),
         ({"loss": raises}, "loss: 'next token' there, 'faulty:raises' now"),
-        ({"loss": rllc.distillation(tiny_model(5, **SMALL))}, "loss: 'next token' there, 'distillation of "),
-        ({"sampling": replace(QUICK["sampling"], num_chains=1)}, r"num_chains: 2 there, 1 now \(it can only grow\)"),
+        (
+            {"loss": rllc.distillation(tiny_model(5, **SMALL))},
+            "loss: 'next token' there, 'distillation of ",
+        ),
+        (
+            {"sampling": replace(QUICK["sampling"], num_chains=1)},
+            r"num_chains: 2 there, 1 now \(it can only grow\)",
+        ),
     ]:
         with pytest.raises(
-            rllc.InputError, match=f"holds a sweep with other settings, checkpoints or data:\n(  .*\n)*  {words}"
+            rllc.InputError,
+            match=f"holds a sweep with other settings, checkpoints or data:\n(  .*\n)*  {words}",
         ):
             again(**changed)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("longer", [False, True])
-def test_another_sweep_that_was_announced_a_moment_before_is_seen(run, tmp_path, monkeypatch, computed, longer) -> None:
+def test_another_sweep_that_was_announced_a_moment_before_is_seen(
+    run, tmp_path, monkeypatch, computed, longer
+) -> None:
     """Between the first look and the announcement: one with other settings is refused, one with more draws is none."""
     other = replace(QUICK["sampling"], **({"num_draws": 9} if longer else {"seed": 1}))
-    call = {"checkpoints": run, "data": DATA["a"], "weights": "0:0", "store": tmp_path, "progress": False}
+    call = {
+        "checkpoints": run,
+        "data": DATA["a"],
+        "weights": "0:0",
+        "store": tmp_path,
+        "progress": False,
+    }
     announce = Store.announce
 
     def after_another(self: Store, sweep) -> None:
-        announce(self, replace(sweep, settings=sweep.settings | {"seed": other.seed}, num_draws=other.num_draws))
+        announce(
+            self,
+            replace(
+                sweep, settings=sweep.settings | {"seed": other.seed}, num_draws=other.num_draws
+            ),
+        )
         announce(self, sweep)
 
     monkeypatch.setattr(Store, "announce", after_another)
@@ -590,14 +748,22 @@ def test_with_target_se_chains_stop_together_so_more_is_another_sweep(run, tmp_p
     sampling = replace(QUICK["sampling"], target_se=1e9, num_draws=40)
     rllc.track(run, DATA["a"], "0:0", sampling=sampling, store=tmp_path, progress=False)
     with pytest.raises(rllc.InputError, match="num_chains: 2 there, 3 now"):
-        rllc.track(run, DATA["a"], "0:0", sampling=replace(sampling, num_chains=3), store=tmp_path, progress=False)
+        rllc.track(
+            run,
+            DATA["a"],
+            "0:0",
+            sampling=replace(sampling, num_chains=3),
+            store=tmp_path,
+            progress=False,
+        )
 
 
 def test_other_versions_are_warned_of(run, tmp_path, monkeypatch) -> None:
     rllc.track(run, DATA["a"], "0:0", store=tmp_path, **QUICK)
     monkeypatch.setattr(rllc, "__version__", "9.9")
     with pytest.warns(
-        UserWarning, match=r"going on with .* with rllc \S+ -> 9\.9; new cells may differ in their last bits"
+        UserWarning,
+        match=r"going on with .* with rllc \S+ -> 9\.9; new cells may differ in their last bits",
     ):
         rllc.track(run, DATA["a"], "0:0", store=tmp_path, **QUICK)
 
@@ -606,21 +772,34 @@ def test_other_versions_are_warned_of(run, tmp_path, monkeypatch) -> None:
     ("changes", "message"),
     [
         ({"checkpoints": []}, "expected at least one checkpoint, got none"),
-        ({"checkpoints": [rllc.Checkpoint(0, "a"), rllc.Checkpoint(0, "b")]}, "a and b are both step 0"),
-        ({"sampling": replace(SHORT, first_chain=2)}, "`first_chain` must be 0, got 2; with a larger num_chains and"),
+        (
+            {"checkpoints": [rllc.Checkpoint(0, "a"), rllc.Checkpoint(0, "b")]},
+            "a and b are both step 0",
+        ),
+        (
+            {"sampling": replace(SHORT, first_chain=2)},
+            "`first_chain` must be 0, got 2; with a larger num_chains and",
+        ),
         (
             {"sampling": replace(SHORT, first_chain=2, target_se=1.0)},
             "got 2; with target_se all chains are run together",
         ),
         ({"sampling": replace(SHORT, batch_size=99)}, "12 rows, fewer than a batch of 99"),
-        ({"executor": 0}, "`executor` must be None, a number of processes, a list of devices .* got 0"),
+        (
+            {"executor": 0},
+            "`executor` must be None, a number of processes, a list of devices .* got 0",
+        ),
         ({"executor": "cuda"}, "`executor` must be .* got 'cuda'"),
         ({"executor": []}, r"`executor` must be .* got \[\]"),
         ({"executor": True}, "`executor` must be .* got True"),
     ],
 )
 def test_errors_come_before_any_chain(run, tmp_path, computed, changes, message) -> None:
-    arguments = {"checkpoints": run, "data": DATA["a"], "weights": "0:0", "store": tmp_path / "s"} | QUICK | changes
+    arguments = (
+        {"checkpoints": run, "data": DATA["a"], "weights": "0:0", "store": tmp_path / "s"}
+        | QUICK
+        | changes
+    )
     with pytest.raises(rllc.InputError, match=message):
         rllc.track(**arguments)
     assert computed == []
@@ -629,9 +808,13 @@ def test_errors_come_before_any_chain(run, tmp_path, computed, changes, message)
 def test_a_cell_that_raises_is_marked_and_the_others_are_done(run, tmp_path) -> None:
     seven = DATA["b"].rows.clone()
     seven[:, 0] = 7
-    data = {"a": rllc.Tokens(torch.where(DATA["a"].rows == 7, 6, DATA["a"].rows)), "seven": rllc.Tokens(seven)}
+    data = {
+        "a": rllc.Tokens(torch.where(DATA["a"].rows == 7, 6, DATA["a"].rows)),
+        "seven": rllc.Tokens(seven),
+    }
     with pytest.warns(
-        UserWarning, match=r"track: 4 of 8 cells failed: step 0, data 'seven', .* seven is \(and 3 more\)"
+        UserWarning,
+        match=r"track: 4 of 8 cells failed: step 0, data 'seven', .* seven is \(and 3 more\)",
     ):
         found = rllc.track(run, data, rllc.heads, loss=raises, store=tmp_path, **QUICK)
     assert np.isnan(found.value).reshape(2, 4, 2)[..., 1].all()
@@ -640,7 +823,8 @@ def test_a_cell_that_raises_is_marked_and_the_others_are_done(run, tmp_path) -> 
     assert found.at(0)["0:1", "seven"].status == "failed: ArithmeticError: seven is"
     assert rllc.Trajectory.open(tmp_path).failed == found.failed
     with pytest.raises(
-        rllc.RllcError, match="all 4 cells failed; the first: step 0, data 'seven', weights 0:0, 0:1: Arith"
+        rllc.RllcError,
+        match="all 4 cells failed; the first: step 0, data 'seven', weights 0:0, 0:1: Arith",
     ):
         rllc.track(run, {"seven": data["seven"]}, rllc.heads, loss=raises, **QUICK)
 
@@ -649,7 +833,12 @@ def test_a_cell_that_raises_is_marked_and_the_others_are_done(run, tmp_path) -> 
 
 
 def test_a_dry_run_counts_and_computes_nothing(run, tmp_path, capsys, computed) -> None:
-    call = {"checkpoints": run, "data": DATA, "weights": rllc.heads, "store": tmp_path / "s"} | QUICK
+    call = {
+        "checkpoints": run,
+        "data": DATA,
+        "weights": rllc.heads,
+        "store": tmp_path / "s",
+    } | QUICK
     planned = rllc.track(**call, dry_run=True)
     assert len(planned.missing) == 16
     assert np.isnan(planned.value).all()
@@ -673,7 +862,9 @@ def test_a_dry_run_counts_and_computes_nothing(run, tmp_path, capsys, computed) 
     assert len(computed) == 8
 
 
-def test_a_dry_run_without_a_store_looks_into_no_folder_that_somebody_may_have_made(run, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_without_a_store_looks_into_no_folder_that_somebody_may_have_made(
+    run, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     rllc.track(run, DATA["a"], "0:0", store=tmp_path / "rllc-no-store", **QUICK)
     assert len(rllc.track(run, DATA["a"], "0:0", dry_run=True, **QUICK).missing) == 2
@@ -694,7 +885,13 @@ def test_flops_of_a_dry_run_are_those_of_a_linear_model(run, capsys) -> None:
     """One more draw costs what one more draw costs: the printed total is proportional to the steps."""
     told = []
     for draws in (5, 50):
-        rllc.track(run, DATA["a"], "0:0", sampling=replace(QUICK["sampling"], num_draws=draws), dry_run=True)
+        rllc.track(
+            run,
+            DATA["a"],
+            "0:0",
+            sampling=replace(QUICK["sampling"], num_draws=draws),
+            dry_run=True,
+        )
         told.append(float(capsys.readouterr().out.split("; ")[1].split(" FLOPs")[0]))
     assert told[1] == pytest.approx(10 * told[0], rel=0.05)
     assert told[0] > 0
@@ -724,7 +921,7 @@ class Fragile(Executor):
 
     def _work(self) -> None:
         pending, self.pending = self.pending, []
-        cells = [task.cell for _, function, task in pending if function is rllc.workers.work]
+        cells = [task.cell for _, function, task in pending if function is rllc.sweep.workers.work]
         self.broken = any((cell.step, cell.data) == (10, "b") for cell in cells)
         if self.broken:
             self.lost.extend(cell.name for cell in cells)
@@ -763,16 +960,18 @@ class Once(Executor):
 
     def submit(self, function, /, task):
         future: Future = Future()
-        if function is rllc.workers.work and hasattr(self, "one"):
+        if function is rllc.sweep.workers.work and hasattr(self, "one"):
             future.set_exception(BrokenExecutor("gone"))
         else:
-            self.one = function is rllc.workers.work and self
+            self.one = function is rllc.sweep.workers.work and self
             future.set_result(function(task))
         return future
 
 
 def test_an_executor_of_others_that_stays_broken_is_said_so(run, tmp_path) -> None:
-    with pytest.raises(rllc.RllcError, match=r"a worker died, and with it the Once that was given\. Finished"):
+    with pytest.raises(
+        rllc.RllcError, match=r"a worker died, and with it the Once that was given\. Finished"
+    ):
         rllc.track(run, DATA["a"], rllc.heads, store=tmp_path, executor=Once(), **QUICK)
 
 
@@ -781,7 +980,7 @@ class Lossy(ThreadPoolExecutor):
 
     def submit(self, function, /, task):
         future = super().submit(function, task)
-        if function is rllc.workers.work and task.cell.data == "b":
+        if function is rllc.sweep.workers.work and task.cell.data == "b":
             future = Future()
             future.set_exception(ConnectionError("killed four workers\nlong story"))
         return future
@@ -792,7 +991,9 @@ def test_cells_that_an_executor_gives_up_are_failed(run, unbroken, tmp_path) -> 
         found = rllc.track(run, DATA, rllc.heads, store=tmp_path, executor=executor, **QUICK)
     assert set(found.failed.values()) == {"ConnectionError: killed four workers"}
     assert {key[2] for key in found.failed} == {"b"}
-    assert same(rllc.track(run, DATA, rllc.heads, store=tmp_path, **QUICK), unbroken)  # and the next call does them
+    assert same(
+        rllc.track(run, DATA, rllc.heads, store=tmp_path, **QUICK), unbroken
+    )  # and the next call does them
 
 
 def test_workers_that_cannot_see_the_store_are_found_first(run, tmp_path, computed) -> None:
@@ -829,14 +1030,19 @@ def test_what_travels_is_small_and_holds_no_model(run, tmp_path) -> None:
 
 def test_a_generating_model_that_cannot_be_saved_is_refused(run) -> None:
     loss = rllc.distillation(torch.nn.Linear(2, 2))
-    with ThreadPoolExecutor(1) as executor, pytest.raises(rllc.InputError, match=r"generating model .* got Linear"):
+    with (
+        ThreadPoolExecutor(1) as executor,
+        pytest.raises(rllc.InputError, match=r"generating model .* got Linear"),
+    ):
         rllc.track(run, DATA["a"], "0:0", loss=loss, executor=executor, **QUICK)
 
 
 def test_tensors_travel_as_tokens_do(run, tmp_path) -> None:
     pair = DATA["a"].rows.long(), DATA["b"].rows.long()
     with ThreadPoolExecutor(1) as executor:
-        found = rllc.track(run, {"pair": pair}, "0:0", loss=first_of_pair, executor=executor, **QUICK)
+        found = rllc.track(
+            run, {"pair": pair}, "0:0", loss=first_of_pair, executor=executor, **QUICK
+        )
     assert same(found, rllc.track(run, {"pair": pair}, "0:0", loss=first_of_pair, **QUICK))
 
 
@@ -859,9 +1065,19 @@ def test_a_loss_is_named_by_where_it_is() -> None:
 def spec(folder: Path, run: Path, **changes: object) -> str:
     DATA["a"].save(folder / "a.npz"), DATA["b"].save(folder / "b.npz")
     sampling = {"num_chains": 2, "num_draws": 5, "batch_size": 4, "num_probes": 0}
-    whole = {"checkpoints": str(run), "data": {"a": "a.npz", "b": "b.npz"}, "store": "sweep", "weights": "heads"}
-    whole |= {"sampling": sampling, "sampler": {"sampler": "sgld", "lr": 1e-3, "localization": 200.0}}
-    (folder / "spec.json").write_text(json.dumps({k: v for k, v in (whole | changes).items() if v is not None}))
+    whole = {
+        "checkpoints": str(run),
+        "data": {"a": "a.npz", "b": "b.npz"},
+        "store": "sweep",
+        "weights": "heads",
+    }
+    whole |= {
+        "sampling": sampling,
+        "sampler": {"sampler": "sgld", "lr": 1e-3, "localization": 200.0},
+    }
+    (folder / "spec.json").write_text(
+        json.dumps({k: v for k, v in (whole | changes).items() if v is not None})
+    )
     return str(folder / "spec.json")
 
 
@@ -878,7 +1094,9 @@ def test_shards_together_are_the_sweep(run, unbroken, tmp_path, computed, capsys
     assert len(computed) == 8
 
 
-def test_a_share_is_counted_alone_and_does_not_answer_for_others(run, tmp_path, computed, capsys) -> None:
+def test_a_share_is_counted_alone_and_does_not_answer_for_others(
+    run, tmp_path, computed, capsys
+) -> None:
     path = spec(tmp_path, run)
     for k in (1, 2):
         assert main([path, "--dry-run", "--shard", f"{k}/2"]) == 0
@@ -902,7 +1120,11 @@ def test_a_share_is_counted_alone_and_does_not_answer_for_others(run, tmp_path, 
         ({"store": None}, [], "it has no 'store'"),
         ({"weights": "head"}, [], "'weights' must be 'heads', 'everything' or a list of heads"),
         ({"steps": [0, 11]}, [], "has no checkpoints of the steps [11]"),
-        ({"loss": "faulty:nothing"}, [], "`loss` 'faulty:nothing' must be module:function, to be imported"),
+        (
+            {"loss": "faulty:nothing"},
+            [],
+            "`loss` 'faulty:nothing' must be module:function, to be imported",
+        ),
         ({"sampling": {"chains": 3}}, [], "unexpected keyword argument 'chains'"),
         ({"sampler": {"sampler": "nuts"}}, [], "sampler or sampling: "),
         ({"per_token": 1}, [], "'per_token' must be true or false, got 1"),

@@ -33,9 +33,15 @@ SETTINGS: dict[str, Any] = {"num_steps": 12, "batch_size": 6, "lr": 1e-2, "progr
 STEPS = (0, 3, 4, 10, 12)
 
 
-def run(out: Path | None = None, config: Any = CONFIG, tokens: Any = TOKENS, **settings: Any) -> Any:
+def run(
+    out: Path | None = None, config: Any = CONFIG, tokens: Any = TOKENS, **settings: Any
+) -> Any:
     return train(
-        config, tokens, **SETTINGS | {"out": out, "schedule": STEPS if "num_steps" not in settings else None} | settings
+        config,
+        tokens,
+        **SETTINGS
+        | {"out": out, "schedule": STEPS if "num_steps" not in settings else None}
+        | settings,
     )
 
 
@@ -52,7 +58,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Checkpoints and losses: all that two runs must have in common."""
     files = sorted(path for path in folder.glob("step*/*") if path.is_file())
     losses = np.load(folder / "losses.npz")["loss"].tobytes()
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files} | {"losses": losses}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files} | {
+        "losses": losses
+    }
 
 
 # The schedule.
@@ -103,7 +111,11 @@ def slow_training(
                 g = g * min(1.0, clip / norm)
                 first[p] = 0.9 * first[p] + 0.1 * g
                 second[p] = 0.999 * second[p] + 0.001 * g**2
-                step = first[p] / (1 - 0.9 ** (t + 1)) / ((second[p] / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8)
+                step = (
+                    first[p]
+                    / (1 - 0.9 ** (t + 1))
+                    / ((second[p] / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8)
+                )
                 p -= lr * (0.05 * p + step)
         losses.append(loss.item())
     return losses
@@ -116,7 +128,9 @@ def test_against_a_slow_loop(tmp_path, clip):
     losses = slow_training(slow, TOKENS, 12, 6, 1e-2, clip)
     assert np.load(tmp_path / "losses.npz")["loss"] == pytest.approx(losses, abs=1e-5)
     for name, tensor in weights(model).items():
-        if "b_K" not in name:  # its gradient is exactly 0, which AdamW makes rounding errors into full steps of
+        if (
+            "b_K" not in name
+        ):  # its gradient is exactly 0, which AdamW makes rounding errors into full steps of
             assert torch.allclose(tensor.double(), slow.state_dict()[name], atol=2e-5), name
 
 
@@ -128,14 +142,22 @@ def test_loss_is_the_models_own():
     ours, theirs = _loss(model, batch, None), model(input_ids=batch, labels=batch).loss
     parameters = list(model.parameters())
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
-    for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True
+    ):
         assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_learns(tmp_path):
     """Rows that count upwards from a random start have one bit-free next token each; the loss must go towards 0."""
     start = torch.randint(0, 12, (40, 1), generator=torch.Generator().manual_seed(1))
-    run(tmp_path, tokens=Tokens((start + torch.arange(7)) % 12), num_steps=80, batch_size=20, lr=3e-2)
+    run(
+        tmp_path,
+        tokens=Tokens((start + torch.arange(7)) % 12),
+        num_steps=80,
+        batch_size=20,
+        lr=3e-2,
+    )
     loss = np.load(tmp_path / "losses.npz")["loss"]
     assert loss.shape == (80,)
     assert loss[0] > 2.3
@@ -149,14 +171,24 @@ def test_folder(tmp_path):
     assert same(rllc.load(folder), model)
     assert not any(module.training for module in model.modules())
     described = json.loads((folder / "training.json").read_text())
-    assert described["settings"]["data"] == {"fingerprint": TOKENS.fingerprint, "rows": 20, "positions": 7}
+    assert described["settings"]["data"] == {
+        "fingerprint": TOKENS.fingerprint,
+        "rows": 20,
+        "positions": 7,
+    }
     assert described["settings"]["config"]["d_vocab"] == 12
     assert described["settings"]["lr"] == 1e-2
     (session,) = described["sessions"]
     assert session["schedule"] == list(STEPS)
     assert session["environment"]["torch"] == torch.__version__
     names = {path.name for path in folder.iterdir()}
-    assert names == {".lock", "training.json", "losses.npz", "resume.pt", *(f"step{s:07d}" for s in STEPS)}
+    assert names == {
+        ".lock",
+        "training.json",
+        "losses.npz",
+        "resume.pt",
+        *(f"step{s:07d}" for s in STEPS),
+    }
     assert load_arrays(folder / "losses.npz")[0]["loss"].shape == (12,)
 
 
@@ -222,7 +254,9 @@ def test_two_threads_give_the_same_bits_each_time(monkeypatch):
         models = [run(config=config, tokens=tokens, num_steps=2, batch_size=64) for _ in range(3)]
     finally:
         torch.set_num_threads(before)
-    assert all(deterministic)  # on a busy machine threads seldom meet, and equal bits alone say little
+    assert all(
+        deterministic
+    )  # on a busy machine threads seldom meet, and equal bits alone say little
     assert all(same(models[0], model) for model in models)
 
 
@@ -240,7 +274,14 @@ def test_from_a_model(tmp_path):
 
 def test_another_architecture_with_dropout(tmp_path):
     config = GPT2Config(
-        vocab_size=12, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0, resid_pdrop=0.3
+        vocab_size=12,
+        n_positions=8,
+        n_embd=8,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0.3,
     )
     unbroken = run(config=config)
     run(tmp_path, config=config, num_steps=4, schedule=())
@@ -290,7 +331,9 @@ def test_resume_after_a_stop(tmp_path, monkeypatch):
         monkeypatch.setattr(Minibatches, "__getitem__", stopping)
         with pytest.raises(Stop):
             run(out, resume_every=2)
-        assert [c.step for c in rllc.checkpoints(out)] == [s for s in STEPS if s <= stop_at]  # what is written is kept
+        assert [c.step for c in rllc.checkpoints(out)] == [
+            s for s in STEPS if s <= stop_at
+        ]  # what is written is kept
         taken: list[int] = []
 
         def counting(self: Minibatches, t: int, taken: list[int] = taken) -> torch.Tensor:
@@ -343,12 +386,21 @@ def test_longer_and_finished_runs(tmp_path, monkeypatch):
     for name in ("step0000012/model.safetensors", "losses"):
         assert contents(tmp_path / "short")[name] == contents(tmp_path / "unbroken")[name]
     assert len(json.loads((tmp_path / "short" / "training.json").read_text())["sessions"]) == 2
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "unbroken").rglob("*") if path.name != ".lock"}
-    monkeypatch.setattr(Minibatches, "__getitem__", lambda *_: pytest.fail("a finished run took a step"))
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "unbroken").rglob("*")
+        if path.name != ".lock"
+    }
+    monkeypatch.setattr(
+        Minibatches, "__getitem__", lambda *_: pytest.fail("a finished run took a step")
+    )
     assert same(run(tmp_path / "unbroken"), rllc.load(tmp_path / "short"))
     files = {path: path.stat().st_mtime_ns for path in before}
     assert {p for p in files if files[p] != before[p] and p.is_file()} == set()
-    with pytest.raises(InputError, match=r"has taken 12 steps, more than `num_steps` = 5\. See rllc\.checkpoints\('"):
+    with pytest.raises(
+        InputError,
+        match=r"has taken 12 steps, more than `num_steps` = 5\. See rllc\.checkpoints\('",
+    ):
         run(tmp_path / "unbroken", num_steps=5)
 
 
@@ -376,11 +428,22 @@ def test_changed_settings_are_listed(tmp_path):
     run(tmp_path)
     config = AttentionOnlyConfig(**CONFIG.to_diff_dict() | {"init_scale": 0.5})
     with pytest.raises(InputError) as caught:
-        run(tmp_path, config=config, tokens=TOKENS[:19], lr=1e-3, batch_size=5, seed=1, betas=(0.9, 0.99))
+        run(
+            tmp_path,
+            config=config,
+            tokens=TOKENS[:19],
+            lr=1e-3,
+            batch_size=5,
+            seed=1,
+            betas=(0.9, 0.99),
+        )
     message = str(caught.value)
     assert "holds a run with other settings or data" in message
     assert "config.init_scale: 0.8 there, 0.5 now" in message
-    assert f"data.fingerprint: '{TOKENS.fingerprint}' there, '{TOKENS[:19].fingerprint}' now" in message
+    assert (
+        f"data.fingerprint: '{TOKENS.fingerprint}' there, '{TOKENS[:19].fingerprint}' now"
+        in message
+    )
     assert "data.rows: 20 there, 19 now" in message
     assert "lr: 0.01 there, 0.001 now" in message
     assert "batch_size: 6 there, 5 now" in message
@@ -401,7 +464,9 @@ def test_changed_versions_or_threads_are_warned_of(tmp_path):
         run(tmp_path, num_steps=4)
     path = tmp_path / "training.json"
     path.write_text(path.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "2.0"'))
-    with pytest.warns(UserWarning, match=r"from step 4 with torch 2\.0 -> .*differ in its last bits") as caught:
+    with pytest.warns(
+        UserWarning, match=r"from step 4 with torch 2\.0 -> .*differ in its last bits"
+    ) as caught:
         run(tmp_path)
     assert caught[0].filename == __file__
 
@@ -423,18 +488,36 @@ def test_resume_false(tmp_path):
         ({"resume_every": 0}, r"`resume_every` must be a whole number of at least 1, got 0"),
         ({"lr": 0.0}, r"`lr` must be positive and finite, got 0\.0"),
         ({"lr": math.nan}, r"`lr` must be positive and finite, got nan"),
-        ({"betas": (0.9, 1.0)}, r"`betas` must be two numbers from 0 to below 1, got \(0\.9, 1\.0\)"),
+        (
+            {"betas": (0.9, 1.0)},
+            r"`betas` must be two numbers from 0 to below 1, got \(0\.9, 1\.0\)",
+        ),
         ({"weight_decay": -0.1}, r"`weight_decay` must be finite and not negative, got -0\.1"),
         ({"gradient_clip": 0}, r"`gradient_clip` must be positive, got 0"),
         ({"autocast": "float16"}, r"`autocast` must be None or 'bfloat16', got 'float16'"),
-        ({"schedule": [0, 13]}, r"`schedule` must hold whole numbers from 0 to `num_steps` = 12, got 13"),
+        (
+            {"schedule": [0, 13]},
+            r"`schedule` must hold whole numbers from 0 to `num_steps` = 12, got 13",
+        ),
         ({"schedule": [0.5]}, r"`schedule` must hold whole numbers .* got 0\.5"),
         ({"batch_size": 0}, r"`batch_size` must be at least 1, got 0"),
         ({"batch_size": 21}, r"a batch of 21 rows needs at least as many rows, got 20"),
-        ({"config": {"n_layers": 2}}, r"`config` must be a configuration of a causal language model.* got dict"),
-        ({"config": torch.nn.Linear(2, 2)}, r"`config` must be .* got Linear\. For other models write your own loop"),
-        ({"tokens": Tokens([[0, 12]] * 6)}, r"has token id 12, but the model's vocabulary has 12 ids \(0 to 11\)"),
-        ({"tokens": Tokens([[0] * 9] * 6)}, r"has rows of 9 positions, but the model's context is 8"),
+        (
+            {"config": {"n_layers": 2}},
+            r"`config` must be a configuration of a causal language model.* got dict",
+        ),
+        (
+            {"config": torch.nn.Linear(2, 2)},
+            r"`config` must be .* got Linear\. For other models write your own loop",
+        ),
+        (
+            {"tokens": Tokens([[0, 12]] * 6)},
+            r"has token id 12, but the model's vocabulary has 12 ids \(0 to 11\)",
+        ),
+        (
+            {"tokens": Tokens([[0] * 9] * 6)},
+            r"has rows of 9 positions, but the model's context is 8",
+        ),
     ],
 )
 def test_bad_input(tmp_path, change, message):
@@ -444,12 +527,16 @@ def test_bad_input(tmp_path, change, message):
 
 
 def test_divergence(tmp_path):
-    with pytest.raises(RllcError, match=r"training diverged: the loss of step \d+ is (nan|inf)\. Checkpoints from"):
+    with pytest.raises(
+        RllcError, match=r"training diverged: the loss of step \d+ is (nan|inf)\. Checkpoints from"
+    ):
         run(tmp_path, lr=1e30)
     for checkpoint in rllc.checkpoints(tmp_path):
         rllc.load(checkpoint)  # each is finite
     # After a last step there is no loss that would tell.
-    with pytest.raises(RllcError, match=r"training diverged: after step 1, \S+ has values that are not finite"):
+    with pytest.raises(
+        RllcError, match=r"training diverged: after step 1, \S+ has values that are not finite"
+    ):
         run(num_steps=1, lr=1e38, weight_decay=1e10)
 
 
@@ -471,7 +558,9 @@ def test_folder_of_something_else(tmp_path):
         run(tmp_path / "run")
     for text in ("{", "[]", '{"kind": "other"}'):
         (tmp_path / "run" / "training.json").write_text(text)
-        with pytest.raises(FileError, match=r"training\.json is damaged or was not written by rllc\.train"):
+        with pytest.raises(
+            FileError, match=r"training\.json is damaged or was not written by rllc\.train"
+        ):
             run(tmp_path / "run")
 
 
@@ -479,10 +568,18 @@ def test_damaged_resume_state(tmp_path):
     run(tmp_path)
     path = tmp_path / "resume.pt"
     whole = path.read_bytes()
-    inside = whole.index(rllc.load(tmp_path).embed.W_E.detach().numpy().tobytes())  # torch itself would not notice
-    for damaged in (whole[:-100], whole[: inside + 5] + bytes([whole[inside + 5] ^ 1]) + whole[inside + 6 :], b""):
+    inside = whole.index(
+        rllc.load(tmp_path).embed.W_E.detach().numpy().tobytes()
+    )  # torch itself would not notice
+    for damaged in (
+        whole[:-100],
+        whole[: inside + 5] + bytes([whole[inside + 5] ^ 1]) + whole[inside + 6 :],
+        b"",
+    ):
         path.write_bytes(damaged)
-        with pytest.raises(FileError, match=r"resume\.pt is damaged .* remove it to train again from step 0"):
+        with pytest.raises(
+            FileError, match=r"resume\.pt is damaged .* remove it to train again from step 0"
+        ):
             run(tmp_path)
     expected = contents(tmp_path)
     path.unlink()
@@ -569,14 +666,19 @@ def test_sigkill_at_ten_random_moments(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on files")
 @pytest.mark.parametrize(
     ("largest", "name", "steps"),
-    [(5_000, "step0000000", []), (40_000, "resume.pt", [0, 1])],  # bytes: a checkpoint takes 20,000, moments twice that
+    [
+        (5_000, "step0000000", []),
+        (40_000, "resume.pt", [0, 1]),
+    ],  # bytes: a checkpoint takes 20,000, moments twice that
 )
 def test_full_disk(tmp_path, largest, name, steps):
     starved = child(tmp_path, largest=largest)
     assert starved.returncode == 1
     assert f"rllc.errors.FileError: training: writing {name} in" in starved.stderr
     assert "All that was written before is whole" in starved.stderr
-    assert sorted(path.name for path in tmp_path.glob("step*")) == [f"step{step:07d}" for step in steps]
+    assert sorted(path.name for path in tmp_path.glob("step*")) == [
+        f"step{step:07d}" for step in steps
+    ]
     for checkpoint in rllc.checkpoints(tmp_path) if steps else ():
         rllc.load(checkpoint)
     assert child(tmp_path).returncode == 0

@@ -35,7 +35,9 @@ def test_a_trajectory_is_the_estimates_in_order_of_step() -> None:
     trajectory = tracker.trajectory
     assert trajectory.steps == (0, 10, 20)
     for step, model in models.items():
-        alone = rllc.estimate(model, DATA, tracker.weights, loss=square, sampling=SHORT, progress=False)
+        alone = rllc.estimate(
+            model, DATA, tracker.weights, loss=square, sampling=SHORT, progress=False
+        )
         for name in ("value", "standard_error", "rhat", "ess", "per_chain"):
             assert np.array_equal(getattr(trajectory.at(step), name), getattr(alone, name))
     assert trajectory.value.shape == (3, 2)
@@ -48,7 +50,11 @@ def test_round_trip_through_a_file(tmp_path) -> None:
     trajectory = tracker.trajectory
     again = rllc.Trajectory.load(trajectory.save(tmp_path / "t.npz"))
     assert again.to_dataframe().equals(trajectory.to_dataframe())
-    assert (again.settings, again.steps, again.status) == (trajectory.settings, trajectory.steps, trajectory.status)
+    assert (again.settings, again.steps, again.status) == (
+        trajectory.settings,
+        trajectory.steps,
+        trajectory.status,
+    )
     assert list(again.to_dataframe().columns)[:8] == [
         "step", "weights", "data", "llc", "standard_error", "rhat", "ess", "status",
     ]  # fmt: skip
@@ -57,7 +63,9 @@ def test_round_trip_through_a_file(tmp_path) -> None:
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path) -> None:
-    path = rllc.estimate(_linear(0), DATA, loss=square, sampling=SHORT, progress=False).save(tmp_path / "e.npz")
+    path = rllc.estimate(_linear(0), DATA, loss=square, sampling=SHORT, progress=False).save(
+        tmp_path / "e.npz"
+    )
     with pytest.raises(rllc.FileError, match=r"as Trajectory: it holds rllc\.Estimate"):
         rllc.Trajectory.load(path)
 
@@ -66,7 +74,10 @@ def test_no_such_step_names_the_nearest() -> None:
     tracker = _tracker()
     for step in (0, 100, 200, 9000):
         tracker(step, _linear(0))
-    with pytest.raises(rllc.InputError, match=r"at\(120\): no such checkpoint; the nearest steps are \[0, 100, 200\]"):
+    with pytest.raises(
+        rllc.InputError,
+        match=r"at\(120\): no such checkpoint; the nearest steps are \[0, 100, 200\]",
+    ):
         tracker.trajectory.at(120)
 
 
@@ -74,8 +85,13 @@ def test_nothing_tracked_and_mixed_refinements_are_errors() -> None:
     with pytest.raises(rllc.InputError, match="at least one estimate"):
         _tracker().trajectory  # noqa: B018
     one = rllc.estimate(_linear(0), DATA, loss=square, sampling=SHORT, progress=False)
-    other = rllc.estimate(_linear(0), DATA, rllc.parameters("bias"), loss=square, sampling=SHORT, progress=False)
-    with pytest.raises(rllc.InputError, match=r"`weights` at step 1 are \('bias',\), but at step 0 \('everything',\)"):
+    other = rllc.estimate(
+        _linear(0), DATA, rllc.parameters("bias"), loss=square, sampling=SHORT, progress=False
+    )
+    with pytest.raises(
+        rllc.InputError,
+        match=r"`weights` at step 1 are \('bias',\), but at step 0 \('everything',\)",
+    ):
         rllc.Trajectory.of({0: one, 1: other})
 
 
@@ -104,7 +120,9 @@ def test_a_tracker_takes_up_its_file_and_does_not_estimate_again(tmp_path, monke
     second = _tracker(path=path)
     monkeypatch.setattr("rllc.trajectory.estimate", lambda *a, **k: pytest.fail("estimated again"))
     assert second(0, _linear(0)).value == first(0, _linear(0)).value
-    with pytest.raises(rllc.InputError, match=r"made with other settings or data \(seed: 0 there, 1 here\)"):
+    with pytest.raises(
+        rllc.InputError, match=r"made with other settings or data \(seed: 0 there, 1 here\)"
+    ):
         _tracker(path=path, sampling=rllc.Sampling(num_chains=2, num_draws=5, batch_size=4, seed=1))
 
 
@@ -112,7 +130,8 @@ def test_a_tracker_refuses_a_file_of_other_weights_or_data(tmp_path) -> None:
     path = tmp_path / "t.npz"
     _tracker(path=path)(0, _linear(0))
     with pytest.raises(
-        rllc.InputError, match=r"is of \(weights, data\) \[\('everything', 'data'\)\], but now \[\('bias'"
+        rllc.InputError,
+        match=r"is of \(weights, data\) \[\('everything', 'data'\)\], but now \[\('bias'",
     ):
         _tracker(path=path, weights=rllc.parameters("bias"))(0, _linear(0))
     with pytest.raises(rllc.InputError, match="other settings or data \\(fingerprints"):
@@ -120,7 +139,9 @@ def test_a_tracker_refuses_a_file_of_other_weights_or_data(tmp_path) -> None:
 
 
 def test_a_diverged_estimate_is_kept_as_nan() -> None:
-    tracker = rllc.Tracker(torch.zeros(4, 3), loss=loss_of_quadratic, sampler=rllc.sgld(lr=10.0), sampling=SHORT)
+    tracker = rllc.Tracker(
+        torch.zeros(4, 3), loss=loss_of_quadratic, sampler=rllc.sgld(lr=10.0), sampling=SHORT
+    )
     tracker(0, Quadratic(torch.ones(3)))
     assert np.isnan(tracker.trajectory.value).all()
     assert "1 of 1 not ok" in repr(tracker.trajectory)

@@ -74,7 +74,9 @@ def test_regular_models_by_counting_prior_draws_of_a_box(d: int) -> None:
     assert found.high[0] < 0.5
     assert abs(slope_of(found, d / 2)) < Z
     assert found.status == ("ok",)
-    ball = math.pi ** (d / 2) / math.gamma(d / 2 + 1) / 2**d  # and the quantile itself is where that volume says
+    ball = (
+        math.pi ** (d / 2) / math.gamma(d / 2 + 1) / 2**d
+    )  # and the quantile itself is where that volume says
     assert found.high[0] == pytest.approx(0.5 * (0.05 / ball) ** (2 / d), rel=0.03)
 
 
@@ -85,7 +87,9 @@ def test_normal_crossings_by_counting() -> None:
     found = volume(draws_of(x**2 * y**2, 1e-9), share=0.02)
     s = math.sqrt(found.high[0])
     assert abs(slope_of(found, 0.5 - 1 / (2 * (2 - math.log(s))))) < Z
-    assert found.slope[0] < 0.45  # the logarithm of multiplicity 2: not λ = ½, as the docstring says
+    assert (
+        found.slope[0] < 0.45
+    )  # the logarithm of multiplicity 2: not λ = ½, as the docstring says
     found = volume(draws_of(x**2 * y**4, 1e-9), share=0.02)
     s = math.sqrt(found.high[0])
     # ∫₀ᵀ V dt/t = 2 ∫₀ˢ (2√u − u) du/u = 2(4√s − s)
@@ -118,10 +122,17 @@ class Crossing(nn.Module):
 
 def test_from_sampling() -> None:
     """hmc on five regular weights; and prior draws of a box by sgld on a normal crossing."""
-    sampling = rllc.Sampling(num_chains=40, num_draws=150, num_burnin_steps=20, batch_size=1, n_beta=1e3)
+    sampling = rllc.Sampling(
+        num_chains=40, num_draws=150, num_burnin_steps=20, batch_size=1, n_beta=1e3
+    )
     model, rows = Quadratic(torch.linspace(0.5, 2.0, 5)), torch.zeros(1, 5)
     drawn = rllc.sample(
-        model, rows, loss=loss_of_quadratic, sampler=rllc.hmc(1e-3, 0.1), sampling=sampling, progress=False
+        model,
+        rows,
+        loss=loss_of_quadratic,
+        sampler=rllc.hmc(1e-3, 0.1),
+        sampling=sampling,
+        progress=False,
     )
     found = volume(drawn)
     assert abs(slope_of(found, 2.5)) < Z
@@ -129,7 +140,12 @@ def test_from_sampling() -> None:
     assert found.weights == drawn.weights
     assert found.data == drawn.data
     prior = rllc.Sampling(
-        num_chains=100, num_draws=100, num_burnin_steps=50, num_steps_bw_draws=3, batch_size=1, n_beta=1e-9
+        num_chains=100,
+        num_draws=100,
+        num_burnin_steps=50,
+        num_steps_bw_draws=3,
+        batch_size=1,
+        n_beta=1e-9,
     )
     drawn = rllc.sample(
         Crossing(),
@@ -146,7 +162,9 @@ def test_from_sampling() -> None:
 
 def test_says_when_the_power_law_is_not_reached() -> None:
     rng = np.random.default_rng(5)
-    loss = 0.5 * rng.chisquare(6, (1, 4, 20000))  # prior draws of a Gaussian: no power of t at its median
+    loss = 0.5 * rng.chisquare(
+        6, (1, 4, 20000)
+    )  # prior draws of a Gaussian: no power of t at its median
     found = volume(draws_of(loss, 1e-9))
     assert "the slope still changes with t" in found.status[0]
     assert "smaller t" in found.status[0]
@@ -213,7 +231,8 @@ def test_table_and_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"share": 0.0}, "share"), ({"share": 1.1}, "share"), ({"discard": 1.0}, "discard")]
+    ("options", "words"),
+    [({"share": 0.0}, "share"), ({"share": 1.1}, "share"), ({"discard": 1.0}, "discard")],
 )
 def test_options_out_of_range(options: dict[str, float], words: str) -> None:
     with pytest.raises(InputError, match=f"volume: `{words}` must be"):
@@ -228,7 +247,9 @@ def test_figure() -> None:
     ax = plot_volume(found)
     assert len(ax.lines) == 4  # a curve and its slope for two; nothing for the third
     curve, line = ax.lines[0].get_xydata(), ax.lines[1].get_xydata()
-    assert np.diff(np.log(line[:, 1]))[0] / np.diff(np.log(line[:, 0]))[0] == pytest.approx(found.slope[0])
+    assert np.diff(np.log(line[:, 1]))[0] / np.diff(np.log(line[:, 0]))[0] == pytest.approx(
+        found.slope[0]
+    )
     assert curve[-1] == pytest.approx([found.high[0], 1.0], rel=1e-3)
     assert plot_volume(found, ax=ax) is ax
 

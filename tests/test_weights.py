@@ -26,7 +26,9 @@ def test_everything_is_every_number() -> None:
 
 def test_a_head_is_its_slices_of_seven_tensors() -> None:
     masks = rllc.head("1:2").masks(MODEL)
-    assert sorted(masks) == sorted(f"blocks.1.attn.{t}" for t in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V"))
+    assert sorted(masks) == sorted(
+        f"blocks.1.attn.{t}" for t in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
+    )
     for mask in masks.values():
         assert mask[2].all()
         assert not mask[:2].any()
@@ -71,7 +73,9 @@ def test_parameters_by_glob_and_index() -> None:
     assert rllc.parameters("blocks.*.attn.W_Q", index=1).count(MODEL) == 2 * D * W
     assert rllc.parameters("embed.W_E", index=(slice(2, 5), 0)).count(MODEL) == 3
     assert rllc.parameters("embed.W_E", index=slice(None, None, 2)).name == "embed.W_E[::2]"
-    picked = rllc.parameters("blocks.0.attn.W_Q", index=(-1, slice(None), 0)).masks(MODEL)["blocks.0.attn.W_Q"]
+    picked = rllc.parameters("blocks.0.attn.W_Q", index=(-1, slice(None), 0)).masks(MODEL)[
+        "blocks.0.attn.W_Q"
+    ]
     assert picked[-1, :, 0].all()
     assert int(picked.sum()) == D
 
@@ -90,7 +94,9 @@ def test_composition_is_set_algebra() -> None:
 
     def flat(w: rllc.Weights) -> torch.Tensor:
         masks = w.masks(MODEL)
-        nothing = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in MODEL.named_parameters()}
+        nothing = {
+            name: torch.zeros(p.shape, dtype=torch.bool) for name, p in MODEL.named_parameters()
+        }
         return torch.cat([mask.flatten() for mask in (nothing | masks).values()])
 
     A, B = flat(a), flat(b)
@@ -110,7 +116,12 @@ def test_names_of_compositions_are_unambiguous_and_can_be_replaced() -> None:
 
 def test_selections_are_values() -> None:
     indexed = rllc.parameters("embed.W_E", index=(slice(2, 5), 0))
-    for weights in (indexed, rllc.head("0:1"), ~rllc.layer(1), rllc.masks({"v": torch.tensor([True, False])})):
+    for weights in (
+        indexed,
+        rllc.head("0:1"),
+        ~rllc.layer(1),
+        rllc.masks({"v": torch.tensor([True, False])}),
+    ):
         assert hash(weights) == hash(pickle.loads(pickle.dumps(weights)))
         assert weights == pickle.loads(pickle.dumps(weights))
     assert rllc.head("0:1") != rllc.head("0:2")

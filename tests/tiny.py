@@ -24,9 +24,14 @@ def tiny_model(seed: int = 0, **changes: object) -> AttentionOnly:
     return model
 
 
-def tiny_tokens(num_rows: int = 12, pos: int = 7, seed: int = 0, name: str = "tokens") -> rllc.Tokens:
+def tiny_tokens(
+    num_rows: int = 12, pos: int = 7, seed: int = 0, name: str = "tokens"
+) -> rllc.Tokens:
     """Random rows of ids."""
-    return rllc.Tokens(torch.randint(SIZES["d_vocab"], (num_rows, pos), generator=generator("tokens", seed)), name=name)
+    return rllc.Tokens(
+        torch.randint(SIZES["d_vocab"], (num_rows, pos), generator=generator("tokens", seed)),
+        name=name,
+    )
 
 
 class Quadratic(nn.Module):

@@ -72,7 +72,9 @@ MOST_Z, MOST_ERROR, MOST_RELATIVE = 4.0, 0.01, 0.05  # what is judged
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("rllc-out/accuracy"), help="output folder")
     parser.add_argument(
         "--parts",
@@ -81,7 +83,9 @@ def arguments(argv=None):
     )
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument("--without-devinterp", action="store_true", help="rllc's rows only")
-    parser.add_argument("--tiny", action="store_true", help="a hundredth of the draws, to see that it runs")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a hundredth of the draws, to see that it runs"
+    )
     return parser.parse_args(argv)
 
 
@@ -115,7 +119,19 @@ def main(argv=None):
 
 
 # %% Rows
-COLUMNS = ["problem", "sampler", "library", "settings", "kind", "truth", "estimate", "± se", "z", "error", "seconds"]
+COLUMNS = [
+    "problem",
+    "sampler",
+    "library",
+    "settings",
+    "kind",
+    "truth",
+    "estimate",
+    "± se",
+    "z",
+    "error",
+    "seconds",
+]
 
 
 @dataclass(frozen=True)
@@ -146,8 +162,22 @@ class Row:
     def cells(self):
         """As printed; z of law rows only, since a λ row's error leaves out that of its form."""
         z = f"{self.z:+.2f}" if self.kind == "law" else ""
-        numbers = [f"{self.truth:.5g}", f"{self.estimate:.5g}", f"{self.error:.2g}", z, f"{100 * self.relative:+.2f} %"]
-        return [self.problem, self.sampler, self.library, self.settings, self.kind, *numbers, f"{self.seconds:.1f}"]
+        numbers = [
+            f"{self.truth:.5g}",
+            f"{self.estimate:.5g}",
+            f"{self.error:.2g}",
+            z,
+            f"{100 * self.relative:+.2f} %",
+        ]
+        return [
+            self.problem,
+            self.sampler,
+            self.library,
+            self.settings,
+            self.kind,
+            *numbers,
+            f"{self.seconds:.1f}",
+        ]
 
 
 def line(cells):
@@ -159,13 +189,21 @@ def verdict(table):
     mine = [row for row in table if row.library == "rllc"]
     laws, lambdas = ([row for row in mine if row.kind == kind] for kind in ("law", "λ"))
     rivals = {
-        row.problem: [r for r in table if r.library != "rllc" and r.kind == "λ" and r.problem == row.problem]
+        row.problem: [
+            r for r in table if r.library != "rllc" and r.kind == "λ" and r.problem == row.problem
+        ]
         for row in lambdas
     }
     checks = {
         f"|z| < {MOST_Z:g}": (laws, lambda r: abs(r.z) < MOST_Z),
-        f"standard error ≤ {MOST_ERROR:.0%}": (laws, lambda r: r.error <= MOST_ERROR * abs(r.truth)),
-        f"relative error ≤ {MOST_RELATIVE:.0%}": (lambdas, lambda r: abs(r.relative) <= MOST_RELATIVE),
+        f"standard error ≤ {MOST_ERROR:.0%}": (
+            laws,
+            lambda r: r.error <= MOST_ERROR * abs(r.truth),
+        ),
+        f"relative error ≤ {MOST_RELATIVE:.0%}": (
+            lambdas,
+            lambda r: abs(r.relative) <= MOST_RELATIVE,
+        ),
         "nearer to λ than devinterp": (
             [r for r in lambdas if rivals[r.problem]],
             lambda r: all(not abs(o.relative) <= abs(r.relative) for o in rivals[r.problem]),
@@ -176,7 +214,8 @@ def verdict(table):
         failing = [f"{r.problem}, {r.sampler}" for r in rows if not holds(r)]
         kind = rows[0].kind if rows else "no"
         said.append(
-            f"{kind} rows, {what}: {len(rows) - len(failing)} of {len(rows)}" + "".join(f"; not {f}" for f in failing)
+            f"{kind} rows, {what}: {len(rows) - len(failing)} of {len(rows)}"
+            + "".join(f"; not {f}" for f in failing)
         )
     return "\n".join(said)
 
@@ -213,7 +252,11 @@ class NormalCrossing(nn.Module):
         self.w = nn.Parameter(torch.zeros(len(k), copies))
 
     def forward(self, rows):  # noqa: D102
-        return math.prod(w ** (2 * k) for w, k in zip(self.w, self.k, strict=True)).sum().expand(len(rows))
+        return (
+            math.prod(w ** (2 * k) for w, k in zip(self.w, self.k, strict=True))
+            .sum()
+            .expand(len(rows))
+        )
 
 
 class ReducedRank(nn.Module):
@@ -233,7 +276,9 @@ class LinearNetwork(nn.Module):
 
     def __init__(self, weights):
         super().__init__()
-        self.W = nn.ParameterList(nn.Parameter(torch.as_tensor(w, dtype=torch.float32)) for w in weights)
+        self.W = nn.ParameterList(
+            nn.Parameter(torch.as_tensor(w, dtype=torch.float32)) for w in weights
+        )
         self.register_buffer("truth", product([w.detach() for w in self.W]))
 
     def forward(self, x):  # noqa: D102
@@ -251,7 +296,10 @@ class OneHead(nn.Module):
         stream = generator("one head", seed)
         for name in ("W_Q", "W_K"):
             self.register_parameter(name, nn.Parameter(torch.randn(v, d_head, generator=stream)))
-        self.W_V, self.W_O = nn.Parameter(torch.zeros(v, d_head)), nn.Parameter(torch.zeros(d_head, v))
+        self.W_V, self.W_O = (
+            nn.Parameter(torch.zeros(v, d_head)),
+            nn.Parameter(torch.zeros(d_head, v)),
+        )
         self.v, self.d_head = v, d_head
 
     def forward(self, tokens):  # noqa: D102
@@ -294,7 +342,9 @@ def random_layers(widths, ranks, seed=0):
     """Layers of the given ranks with singular values from 0.7 to 1.4 and random directions."""
     stream, weights = generator("random layers", seed), []
     for (inputs, outputs), rank in zip(itertools.pairwise(widths), ranks, strict=True):
-        left, right = (torch.linalg.qr(torch.randn(n, rank, generator=stream))[0] for n in (outputs, inputs))
+        left, right = (
+            torch.linalg.qr(torch.randn(n, rank, generator=stream))[0] for n in (outputs, inputs)
+        )
         weights.append(left @ torch.diag(torch.linspace(0.7, 1.4, rank)) @ right.T)
     return weights
 
@@ -302,9 +352,13 @@ def random_layers(widths, ranks, seed=0):
 # %% Exact values at finite nβ
 def crossing_law(k, n_beta, half_width=1.0):
     """E[nβ Π w^(2k)] under a uniform prior in the box: Gauss-Legendre in log w, where the integrand is smooth."""
-    u, log_mass = log_grid(math.log(half_width), 35.0 if len(k) == 2 else 28.0, 500 if len(k) == 2 else 160)
+    u, log_mass = log_grid(
+        math.log(half_width), 35.0 if len(k) == 2 else 28.0, 500 if len(k) == 2 else 160
+    )
     exponent = outer_sum([2 * k_i * u for k_i in k])
-    return expectation(n_beta * np.exp(exponent), outer_sum([log_mass + u] * len(k)) - n_beta * np.exp(exponent))
+    return expectation(
+        n_beta * np.exp(exponent), outer_sum([log_mass + u] * len(k)) - n_beta * np.exp(exponent)
+    )
 
 
 def reduced_rank_law(M, N, H, n_beta, localization):
@@ -314,14 +368,23 @@ def reduced_rank_law(M, N, H, n_beta, localization):
     eigenvalues s of AAᵀ. Those of a Gaussian A have density Π s^((|M−H|−1)/2) e^(−γs/2) Π_{i<j} |s_i − s_j| (Wishart).
     """
     rank, more = min(M, H), abs(M - H)
-    u, log_mass = log_grid(math.log(80 / localization), 30.0 if rank < 3 else 24.0, {1: 2000, 2: 500, 3: 140}[rank])
+    u, log_mass = log_grid(
+        math.log(80 / localization), 30.0 if rank < 3 else 24.0, {1: 2000, 2: 500, 3: 140}[rank]
+    )
     s = np.exp(u)
-    each = log_mass + u * (more + 1) / 2 - localization * s / 2 - N / 2 * np.log1p(n_beta * s / localization)
+    each = (
+        log_mass
+        + u * (more + 1) / 2
+        - localization * s / 2
+        - N / 2 * np.log1p(n_beta * s / localization)
+    )
     log_density = outer_sum([each] * rank)
     for i, j in itertools.combinations(range(rank), 2):
         apart = np.abs(axis(s, i, rank) - axis(s, j, rank))
         log_density = log_density + np.log(np.where(apart > 0, apart, 1e-300))
-    return expectation(outer_sum([N / 2 * n_beta * s / (localization + n_beta * s)] * rank), log_density)
+    return expectation(
+        outer_sum([N / 2 * n_beta * s / (localization + n_beta * s)] * rank), log_density
+    )
 
 
 def log_grid(top, length, points):
@@ -358,7 +421,9 @@ def quadratic_law(curvatures, sampler, n_beta, counts, kept):
     if sampler.name != "rmsprop_sgld":
         return quadratic_target(h, n_beta, gamma)
     options, a = sampler.options, n_beta * h + gamma
-    square = kept[-1].square.double().numpy() / (1 - options["alpha"] ** options["num_adaptation_steps"])
+    square = kept[-1].square.double().numpy() / (
+        1 - options["alpha"] ** options["num_adaptation_steps"]
+    )
     rate = sampler.lr * a / (np.sqrt(square) + options["eps"])  # εGa [chain, dim]
     return float((0.5 * n_beta * h / (a * (1 - rate / 4))).sum(1).mean())
 
@@ -373,7 +438,9 @@ class Problem:
     data: torch.Tensor
     prior: rllc.Prior
     truth: theory.LearningCoefficient | None = None
-    law: Callable[[float, float], float] | None = None  # λ̂ at a finite nβ, and at an lr of sgld where that is known
+    law: Callable[[float, float], float] | None = (
+        None  # λ̂ at a finite nβ, and at an lr of sgld where that is known
+    )
     copies: int = 1  # λ and λ̂ are given for one
     moving: str | None = None  # the parameter that moves; all
 
@@ -391,9 +458,13 @@ def loss_of(module, rows):
 def ours(args, model, data, sampler, n_beta, weights=None, **counts):
     """λ̂ and its standard error, each [refinement], and CPU seconds. ``counts`` are those of :class:`rllc.Sampling`."""
     rows = len(next(iter(data.values())) if isinstance(data, dict) else data)
-    sampling = rllc.Sampling(batch_size=rows, n_beta=n_beta, seed=args.seed, num_probes=0, **scaled(args, counts))
+    sampling = rllc.Sampling(
+        batch_size=rows, n_beta=n_beta, seed=args.seed, num_probes=0, **scaled(args, counts)
+    )
     begin = time.process_time()
-    draws = rllc.sample(model, data, weights, loss=loss_of, sampler=sampler, sampling=sampling, progress=False)
+    draws = rllc.sample(
+        model, data, weights, loss=loss_of, sampler=sampler, sampling=sampling, progress=False
+    )
     seconds = time.process_time() - begin
     return draws.llc.mean((1, 2)), rllc.diagnostics.mcse(draws.llc), seconds
 
@@ -406,7 +477,12 @@ def scaled(args, counts):
 
 
 def counted(chains, draws, burnin, apart=1):
-    return {"num_chains": chains, "num_draws": draws, "num_burnin_steps": burnin, "num_steps_bw_draws": apart}
+    return {
+        "num_chains": chains,
+        "num_draws": draws,
+        "num_burnin_steps": burnin,
+        "num_steps_bw_draws": apart,
+    }
 
 
 def remembering(sampler):
@@ -426,7 +502,17 @@ def law_rows(args, problem, n_beta, samplers):
         value, error, seconds = ours(args, problem.model, problem.data, sampler, n_beta, **counts)
         value, error = float(value[0]) / problem.copies, float(error[0]) / problem.copies
         how = problem.settings(n_beta, sampler.lr)
-        yield Row(problem.name, sampler.name, "rllc", how, "law", problem.law(n_beta, 0.0), value, error, seconds)
+        yield Row(
+            problem.name,
+            sampler.name,
+            "rllc",
+            how,
+            "law",
+            problem.law(n_beta, 0.0),
+            value,
+            error,
+            seconds,
+        )
 
 
 def ladder(args, problem, rungs, make, counts):
@@ -440,13 +526,19 @@ def ladder(args, problem, rungs, make, counts):
         whole += seconds
         if problem.law is not None:
             how, law = problem.settings(n_beta, sampler.lr), problem.law(n_beta, 0.0)
-            yield Row(problem.name, sampler.name, "rllc", how, "law", law, values[-1], errors[-1], seconds)
+            yield Row(
+                problem.name, sampler.name, "rllc", how, "law", law, values[-1], errors[-1], seconds
+            )
     value, error, form = values[-1], errors[-1], "as it is"
     if len(rungs) > 1:
         value, error, form = extrapolate(rungs, values, errors, problem.truth.multiplicity)
-    how = problem.settings(rungs[-1], sampler.lr).replace(f"{rungs[-1]:g}", " ".join(f"{n:g}" for n in rungs), 1)
+    how = problem.settings(rungs[-1], sampler.lr).replace(
+        f"{rungs[-1]:g}", " ".join(f"{n:g}" for n in rungs), 1
+    )
     how = f"{how.rpartition(', ')[0]}, {form}"
-    yield Row(problem.name, sampler.name, "rllc", how, "λ", problem.truth.value, value, error, whole)
+    yield Row(
+        problem.name, sampler.name, "rllc", how, "λ", problem.truth.value, value, error, whole
+    )
 
 
 def their_rows(args, problem, kind, n_beta, lrs, draws=500):
@@ -454,9 +546,19 @@ def their_rows(args, problem, kind, n_beta, lrs, draws=500):
     if args.without_devinterp:
         return
     for sampler, lr in zip(("sgld", "rmsprop_sgld"), lrs, strict=True):
-        value, error, seconds = theirs(problem, sampler, lr, n_beta, 10 if args.tiny else draws, args.seed)
-        truth = problem.law(n_beta, lr if sampler == "sgld" else 0.0) if kind == "law" else problem.truth.value
-        value, error, how = value / problem.copies, error / problem.copies, problem.settings(n_beta, lr)
+        value, error, seconds = theirs(
+            problem, sampler, lr, n_beta, 10 if args.tiny else draws, args.seed
+        )
+        truth = (
+            problem.law(n_beta, lr if sampler == "sgld" else 0.0)
+            if kind == "law"
+            else problem.truth.value
+        )
+        value, error, how = (
+            value / problem.copies,
+            error / problem.copies,
+            problem.settings(n_beta, lr),
+        )
         yield Row(problem.name, sampler, "devinterp", how, kind, truth, value, error, seconds)
 
 
@@ -467,7 +569,9 @@ def theirs(problem, sampler, lr, n_beta, draws, seed=0):
 
     model, data = problem.model, problem.data
     predicted = data.shape[1] if model(data).dim() == 2 else 1
-    rows = Dataset.from_dict({"input_ids": [[i] * (predicted + 1) for i in range(len(data))]}).with_format("torch")
+    rows = Dataset.from_dict(
+        {"input_ids": [[i] * (predicted + 1) for i in range(len(data))]}
+    ).with_format("torch")
 
     def loss(module, ids):  # it takes rows of token ids; these say which row of the data
         each = module(data[ids[:, 0]])
@@ -475,7 +579,11 @@ def theirs(problem, sampler, lr, n_beta, draws, seed=0):
 
     half_width = problem.prior.half_width
     begin = time.process_time()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         found = llc(
             model,
@@ -497,7 +605,11 @@ def theirs(problem, sampler, lr, n_beta, draws, seed=0):
         ).load()
     seconds = time.process_time() - begin
     trace = n_beta * found.loss_trace.values.astype(float)
-    return float(found.llc_mean), float(rllc.diagnostics.standard_error(trace, discard=0.2)), seconds
+    return (
+        float(found.llc_mean),
+        float(rllc.diagnostics.standard_error(trace, discard=0.2)),
+        seconds,
+    )
 
 
 # %% λ from a ladder of nβ
@@ -526,7 +638,9 @@ def fit_log(log, values, errors, multiplicity):
 
     lowest = 0.05 - log[0]  # the pole stays left of the first nβ
     start = [values[-1] + 0.1, max(2.0, lowest + 1)]
-    found = least_squares(misfit, start, bounds=([-np.inf, lowest], np.inf), x_scale=[max(abs(values[-1]), 1e-9), 1.0])
+    found = least_squares(
+        misfit, start, bounds=([-np.inf, lowest], np.inf), x_scale=[max(abs(values[-1]), 1e-9), 1.0]
+    )
     return float(found.x[0]), 2 * found.cost
 
 
@@ -546,24 +660,45 @@ def quadratics(args):
     """ℓ = ½ Σ h v², h from 0.3 to 10."""
     n_beta, gamma = 100.0, 1.0
     for dim, chains in [(10, 64), (1000, 8)]:
-        h, few = np.geomspace(0.3, 10, dim), dim == 10  # acceptance falls with the number of weights
+        h, few = (
+            np.geomspace(0.3, 10, dim),
+            dim == 10,
+        )  # acceptance falls with the number of weights
         name, prior = f"quadratic, {dim} weights", rllc.gaussian(gamma)
         problem = Problem(
-            name, Quadratic(h), torch.ones(1, 1), prior, law=lambda n, lr, h=h: quadratic_target(h, n, gamma, lr)
+            name,
+            Quadratic(h),
+            torch.ones(1, 1),
+            prior,
+            law=lambda n, lr, h=h: quadratic_target(h, n, gamma, lr),
         )
         samplers = {
             rllc.sgld(5e-4, gamma): counted(chains, 300, 300, 8),
             rllc.rmsprop_sgld(1e-4, gamma): counted(chains, 300, 500, 8),
             rllc.sghmc(1e-3, gamma): counted(chains, 300, 100, 4),
             rllc.mala(1e-3 if few else 3e-4, gamma): counted(chains, 300, 300, 4),
-            rllc.hmc(5e-4, gamma, 15) if few else rllc.hmc(1e-4, gamma, 20): counted(chains, 250 if few else 150, 50),
+            rllc.hmc(5e-4, gamma, 15) if few else rllc.hmc(1e-4, gamma, 20): counted(
+                chains, 250 if few else 150, 50
+            ),
         }
         for sampler, counts in samplers.items():
             watched, kept = remembering(sampler)
-            value, error, seconds = ours(args, problem.model, problem.data, watched, n_beta, **counts)
+            value, error, seconds = ours(
+                args, problem.model, problem.data, watched, n_beta, **counts
+            )
             truth = quadratic_law(h, sampler, n_beta, scaled(args, counts), kept)
             how = problem.settings(n_beta, sampler.lr)
-            yield Row(name, sampler.name, "rllc", how, "law", truth, float(value[0]), float(error[0]), seconds)
+            yield Row(
+                name,
+                sampler.name,
+                "rllc",
+                how,
+                "law",
+                truth,
+                float(value[0]),
+                float(error[0]),
+                seconds,
+            )
         yield from their_rows(args, problem, "law", n_beta, (5e-4, 1e-4), 1000 if few else 500)
 
 
@@ -591,7 +726,13 @@ def crossings(args):
         reference = functools.partial(rllc.hmc, prior=prior, num_leapfrog_steps=20)
         rungs = (1e1, 1e2, 1e3, 1e4)
         yield from singular(
-            args, problem, 10.0, samplers, rungs, lambda n, hmc=reference: hmc(min(0.01, 0.2 / n)), counted(64, 100, 60)
+            args,
+            problem,
+            10.0,
+            samplers,
+            rungs,
+            lambda n, hmc=reference: hmc(min(0.01, 0.2 / n)),
+            counted(64, 100, 60),
         )
 
 
@@ -613,7 +754,9 @@ def reduced_rank(args):
             rllc.sghmc(1e-2, 1.0): counted(64, 300, 200),
             rllc.mala(1e-2, 1.0): counted(64, 400, 400),
         }
-        yield from singular(args, problem, 1.0, samplers, (1e1, 1e2, 1e3), slow_valleys, counted(64, 200, 1000, 4))
+        yield from singular(
+            args, problem, 1.0, samplers, (1e1, 1e2, 1e3), slow_valleys, counted(64, 200, 1000, 4)
+        )
 
 
 def slow_valleys(n_beta):
@@ -653,12 +796,21 @@ def places(args):
 def layers(args):
     """wrLLC of each layer of a linear network, and its drLLC on inputs that span 3 of 8 dimensions; all in one run."""
     widths, n_beta, gamma, prior = (8, 6, 7, 5), 1e4, 1.0, rllc.gaussian(1.0)
-    weights = random_layers(widths, ranks=(5, 4, 5), seed=7)  # no curvature below 0.2, so that all directions settle
+    weights = random_layers(
+        widths, ranks=(5, 4, 5), seed=7
+    )  # no curvature below 0.2, so that all directions settle
     model, names = LinearNetwork(weights), [f"W.{i}" for i in range(3)]
     stream = generator("subspace")
     left, right = (torch.linalg.qr(torch.randn(8, 3, generator=stream))[0] for _ in range(2))
-    data = {"wrLLC": whitened(8), "drLLC": math.sqrt(8) * left @ right.T}  # mean of x xᵀ: the identity; a projector
-    h = {(i, kind): layer_curvatures(weights, i, rows) for i in range(3) for kind, rows in data.items()}
+    data = {
+        "wrLLC": whitened(8),
+        "drLLC": math.sqrt(8) * left @ right.T,
+    }  # mean of x xᵀ: the identity; a projector
+    h = {
+        (i, kind): layer_curvatures(weights, i, rows)
+        for i in range(3)
+        for kind, rows in data.items()
+    }
     problems = {
         (i, kind): Problem(
             f"linear network {widths}, {kind} of layer {i}",
@@ -670,21 +822,36 @@ def layers(args):
         )
         for (i, kind), curvatures in h.items()
     }
-    samplers = {rllc.sgld(2e-5, gamma): counted(32, 250, 300, 8), rllc.sghmc(2e-5, gamma): counted(32, 250, 100, 4)}
+    samplers = {
+        rllc.sgld(2e-5, gamma): counted(32, 250, 300, 8),
+        rllc.sghmc(2e-5, gamma): counted(32, 250, 100, 4),
+    }
     for sampler, counts in samplers.items():
         chosen = {name: rllc.parameters(name) for name in names}
         values, errors, seconds = ours(args, model, data, sampler, n_beta, chosen, **counts)
         for (key, problem), value, error in zip(problems.items(), values, errors, strict=True):
             truth = quadratic_law(h[key], sampler, n_beta, scaled(args, counts), [])
             how = problem.settings(n_beta, sampler.lr)
-            yield Row(problem.name, sampler.name, "rllc", how, "law", truth, value, error, seconds / len(problems))
+            yield Row(
+                problem.name,
+                sampler.name,
+                "rllc",
+                how,
+                "law",
+                truth,
+                value,
+                error,
+                seconds / len(problems),
+            )
     for problem in problems.values():
         yield from their_rows(args, problem, "law", n_beta, (2e-5, 2e-6), 300)
 
 
 def layer_curvatures(weights, layer, rows):
     covariance = (rows.double().T @ rows.double() / len(rows)).float()
-    return theory.deep_linear_curvatures(weights, layer, torch.where(covariance.abs() < 1e-6, 0.0, covariance))
+    return theory.deep_linear_curvatures(
+        weights, layer, torch.where(covariance.abs() < 1e-6, 0.0, covariance)
+    )
 
 
 def networks(args):
@@ -697,10 +864,14 @@ def networks(args):
         size = sum(W.numel() for W in weights)
         name = f"linear network {widths}, rank 5: {size:,} weights"
         truth = theory.deep_linear(widths, 5)
-        problem = Problem(name, LinearNetwork(weights), whitened(widths[0]), rllc.gaussian(gamma), truth)
+        problem = Problem(
+            name, LinearNetwork(weights), whitened(widths[0]), rllc.gaussian(gamma), truth
+        )
         yield from ladder(args, problem, rungs, lambda n, g=gamma: rllc.sghmc(0.3 / n, g), counts)
         lr = 0.1 / rungs[0]
-        yield from their_rows(args, problem, "λ", rungs[0], (lr, lr / 10), 500 if size < 1e5 else 50)
+        yield from their_rows(
+            args, problem, "λ", rungs[0], (lr, lr / 10), 500 if size < 1e5 else 50
+        )
     widths, n_beta, gamma = (100, 1000, 1000, 10), 1e4, 10.0
     weights = random_layers(widths, ranks=(100, 300, 10))
     h = theory.deep_linear_curvatures(weights, 1)
@@ -717,7 +888,13 @@ def networks(args):
         moving="W.1",
     )
     value, error, seconds = ours(
-        args, problem.model, problem.data, sampler, n_beta, rllc.parameters(problem.moving), **counts
+        args,
+        problem.model,
+        problem.data,
+        sampler,
+        n_beta,
+        rllc.parameters(problem.moving),
+        **counts,
     )
     how = problem.settings(n_beta, sampler.lr)
     yield Row(name, "sgld", "rllc", how, "law", law, float(value[0]), float(error[0]), seconds)
@@ -735,7 +912,9 @@ def attention(args):
         theory.one_head_attention(v, d_head),
     )
     rungs = (1e2, 1e3, 1e4, 1e5)
-    yield from ladder(args, problem, rungs, lambda n: rllc.hmc(2.0 / n, 1.0, 20), counted(64, 80, 60))
+    yield from ladder(
+        args, problem, rungs, lambda n: rllc.hmc(2.0 / n, 1.0, 20), counted(64, 80, 60)
+    )
     yield from their_rows(args, problem, "λ", 1e3, (2e-4, 2e-5), 1000)
 
 

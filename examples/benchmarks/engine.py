@@ -53,7 +53,10 @@ AXES = {
     "context": [64, 128, 256, 512, 1024],
     "batch": [1, 2, 4, 8, 16],
 }
-PAPER_FLOP, PAPER_PEAK = 2.7e15, 7.9e14  # a checkpoint's unavoidable products; FLOPs a second of an H200 in bfloat16
+PAPER_FLOP, PAPER_PEAK = (
+    2.7e15,
+    7.9e14,
+)  # a checkpoint's unavoidable products; FLOPs a second of an H200 in bfloat16
 TARGET = 0.02  # standard error over value
 PRECISION_NOTE = """\
     Errors are deviations over 6 seeds, extrapolated by the 1/√ law; devinterp's batches for w* grow in proportion to its
@@ -63,19 +66,33 @@ PRECISION_NOTE = """\
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("rllc-out/engine"), help="output folder")
     parser.add_argument(
-        "--checkpoint", help="for part (c), the quickstart's .../checkpoints; default: trains a small model"
+        "--checkpoint",
+        help="for part (c), the quickstart's .../checkpoints; default: trains a small model",
     )
     parser.add_argument(
-        "--parts", default="abcde", help="which parts, of: a FLOPs, b clock, c precision, d memory, e growth"
+        "--parts",
+        default="abcde",
+        help="which parts, of: a FLOPs, b clock, c precision, d memory, e growth",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="alternations of ours and theirs; medians are of these")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="alternations of ours and theirs; medians are of these",
+    )
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--full", action="store_true", help="the paper's whole estimate instead, on a GPU")
+    parser.add_argument(
+        "--full", action="store_true", help="the paper's whole estimate instead, on a GPU"
+    )
     parser.add_argument("--device", default="cuda", help="where --full runs")
-    parser.add_argument("--memory", nargs=3, metavar=("WHAT", "CONTEXT", "BATCH"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--memory", nargs=3, metavar=("WHAT", "CONTEXT", "BATCH"), help=argparse.SUPPRESS
+    )
     return parser.parse_args(argv)
 
 
@@ -131,15 +148,21 @@ def paper_model():
 
 def random_tokens(model, context, rows=128):
     return rllc.Tokens(
-        torch.randint(0, model.config.d_vocab, (rows, context), generator=torch.Generator().manual_seed(0))
+        torch.randint(
+            0, model.config.d_vocab, (rows, context), generator=torch.Generator().manual_seed(0)
+        )
     )
 
 
 def ours(model, tokens, batch, weights=None, chains=CHAINS, **settings):
     """An endless iterator; each ``next`` is one step of all runs."""
-    sampling = rllc.Sampling(num_chains=chains, num_draws=10**9, batch_size=batch, n_beta=N_BETA, **settings)
+    sampling = rllc.Sampling(
+        num_chains=chains, num_draws=10**9, batch_size=batch, n_beta=N_BETA, **settings
+    )
     weights = rllc.heads(model) if weights is None else weights
-    steps = rllc.iterate(model, tokens, weights, sampler=rllc.sgld(LR, LOCALIZATION), sampling=sampling)
+    steps = rllc.iterate(
+        model, tokens, weights, sampler=rllc.sgld(LR, LOCALIZATION), sampling=sampling
+    )
     next(steps)  # its first has the step before, too
     return steps
 
@@ -150,7 +173,9 @@ def theirs(model, tokens, batch, weights, draws, chains=1, init_batches=1, seed=
         from devinterp.slt.lm_loss import compute_per_token_loss
         from devinterp.slt.sampling import sample
     except ImportError:
-        sys.exit("comparing with devinterp: it is not installed; type: pip install devinterp==2.0.1")
+        sys.exit(
+            "comparing with devinterp: it is not installed; type: pip install devinterp==2.0.1"
+        )
     import datasets
 
     def loss(module, rows):
@@ -158,7 +183,9 @@ def theirs(model, tokens, batch, weights, draws, chains=1, init_batches=1, seed=
             when.append(time.perf_counter())
         return compute_per_token_loss(module, rows)
 
-    rows = datasets.Dataset.from_dict({"input_ids": tokens.rows.numpy().astype(np.int64)}).with_format("torch")
+    rows = datasets.Dataset.from_dict(
+        {"input_ids": tokens.rows.numpy().astype(np.int64)}
+    ).with_format("torch")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         tree = sample(
             model,
@@ -232,7 +259,8 @@ def flops(args):
         steps = ours(model, tokens, batch)
         mine = count(lambda steps=steps: next(steps)) / runs / batch / context
         ideal = statistics.mean(
-            ideal_flops(model.config, context, layer, runs) for layer in range(model.config.n_layers)
+            ideal_flops(model.config, context, layer, runs)
+            for layer in range(model.config.n_layers)
         )
         other = statistics.mean(
             count(lambda w=w, t=tokens, b=batch: theirs(model, t, b, w, draws=3))
@@ -240,10 +268,23 @@ def flops(args):
             for w in one_of_each_layer(model)
         )
         other = other / batch / context
-        rows.append([size, mega(ideal), mega(mine), f"{mine / ideal:.3f}", mega(other), f"{other / ideal:.2f}"])
+        rows.append(
+            [
+                size,
+                mega(ideal),
+                mega(mine),
+                f"{mine / ideal:.3f}",
+                mega(other),
+                f"{other / ideal:.2f}",
+            ]
+        )
         found[size] = {"ideal": ideal, "ours": mine, "devinterp": other}
     columns = ["context × batch", "ideal", "rllc", "/ ideal", "devinterp", "/ ideal"]
-    table(f"(a) MFLOP for each token, run and step ({runs} runs: all heads, {CHAINS} chains)", columns, rows)
+    table(
+        f"(a) MFLOP for each token, run and step ({runs} runs: all heads, {CHAINS} chains)",
+        columns,
+        rows,
+    )
     return found
 
 
@@ -260,16 +301,24 @@ def clock(args):
         for _ in range(args.rounds):
             for kind, steps in kinds.items():
                 seconds[kind].append(timed(lambda steps=steps: next(steps)) / runs)
-            of_layers = [their_seconds(model, tokens, batch, w, steps=3) for w in one_of_each_layer(model)]
+            of_layers = [
+                their_seconds(model, tokens, batch, w, steps=3) for w in one_of_each_layer(model)
+            ]
             seconds["devinterp"].append(statistics.mean(map(statistics.median, of_layers)))
         median = {kind: statistics.median(values) for kind, values in seconds.items()}
         for kind, values in seconds.items():
             speed, ratio = batch * context / median[kind], median["devinterp"] / median[kind]
             spread = f"{1e3 * min(values):.1f}–{1e3 * max(values):.1f}"
-            rows.append([size, kind, f"{1e3 * median[kind]:.1f}", spread, f"{speed:,.0f}", f"{ratio:.2f}"])
+            rows.append(
+                [size, kind, f"{1e3 * median[kind]:.1f}", spread, f"{speed:,.0f}", f"{ratio:.2f}"]
+            )
         found[size] = seconds
     columns = ["context × batch", "", "ms, median", "range", "tokens/s", "× devinterp"]
-    table(f"(b) Wall clock of a run's step, {args.rounds} alternations, {args.threads} threads each", columns, rows)
+    table(
+        f"(b) Wall clock of a run's step, {args.rounds} alternations, {args.threads} threads each",
+        columns,
+        rows,
+    )
     print(
         f"    Same numbers as run by run through any-module evaluation: {equality(model):.1e} in λ̂, the largest difference."
     )
@@ -290,7 +339,10 @@ def equality(model):
     def plain(module, rows):
         return rllc.next_token(module, rows)
 
-    fast, slow = (rllc.sample(model, tokens, some, loss=f, sampling=sampling, progress=False) for f in (None, plain))
+    fast, slow = (
+        rllc.sample(model, tokens, some, loss=f, sampling=sampling, progress=False)
+        for f in (None, plain)
+    )
     return float(abs(fast.llc - slow.llc).max())
 
 
@@ -302,23 +354,45 @@ def precision(args):
     values, reported, each = our_repeats(model, tokens, batch)
     llc = values.mean(0)
     mine = values.std(0, ddof=1) / llc
-    by_layer = np.sqrt((mine.reshape(layers, -1) ** 2).mean(1))  # heads of a layer are alike, and 6 seeds are few
+    by_layer = np.sqrt(
+        (mine.reshape(layers, -1) ** 2).mean(1)
+    )  # heads of a layer are alike, and 6 seeds are few
     told = np.sqrt((reported**2).mean(0)) / llc
     needed = each * (by_layer.max() / TARGET) ** 2
-    found = {"llc": llc.tolist(), "ours": [needed, each, by_layer.tolist()], "reported": told.tolist()}
+    found = {
+        "llc": llc.tolist(),
+        "ours": [needed, each, by_layer.tolist()],
+        "reported": told.tolist(),
+    }
     rows = [
         ["rllc", f"{needed:,.0f}", "1", f"{by_layer.max():.3f}", f"{each:.1f}"],
-        ["by its own error", f"{each * (told.max() / TARGET) ** 2:,.0f}", "", f"{told.max():.3f}", f"{each:.1f}"],
+        [
+            "by its own error",
+            f"{each * (told.max() / TARGET) ** 2:,.0f}",
+            "",
+            f"{told.max():.3f}",
+            f"{each:.1f}",
+        ],
     ]
     for init in (16, 64):
         seconds, relative, of_heads = their_precision(model, tokens, batch, llc, init)
         name = f"devinterp, w* from {init} batches"
-        rows.append([name, f"{seconds:,.0f}", f"{seconds / needed:.1f}", f"{relative:.3f}", f"{of_heads:.1f}"])
+        rows.append(
+            [
+                name,
+                f"{seconds:,.0f}",
+                f"{seconds / needed:.1f}",
+                f"{relative:.3f}",
+                f"{of_heads:.1f}",
+            ]
+        )
         found[name] = [seconds, of_heads, relative]
     columns = ["", "seconds needed", "× rllc", "worst error / value, as run", "seconds, as run"]
     title = f"(c) Seconds until every head's error is below {TARGET:.0%} of its wrLLC (trained, {len(llc)} heads, batch {batch})"
     table(title, columns, rows)
-    print("    " + "  ".join(f"{w.name} {v:.2f}" for w, v in zip(rllc.heads(model), llc, strict=True)))
+    print(
+        "    " + "  ".join(f"{w.name} {v:.2f}" for w, v in zip(rllc.heads(model), llc, strict=True))
+    )
     print(PRECISION_NOTE)
     return found
 
@@ -331,12 +405,26 @@ def trained(args):
         folder = Path(args.checkpoint)
         model = rllc.load(folder)
         tokenizer = rllc.data.load_tokenizer(folder.parent / "tokenizer")
-        return model, rllc.data.mix("python", rllc.data.tokenize(documents, tokenizer, model.config.n_ctx))
+        return model, rllc.data.mix(
+            "python", rllc.data.tokenize(documents, tokenizer, model.config.n_ctx)
+        )
     tokenizer, context = rllc.data.train_tokenizer(documents, vocab_size=1000), 128
-    tokens = rllc.data.mix("python", rllc.data.tokenize(documents, tokenizer, context))  # rows shuffled
-    config = rllc.models.AttentionOnlyConfig(n_layers=2, d_model=64, n_heads=4, d_head=16, n_ctx=context, d_vocab=1000)
+    tokens = rllc.data.mix(
+        "python", rllc.data.tokenize(documents, tokenizer, context)
+    )  # rows shuffled
+    config = rllc.models.AttentionOnlyConfig(
+        n_layers=2, d_model=64, n_heads=4, d_head=16, n_ctx=context, d_vocab=1000
+    )
     start = time.perf_counter()
-    model = rllc.train(config, tokens, num_steps=1500, batch_size=32, lr=2e-3, out=args.out / "trained", progress=False)
+    model = rllc.train(
+        config,
+        tokens,
+        num_steps=1500,
+        batch_size=32,
+        lr=2e-3,
+        out=args.out / "trained",
+        progress=False,
+    )
     print(f"trained a small model on {tokens} in {time.perf_counter() - start:.0f} s")
     return model, tokens
 
@@ -346,19 +434,38 @@ def our_repeats(model, tokens, batch, seeds=6, draws=100):
     estimates, start = [], time.perf_counter()
     for seed in range(seeds):
         sampling = rllc.Sampling(num_draws=draws, batch_size=batch, seed=seed, start="gaussian")
-        estimates.append(rllc.estimate(model, tokens, rllc.heads(model), sampling=sampling, progress=False))
+        estimates.append(
+            rllc.estimate(model, tokens, rllc.heads(model), sampling=sampling, progress=False)
+        )
     each = (time.perf_counter() - start) / seeds
-    return np.stack([e.value for e in estimates]), np.stack([e.standard_error for e in estimates]), each
+    return (
+        np.stack([e.value for e in estimates]),
+        np.stack([e.standard_error for e in estimates]),
+        each,
+    )
 
 
 def their_precision(model, tokens, batch, llc, init, draws=64, seeds=6):
     """Seconds needed for all heads, the worst error over value, and the seconds of one seed of all heads, as run."""
     needed, worst, of_heads = 0.0, 0.0, 0.0
-    for weights, values in zip(one_of_each_layer(model), llc.reshape(model.config.n_layers, -1), strict=True):
+    for weights, values in zip(
+        one_of_each_layer(model), llc.reshape(model.config.n_layers, -1), strict=True
+    ):
         start, repeats = time.perf_counter(), []
         for seed in range(seeds):
-            found = theirs(model, tokens, batch, weights, draws, chains=CHAINS, init_batches=init, seed=1000 * seed)
-            repeats.append(N_BETA * float(found.sampling_loss_micro.mean() - found.init_loss.mean()))  # its compute_llc
+            found = theirs(
+                model,
+                tokens,
+                batch,
+                weights,
+                draws,
+                chains=CHAINS,
+                init_batches=init,
+                seed=1000 * seed,
+            )
+            repeats.append(
+                N_BETA * float(found.sampling_loss_micro.mean() - found.init_loss.mean())
+            )  # its compute_llc
         each = (time.perf_counter() - start) / seeds
         relative = np.std(repeats, ddof=1) / values
         needed += float((each * (relative / TARGET) ** 2).sum())
@@ -391,7 +498,11 @@ def memory(args):
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found[f"{size}, {name}"] = peak = json.loads(done.stdout.splitlines()[-1])
             rows.append([size, name, f"{peak['work']:,.0f}", f"{peak['peak']:,.0f}"])
-    table("(d) Peak resident memory, MiB", ["context × batch", "", "of the work", "with imports and model"], rows)
+    table(
+        "(d) Peak resident memory, MiB",
+        ["context × batch", "", "of the work", "with imports and model"],
+        rows,
+    )
     return found
 
 
@@ -406,7 +517,9 @@ def peak_memory(what, context, batch):
         theirs(model, tokens, batch, rllc.head("0:0"), draws=3, chains=CHAINS)
     else:
         weights = [rllc.head("0:0")] if what == "4" else None
-        ours(model, tokens, batch, weights, runs_per_pass=None if what == "default" else int(what))  # two evaluations
+        ours(
+            model, tokens, batch, weights, runs_per_pass=None if what == "default" else int(what)
+        )  # two evaluations
     return {"before": before, "peak": resident("VmHWM"), "work": resident("VmHWM") - before}
 
 
@@ -414,10 +527,19 @@ def resident(field):
     """MiB. On Linux from /proc, because a child's ``ru_maxrss`` starts at its parent's; elsewhere the peak so far."""
     status = Path("/proc/self/status")
     if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field)) / 1024
+        return (
+            next(
+                int(line.split()[1])
+                for line in status.read_text().splitlines()
+                if line.startswith(field)
+            )
+            / 1024
+        )
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 1024
+    )
 
 
 # %% (e) Growth
@@ -438,7 +560,11 @@ def growth(args):
         found[axis] = {"values": values, "seconds": seconds, "slope": slope}
         lines += [f"{axis},{value},{s:.5f}" for value, s in zip(values, seconds, strict=True)]
         rows.append(
-            [axis, "  ".join(f"{v}: {1e3 * s:.0f}" for v, s in zip(values, seconds, strict=True)), f"{slope:.2f}"]
+            [
+                axis,
+                "  ".join(f"{v}: {1e3 * s:.0f}" for v, s in zip(values, seconds, strict=True)),
+                f"{slope:.2f}",
+            ]
         )
         panel.loglog(values, seconds, "o-", color="C0")
         panel.loglog(values, [seconds[0] * v / values[0] for v in values], ":", color="0.5")
@@ -449,13 +575,17 @@ def growth(args):
     figure.savefig(args.out / "growth.png", dpi=150)
     (args.out / "growth.csv").write_text("\n".join(lines) + "\n")
     others = ", ".join(f"{k} {v}" for k, v in around.items())
-    table(f"(e) How a step's cost grows; else {others}", ["axis", "value: ms", "slope, log-log"], rows)
+    table(
+        f"(e) How a step's cost grows; else {others}", ["axis", "value: ms", "slope, log-log"], rows
+    )
     print(f"    figure: {args.out / 'growth.png'}")
     return found
 
 
 def seconds_of_step(model, heads, chains, context, batch):
-    order = [rllc.head(f"{layer}:{head}") for head, layer in itertools.product(range(8), range(2))]  # layers in turn
+    order = [
+        rllc.head(f"{layer}:{head}") for head, layer in itertools.product(range(8), range(2))
+    ]  # layers in turn
     steps = ours(model, random_tokens(model, context, rows=32), batch, order[:heads], chains)
     return statistics.median(timed(lambda: next(steps)) for _ in range(3))
 
@@ -469,7 +599,9 @@ def full(args, draws=200, context=1024, batch=32):
     on_gpu = args.device.startswith("cuda")
 
     def work(draws):
-        sampling = rllc.Sampling(num_chains=CHAINS, num_draws=draws, batch_size=batch, autocast="bfloat16")
+        sampling = rllc.Sampling(
+            num_chains=CHAINS, num_draws=draws, batch_size=batch, autocast="bfloat16"
+        )
         rllc.estimate(model, tokens, weights, sampling=sampling, progress=False)
         if on_gpu:
             torch.cuda.synchronize()
@@ -482,11 +614,11 @@ def full(args, draws=200, context=1024, batch=32):
     fraction = PAPER_FLOP / PAPER_PEAK / seconds
     row = [f"{seconds:.1f}", f"{speed:,.0f}", f"{fraction:.1%}", f"{peak:.1f}"]
     columns = ["seconds", "tokens/s (over all runs)", "of the roofline", "peak GiB"]
-    title = (
-        f"One checkpoint: {len(weights)} heads × {CHAINS} chains × {draws} draws, {batch} × {context} tokens, bfloat16"
-    )
+    title = f"One checkpoint: {len(weights)} heads × {CHAINS} chains × {draws} draws, {batch} × {context} tokens, bfloat16"
     table(title, columns, [row])
-    print(f"    roofline: {PAPER_FLOP:.1e} FLOP of unavoidable products at {PAPER_PEAK:.1e} a second (H200, dense)")
+    print(
+        f"    roofline: {PAPER_FLOP:.1e} FLOP of unavoidable products at {PAPER_PEAK:.1e} a second (H200, dense)"
+    )
     return {"seconds": seconds, "tokens_per_second": speed, "fraction": fraction, "peak_gib": peak}
 
 
@@ -499,7 +631,9 @@ def table(title, columns, rows):
     widths = [max(len(str(row[k])) for row in [columns, *rows]) for k in range(len(columns))]
     print(title)
     for row in [columns, *rows]:
-        print("    " + "  ".join(str(c).ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+        print(
+            "    " + "  ".join(str(c).ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        )
     print(flush=True)
 
 

@@ -18,21 +18,37 @@ import torch
 
 import rllc
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--out", type=Path, default=Path("rllc-out/noise"), help="folder of the training run")
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument(
+    "--out", type=Path, default=Path("rllc-out/noise"), help="folder of the training run"
+)
 parser.add_argument("--steps", type=int, default=2400, help="of training")
 parser.add_argument("--draws", type=int, default=400)
 parser.add_argument("--rounds", type=int, default=5, help="alternations for the timing")
 parser.add_argument("--context", type=int, default=128)
 parser.add_argument("--bytes", type=int, default=3_000_000, help="of text")
-parser.add_argument("--skip-bfloat16", action="store_true", help="where it is only emulated, it takes most of the time")
+parser.add_argument(
+    "--skip-bfloat16",
+    action="store_true",
+    help="where it is only emulated, it takes most of the time",
+)
 args = parser.parse_args()
 
 texts = rllc.data.python_corpus(max_bytes=args.bytes)
-tokenizer = rllc.data.train_tokenizer([t for documents in texts.values() for t in documents], vocab_size=1000)
-data = rllc.data.mix("all", *(rllc.data.tokenize(d, tokenizer, args.context, name=n) for n, d in texts.items()))
-config = rllc.models.AttentionOnlyConfig(d_model=64, n_heads=4, d_head=16, n_ctx=args.context, d_vocab=1000)
-model = rllc.train(config, data, num_steps=args.steps, batch_size=16, lr=5e-3, out=args.out, progress=False)
+tokenizer = rllc.data.train_tokenizer(
+    [t for documents in texts.values() for t in documents], vocab_size=1000
+)
+data = rllc.data.mix(
+    "all", *(rllc.data.tokenize(d, tokenizer, args.context, name=n) for n, d in texts.items())
+)
+config = rllc.models.AttentionOnlyConfig(
+    d_model=64, n_heads=4, d_head=16, n_ctx=args.context, d_vocab=1000
+)
+model = rllc.train(
+    config, data, num_steps=args.steps, batch_size=16, lr=5e-3, out=args.out, progress=False
+)
 heads = [w.name for w in rllc.heads(model)]
 some = heads[::3]
 
@@ -44,7 +60,9 @@ def estimate(weights: list[str], **changes: object) -> rllc.Estimate:
 def sample(weights: list[str], **changes: object) -> rllc.Draws:
     settings = {"num_draws": args.draws, "num_burnin_steps": 20, "batch_size": 8} | changes
     sampler = settings.pop("sampler", None)
-    return rllc.sample(model, data, weights, sampler=sampler, sampling=rllc.Sampling(**settings), progress=False)
+    return rllc.sample(
+        model, data, weights, sampler=sampler, sampling=rllc.Sampling(**settings), progress=False
+    )
 
 
 def clock(weights: list[str], **changes: object) -> float:
@@ -62,8 +80,12 @@ def long_run(series: np.ndarray) -> np.ndarray:
 # %% The control variate: variance against cost, on the same draws
 draws = [sample(heads, control_variate=True, start="gaussian", seed=s) for s in range(2)]
 plain = [d.settings["n_beta"] * (d.loss - d.baseline).mean(1) for d in draws]
-variance = np.stack([long_run(d.llc.mean(1)) / long_run(p) for d, p in zip(draws, plain, strict=True)])
-print(f"\nControl variate, {len(heads)} heads × 4 chains × {args.draws} draws of 8 × {args.context} tokens, 2 seeds")
+variance = np.stack(
+    [long_run(d.llc.mean(1)) / long_run(p) for d, p in zip(draws, plain, strict=True)]
+)
+print(
+    f"\nControl variate, {len(heads)} heads × 4 chains × {args.draws} draws of 8 × {args.context} tokens, 2 seeds"
+)
 print(f"{'head':>6} {'llc':>8} {'with it':>8} {'variance of the mean':>21} {'of a draw':>10}")
 for i, name in enumerate(heads):
     p, d = np.concatenate([p[i] for p in plain]), np.concatenate([d.llc[i].mean(0) for d in draws])
@@ -79,13 +101,17 @@ for weights in (heads, heads[:2]):
 
 # %% Where chains start: the bias of a short estimate
 short = args.draws // 10
-print(f"\nBias of {short} draws without burn-in, in percent of the long-run value (lr 1e-4 relaxes 10 times slower)")
+print(
+    f"\nBias of {short} draws without burn-in, in percent of the long-run value (lr 1e-4 relaxes 10 times slower)"
+)
 for lr, long in ((1e-3, 2 * args.draws), (1e-4, 5 * args.draws)):
     sampler = rllc.sgld(lr=lr)
     truth = estimate(some, sampler=sampler, num_draws=long, num_burnin_steps=long // 4)
     for start in ("center", "gaussian"):
         brief = [
-            estimate(some, sampler=sampler, num_draws=short, num_burnin_steps=0, start=start, seed=s)
+            estimate(
+                some, sampler=sampler, num_draws=short, num_burnin_steps=0, start=start, seed=s
+            )
             for s in range(1, 4)
         ]
         bias = np.mean([e.value for e in brief], 0) / truth.value - 1
@@ -96,8 +122,12 @@ for lr, long in ((1e-3, 2 * args.draws), (1e-4, 5 * args.draws)):
 # %% bfloat16 products
 if not args.skip_bfloat16:
     full, low = estimate(some), estimate(some, autocast="bfloat16")
-    print("\nbfloat16 beside float32, same seed: difference in percent of λ̂, and in standard errors")
+    print(
+        "\nbfloat16 beside float32, same seed: difference in percent of λ̂, and in standard errors"
+    )
     for i, name in enumerate(some):
         difference = low.value[i] - full.value[i]
-        print(f"  {name}: {100 * difference / full.value[i]:+.2f} %, {difference / full.standard_error[i]:+.2f} se")
+        print(
+            f"  {name}: {100 * difference / full.value[i]:+.2f} %, {difference / full.standard_error[i]:+.2f} se"
+        )
 print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads")

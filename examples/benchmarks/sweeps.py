@@ -21,24 +21,34 @@ import torch
 from transformers.utils import logging
 
 import rllc
-import rllc.workers
+import rllc.sweep.workers
 
 WIDE = {"n_layers": 2, "d_model": 128, "n_heads": 8, "d_head": 16, "n_ctx": 64, "d_vocab": 1000}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cells", type=int, default=32)
-    parser.add_argument("--draws", type=int, default=24, help="of each cell; 24 make it last about a second")
-    parser.add_argument("--rounds", type=int, default=3, help="alternations of one and two processes")
+    parser.add_argument(
+        "--draws", type=int, default=24, help="of each cell; 24 make it last about a second"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="alternations of one and two processes"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    tokens = rllc.Tokens(torch.randint(0, 1000, (256, 64), generator=torch.Generator().manual_seed(0)), "random")
+    tokens = rllc.Tokens(
+        torch.randint(0, 1000, (256, 64), generator=torch.Generator().manual_seed(0)), "random"
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         for step in range(args.cells):
-            rllc.models.AttentionOnly(rllc.models.AttentionOnlyConfig(**WIDE)).save_pretrained(run / f"step{step:07d}")
+            rllc.models.AttentionOnly(rllc.models.AttentionOnlyConfig(**WIDE)).save_pretrained(
+                run / f"step{step:07d}"
+            )
         sampling = rllc.Sampling(num_draws=args.draws, batch_size=8, num_probes=0)
 
         def swept(name: str, cells: int, executor: int | None) -> float:
@@ -63,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
 # %% The driver
 def driver(cells: int, swept) -> None:
     inside = []
-    sample = rllc.workers.sample
+    sample = rllc.sweep.workers.sample
 
     def timed(*arguments, **options):
         begin = time.perf_counter(), time.process_time()
@@ -71,13 +81,13 @@ def driver(cells: int, swept) -> None:
         inside.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
         return draws
 
-    rllc.workers.sample = timed
+    rllc.sweep.workers.sample = timed
     try:
         begin = time.process_time()
         wall = swept("driver", cells, None)
         own = time.process_time() - begin
     finally:
-        rllc.workers.sample = sample
+        rllc.sweep.workers.sample = sample
     in_cells, own_in_cells = (sum(column) for column in zip(*inside, strict=True))
     print(
         f"driver: {cells} cells of {in_cells / cells:.2f} s; beside them {wall / in_cells - 1:.2%} on the clock, "

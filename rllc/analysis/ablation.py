@@ -15,7 +15,7 @@ from rllc.analysis.patching import Path, Values, check_paths, from_rows
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens, other_rows
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.figures import COVERS_95, new_axes
+from rllc.plots.figures import COVERS_95, new_axes
 from rllc.refinement import WeightsLike, product
 from rllc.seeds import generator
 from rllc.tables import table
@@ -92,12 +92,17 @@ class Ablation:
         """One row an ablation: ``heads, delta_loss, standard_error, method, data``."""
         import pandas as pd
 
-        columns = {"heads": self.names, "delta_loss": self.delta, "standard_error": self.standard_error}
+        columns = {
+            "heads": self.names,
+            "delta_loss": self.delta,
+            "standard_error": self.standard_error,
+        }
         return pd.DataFrame(columns | {"method": self.method, "data": self.data})
 
     def __repr__(self) -> str:
         rows = [
-            (n, f"{d:.4f}", f"{e:.4f}") for n, d, e in zip(self.names, self.delta, self.standard_error, strict=True)
+            (n, f"{d:.4f}", f"{e:.4f}")
+            for n, d, e in zip(self.names, self.delta, self.standard_error, strict=True)
         ]
         title = f"Ablation ({self.method}) on {self.data}: loss {self.loss.mean():.4f}, change in nats per token"
         return table(title, [("heads", "Δloss", "± se"), *rows])
@@ -165,7 +170,9 @@ def replacement(
         InputError: no such method, or reference rows that are too short or too few for it.
     """
     if method not in METHODS:
-        raise InputError(f"{doing}: `method` must be one of {', '.join(map(repr, METHODS))}, got {method!r}.")
+        raise InputError(
+            f"{doing}: `method` must be one of {', '.join(map(repr, METHODS))}, got {method!r}."
+        )
     c = model.config
     if method == "zero":
         return lambda index, at: [at.z[0].new_zeros(1, c.n_heads, 1, c.d_head)] * c.n_layers
@@ -193,7 +200,9 @@ def mean_outputs(model: AttentionOnly, rows: Tensor, *, per_position: bool = Fal
         per_position: a mean at each position, over rows, instead of one over rows and positions.
     """
     c, pos = model.config, rows.shape[1] - 1
-    sums = torch.zeros(c.n_layers, c.n_heads, pos, c.d_head, dtype=torch.float64, device=rows.device)
+    sums = torch.zeros(
+        c.n_layers, c.n_heads, pos, c.d_head, dtype=torch.float64, device=rows.device
+    )
     for some in rows[:, :-1].split(max(1, 4096 // pos)):
         for layer, z in enumerate(model.activations(some).z):
             sums[layer] += z[0].sum(0, dtype=torch.float64)
@@ -208,7 +217,9 @@ def plot_ablation(result: Ablation, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes(ax, width=max(4.0, 1.5 + 0.4 * len(result)))
     x = np.arange(len(result))
-    ax.errorbar(x, result.delta, yerr=COVERS_95 * result.standard_error, fmt="o", ms=5, capsize=2, lw=1.2)
+    ax.errorbar(
+        x, result.delta, yerr=COVERS_95 * result.standard_error, fmt="o", ms=5, capsize=2, lw=1.2
+    )
     layers = [name.split(":")[0] if head_name(name) else "" for name in result.names]
     for edge in x[1:][[before != after for before, after in pairwise(layers)]]:
         ax.axvline(edge - 0.5, color="0.85", lw=0.8, zorder=0)

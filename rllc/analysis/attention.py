@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rllc.analysis.rows import check_model, check_rows, ratio
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.figures import new_axes
+from rllc.plots.figures import new_axes
 from rllc.seeds import generator
 from rllc.tables import table
 from rllc.weights import head_name
@@ -73,7 +73,9 @@ class Scores:
         import pandas as pd
 
         errors = {f"{name}_standard_error": self.standard_error[name].ravel() for name in SCORES}
-        return pd.DataFrame({"head": self.heads} | {name: getattr(self, name).ravel() for name in SCORES} | errors)
+        return pd.DataFrame(
+            {"head": self.heads} | {name: getattr(self, name).ravel() for name in SCORES} | errors
+        )
 
     def __repr__(self) -> str:
         values = [getattr(self, name).ravel() for name in SCORES]
@@ -168,7 +170,9 @@ def repeated_rows(
     stream = generator("repeated_rows", seed)
     ids = torch.arange(c.d_vocab)
     ids = ids[ids != bos] if extra else ids
-    once = torch.stack([ids[torch.randperm(len(ids), generator=stream)[:segment]] for _ in range(num_rows)])
+    once = torch.stack(
+        [ids[torch.randperm(len(ids), generator=stream)[:segment]] for _ in range(num_rows)]
+    )
     front = torch.full((num_rows, int(extra)), bos if extra else 0)
     return Tokens(torch.cat([front, once, once], 1), name="random tokens, twice")
 
@@ -200,7 +204,9 @@ def plot_scores(result: Scores, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax, width=2.5 + 0.45 * len(result.heads))
     image = ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     _write_numbers(ax, values)
-    ax.set_xticks(range(len(result.heads)), result.heads, rotation=0 if len(result.heads) <= 16 else 90)
+    ax.set_xticks(
+        range(len(result.heads)), result.heads, rotation=0 if len(result.heads) <= 16 else 90
+    )
     ax.set_yticks(range(len(SCORES)), [name.replace("_", " ") for name in SCORES])
     per_layer = result.previous_token.shape[1]
     for edge in range(per_layer, len(result.heads), per_layer):
@@ -210,7 +216,9 @@ def plot_scores(result: Scores, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_pattern(pattern: Tensor | np.ndarray, tokens: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+def plot_pattern(
+    pattern: Tensor | np.ndarray, tokens: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
     """One head's attention on one row as a heat map, queries downwards and keys to the right.
 
     >>> ax = plot_pattern(patterns(model, tokens[:1])[0, 1, 6])                    # doctest: +SKIP
@@ -229,7 +237,9 @@ def plot_pattern(pattern: Tensor | np.ndarray, tokens: Sequence[str] | None = No
             f"with patterns(model, rows)[row, layer, head]."
         )
     if tokens is not None and len(tokens) != len(pattern):
-        raise InputError(f"plot_pattern: expected a label for each of {len(pattern)} positions, got {len(tokens)}.")
+        raise InputError(
+            f"plot_pattern: expected a label for each of {len(pattern)} positions, got {len(tokens)}."
+        )
     ax = new_axes(ax, width=4.2)
     image = ax.imshow(pattern, vmin=0, vmax=1, cmap="Blues")
     if tokens is not None:
@@ -250,14 +260,18 @@ def _sums(model: AttentionOnly, rows: Tensor) -> Tensor:
     c, (batch, pos) = model.config, rows.shape
     residual = model.activations(rows).residual
     found = residual[0].new_zeros(len(SCORES), c.n_layers, batch, c.n_heads)
-    size = max(16, (_BLOCK if rows.device.type == "cpu" else 256 * _BLOCK) // (batch * c.n_heads * pos))
+    size = max(
+        16, (_BLOCK if rows.device.type == "cpu" else 256 * _BLOCK) // (batch * c.n_heads * pos)
+    )
     for layer in range(c.n_layers):
         q, k = (model.project(layer, letter, residual[layer])[0] for letter in "QK")
         q = q / c.d_head**0.5
         for start in range(0, pos, size):
             stop = min(start + size, pos)
             A = q[:, :, start:stop] @ k[:, :, :stop].mT
-            future = torch.ones(stop - start, stop - start, dtype=torch.bool, device=A.device).triu(1)
+            future = torch.ones(stop - start, stop - start, dtype=torch.bool, device=A.device).triu(
+                1
+            )
             A[..., start:].masked_fill_(future, float("-inf"))
             A = A.softmax(-1)
             matched = _what_followed(rows, slice(start, stop)).to(A.dtype)
@@ -272,7 +286,9 @@ def _what_followed(rows: Tensor, queries: slice) -> Tensor:
 
     Keys end where the queries do.
     """
-    same = torch.zeros(len(rows), queries.stop - queries.start, queries.stop, dtype=torch.bool, device=rows.device)
+    same = torch.zeros(
+        len(rows), queries.stop - queries.start, queries.stop, dtype=torch.bool, device=rows.device
+    )
     same[:, :, 1:] = rows[:, queries, None] == rows[:, None, : queries.stop - 1]
     return same.tril(queries.start - 1)
 

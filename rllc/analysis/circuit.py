@@ -18,7 +18,7 @@ from rllc.analysis.patching import Path, all_paths, check_paths
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.figures import COVERS_95, new_axes
+from rllc.plots.figures import COVERS_95, new_axes
 from rllc.seeds import generator
 from rllc.tables import table
 
@@ -99,9 +99,26 @@ class CircuitCost:
         )
 
     def __repr__(self) -> str:
-        rows = [("tokens", "count", "loss", "Δloss", "± se", "random", "p", "accuracy", "Δaccuracy", "random")]
+        rows = [
+            (
+                "tokens",
+                "count",
+                "loss",
+                "Δloss",
+                "± se",
+                "random",
+                "p",
+                "accuracy",
+                "Δaccuracy",
+                "random",
+            )
+        ]
         for i, name in enumerate(self.masks):
-            loss = f"{self.baseline_loss[i]:.3f}", f"{self.loss[0, i]:.3f}", f"{self.loss_error[0, i]:.3f}"
+            loss = (
+                f"{self.baseline_loss[i]:.3f}",
+                f"{self.loss[0, i]:.3f}",
+                f"{self.loss_error[0, i]:.3f}",
+            )
             beside = f"{_mean(self.loss[1:, i]):.3f}", f"{self.p_value(name):.3f}"
             right = self.baseline_accuracy[i], self.accuracy[0, i], _mean(self.accuracy[1:, i])
             rows.append((name, str(self.counts[i]), *loss, *beside, *(f"{a:.3f}" for a in right)))
@@ -152,14 +169,18 @@ def ablate_circuit(
     rows, name = check_rows(model, tokens, doing)
     paths = check_paths(model, circuit, doing)
     if not masks:
-        raise InputError(f"{doing}: no masks; pass a dict such as {{'simple': mask}} of boolean masks [row, pos].")
+        raise InputError(
+            f"{doing}: no masks; pass a dict such as {{'simple': mask}} of boolean masks [row, pos]."
+        )
     chosen = {str(key): check_mask(mask, rows, str(key), doing) for key, mask in masks.items()}
     sets = [paths, *random_sets(model, paths, num_random, seed)]
     values = replacement(model, rows, method, reference, seed, doing)
     found = patching.replace(model, rows, sets, values, correct=True, batch_size=batch_size)
     right = found.correct.astype(np.float32)  # type: ignore[union-attr]
     changes = (found.loss[1:] - found.loss[:1], right[1:] - right[:1])
-    loss, accuracy = ([mean_over_tokens(each, mask) for mask in chosen.values()] for each in changes)
+    loss, accuracy = (
+        [mean_over_tokens(each, mask) for mask in chosen.values()] for each in changes
+    )
     return CircuitCost(
         loss=np.stack([mean for mean, _ in loss], 1),
         loss_error=np.stack([error for _, error in loss], 1),
@@ -175,7 +196,9 @@ def ablate_circuit(
     )
 
 
-def random_sets(model: AttentionOnly, circuit: Iterable[Path], count: int, seed: int = 0) -> list[tuple[Path, ...]]:
+def random_sets(
+    model: AttentionOnly, circuit: Iterable[Path], count: int, seed: int = 0
+) -> list[tuple[Path, ...]]:
     """Different sets with as many heads in each layer, and as many paths of each kind, as a circuit has; never itself.
 
     Fewer than ``count`` where there are no more.
@@ -208,7 +231,9 @@ def random_sets(model: AttentionOnly, circuit: Iterable[Path], count: int, seed:
     return found
 
 
-def plot_circuit(result: CircuitCost, quantity: Literal["loss", "accuracy"] = "loss", ax: Axes | None = None) -> Axes:
+def plot_circuit(
+    result: CircuitCost, quantity: Literal["loss", "accuracy"] = "loss", ax: Axes | None = None
+) -> Axes:
     """What the circuit's ablation costs on each mask, with its 95 % interval, beside random sets (grey).
 
     >>> ax = plot_circuit(ablate_circuit(model, tokens, circuit, masks))           # doctest: +SKIP
@@ -217,19 +242,36 @@ def plot_circuit(result: CircuitCost, quantity: Literal["loss", "accuracy"] = "l
         InputError: ``quantity`` is not ``"loss"`` or ``"accuracy"``.
     """
     if quantity not in ("loss", "accuracy"):
-        raise InputError(f"plot_circuit: `quantity` must be 'loss' or 'accuracy', got {quantity!r}.")
+        raise InputError(
+            f"plot_circuit: `quantity` must be 'loss' or 'accuracy', got {quantity!r}."
+        )
     cost, error = getattr(result, quantity), getattr(result, f"{quantity}_error")
     ax = new_axes(ax, width=max(3.2, 1.6 + 0.9 * len(result.masks)))
     x = np.arange(len(result.masks))
-    spread = np.linspace(-0.12, 0.12, max(2, len(cost) - 1))[: len(cost) - 1]  # so that equal values can be told apart
+    spread = np.linspace(-0.12, 0.12, max(2, len(cost) - 1))[
+        : len(cost) - 1
+    ]  # so that equal values can be told apart
     for i, others in enumerate(cost[1:].T):
         label = "random sets of its size" if i == 0 else None
         ax.plot(x[i] + 0.12 + spread, others, "o", ms=4, alpha=0.5, mew=0, color="0.5", label=label)
     ax.errorbar(
-        x - 0.15, cost[0], yerr=COVERS_95 * error[0], fmt="o", ms=6, capsize=2, color="#D55E00", label="circuit"
+        x - 0.15,
+        cost[0],
+        yerr=COVERS_95 * error[0],
+        fmt="o",
+        ms=6,
+        capsize=2,
+        color="#D55E00",
+        label="circuit",
     )
     ax.axhline(0, color="0.7", lw=0.8, zorder=0)
-    ax.set_xticks(x, [f"{name}\n({count} tokens)" for name, count in zip(result.masks, result.counts, strict=True)])
+    ax.set_xticks(
+        x,
+        [
+            f"{name}\n({count} tokens)"
+            for name, count in zip(result.masks, result.counts, strict=True)
+        ],
+    )
     ax.set_xlim(-0.5, len(x) - 0.5)
     ax.set_ylabel(f"change of {quantity}" + (" (nats per token)" if quantity == "loss" else ""))
     ax.legend(frameon=False, fontsize="small")

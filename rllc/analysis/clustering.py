@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.errors import InputError, nearest
-from rllc.figures import layer_of, lines, log_steps, name_ends, row_of_axes
+from rllc.plots.figures import layer_of, lines, log_steps, name_ends, row_of_axes
 from rllc.seeds import stable_hash
 from rllc.tables import table
 from rllc.trajectory import Trajectory
@@ -71,7 +71,9 @@ class Clusters:
     def members(self) -> dict[int, tuple[str, ...]]:
         """Cluster -> names of its curves."""
         return {
-            k: tuple(name for name, label in zip(self.names, self.labels, strict=True) if label == k)
+            k: tuple(
+                name for name, label in zip(self.names, self.labels, strict=True) if label == k
+            )
             for k in sorted(set(self.labels.tolist()))
         }
 
@@ -92,27 +94,41 @@ class Clusters:
         """
         for name in roles:
             if name not in self.names:
-                raise InputError(f"adjusted Rand index: `roles` names {name!r}; {nearest(name, self.names)}")
+                raise InputError(
+                    f"adjusted Rand index: `roles` names {name!r}; {nearest(name, self.names)}"
+                )
         if group is not None and group not in self.groups:
-            raise InputError(f"adjusted Rand index: no group {group!r}; {nearest(group, dict.fromkeys(self.groups))}")
-        mine = [i for i, n in enumerate(self.names) if n in roles and group in (None, self.groups[i])]
+            raise InputError(
+                f"adjusted Rand index: no group {group!r}; {nearest(group, dict.fromkeys(self.groups))}"
+            )
+        mine = [
+            i for i, n in enumerate(self.names) if n in roles and group in (None, self.groups[i])
+        ]
         if len(mine) < 2:
-            raise InputError(f"adjusted Rand index: roles are needed for at least 2 curves, got {len(mine)}.")
+            raise InputError(
+                f"adjusted Rand index: roles are needed for at least 2 curves, got {len(mine)}."
+            )
         metrics = _needed("sklearn.metrics", "the adjusted Rand index")
-        return float(metrics.adjusted_rand_score([roles[self.names[i]] for i in mine], self.labels[mine]))
+        return float(
+            metrics.adjusted_rand_score([roles[self.names[i]] for i in mine], self.labels[mine])
+        )
 
     def to_dataframe(self, roles: Mapping[str, str] | None = None) -> pd.DataFrame:
         """One row a curve: ``name, group, cluster``, and ``role`` when roles are given."""
         import pandas as pd
 
         columns = {"name": self.names, "group": self.groups, "cluster": self.labels}
-        return pd.DataFrame(columns | ({} if roles is None else {"role": [roles.get(name) for name in self.names]}))
+        return pd.DataFrame(
+            columns | ({} if roles is None else {"role": [roles.get(name) for name in self.names]})
+        )
 
     def __repr__(self) -> str:
         rows = [("cluster", "group", "curves", "silhouette", "members")]
         for k, members in self.members.items():
             group = self.groups[self.names.index(members[0])]
-            in_group = len({label for label, g in zip(self.labels, self.groups, strict=True) if g == group})
+            in_group = len(
+                {label for label, g in zip(self.labels, self.groups, strict=True) if g == group}
+            )
             score = self.scores[group].get(in_group, np.nan)
             rows.append((str(k), group, str(len(members)), f"{score:.2f}", ", ".join(members)))
         title = f"Clusters of {len(self)} curves ({self.settings['method']}, {self.settings['normalise']})"
@@ -165,7 +181,9 @@ def cluster(
     if method not in METHODS:
         raise InputError(f"clustering: no method {method!r}; {nearest(method, METHODS)}")
     if normalise not in NORMALISATIONS:
-        raise InputError(f"clustering: `normalise` cannot be {normalise!r}; {nearest(normalise, NORMALISATIONS)}")
+        raise InputError(
+            f"clustering: `normalise` cannot be {normalise!r}; {nearest(normalise, NORMALISATIONS)}"
+        )
     names, values, steps = _curves(curves, steps, data)
     points, values = _on_log_grid(values, steps)
     values = _normalised(values, "standardise" if method == "k_shape" else normalise)
@@ -175,7 +193,11 @@ def cluster(
         mine = np.array([g == group for g in groups])
         found, scores[group] = _clustered(values[mine], method, num_clusters, seed, group)
         labels[mine] = labels.max() + 1 + found
-    settings = {"method": method, "normalise": "standardise" if method == "k_shape" else normalise, "seed": seed}
+    settings = {
+        "method": method,
+        "normalise": "standardise" if method == "k_shape" else normalise,
+        "seed": seed,
+    }
     return Clusters(names, labels, groups, values, points, scores, settings)
 
 
@@ -197,7 +219,9 @@ def shape_distances(curves: np.ndarray) -> np.ndarray:
 
 
 def plot_clusters(
-    clusters: Clusters, roles: Mapping[str, str] | None = None, ax: Axes | Sequence[Axes] | None = None
+    clusters: Clusters,
+    roles: Mapping[str, str] | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
 ) -> Axes | np.ndarray:
     """The curves as they were compared, one colour a cluster, each with its name and role at its end; a panel a group.
 
@@ -215,9 +239,15 @@ def plot_clusters(
         InputError: as many Axes as there are not groups.
     """
     groups = list(dict.fromkeys(clusters.groups))
-    panels = row_of_axes(len(groups), width=4.8) if ax is None else list(np.atleast_1d(np.array(ax, dtype=object)))
+    panels = (
+        row_of_axes(len(groups), width=4.8)
+        if ax is None
+        else list(np.atleast_1d(np.array(ax, dtype=object)))
+    )
     if len(panels) != len(groups):
-        raise InputError(f"plot_clusters: expected one Axes for each of {len(groups)} groups, got {len(panels)}.")
+        raise InputError(
+            f"plot_clusters: expected one Axes for each of {len(groups)} groups, got {len(panels)}."
+        )
     labels = {name: f"cluster {k}" for name, k in zip(clusters.names, clusters.labels, strict=True)}
     words = {name: f"{name} {(roles or {}).get(name, '')}".strip() for name in clusters.names}
     drawn = []
@@ -240,18 +270,29 @@ def plot_clusters(
 
 
 def _curves(
-    curves: Trajectory | Mapping[str, Sequence[float]] | np.ndarray, steps: Sequence[int] | None, data: str | None
+    curves: Trajectory | Mapping[str, Sequence[float]] | np.ndarray,
+    steps: Sequence[int] | None,
+    data: str | None,
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
     if isinstance(curves, Trajectory):
         known = list(dict.fromkeys(curves.data))
         if data is None and len(known) > 1:
-            raise InputError(f"clustering: on which data? The trajectory has {known}; pass data={known[0]!r}.")
+            raise InputError(
+                f"clustering: on which data? The trajectory has {known}; pass data={known[0]!r}."
+            )
         if data is not None and data not in known:
             raise InputError(f"clustering: no data {data!r}; {nearest(data, known)}")
         mine = [i for i, name in enumerate(curves.data) if data in (None, name)]
-        names, values, steps = tuple(curves.weights[i] for i in mine), curves.value[:, mine].T, curves.steps
+        names, values, steps = (
+            tuple(curves.weights[i] for i in mine),
+            curves.value[:, mine].T,
+            curves.steps,
+        )
     elif isinstance(curves, Mapping):
-        names, values = tuple(curves), np.array([np.asarray(curve, dtype=np.float64) for curve in curves.values()])
+        names, values = (
+            tuple(curves),
+            np.array([np.asarray(curve, dtype=np.float64) for curve in curves.values()]),
+        )
     else:
         values = np.asarray(curves, dtype=np.float64)
         names = tuple(map(str, range(len(values))))
@@ -260,7 +301,9 @@ def _curves(
             f"clustering: expected curves [curve, checkpoint] of at least 3 checkpoints, got {list(values.shape)}."
         )
     times = None if steps is None else _checked_steps(steps, values.shape[1])
-    broken = [name for name, curve in zip(names, values, strict=True) if not np.isfinite(curve).all()]
+    broken = [
+        name for name, curve in zip(names, values, strict=True) if not np.isfinite(curve).all()
+    ]
     if broken:
         raise InputError(
             f"clustering: {', '.join(broken[:6])}{' and others' if len(broken) > 6 else ''} have values that are missing or "
@@ -276,7 +319,9 @@ def _checked_steps(steps: Sequence[int], count: int) -> np.ndarray:
             f"clustering: `steps` must be {count} rising steps from 0 on, one a checkpoint, got {steps!r}."
         )
     if (times > 0).sum() < 3:
-        raise InputError(f"clustering: at least 3 checkpoints above step 0 are needed, got steps {list(steps)}.")
+        raise InputError(
+            f"clustering: at least 3 checkpoints above step 0 are needed, got steps {list(steps)}."
+        )
     return times
 
 
@@ -297,7 +342,9 @@ def _normalised(values: np.ndarray, how: str) -> np.ndarray:
         start, spread = values.min(1, keepdims=True), np.ptp(values, axis=1, keepdims=True)
     else:
         start, spread = values.mean(1, keepdims=True), values.std(1, keepdims=True)
-    flat = spread <= 1e-12 * np.abs(values).max(1, keepdims=True)  # a constant curve has no shape, only rounding
+    flat = spread <= 1e-12 * np.abs(values).max(
+        1, keepdims=True
+    )  # a constant curve has no shape, only rounding
     return np.where(flat, 0.0, (values - start) / np.where(flat, 1.0, spread))
 
 
@@ -311,14 +358,24 @@ def _clustered(
     count = len(values)
     where = "" if group == "all" else f" of {group}"
     if num_clusters is not None and not 1 <= num_clusters <= count:
-        raise InputError(f"clustering: {count} curves{where} cannot make `num_clusters` = {num_clusters} clusters.")
+        raise InputError(
+            f"clustering: {count} curves{where} cannot make `num_clusters` = {num_clusters} clusters."
+        )
     if num_clusters is None and count < 3:
-        raise InputError(f"clustering: {count} curves{where} are too few to choose a number of clusters; give it.")
-    numbers = range(2, min(_MOST_CLUSTERS, count - 1) + 1) if num_clusters is None else [num_clusters]
+        raise InputError(
+            f"clustering: {count} curves{where} are too few to choose a number of clusters; give it."
+        )
+    numbers = (
+        range(2, min(_MOST_CLUSTERS, count - 1) + 1) if num_clusters is None else [num_clusters]
+    )
     distances = _DISTANCES[method](values)
     found, scores = {}, {}
     for k in numbers:
-        labels = _LABELS[method](values, k, stable_hash("clustering", seed) % 2**32) if k > 1 else np.zeros(count, int)
+        labels = (
+            _LABELS[method](values, k, stable_hash("clustering", seed) % 2**32)
+            if k > 1
+            else np.zeros(count, int)
+        )
         scores[k] = float("nan") if labels is None else _silhouette(distances, labels)
         if labels is not None:
             found[k] = _in_order(labels)
@@ -351,7 +408,9 @@ def _k_means(values: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 def _dtw_k_means(values: np.ndarray, k: int, seed: int) -> np.ndarray:
     ts = _needed("tslearn.clustering", "dtw_k_means")
-    return ts.TimeSeriesKMeans(k, metric="dtw", n_init=_STARTS, random_state=seed).fit_predict(values[:, :, None])
+    return ts.TimeSeriesKMeans(k, metric="dtw", n_init=_STARTS, random_state=seed).fit_predict(
+        values[:, :, None]
+    )
 
 
 def _hierarchical(values: np.ndarray, k: int, seed: int) -> np.ndarray:
@@ -395,7 +454,9 @@ def _k_shape_run(values: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, f
 def _shape(curves: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """The standardised curve whose squared correlations with the shifted curves have the largest sum."""
     length = curves.shape[1]
-    padded = np.concatenate([curves, np.zeros_like(curves)], 1)  # what is shifted out of the curve leaves zeros
+    padded = np.concatenate(
+        [curves, np.zeros_like(curves)], 1
+    )  # what is shifted out of the curve leaves zeros
     places = (np.arange(length) - shifts[:, None]) % (2 * length)
     fitted = _normalised(np.take_along_axis(padded, places, 1), "standardise")
     _, vectors = np.linalg.eigh(fitted.T @ fitted)

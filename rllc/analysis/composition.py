@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rllc.errors import InputError, nearest
-from rllc.figures import new_axes
+from rllc.plots.figures import new_axes
 from rllc.seeds import generator
 from rllc.tables import table
 from rllc.weights import head_name
@@ -65,12 +65,16 @@ class Composition:
             InputError: no such heads or input.
         """
         if not isinstance(key, tuple) or len(key) != 3:
-            raise InputError(f"composition[{key!r}]: expected two heads and an input: composition['0:4', '1:6', 'K'].")
+            raise InputError(
+                f"composition[{key!r}]: expected two heads and an input: composition['0:4', '1:6', 'K']."
+            )
         *pair, input = key
         names = [head_name(head) for head in pair]
         for written, name in zip(pair, names, strict=True):
             if name not in self.heads:
-                raise InputError(f"composition[{written!r}]: no such head; {nearest(written, self.heads)}")
+                raise InputError(
+                    f"composition[{written!r}]: no such head; {nearest(written, self.heads)}"
+                )
         sender, receiver = (self.heads.index(name) for name in names)
         return float(self.matrix(input)[sender, receiver])
 
@@ -85,7 +89,11 @@ class Composition:
         for input in INPUTS:
             values = self.matrix(input)
             s, r = np.nonzero(np.isfinite(values))
-            names = {"sender": np.array(self.heads)[s], "receiver": np.array(self.heads)[r], "input": input}
+            names = {
+                "sender": np.array(self.heads)[s],
+                "receiver": np.array(self.heads)[r],
+                "input": input,
+            }
             frames.append(pd.DataFrame(names | {"composition": values[s, r]}))
         frame = pd.concat(frames, ignore_index=True)
         frame["excess"] = frame["composition"] - self.baseline
@@ -99,12 +107,18 @@ class Composition:
         for i in order:
             input, *heads = np.unravel_index(i, self.value.shape)
             z = (flat[i] - self.baseline) / self.baseline_sd
-            rows.append(("{}:{}->{}:{}.".format(*heads) + INPUTS[input], f"{flat[i]:.4f}", f"{z:.1f}"))
-        return table(f"Composition, largest (random: {self.baseline:.4f} ± {self.baseline_sd:.4f})", rows)
+            rows.append(
+                ("{}:{}->{}:{}.".format(*heads) + INPUTS[input], f"{flat[i]:.4f}", f"{z:.1f}")
+            )
+        return table(
+            f"Composition, largest (random: {self.baseline:.4f} ± {self.baseline_sd:.4f})", rows
+        )
 
 
 @torch.no_grad()
-def compose(model: nn.Module, *, fold: bool = True, num_random: int = 32, seed: int = 0) -> Composition:
+def compose(
+    model: nn.Module, *, fold: bool = True, num_random: int = 32, seed: int = 0
+) -> Composition:
     """Q-, K- and V-composition of every pair of heads across layers.
 
     score = ‖L R‖_F / (‖L‖_F ‖R‖_F), in the convention of row vectors (x L R): L = W_V W_O of the earlier head,
@@ -130,7 +144,9 @@ def compose(model: nn.Module, *, fold: bool = True, num_random: int = 32, seed: 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; arXiv 2410.02984, appendix.
     """
     parameters = dict(model.named_parameters())
-    n_layers = sum(1 for name in parameters if name.startswith("blocks.") and name.endswith(".attn.W_Q"))
+    n_layers = sum(
+        1 for name in parameters if name.startswith("blocks.") and name.endswith(".attn.W_Q")
+    )
     stacks = []
     for tensor in _NAMES:
         names = [f"blocks.{layer}.attn.{tensor}" for layer in range(n_layers)]
@@ -175,16 +191,26 @@ def composition(
     """
     _check_shapes(W_Q, W_K, W_V, W_O)
     if num_random < 2:
-        raise InputError(f"composition: `num_random` must be at least 2, got {num_random!r}; it makes the baseline.")
+        raise InputError(
+            f"composition: `num_random` must be at least 2, got {num_random!r}; it makes the baseline."
+        )
     n_layers, n_heads = W_Q.shape[:2]
     written = _root(_gram(W_V)).mT @ W_O  # w with LᵀL = wᵀw, L being W_V W_O
-    products = ((W_Q, W_K), (W_K, W_Q), (W_V, W_O.mT))  # R = C Dᵀ, and r with R Rᵀ = rᵀr: [layer, input, head, …]
+    products = (
+        (W_Q, W_K),
+        (W_K, W_Q),
+        (W_V, W_O.mT),
+    )  # R = C Dᵀ, and r with R Rᵀ = rᵀr: [layer, input, head, …]
     read = torch.stack([_root(_gram(D)).mT @ C.mT for C, D in products], 1)
-    value = torch.full((3, n_layers, n_heads, n_layers, n_heads), torch.nan, dtype=W_Q.dtype, device=W_Q.device)
+    value = torch.full(
+        (3, n_layers, n_heads, n_layers, n_heads), torch.nan, dtype=W_Q.dtype, device=W_Q.device
+    )
     if n_layers > 1:
         earlier = [layer * n_heads for layer in range(1, n_layers)]
         found = _scores(written[:-1].flatten(0, 1), read[1:].flatten(1, 2), earlier)
-        found = found.view(n_layers - 1, n_layers - 1, n_heads, 3, n_heads)  # [later layer, layer, head, input, head]
+        found = found.view(
+            n_layers - 1, n_layers - 1, n_heads, 3, n_heads
+        )  # [later layer, layer, head, input, head]
         value[:, :-1, :, 1:] = found.permute(3, 1, 2, 0, 4)
     random = _random_scores(W_Q.shape[-2], W_Q.shape[-1], num_random, seed)
     return Composition(value.cpu().numpy(), float(random.mean()), float(random.std()))
@@ -206,7 +232,9 @@ def plot_composition(result: Composition, input: str = "K", ax: Axes | None = No
     values = result.matrix(input)[: -per_layer or None, per_layer:] - result.baseline
     senders, receivers = result.heads[: -per_layer or None], result.heads[per_layer:]
     if not senders:
-        raise InputError("plot_composition: the model has one layer, and heads compose across layers only.")
+        raise InputError(
+            "plot_composition: the model has one layer, and heads compose across layers only."
+        )
     given = ax is not None
     ax = new_axes(ax, width=min(9.0, 2.6 + 0.35 * len(receivers)))
     if not given:
@@ -234,22 +262,41 @@ def _scores(written: Tensor, read: Tensor, earlier: Sequence[int]) -> Tensor:
         read: ``[layer, receiver, d_head, d_model]``: r with R Rᵀ = rᵀr.
     """
     (layers, receivers, _, width), senders = read.shape, len(written)
-    squares = torch.full((layers, senders, receivers), torch.nan, dtype=torch.float64, device=read.device)
+    squares = torch.full(
+        (layers, senders, receivers), torch.nan, dtype=torch.float64, device=read.device
+    )
     for layer, count in enumerate(earlier):
         squares[layer, :count] = 0
     side = min(96, max(8, -(-width // 8)))
-    lefts, rights = _blocks(written, side), _blocks(read.flatten(0, 1), side).unflatten(1, (layers, receivers))
-    left, right = (torch.empty(n, side, side, dtype=read.dtype, device=read.device) for n in (senders, receivers))
+    lefts, rights = (
+        _blocks(written, side),
+        _blocks(read.flatten(0, 1), side).unflatten(1, (layers, receivers)),
+    )
+    left, right = (
+        torch.empty(n, side, side, dtype=read.dtype, device=read.device)
+        for n in (senders, receivers)
+    )
     for i, j in combinations_with_replacement(range(len(lefts)), 2):
-        torch.bmm(lefts[i].mT, lefts[j], out=left)  # in the same memory each time, which then is in the cache
+        torch.bmm(
+            lefts[i].mT, lefts[j], out=left
+        )  # in the same memory each time, which then is in the cache
         for layer, count in enumerate(earlier):
             torch.bmm(rights[i, layer].mT, rights[j, layer], out=right)
-            squares[layer, :count] += (1 if i == j else 2) * (left[:count].flatten(1) @ right.flatten(1).T)
-    most = _gram(written.mT).norm(dim=(1, 2))[:, None] * _gram(read.mT).norm(dim=(2, 3))[:, None]  # ‖LᵀL‖ ‖R Rᵀ‖
+            squares[layer, :count] += (1 if i == j else 2) * (
+                left[:count].flatten(1) @ right.flatten(1).T
+            )
+    most = (
+        _gram(written.mT).norm(dim=(1, 2))[:, None] * _gram(read.mT).norm(dim=(2, 3))[:, None]
+    )  # ‖LᵀL‖ ‖R Rᵀ‖
     for some in torch.nonzero(squares < most * torch.finfo(read.dtype).eps / _PRECISION).split(64):
         layer, sender, receiver = some.T
-        squares[layer, sender, receiver] = (written[sender] @ read[layer, receiver].mT).double().square().sum((-2, -1))
-    norms = written.norm(dim=2).double().norm(dim=1)[:, None] * read.norm(dim=3).double().norm(dim=2)[:, None]
+        squares[layer, sender, receiver] = (
+            (written[sender] @ read[layer, receiver].mT).double().square().sum((-2, -1))
+        )
+    norms = (
+        written.norm(dim=2).double().norm(dim=1)[:, None]
+        * read.norm(dim=3).double().norm(dim=2)[:, None]
+    )
     return (squares.clamp(min=0).sqrt() / norms).to(read.dtype)
 
 
@@ -276,7 +323,9 @@ def _root(gram: Tensor) -> Tensor:
 
 def _fold(W: Tensor, scales: list[Tensor | None]) -> Tensor:
     """LayerNorm's scale and centring, which come before ``W [layer, head, d_model, d_head]``, put into it."""
-    folded = torch.stack([w if s is None else w * s.detach()[:, None] for w, s in zip(W, scales, strict=True)])
+    folded = torch.stack(
+        [w if s is None else w * s.detach()[:, None] for w, s in zip(W, scales, strict=True)]
+    )
     return folded - folded.mean(-2, keepdim=True)
 
 

@@ -30,11 +30,11 @@ from tqdm.auto import tqdm
 from rllc import refinement as refine
 from rllc.analysis.spectrum import Ends, Reading, filtered_rank, hutchinson, hutchpp, lanczos
 from rllc.checks import arguments, check, check_baseline
+from rllc.engine.layout import Group, center, digest, groups, stack, to, unpack
 from rllc.errors import InputError, first_line, nearest
-from rllc.figures import COLORS, new_axes
-from rllc.layout import Group, center, digest, groups, stack, to, unpack
 from rllc.loss import Batch, Distillation, LossFunction, ModuleLoss, _logits, _mode, next_token
 from rllc.plots import plot_heads
+from rllc.plots.figures import COLORS, new_axes
 from rllc.refinement import DataLike, Refinement, WeightsLike
 from rllc.samplers import sgld
 from rllc.sampling import Sampling
@@ -74,7 +74,9 @@ class Probing:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"num_probes": 2, "batch_size": 1} | ({} if self.num_rows is None else {"num_rows": 1})
+        least = {"num_probes": 2, "batch_size": 1} | (
+            {} if self.num_rows is None else {"num_rows": 1}
+        )
         for name, lowest in least.items():
             _check_integer(f"Probing: `{name}`", getattr(self, name), lowest)
         if not isinstance(self.seed, int):
@@ -123,7 +125,11 @@ class Curvature:
         import pandas as pd
 
         columns = {"weights": self.weights, "data": self.data, "value": self.value}
-        columns |= {"standard_error": self.standard_error, "status": self.status, "quantity": self.quantity}
+        columns |= {
+            "standard_error": self.standard_error,
+            "status": self.status,
+            "quantity": self.quantity,
+        }
         return pd.DataFrame(columns | dict(self.diagnostics))
 
     def __repr__(self) -> str:
@@ -131,7 +137,11 @@ class Curvature:
         for i, status in enumerate(self.status):
             numbers = f"{self.value[i]:.4g}", f"{self.standard_error[i]:.2g}"
             rows.append((self.weights[i], self.data[i], *numbers, status))
-        return table(f"{self.quantity} of {len(self)} refinements ({_shown(self.settings)})", rows, left=(0, 1, 4))
+        return table(
+            f"{self.quantity} of {len(self)} refinements ({_shown(self.settings)})",
+            rows,
+            left=(0, 1, 4),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +190,12 @@ class Eigenvalues:
         for end in ("largest", "smallest"):
             values = getattr(self, end)
             i, k = (index.ravel() for index in np.indices(values.shape))
-            columns = {"weights": np.array(self.weights)[i], "data": np.array(self.data)[i], "end": end, "number": k}
+            columns = {
+                "weights": np.array(self.weights)[i],
+                "data": np.array(self.data)[i],
+                "end": end,
+                "number": k,
+            }
             found = {"eigenvalue": values.ravel(), "error": getattr(self, f"{end}_error").ravel()}
             frames.append(pd.DataFrame(columns | found))
         return pd.concat(frames, ignore_index=True)
@@ -188,9 +203,15 @@ class Eigenvalues:
     def __repr__(self) -> str:
         rows = [("weights", "data", "largest", "smallest", "status")]
         for i, status in enumerate(self.status):
-            ends = (" ".join(f"{v:.4g}" for v in values[i]) for values in (self.largest, self.smallest))
+            ends = (
+                " ".join(f"{v:.4g}" for v in values[i]) for values in (self.largest, self.smallest)
+            )
             rows.append((self.weights[i], self.data[i], *ends, status))
-        return table(f"Hessian eigenvalues of {len(self)} refinements ({_shown(self.settings)})", rows, left=(0, 1, 4))
+        return table(
+            f"Hessian eigenvalues of {len(self)} refinements ({_shown(self.settings)})",
+            rows,
+            left=(0, 1, 4),
+        )
 
 
 def hessian_trace(
@@ -227,7 +248,9 @@ def hessian_trace(
     """
     probing = _probing(probing, "hessian_trace")
     if method not in ("hutchinson", "hutch++"):
-        raise InputError(f"hessian_trace: `method` must be 'hutchinson' or 'hutch++', got {method!r}.")
+        raise InputError(
+            f"hessian_trace: `method` must be 'hutchinson' or 'hutch++', got {method!r}."
+        )
     if method == "hutch++" and probing.num_probes < 4:
         raise InputError(
             f"hessian_trace: method 'hutch++' needs at least 4 products with the Hessian, got {probing.num_probes}; pass "
@@ -236,11 +259,17 @@ def hessian_trace(
     estimator = hutchinson if method == "hutchinson" else hutchpp
 
     def read(surface: _Surface) -> tuple[Reading, dict[str, float]]:
-        return estimator(surface.product, surface.dim, probing.num_probes, surface.stream("trace")), {}
+        return estimator(
+            surface.product, surface.dim, probing.num_probes, surface.stream("trace")
+        ), {}
 
     settings = {"method": method} | asdict(probing)
     return _curvature(
-        "Hessian trace", _surfaces(model, data, weights, loss, probing, "hessian_trace"), read, settings, progress
+        "Hessian trace",
+        _surfaces(model, data, weights, loss, probing, "hessian_trace"),
+        read,
+        settings,
+        progress,
     )
 
 
@@ -286,7 +315,9 @@ def fisher_trace(
         raise InputError(
             f"fisher_trace: `labels` must be 'model', 'data' or a function f(module, batch, generator), got {labels!r}."
         )
-    if labels == "model" and not (loss is None or loss is next_token or isinstance(loss, Distillation)):
+    if labels == "model" and not (
+        loss is None or loss is next_token or isinstance(loss, Distillation)
+    ):
         raise InputError(
             "fisher_trace: labels='model' draws tokens from next-token predictions, but what your loss's model predicts is not "
             "known; pass labels=f, with f(module, batch, generator) giving the batch with labels drawn from the model, "
@@ -301,7 +332,11 @@ def fisher_trace(
     quantity = "empirical Fisher trace" if labels == "data" else "Fisher trace"
     settings = {"labels": labels if isinstance(labels, str) else "given"} | asdict(probing)
     return _curvature(
-        quantity, _surfaces(model, data, weights, loss, probing, "fisher_trace"), read, settings, progress
+        quantity,
+        _surfaces(model, data, weights, loss, probing, "fisher_trace"),
+        read,
+        settings,
+        progress,
     )
 
 
@@ -345,7 +380,11 @@ def hessian_rank(
     """
     probing = _probing(probing, "hessian_rank")
     if not (isinstance(threshold, int | float) and 0 < threshold < (1 if relative else math.inf)):
-        wanted = "a number between 0 and 1, in units of the largest |λ|" if relative else "a positive number"
+        wanted = (
+            "a number between 0 and 1, in units of the largest |λ|"
+            if relative
+            else "a positive number"
+        )
         raise InputError(f"hessian_rank: `threshold` must be {wanted}, got {threshold!r}.")
     if degree is not None:
         _check_integer("hessian_rank: `degree`", degree, 2)
@@ -357,14 +396,24 @@ def hessian_rank(
             return Reading(math.nan, math.nan, ends.status), {}
         size = max(abs(low), abs(high))
         tau = threshold * size if relative else float(threshold)
-        margin = 0.01 * (high - low) + 1e-4 * size + float(ends.smallest_error[0] + ends.largest_error[0])
+        margin = (
+            0.01 * (high - low)
+            + 1e-4 * size
+            + float(ends.smallest_error[0] + ends.largest_error[0])
+        )
         interval, stream = (low - margin, high + margin), surface.stream("rank")
-        reading, told = filtered_rank(surface.product, surface.dim, tau, interval, degree, probing.num_probes, stream)
+        reading, told = filtered_rank(
+            surface.product, surface.dim, tau, interval, degree, probing.num_probes, stream
+        )
         return reading, told | {"largest": high, "smallest": low}
 
     settings = {"threshold": threshold, "relative": relative} | asdict(probing)
     return _curvature(
-        "Hessian rank", _surfaces(model, data, weights, loss, probing, "hessian_rank"), read, settings, progress
+        "Hessian rank",
+        _surfaces(model, data, weights, loss, probing, "hessian_rank"),
+        read,
+        settings,
+        progress,
     )
 
 
@@ -402,7 +451,9 @@ def top_eigenvalues(
     _check_integer("top_eigenvalues: `count`", count, 1)
     _check_integer(f"top_eigenvalues: `max_products` (for count={count})", max_products, 2 * count)
     if not (isinstance(tolerance, int | float) and 0 < tolerance < 1):
-        raise InputError(f"top_eigenvalues: `tolerance` must be between 0 and 1, got {tolerance!r}; 1e-4 is usual.")
+        raise InputError(
+            f"top_eigenvalues: `tolerance` must be between 0 and 1, got {tolerance!r}; 1e-4 is usual."
+        )
     surfaces = _surfaces(model, data, weights, loss, probing, "top_eigenvalues")
     for s in surfaces:
         if s.dim < count:
@@ -412,12 +463,19 @@ def top_eigenvalues(
             )
     found = [
         lanczos(s.product, s.dim, count, tolerance, max_products, s.stream("eigenvalues"))
-        for s in tqdm(surfaces, desc="eigenvalues", unit="refinement", disable=not progress, leave=False)
+        for s in tqdm(
+            surfaces, desc="eigenvalues", unit="refinement", disable=not progress, leave=False
+        )
     ]
-    settings = {"count": count, "tolerance": tolerance, "max_products": max_products} | asdict(probing)
+    settings = {"count": count, "tolerance": tolerance, "max_products": max_products} | asdict(
+        probing
+    )
     del settings["num_probes"]
     return Eigenvalues(
-        **{name: np.stack([getattr(f, name).cpu().numpy() for f in found]) for name in Ends._fields[:4]},
+        **{
+            name: np.stack([getattr(f, name).cpu().numpy() for f in found])
+            for name in Ends._fields[:4]
+        },
         status=tuple(f.status for f in found),
         weights=tuple(s.weights for s in surfaces),
         data=tuple(s.data for s in surfaces),
@@ -446,9 +504,19 @@ def plot_curvature(result: Curvature | Eigenvalues, ax: Axes | None = None) -> A
     ax = new_axes(ax, width=max(4.0, 1.5 + 0.45 * len(names)))
     for d, name in enumerate(dict.fromkeys(result.data)):
         mine = [i for i in range(len(result)) if result.data[i] == name]
-        x = np.array([names.index(result.weights[i]) for i in mine]) + 0.2 * (d - (len(set(result.data)) - 1) / 2)
+        x = np.array([names.index(result.weights[i]) for i in mine]) + 0.2 * (
+            d - (len(set(result.data)) - 1) / 2
+        )
         y = np.concatenate([result.largest[mine], result.smallest[mine]], 1)
-        ax.plot(np.repeat(x, y.shape[1]), y.ravel(), "_", ms=9, mew=1.4, color=COLORS[d % len(COLORS)], label=name)
+        ax.plot(
+            np.repeat(x, y.shape[1]),
+            y.ravel(),
+            "_",
+            ms=9,
+            mew=1.4,
+            color=COLORS[d % len(COLORS)],
+            label=name,
+        )
     ax.axhline(0, color="0.7", lw=0.8, zorder=0)
     ax.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) <= 4 else 60)
     ax.set_xlabel("weights")
@@ -507,7 +575,9 @@ class _Surface:
                 for _ in range(num_draws):
                     entries = draw()
                     signs = 2 * torch.randint(2, entries.shape, generator=stream) - 1
-                    (slope,) = torch.autograd.grad(entries, position, signs.to(entries), retain_graph=True)
+                    (slope,) = torch.autograd.grad(
+                        entries, position, signs.to(entries), retain_graph=True
+                    )
                     column.append(slope.double().square().sum())
                 columns.append(torch.stack(column))
                 count += entries.numel()
@@ -522,7 +592,12 @@ class _Surface:
         batch = refine.take(self.rows, self.batches[number], self.origin.device)
         seeded = self.bound._seeded(stable_hash("loss", self.seed, number))
         try:
-            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), seeded, _mode(self.bound.model, False):
+            with (
+                torch.enable_grad(),
+                sdpa_kernel(SDPBackend.MATH),
+                seeded,
+                _mode(self.bound.model, False),
+            ):
                 yield self.origin.clone().requires_grad_(), batch
         except RuntimeError as error:
             if "derivative for" not in str(error):
@@ -539,7 +614,9 @@ class _Surface:
 
         def along(u: Tensor, together: bool) -> Tensor:
             options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-            return torch.autograd.grad(slope, position, u, is_grads_batched=together, **options)[0].detach()
+            return torch.autograd.grad(slope, position, u, is_grads_batched=together, **options)[
+                0
+            ].detach()
 
         if self.together:
             try:
@@ -550,10 +627,14 @@ class _Surface:
                 self.together = False
         return torch.cat([along(u[None], together=False) for u in vectors])
 
-    def _drawer(self, labels: Labels, position: Tensor, batch: Batch, stream: Generator) -> Callable[[], Tensor]:
+    def _drawer(
+        self, labels: Labels, position: Tensor, batch: Batch, stream: Generator
+    ) -> Callable[[], Tensor]:
         """A function that draws labels and gives their losses, differentiable in ``position``."""
         if callable(labels):
-            return lambda: self._entries(self.bound, position, labels(self.bound.model, batch, stream))
+            return lambda: self._entries(
+                self.bound, position, labels(self.bound.model, batch, stream)
+            )
         if labels == "data":
             entries = self._entries(self.bound, position, batch)
             return lambda: entries
@@ -571,7 +652,8 @@ class _Surface:
         member = torch.zeros(1, dtype=torch.long, device=position.device)
         moved = unpack(self.group, position, member, bound.parameters)
         changed = {
-            name: stack(m, bound.parameters[name])[0].to(bound.parameters[name].dtype) for name, m in moved.items()
+            name: stack(m, bound.parameters[name])[0].to(bound.parameters[name].dtype)
+            for name, m in moved.items()
         }
         entries = bound._call(changed, batch)
         if not entries.requires_grad:
@@ -588,7 +670,12 @@ def _log_probabilities(module: nn.Module, batch: Tensor) -> Tensor:
 
 
 def _surfaces(
-    model: nn.Module, data: DataLike, weights: WeightsLike, loss: LossFunction | None, probing: Probing, doing: str
+    model: nn.Module,
+    data: DataLike,
+    weights: WeightsLike,
+    loss: LossFunction | None,
+    probing: Probing,
+    doing: str,
 ) -> list[_Surface]:
     """One for each choice of weights on each data set, after everything that can be known to be wrong was looked at."""
     with _named(doing):
@@ -605,7 +692,9 @@ def _surfaces(
     for r, mask in zip(refinements, masks, strict=True):
         group = to(groups([mask])[0], bound.device)
         dtypes = {bound.parameters[name].dtype for name in mask}
-        origin = center(group, bound.parameters).to(torch.float64 if torch.float64 in dtypes else torch.float32)
+        origin = center(group, bound.parameters).to(
+            torch.float64 if torch.float64 in dtypes else torch.float32
+        )
         surfaces.append(
             _Surface(
                 *r.name,
@@ -645,7 +734,9 @@ def _curvature(
 ) -> Curvature:
     """Read every surface; what is not finite says so."""
     readings, told = [], []
-    for surface in tqdm(surfaces, desc=quantity, unit="refinement", disable=not progress, leave=False):
+    for surface in tqdm(
+        surfaces, desc=quantity, unit="refinement", disable=not progress, leave=False
+    ):
         reading, more = read(surface)
         if not math.isfinite(reading.value) and reading.status == "ok":
             reading = Reading(math.nan, math.nan, "the derivatives of the loss are not finite")
@@ -667,14 +758,20 @@ def _curvature(
 def _find(weights: Sequence[str], data: Sequence[str], key: str | tuple[str, str]) -> int:
     """Which refinement ``result[weights]`` or ``result[weights, data]`` means."""
     if not isinstance(key, str) and not (isinstance(key, tuple) and len(key) == 2):
-        raise InputError(f"curvature[{key!r}]: expected a name, or (weights, data), such as curvature['1:6', 'code'].")
+        raise InputError(
+            f"curvature[{key!r}]: expected a name, or (weights, data), such as curvature['1:6', 'code']."
+        )
     name, chosen = (key, None) if isinstance(key, str) else key
     matching = [i for i, known in enumerate(weights) if known in (name, head_name(name))]
     if not matching:
-        raise InputError(f"curvature[{name!r}]: no such weights; {nearest(name, dict.fromkeys(weights))}")
+        raise InputError(
+            f"curvature[{name!r}]: no such weights; {nearest(name, dict.fromkeys(weights))}"
+        )
     known = [data[i] for i in matching]
     if chosen is None and len(matching) > 1:
-        raise InputError(f"curvature[{name!r}]: on which data? It has {known}; type curvature[{name!r}, {known[0]!r}].")
+        raise InputError(
+            f"curvature[{name!r}]: on which data? It has {known}; type curvature[{name!r}, {known[0]!r}]."
+        )
     if chosen is not None and chosen not in known:
         raise InputError(f"curvature[{name!r}, {chosen!r}]: no such data; {nearest(chosen, known)}")
     return matching[0 if chosen is None else known.index(chosen)]
@@ -686,7 +783,9 @@ def _shown(settings: Mapping[str, Any]) -> str:
 
 def _probing(probing: Probing | None, doing: str) -> Probing:
     if probing is not None and not isinstance(probing, Probing):
-        raise InputError(f"{doing}: `probing` must be curvature.Probing(num_probes=16), got {type(probing).__name__}.")
+        raise InputError(
+            f"{doing}: `probing` must be curvature.Probing(num_probes=16), got {type(probing).__name__}."
+        )
     return Probing() if probing is None else probing
 
 

@@ -58,14 +58,17 @@ def write_pages(
     paths = {}
     for head in result.heads:
         paths[head] = _write(
-            Path(folder) / _file(head), page(model, result, head, num_tokens=num_tokens, context=context)
+            Path(folder) / _file(head),
+            page(model, result, head, num_tokens=num_tokens, context=context),
         )
     if len(paths) > 1:  # last, so that its links lead somewhere
         _write(Path(folder) / "index.html", _index(result))
     return paths
 
 
-def page(model: nn.Module, result: TokensInContext, head: str, *, num_tokens: int = 60, context: int = 24) -> str:
+def page(
+    model: nn.Module, result: TokensInContext, head: str, *, num_tokens: int = 60, context: int = 24
+) -> str:
     """The page of one head, as HTML: counts, memorised multigrams, and tokens in context in colour.
 
     Each token is coloured by what ablating the head does to its loss: orange where the head helps, blue where it harms. The
@@ -118,7 +121,9 @@ def _index(result: TokensInContext) -> str:
         effect = result.ablation[head]
         cells = "".join(f"<td>{count[i]}</td>" for count in counts)
         link = f'<a href="{escape(_file(head))}">{escape(head)}</a>'
-        lines.append(f"<tr><th>{link}</th>{cells}<td>{effect.value:.4f}</td><td>{effect.standard_error:.4f}</td></tr>")
+        lines.append(
+            f"<tr><th>{link}</th>{cells}<td>{effect.value:.4f}</td><td>{effect.standard_error:.4f}</td></tr>"
+        )
     names = ("head", "tokens", *KINDS, "memorised multigrams", "Δloss (nats per token)", "± se")
     return _INDEX.format(
         title=f"{len(result.heads)} heads on {escape(result.data)}",
@@ -137,10 +142,14 @@ def _visible(mine: TokensInContext, i: int, context: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(max(0, a), min(length, b + 1)) for a, b in ranges]))
 
 
-def _looks(model: AttentionOnly, mine: TokensInContext, places: list[np.ndarray]) -> list[list[str]]:
+def _looks(
+    model: AttentionOnly, mine: TokensInContext, places: list[np.ndarray]
+) -> list[list[str]]:
     """For each shown token of each context, what its prediction attended to: ``"index:percent …"``, indices into those shown."""
     which = (
-        np.concatenate([np.full(len(p), i) for i, p in enumerate(places)]) if places else np.empty(0, dtype=np.int64)
+        np.concatenate([np.full(len(p), i) for i, p in enumerate(places)])
+        if places
+        else np.empty(0, dtype=np.int64)
     )
     position = np.concatenate(places) if places else which
     asked = np.flatnonzero(position > 0)  # the first token of a row is not predicted
@@ -152,7 +161,9 @@ def _looks(model: AttentionOnly, mine: TokensInContext, places: list[np.ndarray]
         weights = A.cpu().numpy()
         for n, weight in zip(asked[some], weights, strict=True):
             here = weight[places[which[n]]]
-            found[n] = " ".join(f"{j}:{round(100 * here[j])}" for j in np.flatnonzero(here >= _SHOWN))
+            found[n] = " ".join(
+                f"{j}:{round(100 * here[j])}" for j in np.flatnonzero(here >= _SHOWN)
+            )
     return [list(found[which == i]) for i in range(len(places))]
 
 
@@ -165,10 +176,14 @@ def _article(mine: TokensInContext, i: int, places: np.ndarray, looks: list[str]
             spans.append("<i>…</i>")
         last = place
         effect = None if place == 0 else float(delta[place - 1])
-        spans.append(_span(mine, int(mine.rows[row, place]), place, effect, look, target=place == position))
+        spans.append(
+            _span(mine, int(mine.rows[row, place]), place, effect, look, target=place == position)
+        )
     if places[-1] < mine.rows.shape[1] - 1:
         spans.append("<i>…</i>")
-    looked = [(j, w) for j, w in zip(mine.attended[i], mine.attention[i], strict=True) if w >= 0.05][:4]
+    looked = [
+        (j, w) for j, w in zip(mine.attended[i], mine.attention[i], strict=True) if w >= 0.05
+    ][:4]
     words = ", ".join(f"{_quoted(mine, mine.rows[row, j])} {100 * w:.0f} %" for j, w in looked)
     kind = mine.kind[i]
     return (
@@ -178,13 +193,21 @@ def _article(mine: TokensInContext, i: int, places: np.ndarray, looks: list[str]
     )
 
 
-def _span(mine: TokensInContext, token: int, place: int, effect: float | None, look: str, *, target: bool) -> str:
+def _span(
+    mine: TokensInContext, token: int, place: int, effect: float | None, look: str, *, target: bool
+) -> str:
     """One token; the first of a row has no effect, as it is not predicted."""
     color = ""
     if effect is not None:
         strength = round(min(abs(effect) / _FULL, 1.0) * 0.75, 2)
-        color = f"background:rgba({'230,120,0' if effect > 0 else '0,114,178'},{strength})" if strength >= 0.02 else ""
-    told = f"position {place}, id {token}" + ("" if effect is None else f", Δloss {effect:+.3f} nats")
+        color = (
+            f"background:rgba({'230,120,0' if effect > 0 else '0,114,178'},{strength})"
+            if strength >= 0.02
+            else ""
+        )
+    told = f"position {place}, id {token}" + (
+        "" if effect is None else f", Δloss {effect:+.3f} nats"
+    )
     return (
         f'<span class="t{" target" if target else ""}"'
         + (f' style="{color}"' if color else "")
@@ -231,7 +254,9 @@ def _multigram_table(mine: TokensInContext, most: int = 40) -> str:
         f"<td>{m.effect:.2f}</td></tr>"
         for m in order
     )
-    header = "".join(f"<th>{name}</th>" for name in ("tokens", "target", "kind", "times", "rows", "Δloss"))
+    header = "".join(
+        f"<th>{name}</th>" for name in ("tokens", "target", "kind", "times", "rows", "Δloss")
+    )
     more = f", the {most} commonest" if len(mine.multigrams) > most else ""
     return (
         f"<details><summary>{len(mine.multigrams)} memorised multigrams{more}</summary><table><thead><tr>{header}</tr>"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens, other_rows
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.figures import new_axes
+from rllc.plots.figures import new_axes
 from rllc.tables import table
 from rllc.weights import head_name
 
@@ -83,14 +83,22 @@ class Path(NamedTuple):
     @property
     def start(self) -> int | None:
         """The first layer that computes something else when the path is replaced; ``None``: only the end does."""
-        return None if self.input == "logits" else self.sender[0] if self.receiver is None else self.receiver[0]
+        return (
+            None
+            if self.input == "logits"
+            else self.sender[0]
+            if self.receiver is None
+            else self.receiver[0]
+        )
 
     def __str__(self) -> str:
         sender = "{}:{}".format(*self.sender)
         if self.input == "everything":
             return sender
         return (
-            f"{sender}->logits" if self.receiver is None else "{}->{}:{}.{}".format(sender, *self.receiver, self.input)
+            f"{sender}->logits"
+            if self.receiver is None
+            else "{}->{}:{}.{}".format(sender, *self.receiver, self.input)
         )
 
 
@@ -125,9 +133,13 @@ def check_paths(model: AttentionOnly, paths: Iterable[str | Path], doing: str) -
         for head in filter(None, (path.sender, path.receiver)):
             name = "{}:{}".format(*head)
             if name not in known:
-                raise InputError(f"{doing}: path '{path}': the model has no head {name!r}; {nearest(name, known)}")
+                raise InputError(
+                    f"{doing}: path '{path}': the model has no head {name!r}; {nearest(name, known)}"
+                )
     if not found:
-        raise InputError(f"{doing}: no heads or paths; name at least one, such as '0:4' or '0:4->1:6.K'.")
+        raise InputError(
+            f"{doing}: no heads or paths; name at least one, such as '0:4' or '0:4->1:6.K'."
+        )
     return found
 
 
@@ -176,18 +188,30 @@ def replace(
         at = model.activations(some[:, :-1])  # the last token is predicted, but predicts nothing
         instead = values(index, at)
         clean = model.normalise("ln_final", at.residual[-1], {})
-        _store(found, [0], index, read(model, clean, some[:, 1:], correct=correct, unchanged=clean if kl else None))
+        _store(
+            found,
+            [0],
+            index,
+            read(model, clean, some[:, 1:], correct=correct, unchanged=clean if kl else None),
+        )
         for start in sorted(set(starts)):
             mine = [i for i, s in enumerate(starts) if s == start]
             for chunk in _chunks(mine, _runs_at_once(model, some)):
                 hidden = _hidden(model, at, [sets[i] for i in chunk], instead)
-                read_here = read(model, hidden, some[:, 1:], correct=correct, unchanged=clean if kl else None)
+                read_here = read(
+                    model, hidden, some[:, 1:], correct=correct, unchanged=clean if kl else None
+                )
                 _store(found, [1 + i for i in chunk], index, read_here)
     return found
 
 
 def read(
-    model: AttentionOnly, hidden: Tensor, ids: Tensor, *, correct: bool = False, unchanged: Tensor | None = None
+    model: AttentionOnly,
+    hidden: Tensor,
+    ids: Tensor,
+    *,
+    correct: bool = False,
+    unchanged: Tensor | None = None,
 ) -> Readings:
     """Loss, and what else is asked for, of hidden states before the unembedding, over chunks of positions.
 
@@ -210,7 +234,9 @@ def read(
         chunk = slice(start, start + size)
         at = torch.arange(len(ids[chunk]), device=x.device), ids[chunk]
         before = (
-            None if unchanged is None else torch.addmm(b, unchanged.flatten(0, 2)[chunk], W).to(precise).log_softmax(-1)
+            None
+            if unchanged is None
+            else torch.addmm(b, unchanged.flatten(0, 2)[chunk], W).to(precise).log_softmax(-1)
         )
         p = None if before is None else before.exp()
         for run in range(len(x)):
@@ -258,7 +284,9 @@ class Patching:
         """
         name = str(Path.parse(path))
         if name not in self.paths:
-            raise InputError(f"patching[{path!r}]: this path was not patched; {nearest(name, self.paths)}")
+            raise InputError(
+                f"patching[{path!r}]: this path was not patched; {nearest(name, self.paths)}"
+            )
         return float(self.effect[self.paths.index(name)])
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -269,7 +297,9 @@ class Patching:
         return pd.DataFrame(
             {
                 "sender": ["{}:{}".format(*p.sender) for p in parsed],
-                "receiver": ["{}:{}".format(*p.receiver) if p.receiver else p.input for p in parsed],
+                "receiver": [
+                    "{}:{}".format(*p.receiver) if p.receiver else p.input for p in parsed
+                ],
                 "input": [p.input for p in parsed],
                 "effect": self.effect,
                 "standard_error": self.standard_error,
@@ -278,10 +308,13 @@ class Patching:
 
     def __repr__(self) -> str:
         order = np.argsort(-np.abs(self.effect), kind="stable")[:20]
-        rows = [(self.paths[i], f"{self.effect[i]:.4f}", f"{self.standard_error[i]:.4f}") for i in order]
+        rows = [
+            (self.paths[i], f"{self.effect[i]:.4f}", f"{self.standard_error[i]:.4f}") for i in order
+        ]
         more = f", the {len(order)} largest of {len(self)}" if len(order) < len(self) else ""
         return table(
-            f"Path patching on {self.data} ({self.score}, nats per token{more})", [("path", "effect", "± se"), *rows]
+            f"Path patching on {self.data} ({self.score}, nats per token{more})",
+            [("path", "effect", "± se"), *rows],
         )
 
 
@@ -341,7 +374,12 @@ def patch_paths(
                 f"{tuple(instead.shape)}."
             )
     found = replace(
-        model, rows, [[p] for p in chosen], from_rows(model, instead), kl=score == "kl", batch_size=batch_size
+        model,
+        rows,
+        [[p] for p in chosen],
+        from_rows(model, instead),
+        kl=score == "kl",
+        batch_size=batch_size,
     )
     each = found.loss[1:] - found.loss[:1] if found.kl is None else found.kl[1:]
     effect, error = mean_over_tokens(each, mask)
@@ -350,7 +388,9 @@ def patch_paths(
 
 def from_rows(model: AttentionOnly, instead: Tensor) -> Values:
     """Values that the heads have on other rows, ``instead [row, pos]``, one for each row."""
-    return lambda index, at: [z[0] for z in model.activations(instead[index, : at.tokens.shape[1]]).z]
+    return lambda index, at: [
+        z[0] for z in model.activations(instead[index, : at.tokens.shape[1]]).z
+    ]
 
 
 def plot_paths(result: Patching, input: str = "K", ax: Axes | None = None) -> Axes:
@@ -365,11 +405,15 @@ def plot_paths(result: Patching, input: str = "K", ax: Axes | None = None) -> Ax
     Raises:
         InputError: no such path was patched.
     """
-    parsed = [(Path.parse(name), effect) for name, effect in zip(result.paths, result.effect, strict=True)]
+    parsed = [
+        (Path.parse(name), effect) for name, effect in zip(result.paths, result.effect, strict=True)
+    ]
     mine = {(p.sender, p.receiver): effect for p, effect in parsed if p.input == input}
     if not mine:
         known = dict.fromkeys(p.input for p, _ in parsed)
-        raise InputError(f"plot_paths(input={input!r}): no such paths were patched; {nearest(input, known)}")
+        raise InputError(
+            f"plot_paths(input={input!r}): no such paths were patched; {nearest(input, known)}"
+        )
     senders = sorted({s for s, _ in mine})
     receivers = sorted({r for _, r in mine}, key=lambda r: r or (-1, -1))
     values = np.array([[mine.get((s, r), np.nan) for r in receivers] for s in senders])
@@ -380,7 +424,11 @@ def plot_paths(result: Patching, input: str = "K", ax: Axes | None = None) -> Ax
         ax.figure.set_figheight(min(8.0, 1.4 + 0.3 * len(senders)))
     ax.set_facecolor("0.9")
     image = ax.imshow(values, vmin=-most, vmax=most, cmap="RdBu_r", aspect="auto")
-    ax.set_xticks(range(len(receivers)), ["{}:{}".format(*r) if r else "logits" for r in receivers], rotation=60)
+    ax.set_xticks(
+        range(len(receivers)),
+        ["{}:{}".format(*r) if r else "logits" for r in receivers],
+        rotation=60,
+    )
     ax.set_yticks(range(len(senders)), ["{}:{}".format(*s) for s in senders])
     ax.set_xlabel("receiver" if input == "logits" else f"receiver's {input}")
     ax.set_ylabel("sender")
@@ -389,18 +437,31 @@ def plot_paths(result: Patching, input: str = "K", ax: Axes | None = None) -> Ax
     return ax
 
 
-def _hidden(model: AttentionOnly, at: Activations, sets: Sequence[Sequence[Path]], values: Sequence[Tensor]) -> Tensor:
+def _hidden(
+    model: AttentionOnly, at: Activations, sets: Sequence[Sequence[Path]], values: Sequence[Tensor]
+) -> Tensor:
     """Hidden state before the unembedding, ``[run, batch, pos, d_model]``, each run with its own paths replaced."""
     last = model.config.n_layers
     start = min(last if p.start is None else p.start for paths in sets for p in paths)
     x, z = at.residual[start], list(at.z[:start])
     for layer in range(start, last):
-        into = _by_place(sets, lambda p, layer=layer: p.receiver is not None and p.receiver[0] == layer)
-        whole = _by_place(sets, lambda p, layer=layer: p.input == "everything" and p.sender[0] == layer)
+        into = _by_place(
+            sets, lambda p, layer=layer: p.receiver is not None and p.receiver[0] == layer
+        )
+        whole = _by_place(
+            sets, lambda p, layer=layer: p.input == "everything" and p.sender[0] == layer
+        )
         if layer == start and not into:
             own = at.z[layer]  # nothing before has changed
         else:
-            own = _attend(model, layer, x, into, len(sets), lambda p, run: _change(model, p.sender, values, z, run))
+            own = _attend(
+                model,
+                layer,
+                x,
+                into,
+                len(sets),
+                lambda p, run: _change(model, p.sender, values, z, run),
+            )
         if whole:
             own = own.expand(len(sets), *own.shape[1:]).clone()
         for run, paths in whole.items():
@@ -426,18 +487,34 @@ def _attend(
 ) -> Tensor:
     """Outputs of a layer's heads when some read another residual stream than the one there is."""
     projected = {letter: model.project(layer, letter, x) for letter in INPUTS}
-    for letter, head in sorted({(p.input, p.receiver[1]) for paths in into.values() for p in paths}):  # type: ignore[index]
-        mine = {r: [p for p in paths if (p.input, p.receiver[1]) == (letter, head)] for r, paths in into.items()}  # type: ignore[index]
+    for letter, head in sorted(
+        {(p.input, p.receiver[1]) for paths in into.values() for p in paths}
+    ):  # type: ignore[index]
+        mine = {
+            r: [p for p in paths if (p.input, p.receiver[1]) == (letter, head)]
+            for r, paths in into.items()
+        }  # type: ignore[index]
         mine = {r: paths for r, paths in mine.items() if paths}
-        read = torch.stack([x[r if len(x) > 1 else 0] + sum(change(p, r) for p in paths) for r, paths in mine.items()])
+        read = torch.stack(
+            [
+                x[r if len(x) > 1 else 0] + sum(change(p, r) for p in paths)
+                for r, paths in mine.items()
+            ]
+        )
         if len(projected[letter]) < runs:
             projected[letter] = projected[letter].expand(runs, *projected[letter].shape[1:]).clone()
-        projected[letter][list(mine), :, head] = model.project(layer, letter, read, slice(head, head + 1))[:, :, 0]
+        projected[letter][list(mine), :, head] = model.project(
+            layer, letter, read, slice(head, head + 1)
+        )[:, :, 0]
     return model.attend(*(projected[letter] for letter in INPUTS))
 
 
 def _change(
-    model: AttentionOnly, sender: tuple[int, int], values: Sequence[Tensor], z: Sequence[Tensor], run: int
+    model: AttentionOnly,
+    sender: tuple[int, int],
+    values: Sequence[Tensor],
+    z: Sequence[Tensor],
+    run: int,
 ) -> Tensor:
     """What a sender's term of the residual stream changes by: (other value − own value) W_O, ``[batch, pos, d_model]``."""
     layer, head = sender
@@ -445,7 +522,9 @@ def _change(
     return (values[layer][:, head] - own) @ model.blocks[layer].attn.W_O[head]
 
 
-def _by_place(sets: Sequence[Sequence[Path]], here: Callable[[Path], bool]) -> dict[int, list[Path]]:
+def _by_place(
+    sets: Sequence[Sequence[Path]], here: Callable[[Path], bool]
+) -> dict[int, list[Path]]:
     """The paths of each run that are here; runs without one are left out."""
     found = {run: [p for p in paths if here(p)] for run, paths in enumerate(sets)}
     return {run: paths for run, paths in found.items() if paths}

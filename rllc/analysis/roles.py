@@ -15,7 +15,7 @@ from rllc.analysis.rows import check_model, check_rows
 from rllc.analysis.tokens_in_context import TokensInContext, common_start, tokens_in_context
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.figures import new_axes
+from rllc.plots.figures import new_axes
 from rllc.tables import table
 from rllc.weights import head_name
 
@@ -74,7 +74,9 @@ class RoleThresholds:
                 raise InputError(f"RoleThresholds: `{name}` must be from 0 to 1, got {value!r}.")
 
     def __str__(self) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in vars(self).items())
+        return ", ".join(
+            f"{name.replace('_', ' ')} {value:g}" for name, value in vars(self).items()
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +182,10 @@ def classify(
         scores = attention.scores(model, bos=common_start(rows), seed=seed)
     evidence = _evidence(scores, contexts)
     heads = contexts.heads
-    roles = tuple(_role({name: float(v[i]) for name, v in evidence.items()}, thresholds) for i in range(len(heads)))
+    roles = tuple(
+        _role({name: float(v[i]) for name, v in evidence.items()}, thresholds)
+        for i in range(len(heads))
+    )
     return Roles(heads, roles, evidence, contexts, thresholds, contexts.data)
 
 
@@ -199,7 +204,15 @@ def plot_roles(result: Roles, ax: Axes | None = None) -> Axes:
     for (y, x), value in np.ndenumerate(values):
         number = result.evidence[shown[y]][x]
         text = str(number) if shown[y] == "memorised" else f"{number:.2f}"
-        ax.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if value > 0.6 else "0.2")
+        ax.text(
+            x,
+            y,
+            text,
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if value > 0.6 else "0.2",
+        )
     ax.axhline(2.5, color="0.5", lw=1)
     ax.axhline(5.5, color="0.5", lw=1)
     labels = (
@@ -213,7 +226,9 @@ def plot_roles(result: Roles, ax: Axes | None = None) -> Axes:
         "memorised",
     )
     ax.set_yticks(range(len(shown)), labels)
-    ax.set_xticks(range(len(result.heads)), result.heads, rotation=0 if len(result.heads) <= 16 else 90)
+    ax.set_xticks(
+        range(len(result.heads)), result.heads, rotation=0 if len(result.heads) <= 16 else 90
+    )
     for label, role in zip(ax.get_xticklabels(), result.roles, strict=True):
         label.set_color(_COLORS[role])
         label.set_fontweight("bold")
@@ -240,13 +255,19 @@ def _evidence(scores: Scores, contexts: TokensInContext) -> dict[str, np.ndarray
     """Each kind of evidence as ``[head]``, the heads being those of the tokens in context."""
     missing = [head for head in contexts.heads if head not in scores.heads]
     if missing:
-        raise InputError(f"classify: the scores have no head {missing[0]!r}; make both of one model.")
+        raise InputError(
+            f"classify: the scores have no head {missing[0]!r}; make both of one model."
+        )
     ablation, count = contexts.ablation, contexts.count()
     share = {
-        kind: contexts.count(kind) / np.maximum(count, 1) for kind in ("induction", "dyck", "n-gram", "skip n-gram")
+        kind: contexts.count(kind) / np.maximum(count, 1)
+        for kind in ("induction", "dyck", "n-gram", "skip n-gram")
     }
     return {
-        **{name: np.array([scores[head][name] for head in contexts.heads]) for name in attention.SCORES},
+        **{
+            name: np.array([scores[head][name] for head in contexts.heads])
+            for name in attention.SCORES
+        },
         "induction": share["induction"],
         "dyck": share["dyck"],
         "multigram": share["n-gram"] + share["skip n-gram"],
@@ -262,7 +283,11 @@ def _role(evidence: Mapping[str, float], thresholds: RoleThresholds) -> str:
     for name, role in zip(attention.SCORES, ROLES, strict=False):
         if evidence[name] >= getattr(thresholds, name):
             return role
-    shares = {"induction": evidence["induction"], "bracket": evidence["dyck"], "multigram": evidence["multigram"]}
+    shares = {
+        "induction": evidence["induction"],
+        "bracket": evidence["dyck"],
+        "multigram": evidence["multigram"],
+    }
     most = max(shares, key=lambda role: shares[role])
     return most if evidence["tokens"] and shares[most] >= thresholds.share else "other"
 

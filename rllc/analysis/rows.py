@@ -65,7 +65,9 @@ def other_rows(count: int, seed: int, doing: str) -> Tensor:
         InputError: there is one row only.
     """
     if count < 2:
-        raise InputError(f"{doing}: another row's activations are needed, but there is one row; pass at least 2.")
+        raise InputError(
+            f"{doing}: another row's activations are needed, but there is one row; pass at least 2."
+        )
     order = torch.randperm(count, generator=generator("other_rows", seed))
     other = torch.empty_like(order)
     other[order] = order.roll(1)
@@ -93,7 +95,9 @@ def ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return mean, np.where(rows > 1, error, np.nan)
 
 
-def mean_over_tokens(each: np.ndarray, where: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def mean_over_tokens(
+    each: np.ndarray, where: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean of ``each [..., row, pos]`` over the tokens that ``where [row, pos]`` selects, with its error over rows."""
     if where is None:
         where = np.ones(each.shape[-2:], dtype=bool)

@@ -117,20 +117,35 @@ def filtered_rank(
     if threshold >= max(map(abs, interval)):
         return Reading(0.0, 0.0), told
     middle, half = sum(interval) / 2, (interval[1] - interval[0]) / 2
-    angles = [math.acos(min(max((t - middle) / half, -1.0), 1.0)) for t in (threshold, -threshold, 0.0)]
-    away = min((abs(angle - angles[2]) for angle in angles[:2] if 0 < angle < math.pi), default=math.pi)
+    angles = [
+        math.acos(min(max((t - middle) / half, -1.0), 1.0)) for t in (threshold, -threshold, 0.0)
+    ]
+    away = min(
+        (abs(angle - angles[2]) for angle in angles[:2] if 0 < angle < math.pi), default=math.pi
+    )
     needed = max(2, math.ceil(-_DAMPING * NormalDist().inv_cdf(0.025 / dim) / max(away, 1e-9)))
     degree = min(needed, _MOST_DEGREE) if degree is None else degree
-    told |= {"resolution": 2 * _DAMPING / degree * half * max(map(math.sin, angles[:2])), "degree": float(degree)}
+    told |= {
+        "resolution": 2 * _DAMPING / degree * half * max(map(math.sin, angles[:2])),
+        "degree": float(degree),
+    }
     coefficients, values = _step(angles[0], angles[1], degree), []
     for v in _signs(num_probes, dim, stream):
         moments = _moments(lambda u: (product(u) - middle * u) / half, v, degree)
-        if float(moments.abs().max()) > 1.01 * dim:  # |T_k| ≤ 1 on the interval, and grows exponentially outside
-            return Reading(math.nan, math.nan, f"an eigenvalue lies outside {interval}, where none was expected"), told
+        if (
+            float(moments.abs().max()) > 1.01 * dim
+        ):  # |T_k| ≤ 1 on the interval, and grows exponentially outside
+            return Reading(
+                math.nan,
+                math.nan,
+                f"an eigenvalue lies outside {interval}, where none was expected",
+            ), told
         values.append(moments @ coefficients)
     each, status = torch.cat(values), "ok"
     if degree < needed:
-        of_zero = float(coefficients @ torch.cos(angles[2] * torch.arange(degree + 1.0, dtype=torch.float64)))
+        of_zero = float(
+            coefficients @ torch.cos(angles[2] * torch.arange(degree + 1.0, dtype=torch.float64))
+        )
         status = f"degree {degree} is too low: each eigenvalue of 0 counts {of_zero:.1g}; pass degree={needed}"
     return Reading(float(each.mean()), float(each.std() / num_probes**0.5), status), told
 
@@ -146,7 +161,9 @@ class Ends(NamedTuple):
     num_products: int
 
 
-def lanczos(product: Product, dim: int, count: int, tolerance: float, max_products: int, stream: Generator) -> Ends:
+def lanczos(
+    product: Product, dim: int, count: int, tolerance: float, max_products: int, stream: Generator
+) -> Ends:
     """The ``count`` largest and smallest eigenvalues, by Lanczos' method with full reorthogonalisation.
 
     From a random unit vector q₁ it builds an orthonormal basis Q of the span of q₁, Aq₁, A²q₁, … in which A is tridiagonal,
@@ -178,20 +195,34 @@ def lanczos(product: Product, dim: int, count: int, tolerance: float, max_produc
         diagonal.append(float(image @ q))
         q, length = _orthogonal(image, basis[:n])
         if length <= 1e-13 * max(map(abs, diagonal + beside)):  # the span cannot grow
-            q, length = _orthogonal(torch.randn(dim, generator=stream, dtype=torch.float64), basis[:n])[0], 0.0
+            q, length = (
+                _orthogonal(torch.randn(dim, generator=stream, dtype=torch.float64), basis[:n])[0],
+                0.0,
+            )
         T = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-        T[1:, :-1] += torch.diag(torch.tensor(beside, dtype=torch.float64))  # eigh reads the lower half
+        T[1:, :-1] += torch.diag(
+            torch.tensor(beside, dtype=torch.float64)
+        )  # eigh reads the lower half
         beside.append(length if n < dim else 0.0)
         theta, vectors = torch.linalg.eigh(T)
         error = beside[-1] * vectors[-1].abs()
         worst = float(torch.cat([error[:count], error[-count:]]).max())
         if n >= min(2 * count, dim) and worst <= tolerance * float(theta.abs().max()):
             return _ends(theta, error, count, "ok", n)
-    return _ends(theta, error, count, f"not converged after {n} products: pass max_products={2 * n}", n)
+    return _ends(
+        theta, error, count, f"not converged after {n} products: pass max_products={2 * n}", n
+    )
 
 
 def _ends(theta: Tensor, error: Tensor, count: int, status: str, num_products: int) -> Ends:
-    return Ends(theta.flip(0)[:count], theta[:count], error.flip(0)[:count], error[:count], status, num_products)
+    return Ends(
+        theta.flip(0)[:count],
+        theta[:count],
+        error.flip(0)[:count],
+        error[:count],
+        status,
+        num_products,
+    )
 
 
 def _orthogonal(vector: Tensor, basis: Tensor) -> tuple[Tensor, float]:
@@ -205,7 +236,13 @@ def _orthogonal(vector: Tensor, basis: Tensor) -> tuple[Tensor, float]:
 def _step(above: float, below: float, degree: int) -> Tensor:
     """Damped cosine coefficients ``[degree + 1]`` of {θ < above} ∪ {θ > below} on [0, π]."""
     k = torch.arange(1.0, degree + 1, dtype=torch.float64)
-    c = 2 / math.pi * (torch.sin(k * above) - torch.sin(k * below)) / k * torch.exp(-((_DAMPING * k / degree) ** 2) / 2)
+    c = (
+        2
+        / math.pi
+        * (torch.sin(k * above) - torch.sin(k * below))
+        / k
+        * torch.exp(-((_DAMPING * k / degree) ** 2) / 2)
+    )
     return torch.cat([c.new_tensor([1 + (above - below) / math.pi]), c])
 
 

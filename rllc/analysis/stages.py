@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.errors import InputError, nearest
-from rllc.figures import COLORS, COVERS_95, log_steps, new_axes
+from rllc.plots.figures import COLORS, COVERS_95, log_steps, new_axes
 from rllc.seeds import stable_hash
 from rllc.tables import table
 from rllc.trajectory import Trajectory
@@ -106,8 +106,19 @@ class Stages:
             first, last = self.at(start), self.at(end)
             turn = self.turns[k] if k < len(self.turns) else None
             sure = (np.nan,) * 3 if turn is None else (turn.low, turn.high, turn.probability)
-            rows.append((k + 1, start, end, *sure, first, last, "rises" if last > first else "falls"))
-        columns = ["stage", "start", "end", "end_low", "end_high", "end_probability", "start_value", "end_value"]
+            rows.append(
+                (k + 1, start, end, *sure, first, last, "rises" if last > first else "falls")
+            )
+        columns = [
+            "stage",
+            "start",
+            "end",
+            "end_low",
+            "end_high",
+            "end_probability",
+            "start_value",
+            "end_value",
+        ]
         return pd.DataFrame(rows, columns=[*columns, "direction"])
 
     def __repr__(self) -> str:
@@ -115,9 +126,22 @@ class Stages:
         for k, (start, end) in enumerate(pairwise(self.boundaries)):
             first, last = self.at(start), self.at(end)
             turn = self.turns[k] if k < len(self.turns) else None
-            sure = ("", "") if turn is None else (f"{turn.low:.4g} … {turn.high:.4g}", f"{turn.probability:.2f}")
+            sure = (
+                ("", "")
+                if turn is None
+                else (f"{turn.low:.4g} … {turn.high:.4g}", f"{turn.probability:.2f}")
+            )
             rising = "rises" if last > first else "falls"
-            rows.append((str(k + 1), f"{start:.4g}", f"{end:.4g}", *sure, f"{first:.4g} → {last:.4g}", rising))
+            rows.append(
+                (
+                    str(k + 1),
+                    f"{start:.4g}",
+                    f"{end:.4g}",
+                    *sure,
+                    f"{first:.4g} → {last:.4g}",
+                    rising,
+                )
+            )
         more = f", {len(self.doubtful)} more turns in doubt" if self.doubtful else ""
         return table(f"{len(self)} stages of {self.name}{more}", rows, left=(0, 6))
 
@@ -169,13 +193,17 @@ def stages(
     above = times > 0
     times, values, errors = times[above], values[above], errors[above]
     if len(times) < 5:
-        raise InputError(f"stages: at least 5 checkpoints above step 0 are needed, got {len(times)}.")
+        raise InputError(
+            f"stages: at least 5 checkpoints above step 0 are needed, got {len(times)}."
+        )
     center, scale = values.mean(), values.std() or 1.0
     x, y, known = np.log(times), (values - center) / scale, errors / scale
     grid = np.linspace(x[0], x[-1], _GRID)
     stream = np.random.default_rng(stable_hash("stages", seed))
     processes = _processes(x, y, known, stream)
-    mean, variance, slope, slope_variance, samples = _averaged(x, y, known, processes, grid, num_samples, stream)
+    mean, variance, slope, slope_variance, samples = _averaged(
+        x, y, known, processes, grid, num_samples, stream
+    )
     found = _turns(grid, slope, samples)
     amplitude, length, noise = np.median(processes, axis=0)
     return Stages(
@@ -207,10 +235,14 @@ def plot_stages(stages: Stages, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes(ax, width=6.0)
     given = COVERS_95 * stages.standard_error if stages.standard_error.any() else None
-    ax.errorbar(stages.steps, stages.values, yerr=given, fmt="o", ms=3, lw=0.8, color="0.45", label="values")
+    ax.errorbar(
+        stages.steps, stages.values, yerr=given, fmt="o", ms=3, lw=0.8, color="0.45", label="values"
+    )
     ax.plot(stages.grid, stages.mean, lw=1.6, color=COLORS[0], label="smoothed")
     band = COVERS_95 * stages.sd
-    ax.fill_between(stages.grid, stages.mean - band, stages.mean + band, alpha=0.2, lw=0, color=COLORS[0])
+    ax.fill_between(
+        stages.grid, stages.mean - band, stages.mean + band, alpha=0.2, lw=0, color=COLORS[0]
+    )
     for turn in stages.turns:
         ax.axvline(turn.step, color=COLORS[1], lw=1, ls="--")
         ax.axvspan(turn.low, turn.high, color=COLORS[1], alpha=0.12, lw=0)
@@ -234,12 +266,18 @@ def plot_stages(stages: Stages, ax: Axes | None = None) -> Axes:
 
 
 def _curve(
-    curve: Any, steps: Sequence[int] | None, error: Sequence[float] | None, weights: str, data: str | None
+    curve: Any,
+    steps: Sequence[int] | None,
+    error: Sequence[float] | None,
+    weights: str,
+    data: str | None,
 ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     """``name, steps, values, standard errors``, the last three ``[checkpoint]``."""
     if isinstance(curve, Trajectory):
         if steps is not None or error is not None:
-            raise InputError("stages: a Trajectory brings its own `steps` and `standard_error`; leave them out.")
+            raise InputError(
+                "stages: a Trajectory brings its own `steps` and `standard_error`; leave them out."
+            )
         i = _which(curve, weights, data)
         on = f" on {curve.data[i]}" if len(set(curve.data)) > 1 else ""
         name = f"LLC of {curve.weights[i]}{on}"
@@ -270,7 +308,11 @@ def _which(trajectory: Trajectory, weights: str, data: str | None) -> int:
     known = list(zip(trajectory.weights, trajectory.data, strict=True))
     matching = [i for i, (w, d) in enumerate(known) if w == weights and data in (None, d)]
     if len(matching) != 1:
-        problem = f"matches {len(matching)} refinements; name the `data`" if matching else "matches nothing"
+        problem = (
+            f"matches {len(matching)} refinements; name the `data`"
+            if matching
+            else "matches nothing"
+        )
         which = f"weights={weights!r}" + ("" if data is None else f", data={data!r}")
         written = [f"{w}, {d}" for w, d in known]
         raise InputError(f"stages of {which}: {problem}; {nearest(f'{weights}, {data}', written)}")
@@ -284,25 +326,36 @@ def _kernel(x: np.ndarray, z: np.ndarray, amplitude: float, length: float) -> np
     return amplitude**2 * np.exp(-((x[:, None] - z[None]) ** 2) / (2 * length**2))
 
 
-def _processes(x: np.ndarray, y: np.ndarray, known: np.ndarray, stream: np.random.Generator) -> np.ndarray:
+def _processes(
+    x: np.ndarray, y: np.ndarray, known: np.ndarray, stream: np.random.Generator
+) -> np.ndarray:
     """Amplitudes, length scales and noises ``[process, 3]`` from their posterior, by Metropolis steps in their logarithms."""
     span = x[-1] - x[0]
-    shortest = min(2 * float(np.median(np.diff(x))), span / 4)  # two checkpoints cannot tell more from noise
-    bounds = np.log([(0.05, 20.0), (shortest, 3 * span), (1e-3, 3.0)])  # of values whose variance is 1
+    shortest = min(
+        2 * float(np.median(np.diff(x))), span / 4
+    )  # two checkpoints cannot tell more from noise
+    bounds = np.log(
+        [(0.05, 20.0), (shortest, 3 * span), (1e-3, 3.0)]
+    )  # of values whose variance is 1
 
     def log_likelihood(logs: np.ndarray) -> float:
         amplitude, length, noise = np.exp(logs)
         if (logs < bounds[:, 0]).any() or (logs > bounds[:, 1]).any():
             return -np.inf
         try:
-            root = np.linalg.cholesky(_kernel(x, x, amplitude, length) + np.diag(known**2 + noise**2))
+            root = np.linalg.cholesky(
+                _kernel(x, x, amplitude, length) + np.diag(known**2 + noise**2)
+            )
         except np.linalg.LinAlgError:  # too smooth for its noise, to rounding
             return -np.inf
         white = np.linalg.solve(root, y)
         return float(-0.5 * white @ white - np.log(np.diag(root)).sum())
 
     starts = [
-        np.log([a, span / parts, s]) for a in (1, 3) for parts in (1, 2, 4, 8, 16, 32) for s in (0.01, 0.1, 0.5, 1)
+        np.log([a, span / parts, s])
+        for a in (1, 3)
+        for parts in (1, 2, 4, 8, 16, 32)
+        for s in (0.01, 0.1, 0.5, 1)
     ]
     at = max((start.clip(*bounds.T) for start in starts), key=log_likelihood)
     height, kept = log_likelihood(at), []
@@ -345,7 +398,12 @@ def _averaged(
 
 
 def _posterior(
-    x: np.ndarray, y: np.ndarray, noise: np.ndarray, amplitude: float, length: float, grid: np.ndarray
+    x: np.ndarray,
+    y: np.ndarray,
+    noise: np.ndarray,
+    amplitude: float,
+    length: float,
+    grid: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean and covariance of the curve and of its slope on the grid, given ``y`` at ``x`` with this noise variance.
 
@@ -358,7 +416,9 @@ def _posterior(
     prior = _kernel(grid, grid, amplitude, length)
     apart = grid[:, None] - grid[None]
     slope_prior = (1 / length**2 - apart**2 / length**4) * prior
-    slope_prior += 1e-8 * slope_prior[0, 0] * np.eye(len(grid))  # smooth covariances are singular to rounding
+    slope_prior += (
+        1e-8 * slope_prior[0, 0] * np.eye(len(grid))
+    )  # smooth covariances are singular to rounding
     seen, slopes_seen = np.linalg.solve(root, across.T), np.linalg.solve(root, slopes.T)
     return (
         seen.T @ white,
@@ -368,7 +428,9 @@ def _posterior(
     )
 
 
-def _sampled(mean: np.ndarray, covariance: np.ndarray, count: int, stream: np.random.Generator) -> np.ndarray:
+def _sampled(
+    mean: np.ndarray, covariance: np.ndarray, count: int, stream: np.random.Generator
+) -> np.ndarray:
     """``[sample, point]``."""
     return mean + stream.standard_normal((count, len(mean))) @ np.linalg.cholesky(covariance).T
 
@@ -390,7 +452,9 @@ def _turns(grid: np.ndarray, slope: np.ndarray, samples: np.ndarray) -> list[Tur
         low, high = np.quantile(places, [0.025, 0.975]) if places else (np.nan, np.nan)
         kind = "maximum" if sign < 0 else "minimum"
         probability = len(places) / len(samples)
-        found.append(Turn(float(np.exp(at)), float(np.exp(low)), float(np.exp(high)), kind, probability))
+        found.append(
+            Turn(float(np.exp(at)), float(np.exp(low)), float(np.exp(high)), kind, probability)
+        )
     return found
 
 
@@ -399,4 +463,6 @@ def _zeros(grid: np.ndarray, slope: np.ndarray) -> list[tuple[float, int]]:
     (at,) = np.nonzero((slope[:-1] < 0) != (slope[1:] < 0))
     share = slope[at] / (slope[at] - slope[at + 1])
     places = grid[at] + share * (grid[at + 1] - grid[at])
-    return [(float(z), -1 if after else 1) for z, after in zip(places, slope[at + 1] < 0, strict=True)]
+    return [
+        (float(z), -1 if after else 1) for z, after in zip(places, slope[at + 1] < 0, strict=True)
+    ]

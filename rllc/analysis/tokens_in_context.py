@@ -20,7 +20,7 @@ from rllc.analysis.ablation import Ablation, ablate
 from rllc.analysis.rows import check_model, check_rows
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.figures import new_axes
+from rllc.plots.figures import new_axes
 from rllc.tables import table
 from rllc.weights import head_name
 
@@ -36,7 +36,13 @@ PAIRS = ("()", "[]", "{}", "<>")
 
 _POSITIONS = 4096
 """Tokens of a pass."""
-_COLORS = {"induction": "#009E73", "dyck": "#CC79A7", "n-gram": "#D55E00", "skip n-gram": "#E69F00", "other": "0.8"}
+_COLORS = {
+    "induction": "#009E73",
+    "dyck": "#CC79A7",
+    "n-gram": "#D55E00",
+    "skip n-gram": "#E69F00",
+    "other": "0.8",
+}
 """Kinds have the colour of the role that they make a head have, in :mod:`rllc.analysis.roles`."""
 
 
@@ -68,11 +74,15 @@ class Thresholds:
         for name, (lowest, highest) in ranges.items():
             value = getattr(self, name)
             if not isinstance(value, int | float) or not lowest <= value <= highest:
-                raise InputError(f"Thresholds: `{name}` must be from {lowest} to {highest}, got {value!r}.")
+                raise InputError(
+                    f"Thresholds: `{name}` must be from {lowest} to {highest}, got {value!r}."
+                )
         for name in ("most", "rows"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise InputError(f"Thresholds: `{name}` must be an integer of at least 1, got {value!r}.")
+                raise InputError(
+                    f"Thresholds: `{name}` must be an integer of at least 1, got {value!r}."
+                )
 
     def __str__(self) -> str:
         return (
@@ -148,7 +158,9 @@ class TokensInContext:
         """
         name = head_name(head)
         if name not in self.heads:
-            raise InputError(f"tokens_in_context[{head!r}]: no such head; {nearest(head, self.heads)}")
+            raise InputError(
+                f"tokens_in_context[{head!r}]: no such head; {nearest(head, self.heads)}"
+            )
         mine = np.flatnonzero(self.head == self.heads.index(name))
         kept = [i for i, multigram in enumerate(self.multigrams) if multigram.head == name]
         moved = {old: new for new, old in enumerate(kept)} | {-1: -1}
@@ -223,9 +235,16 @@ class TokensInContext:
         import pandas as pd
 
         def spell(one: Multigram) -> str:
-            return " … ".join(map(self.decode, one.tokens)) if one.kind == "skip n-gram" else self.decode(one.tokens)
+            return (
+                " … ".join(map(self.decode, one.tokens))
+                if one.kind == "skip n-gram"
+                else self.decode(one.tokens)
+            )
 
-        rows = [one._replace(tokens=spell(one), target=self.decode(one.target)) for one in self.multigrams]  # type: ignore[arg-type]
+        rows = [
+            one._replace(tokens=spell(one), target=self.decode(one.target))
+            for one in self.multigrams
+        ]  # type: ignore[arg-type]
         return pd.DataFrame(rows, columns=list(Multigram._fields))
 
     def __repr__(self) -> str:
@@ -239,7 +258,9 @@ class TokensInContext:
         for i in range(min(10, len(self))):
             shown = (self.rows[self.row[i], p] for p in (self.attended[i, 0], self.position[i]))
             texts = (*map(self.decode, shown), self.context(i))
-            lines.append((f"{self.effect[i]:.2f}", self.kind[i], *(repr(text)[1:-1] for text in texts)))
+            lines.append(
+                (f"{self.effect[i]:.2f}", self.kind[i], *(repr(text)[1:-1] for text in texts))
+            )
         return table(whole + "\n", lines, left=(1, 2, 3, 4))
 
 
@@ -293,20 +314,33 @@ def tokens_in_context(
     head, row, query = _most_affected(effects, thresholds)
     ids = rows.cpu().numpy().astype(np.int32)
     places = np.array([[int(n) for n in h.split(":")] for h in ablation.names])[head]
-    keys = max(5, 1 + int(1 / thresholds.attention))  # so that every attended position is among them
+    keys = max(
+        5, 1 + int(1 / thresholds.attention)
+    )  # so that every attended position is among them
     attended, attention = _strongest(model, rows, places, row, query, keys)
     if rest is None:
         start = common_start(rows)
         rest = () if start is None else (start,)
     seen = _Seen(
-        ids, head, row, query, [a[w >= thresholds.attention] for a, w in zip(attended, attention, strict=True)]
+        ids,
+        head,
+        row,
+        query,
+        [a[w >= thresholds.attention] for a, w in zip(attended, attention, strict=True)],
     )
     effect = effects[head, row, query]
     simple = np.select([_is_induction(seen), _is_dyck(seen, pairs)], KINDS[:2], KINDS[-1])
     multigrams, which = _memory(
-        seen, ablation.names, effect, np.flatnonzero(simple == KINDS[-1]), frozenset(rest), thresholds
+        seen,
+        ablation.names,
+        effect,
+        np.flatnonzero(simple == KINDS[-1]),
+        frozenset(rest),
+        thresholds,
     )
-    kind = [own if m < 0 else multigrams[m].kind for own, m in zip(simple.tolist(), which, strict=True)]
+    kind = [
+        own if m < 0 else multigrams[m].kind for own, m in zip(simple.tolist(), which, strict=True)
+    ]
     return TokensInContext(
         heads=ablation.names,
         head=head,
@@ -321,7 +355,9 @@ def tokens_in_context(
         rows=ids,
         ablation=ablation,
         thresholds=thresholds,
-        texts={} if tokenizer is None else {int(i): tokenizer.decode([int(i)]) for i in np.unique(ids)},
+        texts={}
+        if tokenizer is None
+        else {int(i): tokenizer.decode([int(i)]) for i in np.unique(ids)},
         data=name,
     )
 
@@ -356,16 +392,22 @@ def brackets(tokenizer: Any, pairs: Sequence[str] = PAIRS) -> dict[int, frozense
     """
     for pair in pairs:
         if len(pair) != 2:
-            raise InputError(f"brackets: `pairs` are strings of two characters, such as '()', got {pair!r}.")
+            raise InputError(
+                f"brackets: `pairs` are strings of two characters, such as '()', got {pair!r}."
+            )
     signs = set("".join(pairs))
     ids: dict[str, list[int]] = defaultdict(list)
     for i in range(len(tokenizer)):
         found = [sign for sign in tokenizer.decode([i]) if sign in signs]
         if len(found) == 1:
             ids[found[0]].append(i)
-    known = {opener: frozenset(ids[pair[1]]) for pair in pairs for opener in ids[pair[0]] if ids[pair[1]]}
+    known = {
+        opener: frozenset(ids[pair[1]]) for pair in pairs for opener in ids[pair[0]] if ids[pair[1]]
+    }
     if not known:
-        raise InputError(f"brackets: no id of the tokenizer opens one of {', '.join(map(repr, pairs))}; pass `pairs`.")
+        raise InputError(
+            f"brackets: no id of the tokenizer opens one of {', '.join(map(repr, pairs))}; pass `pairs`."
+        )
     return known
 
 
@@ -382,7 +424,11 @@ def innermost(row: Iterable[int], pairs: Mapping[int, Collection[int]]) -> np.nd
     found = []
     closing = {i for closers in pairs.values() for i in closers}
     for position, token in enumerate(int(i) for i in row):
-        closed = [n for n, (_, closers) in enumerate(stack) if token in closers] if token in closing else []
+        closed = (
+            [n for n, (_, closers) in enumerate(stack) if token in closers]
+            if token in closing
+            else []
+        )
         if closed:
             del stack[closed[-1] :]
         elif token in pairs:
@@ -434,7 +480,14 @@ def plot_kinds(result: TokensInContext, ax: Axes | None = None) -> Axes:
         ax.bar(x, count, bottom=below, width=0.75, color=_COLORS[kind], label=kind)
         below += count
     for place, height, count in zip(x, below, result.memorised, strict=True):
-        ax.annotate(str(count), (place, height), (0, 2), textcoords="offset points", ha="center", fontsize="small")
+        ax.annotate(
+            str(count),
+            (place, height),
+            (0, 2),
+            textcoords="offset points",
+            ha="center",
+            fontsize="small",
+        )
     ax.set_xticks(x, result.heads, rotation=0 if len(x) <= 16 else 90)
     ax.set_xlabel("head (above: memorised multigrams)")
     ax.set_ylabel(f"tokens in context on {result.data}")
@@ -467,7 +520,9 @@ def _closers(given: Mapping[int, int | Collection[int]], doing: str) -> dict[int
     return found
 
 
-def _check_ablation(ablation: Ablation, model: AttentionOnly, rows: Tensor, doing: str) -> np.ndarray:
+def _check_ablation(
+    ablation: Ablation, model: AttentionOnly, rows: Tensor, doing: str
+) -> np.ndarray:
     """Effects ``[head, row, pos − 1]`` of an ablation of single heads of this model on these rows."""
     c = model.config
     known = {f"{layer}:{head}" for layer, head in np.ndindex(c.n_layers, c.n_heads)}
@@ -483,23 +538,34 @@ def _check_ablation(ablation: Ablation, model: AttentionOnly, rows: Tensor, doin
             f"{doing}: the ablation must be of the same rows, [row, pos − 1] = {expected}, got {ablation.tokens.shape[1:]}."
         )
     if not np.isfinite(ablation.tokens).all():
-        raise InputError(f"{doing}: the ablation's losses are not all finite; the model's weights are broken.")
+        raise InputError(
+            f"{doing}: the ablation's losses are not all finite; the model's weights are broken."
+        )
     return ablation.tokens
 
 
-def _most_affected(effects: np.ndarray, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _most_affected(
+    effects: np.ndarray, thresholds: Thresholds
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Head, row and query of the most affected tokens, by head, the largest effect first."""
     found = []
     for head, effect in enumerate(effects):
         enough = np.flatnonzero(effect.ravel() >= thresholds.effect)
         order = np.argsort(-effect.ravel()[enough], kind="stable")[: thresholds.most]
-        found.append(np.stack([np.full(len(order), head), *np.divmod(enough[order], effect.shape[1])]))
+        found.append(
+            np.stack([np.full(len(order), head), *np.divmod(enough[order], effect.shape[1])])
+        )
     head, row, query = np.concatenate(found, 1).astype(np.int64)
     return head, row, query
 
 
 def _strongest(
-    model: AttentionOnly, rows: Tensor, places: np.ndarray, row: np.ndarray, query: np.ndarray, keys: int
+    model: AttentionOnly,
+    rows: Tensor,
+    places: np.ndarray,
+    row: np.ndarray,
+    query: np.ndarray,
+    keys: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``keys`` most attended positions of each query, and their weights; −1 and 0 where there are fewer."""
     attended, attention = np.full((len(row), keys), -1), np.zeros((len(row), keys), np.float32)
@@ -524,7 +590,11 @@ def _is_dyck(seen: _Seen, pairs: Mapping[int, frozenset[int]]) -> np.ndarray:
     top = {r: innermost(seen.rows[r], pairs) for r in np.unique(seen.row)} if pairs else {}
     for i, (r, k, attended) in enumerate(zip(seen.row, seen.query, seen.attended, strict=True)):
         opener = top[r][k] if pairs else -1
-        found[i] = opener >= 0 and opener in attended and seen.rows[r, k + 1] in pairs[int(seen.rows[r, opener])]
+        found[i] = (
+            opener >= 0
+            and opener in attended
+            and seen.rows[r, k + 1] in pairs[int(seen.rows[r, opener])]
+        )
     return found
 
 
@@ -566,21 +636,29 @@ def _read(seen: _Seen, token: int, positions: Iterable[int]) -> _Read:
     """What is read at some positions and at the one before the target."""
     row, query = seen.row[token], seen.query[token]
     t, places = seen.rows[row], sorted({*positions, query})
-    return _Read(row, tuple(t[places[0] : query + 1].tolist()), tuple(t[places].tolist()), int(t[query + 1]))
+    return _Read(
+        row, tuple(t[places[0] : query + 1].tolist()), tuple(t[places].tolist()), int(t[query + 1])
+    )
 
 
 def _multigrams(
     seen: _Seen, mine: Iterable[int], rest: frozenset[int], thresholds: Thresholds
 ) -> dict[tuple[str, tuple[int, ...], int], list[int]]:
     """The multigrams (kind, tokens, target) among tokens of one head, each with the tokens that are it."""
-    looked = {i: [j for j in seen.attended[i] if int(seen.rows[seen.row[i], j]) not in rest] for i in mine}
+    looked = {
+        i: [j for j in seen.attended[i] if int(seen.rows[seen.row[i], j]) not in rest] for i in mine
+    }
     wide = {i: _read(seen, i, positions) for i, positions in looked.items() if positions}
     narrow = {i: _read(seen, i, looked[i][:1]) for i in wide}
     found: dict[tuple[str, tuple[int, ...], int], list[int]] = defaultdict(list)
     for members in _recurring(wide, thresholds.rows):
         found[_name([wide[i] for i in members], thresholds.fixed)] += members
     # A token whose weaker attention fell elsewhere belongs to the commonest multigram that has its strongest.
-    home = {narrow[i].key: name for name in sorted(found, key=lambda name: len(found[name])) for i in found[name]}
+    home = {
+        narrow[i].key: name
+        for name in sorted(found, key=lambda name: len(found[name]))
+        for i in found[name]
+    }
     left = narrow.keys() - {i for members in found.values() for i in members}
     for i in sorted(left):
         if narrow[i].key in home:

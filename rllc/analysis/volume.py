@@ -73,8 +73,12 @@ class Volume:
             )
             rows.append((self.weights[i], self.data[i], *numbers, status))
         widths = [max(len(row[k]) for row in rows) for k in range(7)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([f"Volume of {len(self)} refinements (nβ = {self.settings['n_beta']:g})", *lines])
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        return "\n".join(
+            [f"Volume of {len(self)} refinements (nβ = {self.settings['n_beta']:g})", *lines]
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a refinement: ``weights, data, slope, standard_error, low, high, worth, status``."""
@@ -136,9 +140,13 @@ def volume(draws: Draws, *, share: float = 0.5, discard: float = 0.2) -> Volume:
     Source: Watanabe 2009 (λ as the exponent of the volume); Hill 1975 (the estimator); the slides on arXiv 2410.02984.
     """
     if not 0 < share <= 1:
-        raise InputError(f"volume: `share` must be above 0 and at most 1, got {share!r}; 0.5 uses the lower half.")
+        raise InputError(
+            f"volume: `share` must be above 0 and at most 1, got {share!r}; 0.5 uses the lower half."
+        )
     if not 0 <= discard < 1:
-        raise InputError(f"volume: `discard` must be from 0 on and below 1, got {discard!r}; 0.2 leaves out a fifth.")
+        raise InputError(
+            f"volume: `discard` must be from 0 on and below 1, got {discard!r}; 0.2 leaves out a fifth."
+        )
     n_beta, llc = draws.settings["n_beta"], draws.llc
     read = [
         _read(llc[i, :, int(discard * length) : length], draws.diverged[i], share)
@@ -183,13 +191,20 @@ def plot_volume(result: Volume, ax: Axes | None = None) -> Axes:
         ax = plt.subplots(figsize=(5.0, 3.6), layout="constrained")[1]
     several = len(set(result.data)) > 1
     for i in np.flatnonzero(np.isfinite(result.slope)):
-        color, name = _COLORS[i % len(_COLORS)], result.weights[i] + (f", {result.data[i]}" if several else "")
+        color, name = (
+            _COLORS[i % len(_COLORS)],
+            result.weights[i] + (f", {result.data[i]}" if several else ""),
+        )
         label = f"{name}: {result.slope[i]:.3g} ± {result.standard_error[i]:.1g}"
         t, log_volume = result.t[i], result.log_volume[i]
         ax.plot(t, np.exp(log_volume), lw=1.4, color=color, label=label)
         floor = np.exp(log_volume.min())  # the dashed line ends where the curve does
-        ends = result.high[i] * np.array([max(floor ** (1 / result.slope[i]), t[0] / result.high[i]), 1.0])
-        ax.plot(ends, (ends / result.high[i]) ** result.slope[i], lw=1.0, ls=(0, (4, 2)), color=color)
+        ends = result.high[i] * np.array(
+            [max(floor ** (1 / result.slope[i]), t[0] / result.high[i]), 1.0]
+        )
+        ax.plot(
+            ends, (ends / result.high[i]) ** result.slope[i], lw=1.0, ls=(0, (4, 2)), color=color
+        )
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel(r"$t$ (loss above that at $w^*$, nats per token)")

@@ -49,7 +49,9 @@ def python_corpus(*, max_bytes: int | None = None, seed: int = 0) -> dict[str, l
         InputError: ``max_bytes`` is below 1.
     """
     if max_bytes is not None and max_bytes < 1:
-        raise InputError(f"reading the Python corpus: `max_bytes` must be at least 1, or None, got {max_bytes}.")
+        raise InputError(
+            f"reading the Python corpus: `max_bytes` must be at least 1, or None, got {max_bytes}."
+        )
     library = Path(sysconfig.get_paths()["stdlib"])
     corpus = {}
     for name, all_documents in zip(("code", "prose"), _read(library), strict=True):
@@ -81,8 +83,12 @@ def _modules(library: Path) -> list[Path]:
     found = []
     for folder, folders, names in os.walk(library):
         # Assigned in place: the walk then does not enter the others, of which site-packages can be large.
-        folders[:] = [name for name in folders if name not in _NOT_CODE and not name.startswith("config-")]
-        python = (name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata"))
+        folders[:] = [
+            name for name in folders if name not in _NOT_CODE and not name.startswith("config-")
+        ]
+        python = (
+            name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata")
+        )
         found += [Path(folder, name) for name in python]
     return sorted(found, key=lambda path: path.relative_to(library).as_posix())
 
@@ -118,7 +124,9 @@ def _docstrings(tree: ast.Module) -> list[ast.Constant]:
     """The docstrings of a module, its classes and its functions, in the order in which they stand."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
-    found = [node.body[0].value for node in nodes if ast.get_docstring(node, clean=False) is not None]
+    found = [
+        node.body[0].value for node in nodes if ast.get_docstring(node, clean=False) is not None
+    ]
     return sorted(found, key=lambda constant: (constant.lineno, constant.col_offset))
 
 

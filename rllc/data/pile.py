@@ -184,7 +184,9 @@ def _opened(place: str) -> BinaryIO:
 def _open_url(url: str) -> BinaryIO:
     """The only access to URLs; tests put a local file here. Bytes are fetched as they are read, not the whole file."""
     if url.startswith(("http://", "https://")):  # fsspec needs another package for these
-        return urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "rllc"}), timeout=60)
+        return urllib.request.urlopen(
+            urllib.request.Request(url, headers={"User-Agent": "rllc"}), timeout=60
+        )
     import fsspec
 
     return fsspec.open(url, "rb").open()
@@ -195,11 +197,15 @@ def _read(file: BinaryIO, place: str) -> Iterator[bytes]:
         try:
             chunk = file.read(_CHUNK)
         except Exception as error:  # as in _opened
-            raise FileError(f"reading {place}: {first_line(error)}. Try again, or download the file first.") from error
+            raise FileError(
+                f"reading {place}: {first_line(error)}. Try again, or download the file first."
+            ) from error
         if not chunk:
             break
         yield chunk
-    missing = getattr(file, "length", None)  # of an HTTP response: what was announced and did not come
+    missing = getattr(
+        file, "length", None
+    )  # of an HTTP response: what was announced and did not come
     if missing:
         raise FileError(
             f"reading {place}: the connection ended {missing:,} bytes too early. Try again, or download the file first."
@@ -229,7 +235,9 @@ def _decompressed(chunks: Iterable[bytes], place: str) -> Iterator[bytes]:
             chunk = frame.unused_data if ended else b""
             frame = None if ended else frame
     if not ended:
-        raise FileError(f"reading {place}: truncated, it ends within a zstd frame. Copy or download it again.")
+        raise FileError(
+            f"reading {place}: truncated, it ends within a zstd frame. Copy or download it again."
+        )
 
 
 def _zstandard(place: str) -> Any:
@@ -247,7 +255,9 @@ def _hub_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
     what = f"reading the data set {source!r} of the hub, split {split!r}"
     try:
         rows = iter(_open_hub(name, split, revision or None))
-    except Exception as error:  # network, unknown id, unknown split, missing configuration: each another type
+    except (
+        Exception
+    ) as error:  # network, unknown id, unknown split, missing configuration: each another type
         raise FileError(
             f"{what}: {first_line(error)}. Check id, split and network (private data sets need HF_TOKEN), "
             "or give a .jsonl file."
@@ -263,7 +273,9 @@ def _numbered(rows: Iterator[Any], what: str) -> Iterator[tuple[str, Any]]:
         except StopIteration:
             return
         except Exception as error:  # as above: the network can fail at any row
-            raise FileError(f"{what}: failed at document {number} ({first_line(error)}). Try again.") from error
+            raise FileError(
+                f"{what}: failed at document {number} ({first_line(error)}). Try again."
+            ) from error
         yield f"{what}, document {number}", row
         number += 1
 
@@ -275,7 +287,9 @@ def _open_hub(name: str, split: str, revision: str | None) -> Iterable[Mapping[s
     return datasets.load_dataset(name, split=split, revision=revision, streaming=True)
 
 
-def _texts(rows: Iterable[tuple[str, Any]], subset: str | None, column: str | None, source: str) -> Iterator[str]:
+def _texts(
+    rows: Iterable[tuple[str, Any]], subset: str | None, column: str | None, source: str
+) -> Iterator[str]:
     seen: dict[str, int] = {}
     for where, row in rows:
         text = _text(row, column, where)
@@ -283,21 +297,31 @@ def _texts(rows: Iterable[tuple[str, Any]], subset: str | None, column: str | No
             set_name = _set_name(row, where, subset)
             seen[set_name] = seen.get(set_name, 0) + 1
             if set_name != subset:
-                if subset not in seen and subset not in PILE_SUBSETS and sum(seen.values()) >= _PATIENCE:
+                if (
+                    subset not in seen
+                    and subset not in PILE_SUBSETS
+                    and sum(seen.values()) >= _PATIENCE
+                ):
                     break
                 continue
         yield text
     if subset is not None and subset not in seen:
         known = nearest(subset, sorted(seen)) if seen else "there are no documents at all"
-        raise InputError(f"reading {source}: no document of subset {subset!r} among {sum(seen.values()):,}; {known}")
+        raise InputError(
+            f"reading {source}: no document of subset {subset!r} among {sum(seen.values()):,}; {known}"
+        )
 
 
 def _text(row: Any, column: str | None, where: str) -> str:
     if not isinstance(row, Mapping):
-        raise FileError(f'reading {where}: expected an object such as {{"text": "…"}}, got {type(row).__name__}.')
+        raise FileError(
+            f'reading {where}: expected an object such as {{"text": "…"}}, got {type(row).__name__}.'
+        )
     key = column or next((key for key in COLUMNS if key in row), None)
     if key is None:
-        raise InputError(f"reading {where}: none of the columns {', '.join(COLUMNS)}; give `column`: {_keys(row)}")
+        raise InputError(
+            f"reading {where}: none of the columns {', '.join(COLUMNS)}; give `column`: {_keys(row)}"
+        )
     if key not in row:
         raise InputError(f"reading {where}: there is no column {key!r}; {nearest(key, row)}")
     if not isinstance(row[key], str):

@@ -41,7 +41,14 @@ if TYPE_CHECKING:
 RULES = ("start", "ngram", "skip_ngram", "induction", "copy", "dyck", "sexpr")
 """What produced a token; ``Synthetic.rule`` holds indices into this. ``start`` is BOS."""
 
-SHARES = {"ngram": 0.2, "skip_ngram": 0.1, "induction": 0.45, "copy": 0.05, "dyck": 0.1, "sexpr": 0.1}
+SHARES = {
+    "ngram": 0.2,
+    "skip_ngram": 0.1,
+    "induction": 0.45,
+    "copy": 0.05,
+    "dyck": 0.1,
+    "sexpr": 0.1,
+}
 """Share of the mixture's tokens that each rule produces. The most are induction's, whose circuit takes longest to form."""
 
 _RUN = (1, 4)
@@ -143,11 +150,15 @@ class Language:
                 f"sampling {subset!r} from {self!r}: no such subset; {nearest(subset, ['mixture', *RULES[1:]])}"
             )
         if num_rows < 1:
-            raise InputError(f"sampling from {self!r}: `num_rows` must be at least 1, got {num_rows}.")
+            raise InputError(
+                f"sampling from {self!r}: `num_rows` must be at least 1, got {num_rows}."
+            )
         chances = self._unit_chances if subset == "mixture" else {subset: 1.0}
         numbers = _uniform(generator("synthetic", self.seed, seed, subset))
         rows = [_row(self, chances, numbers) for _ in range(num_rows)]
-        tokens, rule, source, entropy, surprise = (np.array(column) for column in zip(*rows, strict=True))
+        tokens, rule, source, entropy, surprise = (
+            np.array(column) for column in zip(*rows, strict=True)
+        )
         rule, source = rule.astype(np.int8), source.astype(np.int32)
         return Synthetic(Tokens(tokens, subset), rule, source, entropy=entropy, surprise=surprise)
 
@@ -157,7 +168,10 @@ class Language:
         >>> list(Language(context_length=16).subsets(10))
         ['mixture', 'ngram', 'skip_ngram', 'induction', 'copy', 'dyck', 'sexpr']
         """
-        return {name: self.sample(num_rows, seed, name).tokens for name in ["mixture", *self._unit_chances]}
+        return {
+            name: self.sample(num_rows, seed, name).tokens
+            for name in ["mixture", *self._unit_chances]
+        }
 
     @cached_property
     def ids(self) -> dict[str, range]:
@@ -206,7 +220,9 @@ class Language:
     @cached_property
     def skip_ngrams(self) -> tuple[tuple[int, ...], ...]:
         """The skip n-grams of the table, without the gap, which comes after the first token."""
-        return _table(_alphabets(self)["skip_ngram"], self.num_skip_ngrams, ("skip n-grams", self.seed))
+        return _table(
+            _alphabets(self)["skip_ngram"], self.num_skip_ngrams, ("skip n-grams", self.seed)
+        )
 
     @cached_property
     def unit_lengths(self) -> dict[str, float]:
@@ -216,9 +232,14 @@ class Language:
         6.5
         """
         segment = sum(self.segment_lengths) / 2
-        down, expression = 1.0, 3.0 + np.mean(_ARITIES)  # at the greatest depth, then upwards from it
+        down, expression = (
+            1.0,
+            3.0 + np.mean(_ARITIES),
+        )  # at the greatest depth, then upwards from it
         for _ in range(self.max_depth - 1):
-            down = (1 + _OPEN_AGAIN * down) / (1 - _OPEN_AGAIN)  # steps from one depth to the next lower
+            down = (1 + _OPEN_AGAIN * down) / (
+                1 - _OPEN_AGAIN
+            )  # steps from one depth to the next lower
             expression = 3.0 + np.mean(_ARITIES) * (1 - _NEST + _NEST * expression)
         return {
             "ngram": 1 + self.order * sum(_RUN) / 2,
@@ -232,7 +253,11 @@ class Language:
     @cached_property
     def _unit_chances(self) -> dict[str, float]:
         """How likely a unit is of each rule, so that rules have their shares of tokens."""
-        rates = {rule: share / self.unit_lengths[rule] for rule, share in self.shares.items() if share > 0}
+        rates = {
+            rule: share / self.unit_lengths[rule]
+            for rule, share in self.shares.items()
+            if share > 0
+        }
         return {rule: rate / sum(rates.values()) for rule, rate in rates.items()}
 
     @cached_property
@@ -296,7 +321,10 @@ class Synthetic:
 
         columns = {name: self._aligned(name, v) for name, v in values.items()}
         columns = {"entropy": self.entropy[:, 1:], "surprise": self.surprise[:, 1:]} | columns
-        table = {"rule": np.array(RULES)[self.rule[:, 1:].ravel()], "predictable": self.predictable[:, 1:].ravel()}
+        table = {
+            "rule": np.array(RULES)[self.rule[:, 1:].ravel()],
+            "predictable": self.predictable[:, 1:].ravel(),
+        }
         whole = pd.DataFrame(table | {name: column.ravel() for name, column in columns.items()})
         groups = whole.groupby(["rule", "predictable"], sort=True)
         means = groups.mean()
@@ -327,10 +355,16 @@ def _row(
     tokens, rules, sources, entropies, surprises = [_BOS], [0], [-1], [0.0], [0.0]
     openers = [(chance, language.openers[rule], -1) for rule, chance in chances.items()]
     opened = list(chances)
-    unit, rule, inside = None, "", []  # `inside`: options of the unit itself; those that open the next one come behind
+    unit, rule, inside = (
+        None,
+        "",
+        [],
+    )  # `inside`: options of the unit itself; those that open the next one come behind
     ending = 1.0
     while len(tokens) < language.context_length:
-        options = inside + ([(ending * chance, ids, -1) for chance, ids, _ in openers] if ending else [])
+        options = inside + (
+            [(ending * chance, ids, -1) for chance, ids, _ in openers] if ending else []
+        )
         chosen, token, entropy, surprise = _draw(options, next(numbers))
         if chosen >= len(inside):
             rule = opened[chosen - len(inside)]
@@ -362,7 +396,9 @@ def _draw(options: Sequence[_Option], number: float) -> tuple[int, int, float, f
     entropy, chosen, inside, remaining = 0.0, -1, 0.0, number
     for k, (chance, ids, _) in enumerate(options):
         entropy += chance * math.log(len(ids) / chance)
-        if chosen < 0 and (remaining < chance or k == len(options) - 1):  # chances may sum to a little less than 1
+        if chosen < 0 and (
+            remaining < chance or k == len(options) - 1
+        ):  # chances may sum to a little less than 1
             chosen, inside = k, remaining / chance
         remaining -= chance
     chance, ids, _ = options[chosen]
@@ -441,7 +477,10 @@ def _dyck(language: Language, start: int, opener: int) -> _Unit:
         if len(stack) == language.max_depth:
             token = yield [(1.0, (closer,), at)]
         else:
-            token = yield [(_OPEN_AGAIN, language.openers["dyck"], -1), (1 - _OPEN_AGAIN, (closer,), at)]
+            token = yield [
+                (_OPEN_AGAIN, language.openers["dyck"], -1),
+                (1 - _OPEN_AGAIN, (closer,), at),
+            ]
         if token == closer:
             stack.pop()
         else:
@@ -459,7 +498,9 @@ def _expression(language: Language, start: int, depth: int) -> Generator[list[_O
     operator = yield [(1.0, language.ids["operators"], -1)]
     at = start + 2
     for _ in range(language.operators[operator]):
-        token = yield ([(nest, (opening,), -1)] if nest else []) + [(1 - nest, language.ids["atoms"], -1)]
+        token = yield ([(nest, (opening,), -1)] if nest else []) + [
+            (1 - nest, language.ids["atoms"], -1)
+        ]
         at = (yield from _expression(language, at, depth + 1)) if token == opening else at + 1
     yield [(1.0, (closing,), start)]
     return at + 1
@@ -493,18 +534,27 @@ def _alphabets(language: Language) -> dict[str, list[range]]:
     between = [letters[: len(letters) // 2]] * (order - 1)
     return {
         "ngram": [*between, letters],
-        "skip_ngram": [letters[: len(letters) // 4], triggers, *between[2:], *([letters] if order > 2 else [])],
+        "skip_ngram": [
+            letters[: len(letters) // 4],
+            triggers,
+            *between[2:],
+            *([letters] if order > 2 else []),
+        ],
     }
 
 
-def _table(alphabets: Sequence[range], count: int, key: tuple[object, ...]) -> tuple[tuple[int, ...], ...]:
+def _table(
+    alphabets: Sequence[range], count: int, key: tuple[object, ...]
+) -> tuple[tuple[int, ...], ...]:
     """``count`` n-grams with different beginnings."""
     stream = generator("synthetic", *key)
     last = torch.randint(len(alphabets[-1]), (count,), generator=stream).tolist()
     number_of_all = math.prod(map(len, alphabets[:-1]))
     beginnings: dict[int, None] = {}
     while len(beginnings) < count:
-        beginnings |= dict.fromkeys(torch.randint(number_of_all, (count,), generator=stream).tolist())
+        beginnings |= dict.fromkeys(
+            torch.randint(number_of_all, (count,), generator=stream).tolist()
+        )
     entries = []
     for number, end in zip(beginnings, last, strict=False):
         entry = ()
@@ -515,7 +565,9 @@ def _table(alphabets: Sequence[range], count: int, key: tuple[object, ...]) -> t
     return tuple(entries)
 
 
-def _tree(table: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[tuple[float, tuple[int]]]]:
+def _tree(
+    table: Sequence[tuple[int, ...]],
+) -> dict[tuple[int, ...], list[tuple[float, tuple[int]]]]:
     counts: dict[tuple[int, ...], dict[int, int]] = {}
     for entry in table:
         for k, token in enumerate(entry):
@@ -529,7 +581,12 @@ def _tree(table: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[tuple[
 
 def _sizes(language: Language) -> dict[str, int]:
     """How many ids there are of each kind, in the order of their ids."""
-    sizes = {"start": 1, "marks": 5, "triggers": _TRIGGERS, "brackets": 2 * language.num_bracket_types}
+    sizes = {
+        "start": 1,
+        "marks": 5,
+        "triggers": _TRIGGERS,
+        "brackets": 2 * language.num_bracket_types,
+    }
     sizes |= {"parentheses": 2, "operators": len(_ARITIES), "atoms": _ATOMS}
     return sizes | {"letters": language.vocab_size - sum(sizes.values())}
 
@@ -540,10 +597,16 @@ def _check(language: Language) -> None:
     for name, lowest in least.items():
         value = getattr(language, name)
         if type(value) is not int or value < lowest:
-            raise InputError(f"Language: `{name}` must be an integer of at least {lowest}, got {value!r}.")
+            raise InputError(
+                f"Language: `{name}` must be an integer of at least {lowest}, got {value!r}."
+            )
     for name, lowest in {"gaps": 1, "segment_lengths": 2}.items():
         value = getattr(language, name)
-        if len(value) != 2 or not all(type(v) is int for v in value) or not lowest <= value[0] <= value[1]:
+        if (
+            len(value) != 2
+            or not all(type(v) is int for v in value)
+            or not lowest <= value[0] <= value[1]
+        ):
             raise InputError(
                 f"Language: `{name}` must be two integers, fewest (at least {lowest}) and most, got {value!r}."
             )
@@ -554,11 +617,17 @@ def _check(language: Language) -> None:
 def _check_shares(shares: Mapping[str, float]) -> None:
     for rule, share in shares.items():
         if rule not in RULES[1:]:
-            raise InputError(f"Language: `shares` names {rule!r}, which is no rule; {nearest(rule, RULES[1:])}")
+            raise InputError(
+                f"Language: `shares` names {rule!r}, which is no rule; {nearest(rule, RULES[1:])}"
+            )
         if not share >= 0:
-            raise InputError(f"Language: the share of {rule!r} must not be negative, got {share!r}.")
+            raise InputError(
+                f"Language: the share of {rule!r} must not be negative, got {share!r}."
+            )
     if not math.isclose(sum(shares.values()), 1, abs_tol=1e-9):
-        raise InputError(f"Language: `shares` must sum to 1, got {sum(shares.values()):g} from {dict(shares)}.")
+        raise InputError(
+            f"Language: `shares` must sum to 1, got {sum(shares.values()):g} from {dict(shares)}."
+        )
 
 
 def _check_vocabulary(language: Language) -> None:
@@ -568,7 +637,10 @@ def _check_vocabulary(language: Language) -> None:
             f"Language: a vocabulary of {language.vocab_size} ids leaves {letters} letters, but at least {needed} are "
             f"needed. Give vocab_size={language.vocab_size + needed - letters} or more, or shorter `segment_lengths`."
         )
-    for rule, count in {"ngram": language.num_ngrams, "skip_ngram": language.num_skip_ngrams}.items():
+    for rule, count in {
+        "ngram": language.num_ngrams,
+        "skip_ngram": language.num_skip_ngrams,
+    }.items():
         room = math.prod(map(len, _alphabets(language)[rule][:-1]))
         if count > room:
             raise InputError(

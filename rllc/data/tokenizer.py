@@ -39,7 +39,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 5000) -> PreTrainedT
     from transformers import PreTrainedTokenizerFast
 
     if isinstance(texts, str):
-        raise InputError("training a tokenizer: `texts` must be many documents, got one string. Use [text].")
+        raise InputError(
+            "training a tokenizer: `texts` must be many documents, got one string. Use [text]."
+        )
     if vocab_size < 257:
         raise InputError(
             f"training a tokenizer: `vocab_size` must be at least 257 (256 bytes and {END_OF_TEXT}), got {vocab_size}."
@@ -48,7 +50,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 5000) -> PreTrainedT
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator(_strings(texts), trainer)
     count = bpe.get_vocab_size() + 1
     if count != vocab_size:
@@ -61,7 +65,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 5000) -> PreTrainedT
     state["model"]["vocab"][END_OF_TEXT] = vocab_size - 1
     bpe = Tokenizer.from_str(json.dumps(state))
     bpe.add_special_tokens([END_OF_TEXT])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
+    )
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -82,7 +88,11 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
             f"loading a tokenizer from the folder {folder}",
             "Save one there: tokenizer.save_pretrained(folder).",
         )
-    if isinstance(source, os.PathLike) or folder.is_absolute() or str(source).startswith((".", "~")):
+    if (
+        isinstance(source, os.PathLike)
+        or folder.is_absolute()
+        or str(source).startswith((".", "~"))
+    ):
         raise FileError(
             f"loading a tokenizer: there is no folder {folder}. Make one: tokenizer.save_pretrained(folder)."
         )
@@ -100,7 +110,9 @@ def _read(name: str, revision: str | None, what: str, fix: str) -> PreTrainedTok
     try:
         return _from_pretrained(name, revision)
     except Exception as error:  # a damaged tokenizer.json is a bare Exception of the Rust library
-        raise FileError(f"{what}: no tokenizer could be read ({first_line(error)}). {fix}") from error
+        raise FileError(
+            f"{what}: no tokenizer could be read ({first_line(error)}). {fix}"
+        ) from error
 
 
 def _from_pretrained(name: str, revision: str | None) -> Any:
@@ -113,5 +125,7 @@ def _from_pretrained(name: str, revision: str | None) -> Any:
 def _strings(texts: Iterable[str]) -> Iterator[str]:
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InputError(f"training a tokenizer: document {i} is not a string but {type(text).__name__}.")
+            raise InputError(
+                f"training a tokenizer: document {i} is not a string but {type(text).__name__}."
+            )
         yield text

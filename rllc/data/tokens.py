@@ -61,7 +61,9 @@ class Tokens:
     @overload
     def __getitem__(self, index: slice | Sequence[int] | torch.Tensor) -> Tokens: ...
 
-    def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> torch.Tensor | Tokens:
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | torch.Tensor
+    ) -> torch.Tensor | Tokens:
         """A row ``[pos]`` for an integer; ``Tokens`` of the chosen rows for a slice, a list or a mask."""
         if isinstance(index, int | np.integer):
             return self.rows[index]
@@ -240,7 +242,9 @@ class Minibatches:
 
     def __init__(self, num_rows: int, batch_size: int, seed: int | tuple[Any, ...]) -> None:
         if batch_size < 1:
-            raise InputError(f"making minibatches: `batch_size` must be at least 1, got {batch_size}.")
+            raise InputError(
+                f"making minibatches: `batch_size` must be at least 1, got {batch_size}."
+            )
         if num_rows < batch_size:
             raise InputError(
                 f"making minibatches: a batch of {batch_size} rows needs at least as many rows, got {num_rows}. "
@@ -258,7 +262,9 @@ class Minibatches:
     def __getitem__(self, t: int) -> torch.Tensor:
         """Row indices ``[batch]`` of batch ``t`` (int64, CPU), ``t`` = 0, 1, 2, … without end."""
         if t < 0:
-            raise InputError(f"taking minibatch {t}: the stream has a first batch, 0, and no last one; give t >= 0.")
+            raise InputError(
+                f"taking minibatch {t}: the stream has a first batch, 0, and no last one; give t >= 0."
+            )
         epoch, start = divmod(t * self.batch_size, self.num_rows)
         batch = self._order(epoch)[start : start + self.batch_size]
         missing = self.batch_size - len(batch)
@@ -310,7 +316,9 @@ class Minibatches:
         old = torch.isin(front, before[-held:])
         free = front[~old]
         missing = self.batch_size - held
-        late = torch.sort(torch.cat([torch.nonzero(old)[:, 0], torch.nonzero(~old)[missing:, 0]])).values
+        late = torch.sort(
+            torch.cat([torch.nonzero(old)[:, 0], torch.nonzero(~old)[missing:, 0]])
+        ).values
         return torch.cat([free[:missing], front[late], order[self.batch_size :]])
 
 
@@ -327,12 +335,16 @@ def _checked(rows: Any, what: str) -> torch.Tensor:
             f"{what}: rows must have at least 2 positions (a token and the next one to predict), got {rows.shape[1]}."
         )
     if rows.dtype.is_floating_point or rows.dtype.is_complex or rows.dtype == torch.bool:
-        raise InputError(f"{what}: `rows` must hold integer token ids, got {rows.dtype}. Use tokenize(...) for texts.")
+        raise InputError(
+            f"{what}: `rows` must hold integer token ids, got {rows.dtype}. Use tokenize(...) for texts."
+        )
     if rows.dtype != torch.int32:
         rows = rows.to(torch.int64)  # unsigned types have no minimum and maximum in torch
     low, high = (int(bound) for bound in torch.aminmax(rows))
     if low < 0 or high > _LARGEST_ID:
-        raise InputError(f"{what}: token ids must be in 0 … {_LARGEST_ID}, got {low if low < 0 else high}.")
+        raise InputError(
+            f"{what}: token ids must be in 0 … {_LARGEST_ID}, got {low if low < 0 else high}."
+        )
     return rows.to("cpu", torch.int32).contiguous()
 
 
@@ -344,7 +356,9 @@ def _as_tensor(rows: Any, what: str) -> torch.Tensor:
     try:
         each = [torch.as_tensor(row) for row in rows]
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what}: `rows` must be [row, pos] integers, got {type(rows).__name__} ({error}).") from error
+        raise InputError(
+            f"{what}: `rows` must be [row, pos] integers, got {type(rows).__name__} ({error})."
+        ) from error
     odd = next((i for i, row in enumerate(each) if row.shape != each[0].shape), None)
     if odd is not None:
         raise InputError(
@@ -355,7 +369,12 @@ def _as_tensor(rows: Any, what: str) -> torch.Tensor:
 
 
 def _check_packing(
-    texts: Iterable[str], tokenizer: Any, context_length: int, num_rows: int | None, bos: str, what: str
+    texts: Iterable[str],
+    tokenizer: Any,
+    context_length: int,
+    num_rows: int | None,
+    bos: str,
+    what: str,
 ) -> None:
     if isinstance(texts, str):
         raise InputError(f"{what}: `texts` must be many documents, got one string. Use [text].")
@@ -365,7 +384,9 @@ def _check_packing(
             "Use load_tokenizer(id_or_folder) or train_tokenizer(texts)."
         )
     if context_length < 2:
-        raise InputError(f"{what}: `context_length` must be at least 2 tokens, got {context_length}.")
+        raise InputError(
+            f"{what}: `context_length` must be at least 2 tokens, got {context_length}."
+        )
     if num_rows is not None and num_rows < 1:
         raise InputError(f"{what}: `num_rows` must be at least 1, or None for all, got {num_rows}.")
     if bos not in ("row", "document"):

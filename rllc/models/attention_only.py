@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
+from rllc.engine.layout import Moved, stack
 from rllc.errors import InputError
-from rllc.layout import Moved, stack
 
 HEAD_TENSORS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
 """The tensors of ``blocks.{l}.attn`` that have one slice a head; together, one slice of each, they are a head."""
@@ -77,10 +77,14 @@ class AttentionOnlyConfig(PreTrainedConfig):
         for name in ("n_layers", "d_model", "n_heads", "d_head", "n_ctx", "d_vocab"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise InputError(f"AttentionOnlyConfig: `{name}` must be an integer of at least 1, got {value!r}.")
+                raise InputError(
+                    f"AttentionOnlyConfig: `{name}` must be an integer of at least 1, got {value!r}."
+                )
         for name in ("layer_norm_eps", "init_scale"):
             if not getattr(self, name) > 0:
-                raise InputError(f"AttentionOnlyConfig: `{name}` must be positive, got {getattr(self, name)!r}.")
+                raise InputError(
+                    f"AttentionOnlyConfig: `{name}` must be positive, got {getattr(self, name)!r}."
+                )
         if self.positions not in ("shortformer", "standard"):
             raise InputError(
                 f"AttentionOnlyConfig: `positions` must be 'shortformer' or 'standard', got {self.positions!r}."
@@ -115,7 +119,9 @@ class AttentionOnly(PreTrainedModel):
     config: AttentionOnlyConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    accepts_loss_kwargs = False  # the loss is a mean; transformers' Trainer then divides accumulated gradients itself
+    accepts_loss_kwargs = (
+        False  # the loss is a mean; transformers' Trainer then divides accumulated gradients itself
+    )
     _supports_sdpa = True
     _no_split_modules = ("Tensors",)
 
@@ -171,7 +177,9 @@ class AttentionOnly(PreTrainedModel):
             ``logits`` is ``[batch, pos, d_vocab]``.
         """
         if attention_mask is not None and not bool(attention_mask.bool().all()):
-            raise InputError("AttentionOnly: `attention_mask` has zeros, but rows are packed, never padded; drop them.")
+            raise InputError(
+                "AttentionOnly: `attention_mask` has zeros, but rows are packed, never padded; drop them."
+            )
         patterns: list[Tensor] | None = [] if output_attentions else None
         activations = self.activations(input_ids, patterns)
         hidden = self.normalise("ln_final", activations.residual[-1], {})
@@ -184,7 +192,9 @@ class AttentionOnly(PreTrainedModel):
         output = CausalLMOutput(
             loss=loss,
             logits=logits,
-            hidden_states=tuple(x[0] for x in activations.residual) if output_hidden_states else None,
+            hidden_states=tuple(x[0] for x in activations.residual)
+            if output_hidden_states
+            else None,
             attentions=tuple(patterns) if patterns is not None else None,
         )
         as_dict = self.config.return_dict if return_dict is None else return_dict
@@ -219,7 +229,9 @@ class AttentionOnly(PreTrainedModel):
         x = self._embed(at.tokens, moved) if first < 0 else at.residual[first]
         for layer in range(max(first, 0), self.config.n_layers):
             rows = _moved_heads(moved, layer)
-            if layer == first and rows is not None:  # all before it, and its other heads, are as in `at`
+            if (
+                layer == first and rows is not None
+            ):  # all before it, and its other heads, are as in `at`
                 x = self._replace_heads(layer, rows, moved, at)
             else:
                 x = x + self.write(layer, self._heads(layer, x, moved), moved)
@@ -253,7 +265,10 @@ class AttentionOnly(PreTrainedModel):
         w, b = self.weight(f"{name}.w", moved), self.weight(f"{name}.b", moved)
         if w.shape[0] == b.shape[0] == 1:
             return F.layer_norm(x, x.shape[-1:], w[0], b[0], self.config.layer_norm_eps)
-        return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_eps) * w[:, None, None] + b[:, None, None]
+        return (
+            F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_eps) * w[:, None, None]
+            + b[:, None, None]
+        )
 
     def _embed(self, tokens: Tensor, moved: Mapping[str, Moved]) -> Tensor:
         x = self.weight("embed.W_E", moved)[:, tokens]
@@ -268,7 +283,13 @@ class AttentionOnly(PreTrainedModel):
             return u, u
         return u + self.weight("pos_embed.W_pos", moved)[:, None, : x.shape[2]], u
 
-    def _heads(self, layer: int, x: Tensor, moved: Mapping[str, Moved], patterns: list[Tensor] | None = None) -> Tensor:
+    def _heads(
+        self,
+        layer: int,
+        x: Tensor,
+        moved: Mapping[str, Moved],
+        patterns: list[Tensor] | None = None,
+    ) -> Tensor:
         """Outputs of all heads before W_O, ``[run, batch, head, pos, d_head]``."""
         at = f"blocks.{layer}.attn."
         qk, u = self._inputs(layer, x, moved)
@@ -277,7 +298,9 @@ class AttentionOnly(PreTrainedModel):
         v = _project(u, self.weight(at + "W_V", moved), self.weight(at + "b_V", moved))
         return self.attend(q, k, v, patterns)
 
-    def project(self, layer: int, letter: str, x: Tensor, heads: slice | Tensor = slice(None)) -> Tensor:
+    def project(
+        self, layer: int, letter: str, x: Tensor, heads: slice | Tensor = slice(None)
+    ) -> Tensor:
         """Queries, keys or values (``letter`` "Q", "K" or "V") that heads of a block make of the residual stream x.
 
         Returns:
@@ -288,7 +311,9 @@ class AttentionOnly(PreTrainedModel):
         W, b = (self._tensor(f"{at}{kind}_{letter}")[heads][None] for kind in "Wb")
         return _project(u if letter == "V" else qk, W, b)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, patterns: list[Tensor] | None = None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, patterns: list[Tensor] | None = None
+    ) -> Tensor:
         """Outputs of heads before W_O from their queries, keys and values, ``[run or 1, batch, head, pos, d_head]`` each."""
         runs = max(t.shape[0] for t in (q, k, v))
         q, k, v = (t.expand(runs, *t.shape[1:]).flatten(0, 1) for t in (q, k, v))
@@ -306,9 +331,14 @@ class AttentionOnly(PreTrainedModel):
     def write(self, layer: int, z: Tensor, moved: Mapping[str, Moved]) -> Tensor:
         """What the heads add to the residual stream: Σ_head z W_O + b_O."""
         at = f"blocks.{layer}.attn."
-        return _combine(z, self.weight(at + "W_O", moved)) + self.weight(at + "b_O", moved)[:, None, None]
+        return (
+            _combine(z, self.weight(at + "W_O", moved))
+            + self.weight(at + "b_O", moved)[:, None, None]
+        )
 
-    def _replace_heads(self, layer: int, rows: Tensor, moved: Mapping[str, Moved], at: Activations) -> Tensor:
+    def _replace_heads(
+        self, layer: int, rows: Tensor, moved: Mapping[str, Moved], at: Activations
+    ) -> Tensor:
         """The residual stream after a block in which each run moved only its heads ``rows [run, head]``.
 
         It is the unmoved one, plus what the moved heads write, less what they wrote before they moved.
@@ -322,7 +352,9 @@ class AttentionOnly(PreTrainedModel):
             _project(qk, own["W_K"], own["b_K"]),
             _project(u, own["W_V"], own["b_V"]),
         )
-        z_before = at.z[layer][0].transpose(0, 1)[rows].transpose(1, 2)  # [run, batch, head, pos, d_head]
+        z_before = (
+            at.z[layer][0].transpose(0, 1)[rows].transpose(1, 2)
+        )  # [run, batch, head, pos, d_head]
         return at.residual[layer + 1] + _combine(z, own["W_O"]) - _combine(z_before, before["W_O"])
 
 
@@ -339,7 +371,14 @@ def _block(c: AttentionOnlyConfig) -> nn.ModuleDict:
     heads_in, heads_out = (c.n_heads, c.d_model, c.d_head), (c.n_heads, c.d_head, c.d_model)
     bias = (c.n_heads, c.d_head)
     attn = Tensors(
-        W_Q=heads_in, W_K=heads_in, W_V=heads_in, W_O=heads_out, b_Q=bias, b_K=bias, b_V=bias, b_O=(c.d_model,)
+        W_Q=heads_in,
+        W_K=heads_in,
+        W_V=heads_in,
+        W_O=heads_out,
+        b_Q=bias,
+        b_K=bias,
+        b_V=bias,
+        b_O=(c.d_model,),
     )
     return nn.ModuleDict({"ln1": Tensors(w=(c.d_model,), b=(c.d_model,)), "attn": attn})
 

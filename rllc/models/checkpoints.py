@@ -47,8 +47,12 @@ SUMS = "sha256.json"
 """In a checkpoint's folder: file names to SHA-256 in hexadecimal. Written by training, verified by :func:`load`."""
 
 _STATE_DICTS = (".pth", ".pt", ".safetensors")
-_STEP = re.compile(r"(?:(?:global_?)?step|checkpoint)[-_]?(\d+)(?:-tokens\d+B)?(?:\.pth|\.pt|\.safetensors)?")
-_MASK = re.compile(r"blocks\.\d+\.attn\.(?:mask|IGNORE)")  # buffers that TransformerLens saves beside the weights
+_STEP = re.compile(
+    r"(?:(?:global_?)?step|checkpoint)[-_]?(\d+)(?:-tokens\d+B)?(?:\.pth|\.pt|\.safetensors)?"
+)
+_MASK = re.compile(
+    r"blocks\.\d+\.attn\.(?:mask|IGNORE)"
+)  # buffers that TransformerLens saves beside the weights
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _SETTINGS = ("config.json", "generation_config.json", SUMS)
 
@@ -86,7 +90,9 @@ class Checkpoint:
         else:
             path = self._fetch_folder(place)
         if not path.exists():
-            raise FileError(f"loading {self}: {path} is not there; see checkpoints({self.source!r}) for what is.")
+            raise FileError(
+                f"loading {self}: {path} is not there; see checkpoints({self.source!r}) for what is."
+            )
         return path
 
     def sha256(self) -> str:
@@ -95,7 +101,11 @@ class Checkpoint:
         if path.is_file():
             return sha256(path)
         sums = [f"{sha256(file)}  {file.name}\n" for file in _weights(path)]
-        return sums[0].split()[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+        return (
+            sums[0].split()[0]
+            if len(sums) == 1
+            else hashlib.sha256("".join(sums).encode()).hexdigest()
+        )
 
     def cached(self) -> frozenset[Path]:
         """The files of its weights that are in the hub's cache now; none of a folder or file of yours. Asks no network."""
@@ -118,12 +128,18 @@ class Checkpoint:
         within = "" if self.file is None else f"{self.file}/"
         wanted = [*_SETTINGS, "model*.safetensors", "model*.safetensors.index.json"]
         path = place.fetch(self.revision, [within + name for name in wanted]) / within
-        if not any(path.glob("model*.safetensors")):  # many repositories hold the same weights twice; take them once
+        if not any(
+            path.glob("model*.safetensors")
+        ):  # many repositories hold the same weights twice; take them once
             path = place.fetch(self.revision, [f"{within}pytorch_model*.bin*"]) / within
         return path
 
     def __str__(self) -> str:
-        return self.source + (f"@{self.revision}" if self.revision else "") + (f"/{self.file}" if self.file else "")
+        return (
+            self.source
+            + (f"@{self.revision}" if self.revision else "")
+            + (f"/{self.file}" if self.file else "")
+        )
 
 
 def checkpoints(source: str | os.PathLike[str]) -> list[Checkpoint]:
@@ -143,7 +159,9 @@ def checkpoints(source: str | os.PathLike[str]) -> list[Checkpoint]:
     if Path(source).is_file():
         return [Checkpoint(_step(source) or 0, source)]
     place = _place(source)
-    found = [Checkpoint(s, source, revision=r) for r in place.revisions() if (s := _step(r)) is not None]
+    found = [
+        Checkpoint(s, source, revision=r) for r in place.revisions() if (s := _step(r)) is not None
+    ]
     if not found:
         files = place.files()
         found = [Checkpoint(step, source, file=name) for name, step in _numbered(files).items()]
@@ -157,7 +175,9 @@ def checkpoints(source: str | os.PathLike[str]) -> list[Checkpoint]:
     found.sort(key=lambda checkpoint: checkpoint.step)
     for one, other in itertools.pairwise(found):
         if one.step == other.step:
-            raise FileError(f"listing the checkpoints of {source}: {one} and {other} are both step {one.step}.")
+            raise FileError(
+                f"listing the checkpoints of {source}: {one} and {other} are both step {one.step}."
+            )
     return found
 
 
@@ -232,7 +252,9 @@ class Hub:
 
         return Path(
             self._ask(
-                lambda: huggingface_hub.snapshot_download(self.repository, revision=revision, allow_patterns=patterns)
+                lambda: huggingface_hub.snapshot_download(
+                    self.repository, revision=revision, allow_patterns=patterns
+                )
             )
         )
 
@@ -287,8 +309,17 @@ class _Folder:
         return []
 
     def files(self) -> list[str]:
-        globs = ("*", "*/*", "checkpoints/*/*")  # as deep as checkpoints are; what else is there may be large
-        return [f.relative_to(self.path).as_posix() for glob in globs for f in self.path.glob(glob) if f.is_file()]
+        globs = (
+            "*",
+            "*/*",
+            "checkpoints/*/*",
+        )  # as deep as checkpoints are; what else is there may be large
+        return [
+            f.relative_to(self.path).as_posix()
+            for glob in globs
+            for f in self.path.glob(glob)
+            if f.is_file()
+        ]
 
     def fetch(self, revision: str | None, patterns: list[str]) -> Path:
         return self.path
@@ -331,10 +362,14 @@ def _numbered(files: Iterable[str]) -> dict[str, int]:
 def _choose(source: str | os.PathLike[str] | Checkpoint, step: int | None) -> Checkpoint:
     if isinstance(source, Checkpoint):
         if step is not None and step != source.step:
-            raise InputError(f"load: `step` is {step}, but the checkpoint given is of step {source.step}; drop `step`.")
+            raise InputError(
+                f"load: `step` is {step}, but the checkpoint given is of step {source.step}; drop `step`."
+            )
         return source
     if not isinstance(source, str | os.PathLike):
-        raise InputError(f"load: `source` must be a path, a hub id or a Checkpoint, got {type(source).__name__}.")
+        raise InputError(
+            f"load: `source` must be a path, a hub id or a Checkpoint, got {type(source).__name__}."
+        )
     found = checkpoints(source)
     if step is None:
         return found[-1]
@@ -343,7 +378,9 @@ def _choose(source: str | os.PathLike[str] | Checkpoint, step: int | None) -> Ch
     except TypeError:
         raise InputError(f"load: `step` must be a whole number, got {step!r}.") from None
     if found[0].revision is None and found[0].file is None and _step(found[0].source) is None:
-        raise InputError(f"load: {source} holds one model and does not say of which step; drop `step={step}`.")
+        raise InputError(
+            f"load: {source} holds one model and does not say of which step; drop `step={step}`."
+        )
     for checkpoint in found:
         if checkpoint.step == step:
             return checkpoint
@@ -357,25 +394,37 @@ def _choose(source: str | os.PathLike[str] | Checkpoint, step: int | None) -> Ch
 # From files to a model.
 
 
-def _load_state_dict(path: Path, positions: Positions | None, into: PreTrainedModel | None) -> PreTrainedModel:
+def _load_state_dict(
+    path: Path, positions: Positions | None, into: PreTrainedModel | None
+) -> PreTrainedModel:
     state = {name: tensor for name, tensor in _tensors(path).items() if not _MASK.fullmatch(name)}
     return _fill(_infer(path, state, positions or "shortformer"), state, into, path)
 
 
-def _load_folder(path: Path, positions: Positions | None, into: PreTrainedModel | None) -> PreTrainedModel:
+def _load_folder(
+    path: Path, positions: Positions | None, into: PreTrainedModel | None
+) -> PreTrainedModel:
     settings = _json(path / "config.json")
     weights = _weights(path)
     _verify(path, weights)
-    from rllc.models.attention_only import AttentionOnlyConfig  # here: it imports transformers, and listing need not
+    from rllc.models.attention_only import (
+        AttentionOnlyConfig,  # here: it imports transformers, and listing need not
+    )
 
     if settings.get("model_type") != AttentionOnlyConfig.model_type:
         if positions is not None:
-            raise InputError(f"load: `positions` is for attention-only models, and {path} is none; drop `positions`.")
+            raise InputError(
+                f"load: `positions` is for attention-only models, and {path} is none; drop `positions`."
+            )
         return _load_transformers(path, into)
     try:
         config = AttentionOnlyConfig.from_dict(settings)
-    except Exception as error:  # transformers and huggingface_hub validate, each with errors of its own
-        raise FileError(f"loading {path}: config.json is not a configuration of AttentionOnly: {error}") from error
+    except (
+        Exception
+    ) as error:  # transformers and huggingface_hub validate, each with errors of its own
+        raise FileError(
+            f"loading {path}: config.json is not a configuration of AttentionOnly: {error}"
+        ) from error
     if positions not in (None, config.positions):
         raise InputError(
             f"load: `positions` is {positions!r}, but the config.json in {path} says {config.positions!r}; drop "
@@ -402,7 +451,9 @@ def _load_transformers(path: Path, into: PreTrainedModel | None) -> PreTrainedMo
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None
     except Exception as error:
-        raise FileError(f"loading {path} through transformers: {type(error).__name__}: {error}") from error
+        raise FileError(
+            f"loading {path} through transformers: {type(error).__name__}: {error}"
+        ) from error
     expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     misshaped = {name: tuple(found) for name, found, _ in info["mismatched_keys"]}
     _refuse(path, expected, info["missing_keys"], info["unexpected_keys"], misshaped)
@@ -415,7 +466,10 @@ def _load_transformers(path: Path, into: PreTrainedModel | None) -> PreTrainedMo
 
 
 def _fill(
-    config: AttentionOnlyConfig, state: Mapping[str, Tensor], into: PreTrainedModel | None, path: Path
+    config: AttentionOnlyConfig,
+    state: Mapping[str, Tensor],
+    into: PreTrainedModel | None,
+    path: Path,
 ) -> PreTrainedModel:
     """An AttentionOnly with the tensors of ``state``, once they are what its parameters are."""
     from rllc.models.attention_only import AttentionOnly
@@ -424,8 +478,14 @@ def _fill(
         _check_into(into, config, AttentionOnly)
     model = AttentionOnly(config) if into is None else into
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    misshaped = {n: tuple(t.shape) for n, t in state.items() if n in expected and tuple(t.shape) != expected[n]}
-    _refuse(path, expected, expected.keys() - state.keys(), state.keys() - expected.keys(), misshaped)
+    misshaped = {
+        n: tuple(t.shape)
+        for n, t in state.items()
+        if n in expected and tuple(t.shape) != expected[n]
+    }
+    _refuse(
+        path, expected, expected.keys() - state.keys(), state.keys() - expected.keys(), misshaped
+    )
     for name, tensor in state.items():
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise FileError(
@@ -453,7 +513,9 @@ def _infer(path: Path, state: Mapping[str, Tensor], positions: Positions) -> Att
                 f"{wanted}, this has none; {nearest(name, state) if state else 'it is empty'}."
             )
         if state[name].dim() != wanted.count(",") + 1 or state[name].numel() == 0:
-            raise FileError(f"loading {path}: {name!r} has shape {tuple(state[name].shape)}, expected {wanted}.")
+            raise FileError(
+                f"loading {path}: {name!r} has shape {tuple(state[name].shape)}, expected {wanted}."
+            )
     (d_vocab, d_model), n_ctx, (n_heads, _, d_head) = (
         state["embed.W_E"].shape,
         state["pos_embed.W_pos"].shape[0],
@@ -487,7 +549,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             f"Copy or download it again."
         ) from error
     if not isinstance(found, Mapping):
-        raise FileError(f"loading {path}: expected a state dict (names to tensors), got {type(found).__name__}.")
+        raise FileError(
+            f"loading {path}: expected a state dict (names to tensors), got {type(found).__name__}."
+        )
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise FileError(
@@ -500,7 +564,11 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _refused(path: Path, error: pickle.UnpicklingError) -> FileError:
     """What to say of a pickle that torch would not read; torch's own words advise to run it."""
     names = re.search(r"GLOBAL (\S+)|module (\S+) is blocked", str(error))
-    what = f"it would call {names[1] or names[2]}" if names else "it is damaged, or made of other objects"
+    what = (
+        f"it would call {names[1] or names[2]}"
+        if names
+        else "it is damaged, or made of other objects"
+    )
     return FileError(
         f"loading {path}: refused, nothing of it was run. A checkpoint is a pickle of tensors alone, and {what}. Copy "
         f"or download it again; if you trust whoever made it, have its state_dict() saved as .safetensors."
@@ -509,7 +577,10 @@ def _refused(path: Path, error: pickle.UnpicklingError) -> FileError:
 
 def _weights(folder: Path) -> list[Path]:
     """The files that hold the weights in a ``save_pretrained`` folder."""
-    for whole, shards in (("model.safetensors", "model-*.safetensors"), ("pytorch_model.bin", "pytorch_model-*.bin")):
+    for whole, shards in (
+        ("model.safetensors", "model-*.safetensors"),
+        ("pytorch_model.bin", "pytorch_model-*.bin"),
+    ):
         if (folder / whole).is_file():
             return [folder / whole]
         if found := sorted(folder.glob(shards)):
@@ -527,7 +598,9 @@ def _verify(folder: Path, weights: Iterable[Path]) -> None:
     recorded = _json(folder / SUMS)
     for name in sorted({*recorded, *(file.name for file in weights)}):
         if name not in recorded:
-            raise FileError(f"loading {folder}: {SUMS} has no sum for {name}; the file was added or {SUMS} changed.")
+            raise FileError(
+                f"loading {folder}: {SUMS} has no sum for {name}; the file was added or {SUMS} changed."
+            )
         if not (folder / name).is_file():
             raise FileError(f"loading {folder}: {SUMS} lists {name}, but it is not there.")
         if (found := sha256(folder / name)) != recorded[name]:
@@ -539,7 +612,9 @@ def _verify(folder: Path, weights: Iterable[Path]) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileError(f"loading {path.parent}: no {path.name}; expected a folder that save_pretrained wrote.")
+        raise FileError(
+            f"loading {path.parent}: no {path.name}; expected a folder that save_pretrained wrote."
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -561,11 +636,17 @@ def _refuse(
 ) -> None:
     """Raise, naming the tensors, unless names and shapes are those of the model."""
     missing, unexpected = sorted(missing), sorted(unexpected)
-    problems = [f"{n!r} is missing" + (f"; {nearest(n, unexpected)}" if unexpected else "") for n in missing]
+    problems = [
+        f"{n!r} is missing" + (f"; {nearest(n, unexpected)}" if unexpected else "") for n in missing
+    ]
     problems += [f"{n!r} is unexpected; {nearest(n, missing or expected)}" for n in unexpected]
-    problems += [f"{n!r} has shape {s}, expected {expected[n]}" for n, s in sorted(misshaped.items())]
+    problems += [
+        f"{n!r} has shape {s}, expected {expected[n]}" for n, s in sorted(misshaped.items())
+    ]
     if problems:
-        shown = "\n  ".join(problems[:8]) + (f"\n  … and {len(problems) - 8} more" if len(problems) > 8 else "")
+        shown = "\n  ".join(problems[:8]) + (
+            f"\n  … and {len(problems) - 8} more" if len(problems) > 8 else ""
+        )
         raise FileError(f"loading {path}: its tensors are not the model's:\n  {shown}")
 
 
@@ -581,14 +662,24 @@ def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def _check_into(into: PreTrainedModel, config: Any, kind: type) -> None:
     if type(into) is not kind:
-        raise InputError(f"load: `into` must be a {kind.__name__} like the checkpoint, got {type(into).__name__}.")
+        raise InputError(
+            f"load: `into` must be a {kind.__name__} like the checkpoint, got {type(into).__name__}."
+        )
     own, new = _sizes(into.config), _sizes(config)
-    differ = [f"{k} is {own.get(k)!r}, the checkpoint's {new.get(k)!r}" for k in new | own if own.get(k) != new.get(k)]
+    differ = [
+        f"{k} is {own.get(k)!r}, the checkpoint's {new.get(k)!r}"
+        for k in new | own
+        if own.get(k) != new.get(k)
+    ]
     if differ:
-        raise InputError(f"load: `into` has another configuration than the checkpoint: {'; '.join(differ)}.")
+        raise InputError(
+            f"load: `into` has another configuration than the checkpoint: {'; '.join(differ)}."
+        )
     for name, parameter in into.named_parameters():
         if parameter.dtype != torch.float32:
-            raise InputError(f"load: `into` must be float32, but its {name!r} is {parameter.dtype}; use into.float().")
+            raise InputError(
+                f"load: `into` must be float32, but its {name!r} is {parameter.dtype}; use into.float()."
+            )
 
 
 def _sizes(config: Any) -> dict[str, Any]:

@@ -21,7 +21,9 @@ class HMCState(NamedTuple):
     center: Tensor
 
 
-def mala(lr: float = 1e-3, localization: float | None = None, *, prior: Prior | None = None) -> Sampler:
+def mala(
+    lr: float = 1e-3, localization: float | None = None, *, prior: Prior | None = None
+) -> Sampler:
     """The Metropolis-adjusted Langevin algorithm: sgld's step as a proposal, accepted or not. Full batch only.
 
     >>> mala(lr=1e-3, localization=200.0)
@@ -48,7 +50,15 @@ def mala(lr: float = 1e-3, localization: float | None = None, *, prior: Prior | 
     Source: Roberts & Tweedie 1996. It is HMC with one leapfrog step of √ε, and computed so.
     """
     prior = chosen("mala", localization, prior)
-    return Sampler("mala", lr, prior.localization, _init, _step(lr, prior, 1, 0.0), prior.options, full_batch=True)
+    return Sampler(
+        "mala",
+        lr,
+        prior.localization,
+        _init,
+        _step(lr, prior, 1, 0.0),
+        prior.options,
+        full_batch=True,
+    )
 
 
 def hmc(
@@ -88,10 +98,18 @@ def hmc(
     Source: Duane et al. 1987; Neal 2011, arXiv 1206.1901, sections 3.2 (jitter) and 5.1 (walls).
     """
     prior = chosen("hmc", localization, prior)
-    if not isinstance(num_leapfrog_steps, int) or isinstance(num_leapfrog_steps, bool) or num_leapfrog_steps < 1:
-        raise InputError(f"hmc: `num_leapfrog_steps` must be an integer of at least 1, got {num_leapfrog_steps!r}.")
+    if (
+        not isinstance(num_leapfrog_steps, int)
+        or isinstance(num_leapfrog_steps, bool)
+        or num_leapfrog_steps < 1
+    ):
+        raise InputError(
+            f"hmc: `num_leapfrog_steps` must be an integer of at least 1, got {num_leapfrog_steps!r}."
+        )
     if not 0 <= jitter < 1:
-        raise InputError(f"hmc: `jitter` must be from 0 on and below 1, got {jitter!r}; try jitter=0.2.")
+        raise InputError(
+            f"hmc: `jitter` must be from 0 on and below 1, got {jitter!r}; try jitter=0.2."
+        )
     options = {"num_leapfrog_steps": num_leapfrog_steps, "jitter": jitter, **prior.options}
     step = _step(lr, prior, num_leapfrog_steps, jitter)
     return Sampler("hmc", lr, prior.localization, _init, step, options, full_batch=True)
@@ -108,7 +126,11 @@ def _step(
         start, center = state
         loss, gradient = energy(start)
         momentum = random.normal()
-        eta = math.sqrt(lr) * (1 + jitter * (2 * random.uniform()[:, None] - 1)) if jitter else math.sqrt(lr)
+        eta = (
+            math.sqrt(lr) * (1 + jitter * (2 * random.uniform()[:, None] - 1))
+            if jitter
+            else math.sqrt(lr)
+        )
         before = loss + prior.energy(start, center) + _kinetic(momentum)
         position, force = start, gradient + prior.gradient(start, center)
         for _ in range(num_leapfrog_steps):
@@ -118,7 +140,9 @@ def _step(
             force = gradient + prior.gradient(position, center)
             momentum = momentum * sign - eta / 2 * force
         after = loss + prior.energy(position, center) + _kinetic(momentum)
-        accept = random.uniform().log() < before - after  # also no, where the proposal's energy is not a number
+        accept = (
+            random.uniform().log() < before - after
+        )  # also no, where the proposal's energy is not a number
         return state._replace(position=torch.where(accept[:, None], position, start))
 
     return step

@@ -67,8 +67,12 @@ class Prior:
         if self.half_width == math.inf:
             return position, 1.0
         width, away = self.half_width, position - center
-        phase = torch.remainder(away + width, 4 * width)  # the path to and fro has period 4b, its way back is odd
-        folded = torch.where(away.abs() > width, center + width - (phase - 2 * width).abs(), position)
+        phase = torch.remainder(
+            away + width, 4 * width
+        )  # the path to and fro has period 4b, its way back is odd
+        folded = torch.where(
+            away.abs() > width, center + width - (phase - 2 * width).abs(), position
+        )
         return folded, torch.where(phase > 2 * width, -1.0, 1.0).to(position.dtype)
 
     @property
@@ -79,7 +83,9 @@ class Prior:
     def __repr__(self) -> str:
         if self.half_width == math.inf:
             return f"gaussian({self.localization:g})"
-        return f"box({self.half_width:g}" + (f", localization={self.localization:g})" if self.localization else ")")
+        return f"box({self.half_width:g}" + (
+            f", localization={self.localization:g})" if self.localization else ")"
+        )
 
 
 def gaussian(localization: float = _LOCALIZATION) -> Prior:
@@ -114,7 +120,9 @@ def chosen(sampler: str, localization: float | None, prior: Prior | None) -> Pri
     if prior is None:
         return Prior(_LOCALIZATION if localization is None else localization)
     if not isinstance(prior, Prior):
-        raise InputError(f"{sampler}: `prior` must be rllc.gaussian(…) or rllc.box(…), got {prior!r}.")
+        raise InputError(
+            f"{sampler}: `prior` must be rllc.gaussian(…) or rllc.box(…), got {prior!r}."
+        )
     if localization is not None:
         raise InputError(
             f"{sampler}: `localization` is short for a Gaussian prior, and `prior` was given too; give one of them. "

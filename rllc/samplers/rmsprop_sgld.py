@@ -86,30 +86,46 @@ def rmsprop_sgld(
 
     def init(position: Tensor) -> RMSPropSGLDState:
         return RMSPropSGLDState(
-            position.clone(), position, torch.zeros_like(position), position.new_zeros(len(position))
+            position.clone(),
+            position,
+            torch.zeros_like(position),
+            position.new_zeros(len(position)),
         )
 
     def step(state: RMSPropSGLDState, energy: Energy, random: Random) -> RMSPropSGLDState:
         _, gradient = energy(state.position)
-        of_loss = gradient / (getattr(energy, "n_beta", 1.0) or 1.0)  # at nβ = 0, a control, ∇U = 0 says nothing
+        of_loss = gradient / (
+            getattr(energy, "n_beta", 1.0) or 1.0
+        )  # at nβ = 0, a control, ∇U = 0 says nothing
         learning = (state.fed < most).to(gradient.dtype)
         square = torch.lerp(state.square, of_loss.square_(), (1 - alpha) * learning[:, None])
         fed = state.fed + learning
         corrected = square / -torch.expm1(fed * math.log(alpha))[:, None]  # v̂ = s/(1 − α^t)
         scale = corrected.sqrt_().add_(eps).reciprocal_()  # G
         drift = prior.gradient(state.position, state.center).add_(gradient).mul_(scale)
-        moved = torch.add(state.position, drift, alpha=-lr / 2).addcmul_(scale.sqrt_(), random.normal(), value=lr**0.5)
+        moved = torch.add(state.position, drift, alpha=-lr / 2).addcmul_(
+            scale.sqrt_(), random.normal(), value=lr**0.5
+        )
         return RMSPropSGLDState(prior.reflect(moved, state.center)[0], state.center, square, fed)
 
-    options = {"alpha": alpha, "eps": eps, "num_adaptation_steps": num_adaptation_steps, **prior.options}
+    options = {
+        "alpha": alpha,
+        "eps": eps,
+        "num_adaptation_steps": num_adaptation_steps,
+        **prior.options,
+    }
     return Sampler("rmsprop_sgld", lr, prior.localization, init, step, options)
 
 
 def _check(alpha: float, eps: float, num_adaptation_steps: int | None) -> None:
     if not 0 < alpha < 1:
-        raise InputError(f"rmsprop_sgld: `alpha` must be between 0 and 1, got {alpha!r}; the literature uses 0.99.")
+        raise InputError(
+            f"rmsprop_sgld: `alpha` must be between 0 and 1, got {alpha!r}; the literature uses 0.99."
+        )
     if not 0 < eps < float("inf"):
-        raise InputError(f"rmsprop_sgld: `eps` must be a positive number, got {eps!r}; the literature uses 0.1.")
+        raise InputError(
+            f"rmsprop_sgld: `eps` must be a positive number, got {eps!r}; the literature uses 0.1."
+        )
     steps = num_adaptation_steps
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
         raise InputError(

@@ -38,7 +38,9 @@ class Random:
 
     def uniform(self) -> Tensor:
         """Uniform numbers in [0, 1), ``[run]``."""
-        return torch.cat([torch.rand(1, generator=stream, device=self.device) for stream in self.streams])
+        return torch.cat(
+            [torch.rand(1, generator=stream, device=self.device) for stream in self.streams]
+        )
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,12 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if not isinstance(self.lr, int | float) or not 0 < self.lr < float("inf"):
-            raise InputError(f"{self.name}: `lr` must be a positive number, got {self.lr!r}; the paper uses lr=1e-3.")
-        if not isinstance(self.localization, int | float) or not 0 <= self.localization < float("inf"):
+            raise InputError(
+                f"{self.name}: `lr` must be a positive number, got {self.lr!r}; the paper uses lr=1e-3."
+            )
+        if not isinstance(self.localization, int | float) or not 0 <= self.localization < float(
+            "inf"
+        ):
             raise InputError(
                 f"{self.name}: `localization` must be a number from 0 on, got {self.localization!r}; the paper uses 200."
             )
@@ -79,9 +85,16 @@ class Sampler:
     @property
     def settings(self) -> dict[str, Any]:
         """What makes its results: name and numbers, for files and tables."""
-        return {"sampler": self.name, "lr": self.lr, "localization": self.localization, **self.options}
+        return {
+            "sampler": self.name,
+            "lr": self.lr,
+            "localization": self.localization,
+            **self.options,
+        }
 
     def __repr__(self) -> str:
         numbers = {k: v for k, v in self.settings.items() if k != "sampler"}
-        said = (f"{k}={v:g}" if isinstance(v, int | float) else f"{k}={v!r}" for k, v in numbers.items())
+        said = (
+            f"{k}={v:g}" if isinstance(v, int | float) else f"{k}={v!r}" for k, v in numbers.items()
+        )
         return f"{self.name}({', '.join(said)})"

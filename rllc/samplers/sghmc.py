@@ -22,7 +22,11 @@ class SGHMCState(NamedTuple):
 
 
 def sghmc(
-    lr: float = 1e-3, localization: float | None = None, momentum: float = 0.9, *, prior: Prior | None = None
+    lr: float = 1e-3,
+    localization: float | None = None,
+    momentum: float = 0.9,
+    *,
+    prior: Prior | None = None,
 ) -> Sampler:
     """Langevin dynamics with momentum: one gradient a step, as sgld, but long directions are crossed faster.
 
@@ -61,7 +65,9 @@ def sghmc(
     """
     prior = chosen("sghmc", localization, prior)
     if not 0 <= momentum < 1:
-        raise InputError(f"sghmc: `momentum` must be from 0 on and below 1, got {momentum!r}; try momentum=0.9.")
+        raise InputError(
+            f"sghmc: `momentum` must be from 0 on and below 1, got {momentum!r}; try momentum=0.9."
+        )
 
     def init(position: Tensor) -> SGHMCState:
         return SGHMCState(position.clone(), position, torch.zeros_like(position))
@@ -71,9 +77,13 @@ def sghmc(
         eta = math.sqrt(lr)
         force = prior.gradient(state.position, state.center).add_(gradient)
         kicked = torch.add(state.momentum, force, alpha=-eta)
-        position, sign = prior.reflect(torch.add(state.position, kicked, alpha=eta / 2), state.center)
+        position, sign = prior.reflect(
+            torch.add(state.position, kicked, alpha=eta / 2), state.center
+        )
         fresh = (kicked * (momentum * sign)).add_(random.normal(), alpha=math.sqrt(1 - momentum**2))
         position, sign = prior.reflect(position.add_(fresh, alpha=eta / 2), state.center)
         return SGHMCState(position, state.center, fresh * sign)
 
-    return Sampler("sghmc", lr, prior.localization, init, step, {"momentum": momentum, **prior.options})
+    return Sampler(
+        "sghmc", lr, prior.localization, init, step, {"momentum": momentum, **prior.options}
+    )

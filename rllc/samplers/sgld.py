@@ -18,7 +18,9 @@ class SGLDState(NamedTuple):
     center: Tensor
 
 
-def sgld(lr: float = 1e-3, localization: float | None = None, *, prior: Prior | None = None) -> Sampler:
+def sgld(
+    lr: float = 1e-3, localization: float | None = None, *, prior: Prior | None = None
+) -> Sampler:
     """Stochastic gradient Langevin dynamics around w*, without step-size schedule and without accept/reject.
 
     >>> sgld(lr=1e-3, localization=200.0)
@@ -48,7 +50,9 @@ def sgld(lr: float = 1e-3, localization: float | None = None, *, prior: Prior | 
     def step(state: SGLDState, energy: Energy, random: Random) -> SGLDState:
         _, gradient = energy(state.position)
         # v − (ε/2)(∇U + γ(v − v*)) = v + (εγ/2)(v* − v) − (ε/2)∇U: the prior's gradient in one fused operation
-        drifted = torch.lerp(state.position, state.center, lr * prior.localization / 2).add_(gradient, alpha=-lr / 2)
+        drifted = torch.lerp(state.position, state.center, lr * prior.localization / 2).add_(
+            gradient, alpha=-lr / 2
+        )
         moved = drifted.add_(random.normal(), alpha=lr**0.5)
         return state._replace(position=prior.reflect(moved, state.center)[0])
 

@@ -31,7 +31,9 @@ def packed(data: bytes, frames: int = 1) -> bytes:
     size = -(-len(data) // frames)
     whole = b""
     for i in range(0, len(data), size):
-        compressor = zstandard.ZstdCompressor(write_content_size=False, write_checksum=True).compressobj()
+        compressor = zstandard.ZstdCompressor(
+            write_content_size=False, write_checksum=True
+        ).compressobj()
         whole += compressor.compress(data[i : i + size]) + compressor.flush()
     return whole
 
@@ -58,7 +60,9 @@ def test_documents_are_read_as_they_are(write: Any, name: str) -> None:
 
 
 def test_blank_lines_line_ends_and_a_missing_last_one_do_not_matter(write: Any) -> None:
-    assert list(pile_texts(source=write("a.jsonl", LINES.rstrip().replace(b"\n", b"\r\n\n")))) == TEXTS
+    assert (
+        list(pile_texts(source=write("a.jsonl", LINES.rstrip().replace(b"\n", b"\r\n\n")))) == TEXTS
+    )
 
 
 @pytest.mark.parametrize("frames", [2, 5, 400])
@@ -101,7 +105,9 @@ def test_a_damaged_zst_is_an_error(tmp_path: Path) -> None:
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 0x10]) + whole[i + 1 :])
         with suppress(FileError):
             caught += 1
-            assert list(pile_texts(source=path)) == TEXTS * 3  # a few bits say nothing; to flip them is harmless
+            assert (
+                list(pile_texts(source=path)) == TEXTS * 3
+            )  # a few bits say nothing; to flip them is harmless
             caught -= 1
     assert caught >= 0.95 * len(whole)
     path.write_bytes(LINES)
@@ -120,9 +126,13 @@ def test_bad_lines_are_errors_with_file_and_line(write: Any) -> None:
         list(pile_texts(source=write("a.jsonl", b'{"text": "a"}\n["b"]\n')))
 
 
-def test_zst_without_zstandard_says_what_to_install(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zst_without_zstandard_says_what_to_install(
+    write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(FileError, match=r'need the zstandard package. Type: pip install "rllc\[pile\]"'):
+    with pytest.raises(
+        FileError, match=r'need the zstandard package. Type: pip install "rllc\[pile\]"'
+    ):
         pile_texts(source=write("a.jsonl.zst"))
     assert list(pile_texts(source=write("a.jsonl"))) == TEXTS
 
@@ -136,7 +146,10 @@ def test_a_folder_gives_the_file_of_the_split(write: Any, tmp_path: Path) -> Non
     assert list(pile_texts(source=folder)) == TEXTS
     assert list(pile_texts(source=str(folder), split="val")) == TEXTS[:1]
     assert list(pile_texts(source=folder, split="test")) == [TEXTS[0], *TEXTS]
-    with pytest.raises(FileError, match=r"neither vall.jsonl.zst nor vall.jsonl for split='vall'; did you mean 'val'?"):
+    with pytest.raises(
+        FileError,
+        match=r"neither vall.jsonl.zst nor vall.jsonl for split='vall'; did you mean 'val'?",
+    ):
         pile_texts(source=folder, split="vall")
     with pytest.raises(FileError, match=r"it holds no .jsonl or .jsonl.zst file"):
         pile_texts(source=tmp_path)
@@ -148,7 +161,10 @@ def test_a_folder_gives_the_file_of_the_split(write: Any, tmp_path: Path) -> Non
         ("nowhere.jsonl", r"there is no file or folder nowhere.jsonl"),
         ("./nowhere", "there is no file or folder nowhere"),
         (Path("owner/name"), "there is no file or folder owner"),
-        ("no where", r"'no where' is not a file or folder here, a URL, or a data set of the hub \(owner/name\)"),
+        (
+            "no where",
+            r"'no where' is not a file or folder here, a URL, or a data set of the hub \(owner/name\)",
+        ),
         ("https://example.org/a.parquet", "expected a file that ends in .jsonl or .jsonl.zst"),
         (__file__, "expected a file that ends in .jsonl or .jsonl.zst"),
     ],
@@ -161,8 +177,12 @@ def test_sources_that_are_not_there_are_refused_at_once(source: Any, message: st
 # Subsets and columns
 
 
-def test_an_unknown_subset_is_an_error_with_the_nearest_names(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"no document of subset 'GitHub' among 3; did you mean 'Github'?"):
+def test_an_unknown_subset_is_an_error_with_the_nearest_names(
+    write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        InputError, match=r"no document of subset 'GitHub' among 3; did you mean 'Github'?"
+    ):
         list(pile_texts("GitHub", source=write("a.jsonl")))
     with pytest.raises(InputError, match="subset 'Github' among 0; there are no documents at all"):
         list(pile_texts("Github", source=write("empty.jsonl", b"\n")))
@@ -181,14 +201,21 @@ def test_a_subset_of_documents_without_names_is_an_error(write: Any) -> None:
         b'{"text": "a", "meta": "Github"}',
         b'{"text": "a", "meta": {"pile_set_name": null}}',
     ):
-        with pytest.raises(InputError, match=r"line 1: subset 'Github' .* no meta.pile_set_name. Leave out `subset`"):
+        with pytest.raises(
+            InputError,
+            match=r"line 1: subset 'Github' .* no meta.pile_set_name. Leave out `subset`",
+        ):
             list(pile_texts("Github", source=write("a.jsonl", row)))
 
 
 @pytest.mark.parametrize("column", pile.COLUMNS)
 def test_the_column_is_found_or_given(write: Any, column: str) -> None:
     path = write("a.jsonl", json.dumps({"id": 3, column: "the text", "other": "no"}).encode())
-    assert list(pile_texts(source=path)) == list(pile_texts(source=path, column=column)) == ["the text"]
+    assert (
+        list(pile_texts(source=path))
+        == list(pile_texts(source=path, column=column))
+        == ["the text"]
+    )
     assert list(pile_texts(source=path, column="other")) == ["no"]
 
 
@@ -201,10 +228,16 @@ def test_the_column_is_found_or_given(write: Any, column: str) -> None:
             "none of the columns text, contents, content, code; give `column`: 'body', 'id'",
         ),
         ({"body": "a", "id": 1}, "boddy", r"there is no column 'boddy'; did you mean 'body'\?"),
-        ({"text": None, "id": 1}, None, "column 'text' must hold text, got NoneType; give `column`: 'text', 'id'"),
+        (
+            {"text": None, "id": 1},
+            None,
+            "column 'text' must hold text, got NoneType; give `column`: 'text', 'id'",
+        ),
     ],
 )
-def test_a_column_that_holds_no_text_is_an_error(write: Any, row: Any, column: str | None, message: str) -> None:
+def test_a_column_that_holds_no_text_is_an_error(
+    write: Any, row: Any, column: str | None, message: str
+) -> None:
     with pytest.raises(InputError, match=f"a.jsonl, line 1: {message}"):
         list(pile_texts(source=write("a.jsonl", json.dumps(row).encode()), column=column))
 
@@ -216,16 +249,30 @@ def test_rows_are_those_of_the_texts(write: Any, small_tokenizer: Any) -> None:
     path = write("some.jsonl.zst", LINES * 5)
     rows = partial(load_pile, source=path, tokenizer=small_tokenizer, context_length=16)
     assert rows().fingerprint == tokenize(TEXTS * 5, small_tokenizer, 16).fingerprint
-    assert rows("Github").fingerprint == tokenize(TEXTS[::2] * 5, small_tokenizer, 16).fingerprint != rows().fingerprint
-    assert (rows().name, rows("Github").name, rows("Github", name="code").name) == ("some", "Github", "code")
-    with pytest.raises(InputError, match=r"tokenising 'Github': the texts gave .* tokens, but one row takes 1,023"):
+    assert (
+        rows("Github").fingerprint
+        == tokenize(TEXTS[::2] * 5, small_tokenizer, 16).fingerprint
+        != rows().fingerprint
+    )
+    assert (rows().name, rows("Github").name, rows("Github", name="code").name) == (
+        "some",
+        "Github",
+        "code",
+    )
+    with pytest.raises(
+        InputError, match=r"tokenising 'Github': the texts gave .* tokens, but one row takes 1,023"
+    ):
         load_pile("Github", source=path, tokenizer=small_tokenizer)
 
 
-def test_num_rows_stops_reading(write: Any, small_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_num_rows_stops_reading(
+    write: Any, small_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rllc.data.tokens._BLOCK", 100)
     path = write("a.jsonl", LINES * 5 + b"a broken line")
-    assert len(load_pile(source=path, tokenizer=small_tokenizer, context_length=16, num_rows=3)) == 3
+    assert (
+        len(load_pile(source=path, tokenizer=small_tokenizer, context_length=16, num_rows=3)) == 3
+    )
     with pytest.raises(FileError, match=r"a.jsonl, line 16"):
         load_pile(source=path, tokenizer=small_tokenizer, context_length=16)
 
@@ -255,7 +302,8 @@ def test_urls_are_read_like_files(write: Any, server: str) -> None:
     assert list(pile_texts("Github", source=path.as_uri())) == TEXTS[::2]
     write("cut.jsonl")
     with pytest.raises(
-        FileError, match=f"cut.jsonl: the connection ended {len(LINES) - 100} bytes too early. Try again"
+        FileError,
+        match=f"cut.jsonl: the connection ended {len(LINES) - 100} bytes too early. Try again",
     ):
         list(pile_texts(source=f"{server}/cut.jsonl"))
     with pytest.raises(FileError, match=r"opening http.*/b.jsonl: .*Check address and network"):
@@ -272,7 +320,9 @@ def test_a_connection_that_breaks_is_an_error_that_names_the_url(
             return super().read(101)
 
     monkeypatch.setattr(pile, "_open_url", lambda url: Breaking(LINES))
-    with pytest.raises(FileError, match=r"reading https://x.org/a.jsonl: payload is not completed. Try again"):
+    with pytest.raises(
+        FileError, match=r"reading https://x.org/a.jsonl: payload is not completed. Try again"
+    ):
         load_pile(source="https://x.org/a.jsonl", tokenizer=small_tokenizer, context_length=16)
 
 
@@ -284,7 +334,9 @@ def test_an_unknown_protocol_is_an_error_that_names_the_url() -> None:
 # The hub
 
 
-def test_hub_data_sets_are_streamed_by_id_split_and_revision(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_sets_are_streamed_by_id_split_and_revision(
+    write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     path = write("a.jsonl")
@@ -293,7 +345,12 @@ def test_hub_data_sets_are_streamed_by_id_split_and_revision(write: Any, monkeyp
 
     def hub(name: str, **settings: Any) -> Any:
         asked.append((name, settings))
-        return read("json", data_files={settings["split"]: str(path)}, split=settings["split"], streaming=True)
+        return read(
+            "json",
+            data_files={settings["split"]: str(path)},
+            split=settings["split"],
+            streaming=True,
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", hub)
     assert list(pile_texts("Github", source="NeelNanda/pile-10k")) == TEXTS[::2]
@@ -304,13 +361,18 @@ def test_hub_data_sets_are_streamed_by_id_split_and_revision(write: Any, monkeyp
     ]
 
 
-def test_rows_of_a_hub_data_set_are_named_after_it(small_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pile, "_open_hub", lambda name, split, revision: [{"contents": text} for text in TEXTS])
+def test_rows_of_a_hub_data_set_are_named_after_it(
+    small_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        pile, "_open_hub", lambda name, split, revision: [{"contents": text} for text in TEXTS]
+    )
     tokens = load_pile(source="timaeus/dsir-pile-1m", tokenizer=small_tokenizer, context_length=16)
     assert tokens.name == "dsir-pile-1m"
     assert tokens.fingerprint == tokenize(TEXTS, small_tokenizer, 16).fingerprint
     with pytest.raises(
-        InputError, match=r"'timaeus/dsir-pile-1m' .* document 0: subset 'Github' .* Leave out `subset`"
+        InputError,
+        match=r"'timaeus/dsir-pile-1m' .* document 0: subset 'Github' .* Leave out `subset`",
     ):
         load_pile("Github", source="timaeus/dsir-pile-1m", tokenizer=small_tokenizer)
 
@@ -324,7 +386,10 @@ def test_an_unreachable_data_set_is_an_error_that_names_it(monkeypatch: pytest.M
         raise OSError("reset by peer")
 
     monkeypatch.setattr(pile, "_open_hub", offline)
-    with pytest.raises(FileError, match=r"'owner/name' of the hub, split 'val': no route. Check id, split and network"):
+    with pytest.raises(
+        FileError,
+        match=r"'owner/name' of the hub, split 'val': no route. Check id, split and network",
+    ):
         pile_texts(source="owner/name", split="val")
     monkeypatch.setattr(pile, "_open_hub", breaking)
     texts = pile_texts(source="owner/name")
@@ -337,7 +402,13 @@ def test_an_unreachable_data_set_is_an_error_that_names_it(monkeypatch: pytest.M
 
 
 def test_tiny_has_the_documents_that_its_readme_counts(pile_mini: Path) -> None:
-    count = {"Github": 15, "Wikipedia (en)": 16, "Gutenberg (PG-19)": 3, "ArXiv": 12, "StackExchange": 21}
+    count = {
+        "Github": 15,
+        "Wikipedia (en)": 16,
+        "Gutenberg (PG-19)": 3,
+        "ArXiv": 12,
+        "StackExchange": 21,
+    }
     size = {
         "Github": 57895,
         "Wikipedia (en)": 54088,
@@ -347,7 +418,10 @@ def test_tiny_has_the_documents_that_its_readme_counts(pile_mini: Path) -> None:
     }
     for subset in count:
         texts = list(pile_texts(subset, source=pile_mini / "tiny.jsonl"))
-        assert (len(texts), sum(len(text.encode()) for text in texts)) == (count[subset], size[subset])
+        assert (len(texts), sum(len(text.encode()) for text in texts)) == (
+            count[subset],
+            size[subset],
+        )
 
 
 def test_the_papers_rows_from_a_real_file(pile_mini: Path) -> None:

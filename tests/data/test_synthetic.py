@@ -15,7 +15,14 @@ from rllc.data.synthetic import RULES, SHARES, Language, Synthetic
 from rllc.errors import InputError
 from rllc.models import AttentionOnlyConfig
 
-LANGUAGE = Language(vocab_size=50, context_length=40, num_ngrams=40, num_skip_ngrams=12, segment_lengths=(3, 6), seed=3)
+LANGUAGE = Language(
+    vocab_size=50,
+    context_length=40,
+    num_ngrams=40,
+    num_skip_ngrams=12,
+    segment_lengths=(3, 6),
+    seed=3,
+)
 
 # The reader: from the tokens of a row to (rule, source, probability) of each. A unit's reader gets the unit from its
 # opener on, and gives (source counted from the opener or None, probability) of each token behind it, and the probability that
@@ -24,7 +31,9 @@ LANGUAGE = Language(vocab_size=50, context_length=40, num_ngrams=40, num_skip_ng
 Body = list[tuple[int | None, float]]
 
 
-def read(language: Language, chances: dict[str, float], row: Sequence[int]) -> list[tuple[str | None, int, float]]:
+def read(
+    language: Language, chances: dict[str, float], row: Sequence[int]
+) -> list[tuple[str | None, int, float]]:
     found: list[tuple[str | None, int, float]] = [("start", -1, 1.0)]
     ended = 1.0
     while len(found) < len(row):
@@ -76,7 +85,9 @@ def read_skip(language: Language, unit: tuple[int, ...]) -> tuple[Body, float]:
     for k, token in enumerate(unit[2 : trigger + 1]):
         end = length_ends(k, *language.gaps) if k <= language.gaps[1] else 1.0
         if token in language.ids["triggers"]:
-            body.append((1 if language.order == 2 else None, end * fraction(table, unit[1:2], token)))
+            body.append(
+                (1 if language.order == 2 else None, end * fraction(table, unit[1:2], token))
+            )
         else:
             body.append((None, (1 - end) / len(letters) if token in letters else 0.0))
         if not body[-1][1]:
@@ -85,7 +96,9 @@ def read_skip(language: Language, unit: tuple[int, ...]) -> tuple[Body, float]:
         at = trigger + k - 1
         if at < len(unit) and trigger >= 2:
             beginning = (unit[1], *unit[trigger:at])
-            body.append((1 if k == language.order - 1 else None, fraction(table, beginning, unit[at])))
+            body.append(
+                (1 if k == language.order - 1 else None, fraction(table, beginning, unit[at]))
+            )
     return body, float(len(body) == trigger + language.order - 2)
 
 
@@ -96,7 +109,9 @@ def read_induction(language: Language, unit: tuple[int, ...]) -> tuple[Body, flo
     for k, token in enumerate(unit[1 : length + 2]):
         end = length_ends(k, *language.segment_lengths) if k <= language.segment_lengths[1] else 1.0
         fresh = token in letters and token not in unit[1 : k + 1]
-        body.append((None, end if token == language.again else fresh * (1 - end) / (len(letters) - k)))
+        body.append(
+            (None, end if token == language.again else fresh * (1 - end) / (len(letters) - k))
+        )
         if not body[-1][1]:
             return body, 0.0
     period = length + 1
@@ -167,7 +182,9 @@ def read_sexpr(language: Language, unit: tuple[int, ...]) -> tuple[Body, float]:
             body.append((begun, float(token == closing)))
             stack.pop()
         else:
-            body.append((None, nest if token == opening else (token in atoms) * (1 - nest) / len(atoms)))
+            body.append(
+                (None, nest if token == opening else (token in atoms) * (1 - nest) / len(atoms))
+            )
             stack[-1][1] = missing - 1
             if token == opening:
                 stack.append([at, None])
@@ -209,7 +226,9 @@ def test_every_token_is_what_a_reader_of_the_tokens_alone_finds(subset: str, ord
     language = replace(LANGUAGE, order=order, num_ngrams=8 if order == 2 else 40, num_skip_ngrams=5)
     found = language.sample(40, subset=subset)
     for k, row in enumerate(found.tokens.rows.tolist()):
-        rules, sources, probabilities = zip(*read(language, chances_of(language, subset), row), strict=True)
+        rules, sources, probabilities = zip(
+            *read(language, chances_of(language, subset), row), strict=True
+        )
         assert [RULES[r] for r in found.rule[k]] == list(rules)
         assert found.source[k].tolist() == list(sources)
         assert found.surprise[k] == pytest.approx(-np.log(probabilities), abs=1e-12)
@@ -221,10 +240,14 @@ def test_the_entropy_is_that_of_all_tokens_that_the_reader_says_may_come(subset:
     chances = chances_of(LANGUAGE, subset)
     for k, row in enumerate(found.tokens.rows.tolist()):
         for at in range(1, len(row)):
-            after = [read(LANGUAGE, chances, [*row[:at], token]) for token in range(LANGUAGE.vocab_size)]
+            after = [
+                read(LANGUAGE, chances, [*row[:at], token]) for token in range(LANGUAGE.vocab_size)
+            ]
             p = np.array([whole[at][2] if len(whole) == at + 1 else 0.0 for whole in after])
             assert p.sum() == pytest.approx(1, abs=1e-9)
-            assert found.entropy[k, at] == pytest.approx(-sum(x * math.log(x) for x in p if x > 0), abs=1e-9)
+            assert found.entropy[k, at] == pytest.approx(
+                -sum(x * math.log(x) for x in p if x > 0), abs=1e-9
+            )
 
 
 @pytest.mark.parametrize("subset", ["mixture", *RULES[1:]])
@@ -254,7 +277,11 @@ def test_a_subset_has_units_of_one_rule_only() -> None:
     for rule in RULES[1:]:
         assert set(LANGUAGE.sample(20, subset=rule).rule.ravel()) == {0, RULES.index(rule)}
     without = replace(LANGUAGE, shares={"induction": 0.5, "dyck": 0.5, "copy": 0.0})
-    assert set(without.sample(50).rule.ravel()) == {0, RULES.index("induction"), RULES.index("dyck")}
+    assert set(without.sample(50).rule.ravel()) == {
+        0,
+        RULES.index("induction"),
+        RULES.index("dyck"),
+    }
     assert list(without.subsets(3)) == ["mixture", "induction", "dyck"]
     assert [tokens.name for tokens in without.subsets(3).values()] == list(without.subsets(3))
 
@@ -324,7 +351,9 @@ def test_values_are_frozen_and_say_what_they_are() -> None:
     assert repr(found) == (
         f"Synthetic('mixture': 10 rows x 40 positions, entropy {found.entropy[:, 1:].mean():.3f} nats a token)"
     )
-    assert repr(LANGUAGE).startswith("Language(50 ids, rows of 40, seed 3: ngram 0.2, skip_ngram 0.1, induction 0.45")
+    assert repr(LANGUAGE).startswith(
+        "Language(50 ids, rows of 40, seed 3: ngram 0.2, skip_ngram 0.1, induction 0.45"
+    )
     assert len(found) == 10
 
 
@@ -332,7 +361,15 @@ def test_the_table_averages_each_rule() -> None:
     found = LANGUAGE.sample(30)
     loss = np.arange(30 * 39.0).reshape(30, 39)
     table = found.to_dataframe(loss=loss, twice=2 * found.entropy)
-    assert list(table.columns) == ["rule", "predictable", "share", "entropy", "surprise", "loss", "twice"]
+    assert list(table.columns) == [
+        "rule",
+        "predictable",
+        "share",
+        "entropy",
+        "surprise",
+        "loss",
+        "twice",
+    ]
     for row in table.itertuples():
         chosen = (found.rule == RULES.index(row.rule)) & (found.predictable == row.predictable)
         assert row.share == pytest.approx(chosen[:, 1:].mean())
@@ -340,7 +377,9 @@ def test_the_table_averages_each_rule() -> None:
         assert row.twice == pytest.approx(2 * row.entropy)
         assert row.loss == pytest.approx(loss[chosen[:, 1:]].mean())
     assert table.share.sum() == pytest.approx(1)
-    with pytest.raises(InputError, match=r"`loss` must be \[30, 40\] or, for losses, \[30, 39\], got \[30, 38\]"):
+    with pytest.raises(
+        InputError, match=r"`loss` must be \[30, 40\] or, for losses, \[30, 39\], got \[30, 38\]"
+    ):
         found.to_dataframe(loss=loss[:, 1:])
 
 
@@ -351,14 +390,32 @@ def test_the_table_averages_each_rule() -> None:
         ({"order": 1}, "`order` must be an integer of at least 2"),
         ({"num_ngrams": 0}, "`num_ngrams` must be an integer of at least 1"),
         ({"max_depth": 1.5}, "`max_depth` must be an integer of at least 1, got 1.5"),
-        ({"gaps": (0, 2)}, r"`gaps` must be two integers, fewest \(at least 1\) and most, got \(0, 2\)"),
+        (
+            {"gaps": (0, 2)},
+            r"`gaps` must be two integers, fewest \(at least 1\) and most, got \(0, 2\)",
+        ),
         ({"segment_lengths": (5, 4)}, "`segment_lengths` must be two integers"),
-        ({"shares": {"inductoin": 1.0}}, "names 'inductoin', which is no rule; did you mean 'induction'"),
-        ({"shares": {"copy": 1.5, "dyck": -0.5}}, "the share of 'dyck' must not be negative, got -0.5"),
+        (
+            {"shares": {"inductoin": 1.0}},
+            "names 'inductoin', which is no rule; did you mean 'induction'",
+        ),
+        (
+            {"shares": {"copy": 1.5, "dyck": -0.5}},
+            "the share of 'dyck' must not be negative, got -0.5",
+        ),
         ({"shares": {"copy": 0.5}}, "`shares` must sum to 1, got 0.5"),
-        ({"vocab_size": 30}, r"30 ids leaves 1 letters, but at least 8 are needed. Give vocab_size=37 or more"),
-        ({"num_ngrams": 500}, r"`num_ngrams` is 500, but 21 letters give only 100 beginnings of order 3"),
-        ({"num_skip_ngrams": 99}, r"`num_skip_ngrams` is 99, but 21 letters give only 20 beginnings"),
+        (
+            {"vocab_size": 30},
+            r"30 ids leaves 1 letters, but at least 8 are needed. Give vocab_size=37 or more",
+        ),
+        (
+            {"num_ngrams": 500},
+            r"`num_ngrams` is 500, but 21 letters give only 100 beginnings of order 3",
+        ),
+        (
+            {"num_skip_ngrams": 99},
+            r"`num_skip_ngrams` is 99, but 21 letters give only 20 beginnings",
+        ),
     ],
 )
 def test_languages_that_cannot_be_are_refused(changes: dict, message: str) -> None:

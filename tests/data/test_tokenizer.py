@@ -46,7 +46,11 @@ def test_the_same_texts_give_the_same_tokenizer_in_another_process() -> None:
     root = Path(__file__).resolve().parents[2]
     other = {"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | other, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        env=os.environ | other,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == train_tokenizer(lines, 1000).backend_tokenizer.to_str()
 
@@ -74,26 +78,35 @@ def test_hub_tokenizers_are_asked_for_by_id_and_revision(
         return read(tmp_path)
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", hub)
-    assert len(load_tokenizer("owner/tokenizer")) == len(load_tokenizer("owner/tokenizer@v2")) == 300
+    assert (
+        len(load_tokenizer("owner/tokenizer")) == len(load_tokenizer("owner/tokenizer@v2")) == 300
+    )
     assert asked == [
         ("owner/tokenizer", {"revision": "main", "trust_remote_code": False}),
         ("owner/tokenizer", {"revision": "v2", "trust_remote_code": False}),
     ]
 
 
-def test_an_unreachable_tokenizer_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_tokenizer_is_an_error_that_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def offline(name: str, revision: str | None) -> Any:
         raise OSError("no connection\nmore")
 
     monkeypatch.setattr("rllc.data.tokenizer._from_pretrained", offline)
     with pytest.raises(
-        FileError, match=r"'owner/name' from the hub: .* \(no connection\). Check the id and the network"
+        FileError,
+        match=r"'owner/name' from the hub: .* \(no connection\). Check the id and the network",
     ):
         load_tokenizer("owner/name")
 
 
-def test_folders_without_a_tokenizer_are_errors_that_name_them(small_tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"there is no folder .*nowhere. Make one: tokenizer.save_pretrained"):
+def test_folders_without_a_tokenizer_are_errors_that_name_them(
+    small_tokenizer: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        FileError, match=r"there is no folder .*nowhere. Make one: tokenizer.save_pretrained"
+    ):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(FileError, match=r"there is no folder nowhere"):
         load_tokenizer("./nowhere")
@@ -107,7 +120,8 @@ def test_folders_without_a_tokenizer_are_errors_that_name_them(small_tokenizer: 
 
 def test_too_little_text_names_the_size_that_it_is_enough_for() -> None:
     with pytest.raises(
-        InputError, match=r"enough for 260 ids only, not vocab_size=300. Give more text, or vocab_size=260"
+        InputError,
+        match=r"enough for 260 ids only, not vocab_size=300. Give more text, or vocab_size=260",
     ) as raised:
         train_tokenizer(["aab aab"], vocab_size=300)
     size = int(str(raised.value).rsplit("=", 1)[1].rstrip("."))
@@ -122,6 +136,8 @@ def test_too_little_text_names_the_size_that_it_is_enough_for() -> None:
         (["a"], 256, "`vocab_size` must be at least 257 .* got 256"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused_by_name(texts: Any, vocab_size: int, message: str) -> None:
+def test_arguments_that_cannot_be_used_are_refused_by_name(
+    texts: Any, vocab_size: int, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         train_tokenizer(texts, vocab_size)

@@ -17,7 +17,14 @@ from rllc.errors import FileError, InputError
 from rllc.files import save_arrays
 
 ROWS = [[4, 1, 2], [4, 3, 1]]
-TEXTS = ["the cat sees the dog", "", "héllo\tworld \u2028 🙂", "one line and another", "x" * 40, "the end"]
+TEXTS = [
+    "the cat sees the dog",
+    "",
+    "héllo\tworld \u2028 🙂",
+    "one line and another",
+    "x" * 40,
+    "the end",
+]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +74,11 @@ def test_rows_that_cannot_be_tokens_are_refused_by_name(rows: Any, message: str)
 
 def test_the_fingerprint_is_a_hash_of_shape_and_little_endian_ids() -> None:
     by_hand = hashlib.sha256(b"2 3" + struct.pack("<6i", *ROWS[0], *ROWS[1])).hexdigest()
-    assert Tokens(ROWS, "a").fingerprint == Tokens(torch.tensor(ROWS), "b", dropped=1).fingerprint == by_hand
+    assert (
+        Tokens(ROWS, "a").fingerprint
+        == Tokens(torch.tensor(ROWS), "b", dropped=1).fingerprint
+        == by_hand
+    )
     assert Tokens([[4, 1], [2, 4], [3, 1]]).fingerprint != by_hand
     assert Tokens([[4, 1, 2], [4, 3, 0]]).fingerprint != by_hand
 
@@ -100,7 +111,9 @@ def test_splitting_keeps_every_row_once_and_in_order(first: float, sizes: tuple[
 
 @pytest.mark.parametrize("first", [0, 6, -1, 1.0, 0.01])
 def test_a_split_without_rows_on_one_side_is_refused(first: float) -> None:
-    with pytest.raises(InputError, match=f"rows on both sides, got {first}. Give a number of rows from 1 to 5"):
+    with pytest.raises(
+        InputError, match=f"rows on both sides, got {first}. Give a number of rows from 1 to 5"
+    ):
         Tokens(torch.arange(12).view(6, 2)).split(first)
 
 
@@ -113,11 +126,17 @@ def test_a_mixture_has_all_rows_in_a_seeded_order() -> None:
     assert (both.name, both.dropped) == ("all", 7)
     assert sorted(both.rows.tolist()) == [*code.rows.tolist(), *prose.rows.tolist()]
     assert 0 < int((both.rows[:75, 0] >= 200).sum()) < 50  # shuffled: prose is in both halves
-    assert mix("again", code, prose).fingerprint == both.fingerprint != mix("all", code, prose, seed=1).fingerprint
+    assert (
+        mix("again", code, prose).fingerprint
+        == both.fingerprint
+        != mix("all", code, prose, seed=1).fingerprint
+    )
 
 
 def test_a_mixture_needs_rows_of_one_length() -> None:
-    with pytest.raises(InputError, match=r"rows of one length, got Tokens\('a': .* 3 positions\), .* 2 positions"):
+    with pytest.raises(
+        InputError, match=r"rows of one length, got Tokens\('a': .* 3 positions\), .* 2 positions"
+    ):
         mix("all", Tokens(ROWS, "a"), Tokens([[1, 2]], "b"))
     with pytest.raises(InputError, match="got nothing"):
         mix("all")
@@ -127,7 +146,9 @@ def test_tokens_are_saved_whole(tmp_path: Any) -> None:
     tokens = Tokens(ROWS, "toy", dropped=5)
     again = Tokens.load(tokens.save(tmp_path / "toy.npz"))
     assert (again.name, again.dropped, again.fingerprint) == ("toy", 5, tokens.fingerprint)
-    save_arrays(tmp_path / "other.npz", {"rows": np.zeros((2, 2), dtype=int)}, {"kind": "rllc.Draws"})
+    save_arrays(
+        tmp_path / "other.npz", {"rows": np.zeros((2, 2), dtype=int)}, {"kind": "rllc.Draws"}
+    )
     with pytest.raises(FileError, match=r"holds rllc.Draws, not Tokens"):
         Tokens.load(tmp_path / "other.npz")
 
@@ -143,7 +164,9 @@ def test_the_repr_reports_the_dropped_tail() -> None:
 
 
 @pytest.mark.parametrize("context_length", [2, 5, 16, 30])
-def test_packing_equals_tokenising_the_documents_joined_by_eos(small_tokenizer: Any, context_length: int) -> None:
+def test_packing_equals_tokenising_the_documents_joined_by_eos(
+    small_tokenizer: Any, context_length: int
+) -> None:
     texts = [text for text in TEXTS if text]
     stream = small_tokenizer(small_tokenizer.eos_token.join(texts))["input_ids"]
     size = context_length - 1
@@ -194,7 +217,9 @@ def test_rows_do_not_depend_on_the_blocks_that_are_tokenised_together(
     assert tokenize(TEXTS * 20, small_tokenizer, 9).fingerprint == whole.fingerprint
 
 
-def test_num_rows_takes_the_first_rows_and_stops_reading(small_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_num_rows_takes_the_first_rows_and_stops_reading(
+    small_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rllc.data.tokens._BLOCK", 100)
     whole = tokenize(TEXTS * 20, small_tokenizer, 9)
     read = iter(TEXTS * 20)
@@ -202,13 +227,21 @@ def test_num_rows_takes_the_first_rows_and_stops_reading(small_tokenizer: Any, m
     assert some.rows.equal(whole.rows[:7])
     assert some.dropped == 0
     assert len(list(read)) > 100
-    assert len(tokenize(TEXTS, small_tokenizer, 9, num_rows=10**6)) == len(tokenize(TEXTS, small_tokenizer, 9))
+    assert len(tokenize(TEXTS, small_tokenizer, 9, num_rows=10**6)) == len(
+        tokenize(TEXTS, small_tokenizer, 9)
+    )
 
 
-def test_long_documents_give_no_warning(small_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer = type(small_tokenizer)(tokenizer_object=small_tokenizer.backend_tokenizer, eos_token="<|endoftext|>")
+def test_long_documents_give_no_warning(
+    small_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = type(small_tokenizer)(
+        tokenizer_object=small_tokenizer.backend_tokenizer, eos_token="<|endoftext|>"
+    )
     tokenizer.model_max_length = 8
-    logger = logging.getLogger("transformers")  # it does not propagate to the root, where caplog listens
+    logger = logging.getLogger(
+        "transformers"
+    )  # it does not propagate to the root, where caplog listens
     logger.addHandler(caplog.handler)
     try:
         tokenize(["the cat " * 1000], tokenizer, 64)
@@ -237,12 +270,16 @@ def test_texts_that_cannot_be_packed_are_refused_by_name(
     small_tokenizer: Any, texts: Any, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=f"tokenising 'toy': .*{message}"):
-        tokenize(texts, **{"tokenizer": small_tokenizer, "context_length": 8, "name": "toy"} | settings)
+        tokenize(
+            texts, **{"tokenizer": small_tokenizer, "context_length": 8, "name": "toy"} | settings
+        )
 
 
 def test_a_tokenizer_without_bos_and_eos_is_refused(small_tokenizer: Any) -> None:
     bare = type(small_tokenizer)(tokenizer_object=small_tokenizer.backend_tokenizer)
-    with pytest.raises(InputError, match=r"neither a BOS nor an EOS token. Set one: tokenizer.eos_token"):
+    with pytest.raises(
+        InputError, match=r"neither a BOS nor an EOS token. Set one: tokenizer.eos_token"
+    ):
         tokenize(["the cat"], bare, 4)
 
 
@@ -284,7 +321,9 @@ def test_batches_equal_a_walk_along_the_stream_in_any_order_of_access(num_rows: 
         ]
 
 
-@pytest.mark.parametrize(("num_rows", "batch_size"), [(7, 7), (7, 5), (7, 2), (100, 32), (33, 32), (64, 32)])
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size"), [(7, 7), (7, 5), (7, 2), (100, 32), (33, 32), (64, 32)]
+)
 def test_every_row_is_used_once_before_any_is_used_again(num_rows: int, batch_size: int) -> None:
     batches = Minibatches(num_rows, batch_size, seed=0)
     stream = torch.cat(list(islice(batches, 10 * num_rows // batch_size + 1)))
@@ -317,7 +356,9 @@ def test_one_permutation_is_made_an_epoch(monkeypatch: pytest.MonkeyPatch) -> No
     made: list[int] = []
     permutation = Minibatches._permutation
     monkeypatch.setattr(
-        Minibatches, "_permutation", lambda self, epoch: (made.append(epoch), permutation(self, epoch))[1]
+        Minibatches,
+        "_permutation",
+        lambda self, epoch: (made.append(epoch), permutation(self, epoch))[1],
     )
     batches = Minibatches(1000, 32, seed=0)
     for t in range(1000):
@@ -330,7 +371,8 @@ def test_one_permutation_is_made_an_epoch(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_minibatches_refuse_what_cannot_be_batched() -> None:
     with pytest.raises(
-        InputError, match=r"batch of 8 rows needs at least as many rows, got 5. Give more data or batch_size=5"
+        InputError,
+        match=r"batch of 8 rows needs at least as many rows, got 5. Give more data or batch_size=5",
     ):
         Minibatches(5, 8, seed=0)
     with pytest.raises(InputError, match="`batch_size` must be at least 1, got 0"):

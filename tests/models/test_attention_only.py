@@ -38,16 +38,24 @@ def tokens(batch: int = 4, pos: int = 7) -> torch.Tensor:
     return torch.randint(SIZES["d_vocab"], (batch, pos))
 
 
-def slow_logits(model: AttentionOnly, row: torch.Tensor, values: dict[str, torch.Tensor]) -> torch.Tensor:
+def slow_logits(
+    model: AttentionOnly, row: torch.Tensor, values: dict[str, torch.Tensor]
+) -> torch.Tensor:
     """The forward as the paper defines it, for one row, one head and one query at a time: ``[pos, vocab]``."""
     c, w = model.config, values
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         centred = x - x.mean()
-        return centred / (centred.square().mean() + c.layer_norm_eps).sqrt() * w[f"{name}.w"] + w[f"{name}.b"]
+        return (
+            centred / (centred.square().mean() + c.layer_norm_eps).sqrt() * w[f"{name}.w"]
+            + w[f"{name}.b"]
+        )
 
     standard = c.positions == "standard"
-    x = [w["embed.W_E"][t] + (w["pos_embed.W_pos"][i] if standard else 0.0) for i, t in enumerate(row)]
+    x = [
+        w["embed.W_E"][t] + (w["pos_embed.W_pos"][i] if standard else 0.0)
+        for i, t in enumerate(row)
+    ]
     for layer in range(c.n_layers):
         at = f"blocks.{layer}.attn."
         u = [norm(v, f"blocks.{layer}.ln1") for v in x]
@@ -58,7 +66,9 @@ def slow_logits(model: AttentionOnly, row: torch.Tensor, values: dict[str, torch
             k = [v @ w[at + "W_K"][h] + w[at + "b_K"][h] for v in p]
             v = [y @ w[at + "W_V"][h] + w[at + "b_V"][h] for y in u]
             for i in range(len(row)):
-                weights = torch.stack([q[i] @ k[j] / math.sqrt(c.d_head) for j in range(i + 1)]).exp()
+                weights = torch.stack(
+                    [q[i] @ k[j] / math.sqrt(c.d_head) for j in range(i + 1)]
+                ).exp()
                 z = sum(weights[j] * v[j] for j in range(i + 1)) / weights.sum()
                 new[i] = new[i] + z @ w[at + "W_O"][h]
         x = new
@@ -92,7 +102,9 @@ def test_against_a_slow_forward(positions):
     model, rows = random_model(positions=positions), tokens()
     logits = model(rows).logits
     for row, fast in zip(rows, logits, strict=True):
-        torch.testing.assert_close(fast, slow_logits(model, row, model.state_dict()), atol=1e-11, rtol=0)
+        torch.testing.assert_close(
+            fast, slow_logits(model, row, model.state_dict()), atol=1e-11, rtol=0
+        )
 
 
 @BOTH
@@ -103,13 +115,18 @@ def test_eager_attention_is_the_same_and_differentiates_twice(positions):
     torch.testing.assert_close(model(rows).logits, logits, atol=1e-12, rtol=0)
     loss = model(rows, labels=rows).loss
     (gradient,) = torch.autograd.grad(loss, model.blocks[0].attn.W_Q, create_graph=True)
-    assert torch.isfinite(torch.autograd.grad(gradient.square().sum(), model.blocks[0].attn.W_K)[0]).all()
+    assert torch.isfinite(
+        torch.autograd.grad(gradient.square().sum(), model.blocks[0].attn.W_K)[0]
+    ).all()
 
 
 def test_numbers_of_parameters():
     paper = AttentionOnly(AttentionOnlyConfig())
     assert sum(p.numel() for p in paper.parameters()) == 3_355_016
-    assert sum(p.numel() for p in AttentionOnly(AttentionOnlyConfig(n_layers=1)).parameters()) == 3_091_336
+    assert (
+        sum(p.numel() for p in AttentionOnly(AttentionOnlyConfig(n_layers=1)).parameters())
+        == 3_091_336
+    )
     assert sum(paper.get_parameter(f"blocks.1.attn.{t}")[6].numel() for t in HEAD_TENSORS) == 32_864
     assert paper.num_parameters() == 3_355_016
     assert dict(paper.named_buffers()) == {}
@@ -149,12 +166,18 @@ def test_initialisation():
         else:
             assert (parameter == (1.0 if last == "w" else 0.0)).all(), name
     torch.manual_seed(3)
-    one, other = AttentionOnly(AttentionOnlyConfig(**SIZES)), AttentionOnly(AttentionOnlyConfig(**SIZES))
+    one, other = (
+        AttentionOnly(AttentionOnlyConfig(**SIZES)),
+        AttentionOnly(AttentionOnlyConfig(**SIZES)),
+    )
     torch.manual_seed(3)
     again = AttentionOnly(AttentionOnlyConfig(**SIZES))
     assert torch.equal(one.embed.W_E, again.embed.W_E), "torch's seed decides"
     assert not torch.equal(one.embed.W_E, other.embed.W_E)
-    assert AttentionOnly(AttentionOnlyConfig(init_scale=8.0)).embed.W_E.std() > 9 * model.embed.W_E.std()
+    assert (
+        AttentionOnly(AttentionOnlyConfig(init_scale=8.0)).embed.W_E.std()
+        > 9 * model.embed.W_E.std()
+    )
 
 
 # Properties.
@@ -167,7 +190,9 @@ def test_future_tokens_have_no_influence(positions):
     for at in range(1, rows.shape[1]):
         changed = rows.clone()
         changed[:, at:] = (changed[:, at:] + 1) % SIZES["d_vocab"]
-        torch.testing.assert_close(model(changed).logits[:, :at], logits[:, :at], atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            model(changed).logits[:, :at], logits[:, :at], atol=1e-12, rtol=0
+        )
         torch.testing.assert_close(model(rows[:, :at]).logits, logits[:, :at], atol=1e-12, rtol=0)
         assert (model(changed).logits[:, at:] - logits[:, at:]).abs().amax(-1).min() > 1e-6
 
@@ -200,7 +225,9 @@ def test_hidden_states_are_the_residual_stream():
     states = model(rows, output_hidden_states=True).hidden_states
     assert [tuple(s.shape) for s in states] == [(4, 7, 10)] * 4
     torch.testing.assert_close(states[0], model.embed.W_E[rows])
-    last = torch.nn.functional.layer_norm(states[-1], (10,), model.ln_final.w, model.ln_final.b, 1e-5)
+    last = torch.nn.functional.layer_norm(
+        states[-1], (10,), model.ln_final.w, model.ln_final.b, 1e-5
+    )
     torch.testing.assert_close(last @ model.unembed.W_U + model.unembed.b_U, model(rows).logits)
 
 
@@ -213,7 +240,9 @@ def test_loss_is_the_next_token_cross_entropy():
     labels = rows.clone()
     labels[:, 3] = -100
     each = [-log_p[b, k, rows[b, k + 1]] for b in range(4) for k in range(6) if k + 1 != 3]
-    torch.testing.assert_close(model(rows, labels=labels).loss.double(), torch.stack(each).mean(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        model(rows, labels=labels).loss.double(), torch.stack(each).mean(), atol=1e-6, rtol=0
+    )
     assert model(rows).loss is None
 
 
@@ -227,11 +256,19 @@ def test_outputs_as_a_tuple():
 # Runs: many models in one forward.
 
 
-def moved_heads(model: AttentionOnly, layer: int, heads: list[list[int]], tensors=HEAD_TENSORS) -> dict[str, Moved]:
+def moved_heads(
+    model: AttentionOnly, layer: int, heads: list[list[int]], tensors=HEAD_TENSORS
+) -> dict[str, Moved]:
     """Each run moves its own heads of one layer."""
     rows = torch.tensor(heads)
-    blocks = {f"blocks.{layer}.attn.{t}": model.get_parameter(f"blocks.{layer}.attn.{t}").detach() for t in tensors}
-    return {n: Moved(w[rows] + 0.3 * torch.randn(w[rows].shape, dtype=w.dtype), rows) for n, w in blocks.items()}
+    blocks = {
+        f"blocks.{layer}.attn.{t}": model.get_parameter(f"blocks.{layer}.attn.{t}").detach()
+        for t in tensors
+    }
+    return {
+        n: Moved(w[rows] + 0.3 * torch.randn(w[rows].shape, dtype=w.dtype), rows)
+        for n, w in blocks.items()
+    }
 
 
 def moved_whole(model: AttentionOnly, names: list[str], runs: int = 2) -> dict[str, Moved]:
@@ -251,16 +288,24 @@ SELECTIONS = {
     "a head's output": lambda m: moved_heads(m, 0, [[0], [2]], ("W_O",)),
     "a single run": lambda m: moved_heads(m, 1, [[1]]),
     "heads of two layers": lambda m: moved_heads(m, 0, [[0], [1]]) | moved_heads(m, 2, [[2], [1]]),
-    "a whole block": lambda m: moved_whole(m, [n for n, _ in m.named_parameters() if n.startswith("blocks.1.")]),
-    "queries and a norm": lambda m: moved_heads(m, 1, [[0], [2]], ("W_Q",)) | moved_whole(m, ["blocks.1.ln1.b"]),
-    "rows that differ": lambda m: moved_heads(m, 1, [[0], [2]], ("W_Q",)) | moved_heads(m, 1, [[1], [2]], ("W_V",)),
+    "a whole block": lambda m: moved_whole(
+        m, [n for n, _ in m.named_parameters() if n.startswith("blocks.1.")]
+    ),
+    "queries and a norm": lambda m: (
+        moved_heads(m, 1, [[0], [2]], ("W_Q",)) | moved_whole(m, ["blocks.1.ln1.b"])
+    ),
+    "rows that differ": lambda m: (
+        moved_heads(m, 1, [[0], [2]], ("W_Q",)) | moved_heads(m, 1, [[1], [2]], ("W_V",))
+    ),
     "a norm": lambda m: moved_whole(m, ["blocks.1.ln1.w"]),
     "b_O": lambda m: moved_whole(m, ["blocks.1.attn.b_O"]),
     "the last norm": lambda m: moved_whole(m, ["ln_final.w", "ln_final.b"]),
     "the last norm's bias": lambda m: moved_whole(m, ["ln_final.b"], runs=3),
     "embeddings": lambda m: moved_whole(m, ["embed.W_E"]),
     "some embeddings": lambda m: {
-        "embed.W_E": Moved(torch.randn(2, 3, 10, dtype=torch.float64), torch.tensor([[1, 5, 3], [0, 2, 12]]))
+        "embed.W_E": Moved(
+            torch.randn(2, 3, 10, dtype=torch.float64), torch.tensor([[1, 5, 3], [0, 2, 12]])
+        )
     },
     "positions": lambda m: moved_whole(m, ["pos_embed.W_pos"]),
     "everything before the unembedding": lambda m: moved_whole(
@@ -289,19 +334,27 @@ def test_runs_equal_a_loop_of_models(positions, selection):
         for name, (block, index) in moved.items():
             weight = alone.get_parameter(name).data
             weight[slice(None) if index is None else index[run]] = block[run].detach()
-        expected = alone.normalise("ln_final", alone(rows, output_hidden_states=True).hidden_states[-1][None], {})[0]
+        expected = alone.normalise(
+            "ln_final", alone(rows, output_hidden_states=True).hidden_states[-1][None], {}
+        )[0]
         torch.testing.assert_close(hidden[run], expected, atol=1e-11, rtol=0)
-        slow = torch.autograd.grad((expected * probe).sum(), [alone.get_parameter(name) for name in moved])
+        slow = torch.autograd.grad(
+            (expected * probe).sum(), [alone.get_parameter(name) for name in moved]
+        )
         for (name, (_, index)), fast, own in zip(moved.items(), gradients, slow, strict=True):
             own = own if index is None else own[index[run]]
-            torch.testing.assert_close(fast[run], own, atol=1e-10, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                fast[run], own, atol=1e-10, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
 
 def test_nothing_moved_is_the_model_itself():
     model, rows = random_model(), tokens()
     hidden = model.hidden({}, model.activations(rows))
     assert hidden.shape == (1, 4, 7, 10)
-    torch.testing.assert_close(hidden[0] @ model.unembed.W_U + model.unembed.b_U, model(rows).logits)
+    torch.testing.assert_close(
+        hidden[0] @ model.unembed.W_U + model.unembed.b_U, model(rows).logits
+    )
 
 
 @BOTH
@@ -314,17 +367,24 @@ def test_heads_in_parts(positions, layer):
     z = model.attend(made["Q"], made["K"], made["V"], again := [])
     torch.testing.assert_close(z, at.z[layer])
     torch.testing.assert_close(again[0], patterns[layer])
-    torch.testing.assert_close(at.residual[layer] + model.write(layer, z, {}), at.residual[layer + 1])
+    torch.testing.assert_close(
+        at.residual[layer] + model.write(layer, z, {}), at.residual[layer + 1]
+    )
     for letter in "QKV":
         chosen = model.project(layer, letter, at.residual[layer], torch.tensor([2, 0]))
         torch.testing.assert_close(chosen, made[letter][:, :, [2, 0]])
-        several = model.project(layer, letter, torch.cat([at.residual[layer], at.residual[1]]), slice(1, 2))
+        several = model.project(
+            layer, letter, torch.cat([at.residual[layer], at.residual[1]]), slice(1, 2)
+        )
         torch.testing.assert_close(several[:1], made[letter][:, :, 1:2])
 
 
 def test_frozen_weights_get_no_gradient():
     model, rows = random_model(), tokens()
-    moved = {n: Moved(m.block.requires_grad_(), m.rows) for n, m in moved_heads(model, 1, [[0], [1]]).items()}
+    moved = {
+        n: Moved(m.block.requires_grad_(), m.rows)
+        for n, m in moved_heads(model, 1, [[0], [1]]).items()
+    }
     with torch.no_grad():
         at = model.activations(rows)
     model.hidden(moved, at).square().sum().backward()
@@ -336,7 +396,10 @@ def test_frozen_weights_get_no_gradient():
 
 @BOTH
 def test_save_and_load_are_bit_equal(tmp_path, positions):
-    model, rows = random_model(torch.float32, positions=positions, layer_norm_eps=1e-3, init_scale=0.5), tokens()
+    model, rows = (
+        random_model(torch.float32, positions=positions, layer_norm_eps=1e-3, init_scale=0.5),
+        tokens(),
+    )
     model.save_pretrained(tmp_path)
     for kind in (AttentionOnly, AutoModelForCausalLM):
         again, info = kind.from_pretrained(tmp_path, output_loading_info=True)
@@ -356,7 +419,9 @@ def test_gradient_training_step_in_transformers_terms():
     before = model(rows, labels=rows).loss
     before.backward()
     for name, parameter in model.named_parameters():
-        if not name.endswith("attn.b_K"):  # the same number added to all scores of a query: no gradient but rounding
+        if not name.endswith(
+            "attn.b_K"
+        ):  # the same number added to all scores of a query: no gradient but rounding
             assert parameter.grad.abs().sum() > 0, name
         parameter.data -= 0.1 * parameter.grad
     assert model(rows, labels=rows).loss < before
@@ -367,7 +432,9 @@ def test_ones_may_be_given_as_attention_mask():
     assert torch.equal(model(rows, attention_mask=torch.ones_like(rows)).logits, model(rows).logits)
     mask = torch.ones_like(rows)
     mask[0, 0] = 0
-    with pytest.raises(InputError, match=r"`attention_mask` has zeros, but rows are packed, never padded"):
+    with pytest.raises(
+        InputError, match=r"`attention_mask` has zeros, but rows are packed, never padded"
+    ):
         model(rows, attention_mask=mask)
 
 
@@ -376,7 +443,9 @@ def test_ones_may_be_given_as_attention_mask():
 
 def test_rows_longer_than_the_context():
     assert random_model()(tokens(pos=9)).logits.shape == (4, 9, 13)
-    with pytest.raises(InputError, match=r"rows have 10 positions, but the model's context is 9 \(`n_ctx`\)"):
+    with pytest.raises(
+        InputError, match=r"rows have 10 positions, but the model's context is 9 \(`n_ctx`\)"
+    ):
         random_model()(tokens(pos=10))
 
 
@@ -387,7 +456,9 @@ def test_sizes_below_one(name):
 
 
 def test_unknown_positions():
-    with pytest.raises(InputError, match=r"`positions` must be 'shortformer' or 'standard', got 'rotary'"):
+    with pytest.raises(
+        InputError, match=r"`positions` must be 'shortformer' or 'standard', got 'rotary'"
+    ):
         AttentionOnlyConfig(positions="rotary")
 
 

@@ -62,7 +62,9 @@ def with_masks(one: AttentionOnly) -> dict[str, torch.Tensor]:
     """The state dict as TransformerLens saves it, with the buffers of its attention."""
     state = {name: tensor.clone() for name, tensor in one.state_dict().items()}
     for layer in range(one.config.n_layers):
-        state[f"blocks.{layer}.attn.mask"] = torch.ones(one.config.n_ctx, one.config.n_ctx).tril().bool()
+        state[f"blocks.{layer}.attn.mask"] = (
+            torch.ones(one.config.n_ctx, one.config.n_ctx).tril().bool()
+        )
         state[f"blocks.{layer}.attn.IGNORE"] = torch.tensor(-torch.inf)
     return state
 
@@ -151,7 +153,13 @@ def test_folder_of_state_dicts(tmp_path, within):
 
 
 def test_steps_are_sorted_as_numbers(tmp_path):
-    for name in ("checkpoint_10.pth", "checkpoint_9.pth", "checkpoint_100.safetensors", "step_8", "notes.pth"):
+    for name in (
+        "checkpoint_10.pth",
+        "checkpoint_9.pth",
+        "checkpoint_100.safetensors",
+        "step_8",
+        "notes.pth",
+    ):
         (tmp_path / name).mkdir() if name == "step_8" else (tmp_path / name).touch()
     (tmp_path / "step_8" / "config.json").touch()
     assert [c.step for c in checkpoints(tmp_path)] == [8, 9, 10, 100]
@@ -163,7 +171,9 @@ def test_hub_with_state_dicts(hub):
     found = checkpoints("org/og")
     assert found[1] == Checkpoint(100, "org/og", file="checkpoints/checkpoint_0000100.pth")
     assert same(load("org/og", 100), model(100))
-    assert fetched == ["checkpoints/checkpoint_0000100.pth"], "one step must not download the others"
+    assert fetched == ["checkpoints/checkpoint_0000100.pth"], (
+        "one step must not download the others"
+    )
     assert str(found[1]) == "org/og/checkpoints/checkpoint_0000100.pth"
 
 
@@ -171,7 +181,9 @@ def test_hub_with_one_revision_a_step(hub):
     root, fetched = hub
     for step in (1, 1000, 64):
         gpt2(step).save_pretrained(root / "org" / "pythia" / f"step{step}")
-        (root / "org" / "pythia" / f"step{step}" / "pytorch_model.bin").write_bytes(b"the same weights again")
+        (root / "org" / "pythia" / f"step{step}" / "pytorch_model.bin").write_bytes(
+            b"the same weights again"
+        )
     gpt2(7).save_pretrained(root / "org" / "pythia" / "main")
     found = checkpoints("org/pythia")
     assert [(c.step, c.revision, c.file) for c in found] == [
@@ -197,7 +209,11 @@ def test_hub_with_pickled_weights_only(hub):
 def test_hub_with_one_folder_a_step(hub):
     root, fetched = hub
     trained(root / "org" / "ours" / "main")
-    assert [c.file for c in checkpoints("org/ours")] == ["step0000000", "step0000100", "step0002000"]
+    assert [c.file for c in checkpoints("org/ours")] == [
+        "step0000000",
+        "step0000100",
+        "step0002000",
+    ]
     assert same(load("org/ours", 2000), model(2000))
     assert all(name.startswith("step0002000/") for name in fetched)
 
@@ -207,7 +223,9 @@ def test_hub_with_one_model(hub):
     gpt2(3).save_pretrained(root / "gpt" / "main")
     assert checkpoints("gpt") == [Checkpoint(0, "gpt")]
     assert same(load("gpt"), gpt2(3))
-    with pytest.raises(InputError, match=r"holds one model and does not say of which step; drop `step=0`"):
+    with pytest.raises(
+        InputError, match=r"holds one model and does not say of which step; drop `step=0`"
+    ):
         load("gpt", 0)
 
 
@@ -241,7 +259,10 @@ def cached_by_the_client(cache: Path, revision: str, commit: str, files: dict[st
     for name, contents in files.items():
         blob = at / "blobs" / hashlib.sha256(contents).hexdigest()
         link = at / "snapshots" / commit / name
-        blob.parent.mkdir(parents=True, exist_ok=True), link.parent.mkdir(parents=True, exist_ok=True)
+        (
+            blob.parent.mkdir(parents=True, exist_ok=True),
+            link.parent.mkdir(parents=True, exist_ok=True),
+        )
         blob.write_bytes(contents)
         link.unlink(missing_ok=True), link.symlink_to(os.path.relpath(blob, link.parent))
     (at / "refs").mkdir(exist_ok=True)
@@ -257,9 +278,15 @@ def test_of_the_cache_only_a_checkpoints_own_weights_go(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, inner=huggingface_hub.snapshot_download, **k: (
         inner(*a, **k, cache_dir=tmp_path)))  # fmt: skip
     pth = {f"checkpoints/checkpoint_{s:07d}.pth": b"%d" % s for s in (0, 100)}
-    folders = {"step0000000/model.safetensors": b"weights", "step0000000/config.json": b"{}", "training.json": b"1"}
+    folders = {
+        "step0000000/model.safetensors": b"weights",
+        "step0000000/config.json": b"{}",
+        "training.json": b"1",
+    }
     main = cached_by_the_client(tmp_path, "main", "a" * 40, pth | folders)
-    other = cached_by_the_client(tmp_path, "step5", "b" * 40, {"model.safetensors": b"weights", "config.json": b"{}"})
+    other = cached_by_the_client(
+        tmp_path, "step5", "b" * 40, {"model.safetensors": b"weights", "config.json": b"{}"}
+    )
 
     def tree() -> set[Path]:
         return {path for path in tmp_path.rglob("*") if not path.is_dir()}
@@ -299,7 +326,9 @@ def test_hub_that_does_not_answer(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "list_repo_refs", refs)
-    with pytest.raises(FileError, match=r"hub for 'no/such': ConnectionError: no route.*no local file or folder"):
+    with pytest.raises(
+        FileError, match=r"hub for 'no/such': ConnectionError: no route.*no local file or folder"
+    ):
         checkpoints("no/such")
 
 
@@ -320,7 +349,9 @@ def test_other_transformers_models(tmp_path):
 def test_transformer_lens_file(tmp_path, positions, suffix):
     whole = load_file(FIXTURE)
     start = f"{positions}/weights/"
-    state = {name.removeprefix(start): tensor for name, tensor in whole.items() if name.startswith(start)}
+    state = {
+        name.removeprefix(start): tensor for name, tensor in whole.items() if name.startswith(start)
+    }
     path = tmp_path / f"anything{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     loaded = load(path, positions=positions)
@@ -344,14 +375,18 @@ def test_configuration_is_inferred_from_shapes(tmp_path):
 def test_configuration_beside_a_file_is_used(tmp_path):
     model(positions="standard").save_pretrained(tmp_path)
     assert load(tmp_path / "model.safetensors").config.positions == "standard"
-    with pytest.raises(InputError, match=r"`positions` is 'shortformer', but the config.json in .* says 'standard'"):
+    with pytest.raises(
+        InputError, match=r"`positions` is 'shortformer', but the config.json in .* says 'standard'"
+    ):
         load(tmp_path, positions="shortformer")
     assert same(load(tmp_path, positions="standard"), model(positions="standard"))
 
 
 def test_positions_are_checked(tmp_path):
     torch.save(with_masks(model()), tmp_path / "a.pth")
-    with pytest.raises(InputError, match=r"`positions` must be 'shortformer' or 'standard', got 'rotary'"):
+    with pytest.raises(
+        InputError, match=r"`positions` must be 'shortformer' or 'standard', got 'rotary'"
+    ):
         load(tmp_path / "a.pth", positions="rotary")
     gpt2().save_pretrained(tmp_path / "gpt2")
     with pytest.raises(InputError, match=r"`positions` is for attention-only models"):
@@ -391,7 +426,10 @@ def test_random_state_is_left_by_a_load_that_raises(tmp_path):
 
 def test_double_and_half_precision_become_float32(tmp_path):
     for dtype in (torch.float64, torch.bfloat16):
-        torch.save({name: tensor.to(dtype) for name, tensor in model().state_dict().items()}, tmp_path / "a.pth")
+        torch.save(
+            {name: tensor.to(dtype) for name, tensor in model().state_dict().items()},
+            tmp_path / "a.pth",
+        )
         loaded = load(tmp_path / "a.pth")
         assert loaded.dtype == torch.float32
         assert torch.equal(loaded.embed.W_E, model().embed.W_E.to(dtype).float())
@@ -404,14 +442,22 @@ def test_transformers_is_quiet_and_then_as_before(tmp_path, capsys, bars):
     was = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     try:
         transformers_logging.set_verbosity_info()
-        (transformers_logging.enable_progress_bar if bars else transformers_logging.disable_progress_bar)()
+        (
+            transformers_logging.enable_progress_bar
+            if bars
+            else transformers_logging.disable_progress_bar
+        )()
         load(tmp_path)
         assert capsys.readouterr() == ("", "")
         assert transformers_logging.get_verbosity() == transformers_logging.INFO
         assert transformers_logging.is_progress_bar_enabled() == bars
     finally:
         transformers_logging.set_verbosity(was[0])
-        (transformers_logging.enable_progress_bar if was[1] else transformers_logging.disable_progress_bar)()
+        (
+            transformers_logging.enable_progress_bar
+            if was[1]
+            else transformers_logging.disable_progress_bar
+        )()
 
 
 def test_listing_needs_no_transformers(tmp_path):
@@ -440,19 +486,30 @@ def test_into_for_other_models(tmp_path):
     into = gpt2(2)
     assert load(tmp_path, into=into) is into
     assert same(into, gpt2(1))
-    with pytest.raises(InputError, match=r"another configuration than the checkpoint: n_head is 4, the checkpoint's 2"):
+    with pytest.raises(
+        InputError,
+        match=r"another configuration than the checkpoint: n_head is 4, the checkpoint's 2",
+    ):
         load(tmp_path, into=gpt2(n_head=4))
-    with pytest.raises(InputError, match=r"`into` must be a GPT2LMHeadModel like the checkpoint, got AttentionOnly"):
+    with pytest.raises(
+        InputError, match=r"`into` must be a GPT2LMHeadModel like the checkpoint, got AttentionOnly"
+    ):
         load(tmp_path, into=model())
 
 
 def test_into_must_fit(tmp_path):
     run = trained(tmp_path / "run")
-    with pytest.raises(InputError, match=r"`into` must be a AttentionOnly like the checkpoint, got GPT2LMHeadModel"):
+    with pytest.raises(
+        InputError, match=r"`into` must be a AttentionOnly like the checkpoint, got GPT2LMHeadModel"
+    ):
         load(run, into=gpt2())
-    with pytest.raises(InputError, match=r"positions is 'standard', the checkpoint's 'shortformer'"):
+    with pytest.raises(
+        InputError, match=r"positions is 'standard', the checkpoint's 'shortformer'"
+    ):
         load(run, into=model(positions="standard"))
-    with pytest.raises(InputError, match=r"`into` must be float32, but its 'embed.W_E' is torch.float64"):
+    with pytest.raises(
+        InputError, match=r"`into` must be float32, but its 'embed.W_E' is torch.float64"
+    ):
         load(run, into=model().double())
 
 
@@ -472,20 +529,27 @@ def test_into_is_untouched_by_a_bad_checkpoint(tmp_path):
 def test_missing_step_names_the_nearest(tmp_path):
     run = trained(tmp_path / "run", (0, 100, 200, 300, 5000))
     with pytest.raises(
-        InputError, match=r"no step 210; the nearest are 100, 200, 300 \(5 checkpoints, steps 0 to 5000\)"
+        InputError,
+        match=r"no step 210; the nearest are 100, 200, 300 \(5 checkpoints, steps 0 to 5000\)",
     ):
         load(run, 210)
     with pytest.raises(InputError, match=r"`step` must be a whole number, got '100'"):
         load(run, "100")
-    with pytest.raises(InputError, match=r"`step` is 5, but the checkpoint given is of step 0; drop `step`"):
+    with pytest.raises(
+        InputError, match=r"`step` is 5, but the checkpoint given is of step 0; drop `step`"
+    ):
         load(checkpoints(run)[0], 5)
-    with pytest.raises(InputError, match=r"`source` must be a path, a hub id or a Checkpoint, got int"):
+    with pytest.raises(
+        InputError, match=r"`source` must be a path, a hub id or a Checkpoint, got int"
+    ):
         load(100)
 
 
 def test_missing_source(tmp_path):
     (tmp_path / "checkpoint_0000100.pth").touch()
-    with pytest.raises(FileError, match=r"no such file or folder\. In .*did you mean 'checkpoint_0000100.pth'"):
+    with pytest.raises(
+        FileError, match=r"no such file or folder\. In .*did you mean 'checkpoint_0000100.pth'"
+    ):
         load(tmp_path / "checkpoint_000010.pth")
     with pytest.raises(FileError, match=r"loading missing.pth: there is no such file or folder"):
         checkpoints("missing.pth")
@@ -496,7 +560,8 @@ def test_missing_source(tmp_path):
 def test_source_without_checkpoints(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(
-        FileError, match=r"no folders step0000100/, no revisions step100, no files checkpoint_0000100.pth"
+        FileError,
+        match=r"no folders step0000100/, no revisions step100, no files checkpoint_0000100.pth",
     ):
         checkpoints(tmp_path)
 
@@ -504,7 +569,9 @@ def test_source_without_checkpoints(tmp_path):
 def test_two_checkpoints_of_one_step(tmp_path):
     for name in ("checkpoint_7.pth", "checkpoint_0000007.pth"):
         (tmp_path / name).touch()
-    with pytest.raises(FileError, match=r"checkpoint_0*7.pth and .*checkpoint_0*7.pth are both step 7"):
+    with pytest.raises(
+        FileError, match=r"checkpoint_0*7.pth and .*checkpoint_0*7.pth are both step 7"
+    ):
         checkpoints(tmp_path)
 
 
@@ -519,7 +586,9 @@ def test_checkpoint_that_went_away(tmp_path):
 def test_incomplete_folder(tmp_path):
     run = trained(tmp_path / "run", (0, 1))
     (run / "step0000000" / "config.json").unlink()
-    with pytest.raises(FileError, match=r"no config.json; expected a folder that save_pretrained wrote"):
+    with pytest.raises(
+        FileError, match=r"no config.json; expected a folder that save_pretrained wrote"
+    ):
         load(run, 0)
     (run / "step0000001" / "model.safetensors").unlink()
     with pytest.raises(FileError, match=r"no weights; expected model.safetensors"):
@@ -540,7 +609,9 @@ def test_truncated_files(tmp_path):
         whole = file.read_bytes()
         for length in (0, 1, 8, 100, len(whole) // 2, len(whole) - 1):
             file.write_bytes(whole[:length])
-            with pytest.raises(FileError, match=r"truncated, damaged or not a state dict|it is damaged"):
+            with pytest.raises(
+                FileError, match=r"truncated, damaged or not a state dict|it is damaged"
+            ):
                 load(file)
     file = tmp_path / "gpt2" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
@@ -561,7 +632,8 @@ def test_damaged_config(tmp_path, text):
     run = trained(tmp_path / "run", (0,))
     (run / "step0000000" / "config.json").write_text(text)
     with pytest.raises(
-        FileError, match=r"config.json: the file is truncated or damaged|expected a JSON object, got list"
+        FileError,
+        match=r"config.json: the file is truncated or damaged|expected a JSON object, got list",
     ):
         load(run)
 
@@ -570,7 +642,9 @@ def test_impossible_config(tmp_path):
     model().save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"n_heads": -1}))
-    with pytest.raises(FileError, match=r"config.json is not a configuration of AttentionOnly: .*`n_heads`"):
+    with pytest.raises(
+        FileError, match=r"config.json is not a configuration of AttentionOnly: .*`n_heads`"
+    ):
         load(tmp_path)
 
 
@@ -581,7 +655,8 @@ def test_flipped_byte_is_found_by_the_recorded_sum(tmp_path):
     whole[-3] ^= 1
     (at / "model.safetensors").write_bytes(whole)
     with pytest.raises(
-        FileError, match=r"model.safetensors: it was damaged or changed since it was written: its SHA-256"
+        FileError,
+        match=r"model.safetensors: it was damaged or changed since it was written: its SHA-256",
     ):
         load(run)
     (at / "sha256.json").unlink()
@@ -591,7 +666,9 @@ def test_flipped_byte_is_found_by_the_recorded_sum(tmp_path):
 def test_recorded_sums_must_cover_the_files(tmp_path):
     run = trained(tmp_path / "run", (0,))
     sums = json.loads((run / "step0000000" / "sha256.json").read_text())
-    (run / "step0000000" / "sha256.json").write_text(json.dumps({"config.json": sums["config.json"]}))
+    (run / "step0000000" / "sha256.json").write_text(
+        json.dumps({"config.json": sums["config.json"]})
+    )
     with pytest.raises(FileError, match=r"sha256.json has no sum for model.safetensors"):
         load(run)
     (run / "step0000000" / "sha256.json").write_text(json.dumps(sums | {"extra.bin": "0"}))
@@ -626,7 +703,9 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path, legacy, why):
     else:
         torch.save({"embed.W_E": Bomb(mark)}, path)
     with pytest.raises(
-        FileError, match=r"refused, nothing of it was run\. A checkpoint is a pickle of tensors alone, and" + why
+        FileError,
+        match=r"refused, nothing of it was run\. A checkpoint is a pickle of tensors alone, and"
+        + why,
     ):
         load(path)
     assert not mark.exists()
@@ -645,7 +724,10 @@ def test_malicious_pickle_in_a_transformers_folder(tmp_path):
 
 def test_remote_code_is_not_run(tmp_path):
     mark = tmp_path / "it-ran"
-    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    config = {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(mark)!r}, 'w')")
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
@@ -658,7 +740,10 @@ def test_remote_code_is_not_run(tmp_path):
     ("content", "message"),
     [
         ([1, 2], r"expected a state dict \(names to tensors\), got list"),
-        ({"model": {"embed.W_E": torch.ones(2, 2)}}, r"'model' is dict; save the model's state_dict\(\) alone"),
+        (
+            {"model": {"embed.W_E": torch.ones(2, 2)}},
+            r"'model' is dict; save the model's state_dict\(\) alone",
+        ),
         ({3: torch.ones(1)}, r"but 3 is Tensor"),
     ],
 )
@@ -688,7 +773,10 @@ def rename(state):
 
 BAD = {
     "missing": (lambda s: s.pop("ln_final.w"), r"'ln_final.w' is missing"),
-    "unexpected": (lambda s: s.update({"blocks.0.mlp.W_in": torch.ones(2)}), r"'blocks.0.mlp.W_in' is unexpected; did"),
+    "unexpected": (
+        lambda s: s.update({"blocks.0.mlp.W_in": torch.ones(2)}),
+        r"'blocks.0.mlp.W_in' is unexpected; did",
+    ),
     "renamed": (rename, r"'blocks.1.attn.W_Q' is missing; did you mean 'blocks.1.attn.W_Qs'\?"),
     "misshaped": (
         lambda s: s.update({"blocks.1.attn.b_K": torch.ones(3, 1)}),
@@ -698,13 +786,22 @@ BAD = {
         lambda s: s["blocks.1.attn.W_O"][2, 1].fill_(torch.nan),
         r"'blocks.1.attn.W_O' has 8 of 96 values that are not",
     ),
-    "infinite": (lambda s: s["ln_final.b"][:1].fill_(torch.inf), r"'ln_final.b' has 1 of 8 values that are not finite"),
+    "infinite": (
+        lambda s: s["ln_final.b"][:1].fill_(torch.inf),
+        r"'ln_final.b' has 1 of 8 values that are not finite",
+    ),
     "overflow": (
         lambda s: s.update({"ln_final.b": torch.full((8,), 1e300, dtype=torch.float64)}),
         r"'ln_final.b' has 8 of 8",
     ),
-    "integers": (lambda s: s.update({"ln_final.b": torch.ones(8).int()}), r"'ln_final.b' is torch.int32"),
-    "a folded norm": (lambda s: [s.pop(f"blocks.0.ln1.{k}") for k in "wb"], r"'blocks.0.ln1.b' is missing"),
+    "integers": (
+        lambda s: s.update({"ln_final.b": torch.ones(8).int()}),
+        r"'ln_final.b' is torch.int32",
+    ),
+    "a folded norm": (
+        lambda s: [s.pop(f"blocks.0.ln1.{k}") for k in "wb"],
+        r"'blocks.0.ln1.b' is missing",
+    ),
     "a missing layer": (
         lambda s: [s.pop(n) for n in list(s) if n.startswith("blocks.0.") and "W_Q" not in n],
         r"'blocks.0.attn.W_K' is missing(.|\n)*… and 1 more",
@@ -723,13 +820,22 @@ def test_bad_tensors(tmp_path, kind, case):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.clear(), r"has a tensor 'embed.W_E' \[d_vocab, d_model\], this has none; it is empty"),
-        (lambda s: s.update({"embed.W_e": s.pop("embed.W_E")}), r"this has none; did you mean 'embed.W_e'"),
+        (
+            lambda s: s.clear(),
+            r"has a tensor 'embed.W_E' \[d_vocab, d_model\], this has none; it is empty",
+        ),
+        (
+            lambda s: s.update({"embed.W_e": s.pop("embed.W_E")}),
+            r"this has none; did you mean 'embed.W_e'",
+        ),
         (
             lambda s: s.update({"embed.W_E": torch.ones(3)}),
             r"'embed.W_E' has shape \(3,\), expected \[d_vocab, d_model\]",
         ),
-        (lambda s: s.update({"pos_embed.W_pos": torch.ones(0, 8)}), r"'pos_embed.W_pos' has shape \(0, 8\), expected"),
+        (
+            lambda s: s.update({"pos_embed.W_pos": torch.ones(0, 8)}),
+            r"'pos_embed.W_pos' has shape \(0, 8\), expected",
+        ),
     ],
 )
 def test_configuration_that_cannot_be_inferred(tmp_path, change, message):
@@ -739,20 +845,28 @@ def test_configuration_that_cannot_be_inferred(tmp_path, change, message):
 
 def test_sparse_tensor(tmp_path):
     torch.save(model().state_dict() | {"ln_final.b": torch.ones(8).to_sparse()}, tmp_path / "a.pth")
-    with pytest.raises(FileError, match=r"'ln_final.b' is torch.float32, torch.sparse_coo; expected dense"):
+    with pytest.raises(
+        FileError, match=r"'ln_final.b' is torch.float32, torch.sparse_coo; expected dense"
+    ):
         load(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("transformer.h.0.ln_1.weight"), r"'transformer.h.0.ln_1.weight' is missing"),
+        (
+            lambda s: s.pop("transformer.h.0.ln_1.weight"),
+            r"'transformer.h.0.ln_1.weight' is missing",
+        ),
         (lambda s: s.update({"extra": torch.ones(1)}), r"'extra' is unexpected"),
         (
             lambda s: s.update({"transformer.wpe.weight": torch.ones(5, 8)}),
             r"'transformer.wpe.weight' has shape \(5, 8\), expected \(6, 8\)",
         ),
-        (lambda s: s["transformer.ln_f.bias"].fill_(torch.nan), r"'transformer.ln_f.bias' has 8 of 8 values"),
+        (
+            lambda s: s["transformer.ln_f.bias"].fill_(torch.nan),
+            r"'transformer.ln_f.bias' has 8 of 8 values",
+        ),
     ],
 )
 def test_bad_tensors_of_other_models(tmp_path, change, message):

@@ -58,7 +58,9 @@ def log_steps(ax: Axes, steps: Sequence[int]) -> None:
     if len(positive) > 1 and positive[-1] >= 10 * positive[0]:
         ax.set_xscale("symlog", linthresh=positive[0], linscale=0.4)
         ticks = [
-            10**k for k in range(int(np.log10(positive[0])), int(np.log10(positive[-1])) + 1) if 10**k >= positive[0]
+            10**k
+            for k in range(int(np.log10(positive[0])), int(np.log10(positive[-1])) + 1)
+            if 10**k >= positive[0]
         ]
         ax.set_xticks(
             [s for s in (0, positive[0], positive[-1]) if s in steps]
@@ -70,7 +72,12 @@ def log_steps(ax: Axes, steps: Sequence[int]) -> None:
 
 
 def band(
-    ax: Axes, x: Sequence[float] | np.ndarray, y: np.ndarray, error: np.ndarray, k: int | None, **options: Any
+    ax: Axes,
+    x: Sequence[float] | np.ndarray,
+    y: np.ndarray,
+    error: np.ndarray,
+    k: int | None,
+    **options: Any,
 ) -> None:
     """A line in the k-th colour of a figure (grey for ``None``), with its 95 % band where there is an error."""
     color = color_of(k)
@@ -115,7 +122,11 @@ def lines(
         marked = {"marker": "o", "markevery": dots} if dots.any() else {}
         band(ax, x, values[i], error[i], k, label=None if label is None else plain(label), **marked)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize="small", ncols=1 + (len(names) if groups is None else len(shown)) // 9)
+        ax.legend(
+            frameon=False,
+            fontsize="small",
+            ncols=1 + (len(names) if groups is None else len(shown)) // 9,
+        )
     return [color_of(k) for k in numbers]
 
 
@@ -126,7 +137,11 @@ def group_numbers(names: Sequence[str], groups: Mapping[str, str]) -> list[int |
 
 
 def name_ends(
-    ax: Axes, x: Sequence[float] | np.ndarray, values: np.ndarray, words: Sequence[str], colors: Sequence[str]
+    ax: Axes,
+    x: Sequence[float] | np.ndarray,
+    values: np.ndarray,
+    words: Sequence[str],
+    colors: Sequence[str],
 ) -> None:
     """Words beside the right end of each line, moved apart where they would lie on each other.
 
@@ -140,11 +155,20 @@ def name_ends(
     size = min(8.3, height / (1.35 * max(len(words), 1)))
     there = np.isfinite(values)
     last = [int(np.flatnonzero(row)[-1]) if row.any() else None for row in there]
-    ends = np.array([(x[-1], np.nan) if j is None else (x[j], values[i, j]) for i, j in enumerate(last)]).reshape(-1, 2)
+    ends = np.array(
+        [(x[-1], np.nan) if j is None else (x[j], values[i, j]) for i, j in enumerate(last)]
+    ).reshape(-1, 2)
     wanted = np.nan_to_num((ax.transData + ax.transAxes.inverted()).transform(ends)[:, 1])
     order = np.argsort(wanted, kind="stable")
     for i, place in zip(order, _apart(wanted[order], 1.35 * size / height), strict=True):
-        leader = {"arrowstyle": "-", "lw": 0.5, "color": colors[i], "alpha": 0.6, "shrinkA": 1, "shrinkB": 0}
+        leader = {
+            "arrowstyle": "-",
+            "lw": 0.5,
+            "color": colors[i],
+            "alpha": 0.6,
+            "shrinkA": 1,
+            "shrinkB": 0,
+        }
         ax.annotate(
             plain(words[i]),
             (0, 0) if last[i] is None else tuple(ends[i]),
@@ -159,7 +183,12 @@ def name_ends(
 
 
 def name_dots(
-    ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, words: Sequence[str], colors: Sequence[str]
+    ax: Axes,
+    x: np.ndarray,
+    y: np.ndarray,
+    error: np.ndarray,
+    words: Sequence[str],
+    colors: Sequence[str],
 ) -> None:
     """Words beside dots, each at the nearest free place around its dot; where there is none, they are left out.
 
@@ -172,7 +201,12 @@ def name_dots(
     point, to_pixels = ax.figure.dpi / 72, ax.transData.transform
     dots = to_pixels(np.column_stack([x, y]))
     bars = [
-        np.hstack([to_pixels(np.column_stack([x - dx, y - dy])), to_pixels(np.column_stack([x + dx, y + dy]))])
+        np.hstack(
+            [
+                to_pixels(np.column_stack([x - dx, y - dy])),
+                to_pixels(np.column_stack([x + dx, y + dy])),
+            ]
+        )
         for dx, dy in ((np.nan_to_num(error[0]), 0 * y), (0 * x, np.nan_to_num(error[1])))
     ]
     bars = np.concatenate(bars) + point * np.array([-1, -1, 1, 1])
@@ -188,12 +222,21 @@ def name_dots(
             toward = np.array([np.cos(turn), np.sin(turn)])
             center = dots[i] + toward * distance * point + np.clip(toward * 1.5, -1, 1) * size / 2
             box = np.concatenate([center - size / 2, center + size / 2])
-            if (box[:2] < frame.min).any() or (box[2:] > frame.max).any() or _overlap(box, taken) > 0:
+            if (
+                (box[:2] < frame.min).any()
+                or (box[2:] > frame.max).any()
+                or _overlap(box, taken) > 0
+            ):
                 continue
             away = np.linalg.norm(np.delete(dots, i, axis=0) - center, axis=1)
             doubtful = bool((away < 1.3 * np.linalg.norm(dots[i] - center)).any())  # whose it is
-            along, across = np.array([toward, toward[::-1] * [-1, 1]]) @ (np.delete(dots, i, axis=0) - dots[i]).T
-            crossed = ((along > 0) & (along < distance * point) & (np.abs(across) < 4 * point)).sum()
+            along, across = (
+                np.array([toward, toward[::-1] * [-1, 1]])
+                @ (np.delete(dots, i, axis=0) - dots[i]).T
+            )
+            crossed = (
+                (along > 0) & (along < distance * point) & (np.abs(across) < 4 * point)
+            ).sum()
             covered = (5 * _overlap(box, circles) + 4 * _overlap(box, bars)) / size.prod()
             cost = covered + 0.02 * distance + 0.3 * doubtful + crossed
             if best is None or cost < best[0] - 1e-9:

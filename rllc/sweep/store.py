@@ -120,7 +120,8 @@ class Sweep:
         if found.pop("kind") != "rllc.sweep":
             raise ValueError("it is of another kind")
         cells = tuple(
-            Cell(c["name"], c["step"], c["data"], tuple(c["weights"]), tuple(c["chains"])) for c in found.pop("cells")
+            Cell(c["name"], c["step"], c["data"], tuple(c["weights"]), tuple(c["chains"]))
+            for c in found.pop("cells")
         )
         steps = {int(step): where for step, where in found.pop("checkpoints").items()}
         return cls(**found, checkpoints=steps, cells=cells)
@@ -166,7 +167,9 @@ class Store:
             probe.unlink(missing_ok=True)  # another sweep on the folder may have been faster
         for leftover in (path for name in _FOLDERS for path in (self.folder / name).glob(".*.tmp")):
             with suppress(OSError):  # gone, or not ours to remove: it is in nobody's way
-                if time.time() - leftover.stat().st_mtime > _LEFT_OVER:  # of a killed writer, not of one at work
+                if (
+                    time.time() - leftover.stat().st_mtime > _LEFT_OVER
+                ):  # of a killed writer, not of one at work
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def withdraw(self, sweep: Sweep) -> None:
@@ -185,7 +188,10 @@ class Store:
 
     def finished(self, *beside: str) -> set[str]:
         """Names of the cells that have a file, and another ``beside`` it in ``"states"`` or ``"tokens"``."""
-        each = [{path.stem for path in (self.folder / name).glob("*.npz")} for name in ("cells", *beside)]
+        each = [
+            {path.stem for path in (self.folder / name).glob("*.npz")}
+            for name in ("cells", *beside)
+        ]
         return set.intersection(*each)
 
     def has(self, name: str, per_token: bool) -> bool:
@@ -235,7 +241,9 @@ class Store:
                     for k in ("loss", "baseline", "noise", "control")
                     if (a := getattr(draws, k)) is not None
                 }
-                replace(bare, **last, probes={}, lengths=(), states=draws.states).save(self.state_path(name))
+                replace(bare, **last, probes={}, lengths=(), states=draws.states).save(
+                    self.state_path(name)
+                )
             replace(bare, settings={**draws.settings, "cell": dict(about)}).save(self.path(name))
             (self.folder / "failed" / f"{name}.json").unlink(missing_ok=True)
             if keep_states and earlier is not None and set(earlier.weights) == set(draws.weights):
@@ -272,11 +280,19 @@ class Store:
             FileError: one of the two files is missing or damaged, or they are not of the same draws.
         """
         draws, last = self.read(cell.name), Draws.load(self.state_path(cell.name))
-        if not np.array_equal(last.loss[..., 0], draws.loss[..., -1], equal_nan=True):  # two machines, two roundings
-            raise FileError(f"reading {self.state_path(cell.name)}: its last draw is not the cell's.")
+        if not np.array_equal(
+            last.loss[..., 0], draws.loss[..., -1], equal_nan=True
+        ):  # two machines, two roundings
+            raise FileError(
+                f"reading {self.state_path(cell.name)}: its last draw is not the cell's."
+            )
         some = gathered([draws], [(0, draws.loss.shape[1])], weights)
         settings = {**some.settings, "first_chain": cell.chains[0], "cell": draws.settings["cell"]}
-        return replace(some, settings=settings, states={k: v for k, v in last.states.items() if k[0] in weights})
+        return replace(
+            some,
+            settings=settings,
+            states={k: v for k, v in last.states.items() if k[0] in weights},
+        )
 
     def note_download(self, checkpoint: Checkpoint, there: Iterable[Path] | None = None) -> None:
         """Before a checkpoint is fetched from the hub: write down what this machine has of it, once.
@@ -294,7 +310,9 @@ class Store:
         """Delete from the hub's cache what this machine has fetched of a checkpoint since :meth:`note_download`."""
         path = self._download(checkpoint)
         if path.exists():
-            checkpoint.delete_cached([Path(file) for file in json.loads(path.read_text(encoding="utf-8"))["there"]])
+            checkpoint.delete_cached(
+                [Path(file) for file in json.loads(path.read_text(encoding="utf-8"))["there"]]
+            )
             path.unlink(missing_ok=True)
 
     def _download(self, checkpoint: Checkpoint) -> Path:
@@ -312,7 +330,10 @@ class Store:
         before = {} if earlier is None else load_arrays(self.token_path(earlier.name))[0]
         (data,) = draws.token_baseline
         baseline = draws.token_baseline[data]
-        arrays = {"rows": draws.rows[data].astype(np.int32), "baseline": baseline.astype(np.float16)}
+        arrays = {
+            "rows": draws.rows[data].astype(np.int32),
+            "baseline": baseline.astype(np.float16),
+        }
         for i, weights in enumerate(draws.weights):
             each = draws.tokens[weights, data]
             rise = each - baseline[: each.shape[1]]
@@ -321,8 +342,12 @@ class Store:
             with np.errstate(over="ignore"):  # infinite where a chain is about to diverge
                 arrays[f"rise.{weights}"] = rise.astype(np.float16)
         for key, array in arrays.items() if before else ():
-            arrays[key] = np.concatenate([before[key], array], axis=1 if key.startswith("rise.") else 0)
-        save_arrays(self.token_path(name), arrays, {"kind": "rllc.tokens", "data": data}, compress=False)
+            arrays[key] = np.concatenate(
+                [before[key], array], axis=1 if key.startswith("rise.") else 0
+            )
+        save_arrays(
+            self.token_path(name), arrays, {"kind": "rllc.tokens", "data": data}, compress=False
+        )
 
     def tokens(self, name: str, weights: str) -> Draws:
         """The draws of a finished cell with the losses per token of some weights, in float32.
@@ -335,7 +360,10 @@ class Store:
         rise = arrays[f"rise.{weights}"]
         tokens = {(weights, data): baseline[: rise.shape[1]] + rise.astype(np.float32)}
         return replace(
-            draws, tokens=tokens, token_baseline={data: baseline}, rows={data: arrays["rows"].astype(np.int64)}
+            draws,
+            tokens=tokens,
+            token_baseline={data: baseline},
+            rows={data: arrays["rows"].astype(np.int64)},
         )
 
     def set_damaged_aside(self, names: Iterable[str]) -> list[str]:
@@ -344,7 +372,9 @@ class Store:
         for name in damaged:
             with self._writing(f"damaged/{name}.npz"):
                 (self.folder / "damaged").mkdir(exist_ok=True)
-                if not _is_whole(self.path(name)):  # another sweep may have computed it again meanwhile
+                if not _is_whole(
+                    self.path(name)
+                ):  # another sweep may have computed it again meanwhile
                     with suppress(FileNotFoundError):
                         os.replace(self.path(name), self.folder / "damaged" / f"{name}.npz")
         return damaged
@@ -356,7 +386,9 @@ class Store:
         path = self.folder / "data" / f"{fingerprint}.npz"
         if not _is_whole(path):
             with self._writing("data"):
-                save_arrays(path, {str(i): part.detach().cpu().numpy() for i, part in enumerate(rows)}, {})
+                save_arrays(
+                    path, {str(i): part.detach().cpu().numpy() for i, part in enumerate(rows)}, {}
+                )
         return str(path)
 
     def save_model(self, folder: Path, model: Any) -> None:
@@ -365,7 +397,9 @@ class Store:
             return
         with self._writing("a generating model"):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+            temporary = Path(
+                tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp")
+            )
             try:
                 model.save_pretrained(temporary / "model")  # one deeper, with the usual rights
                 for file in (temporary / "model").rglob("*"):
@@ -405,14 +439,22 @@ def load_rows(path: str) -> tuple[torch.Tensor, ...]:
 
 
 def cell_name(
-    sweep: Sweep, checkpoint: Mapping[str, Any], data: str, weights: Sequence[str], chains: tuple[int, int]
+    sweep: Sweep,
+    checkpoint: Mapping[str, Any],
+    data: str,
+    weights: Sequence[str],
+    chains: tuple[int, int],
 ) -> str:
     """The hash of all that a cell's numbers depend on: contents of checkpoint and data, masks, loss, settings, chains.
 
     Where a checkpoint lies has no part in it once its SHA-256 is known, so a folder may move; nor have versions: which
     computed a cell stands in its file, and a change of them is warned of.
     """
-    where = {k: checkpoint[k] for k in ("source", "revision", "file")} if checkpoint["sha256"] is None else {}
+    where = (
+        {k: checkpoint[k] for k in ("source", "revision", "file")}
+        if checkpoint["sha256"] is None
+        else {}
+    )
     key = {
         "version": _VERSION,
         "checkpoint": {"step": checkpoint["step"], "sha256": checkpoint["sha256"], **where},
@@ -430,7 +472,11 @@ def differences(earlier: Sequence[Sweep], now: Sweep) -> list[str]:
 
     Chains and draws may grow, and be as few as in one that was there.
     """
-    found = [words for before in earlier for words in _differences(json.loads(before.text()), json.loads(now.text()))]
+    found = [
+        words
+        for before in earlier
+        for words in _differences(json.loads(before.text()), json.loads(now.text()))
+    ]
     for what in ("num_chains", "num_draws"):
         there = {getattr(before, what) for before in earlier}
         mine = getattr(now, what)
@@ -440,7 +486,10 @@ def differences(earlier: Sequence[Sweep], now: Sweep) -> list[str]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    pairs = [(k, old["settings"].get(k), new["settings"].get(k)) for k in old["settings"] | new["settings"]]
+    pairs = [
+        (k, old["settings"].get(k), new["settings"].get(k))
+        for k in old["settings"] | new["settings"]
+    ]
     pairs.append(("loss", old["loss"], new["loss"]))
     for step in old["checkpoints"].keys() & new["checkpoints"].keys():
         a, b = old["checkpoints"][step], new["checkpoints"][step]
@@ -449,8 +498,15 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         elif None not in (a["revision"], b["revision"]):
             pairs.append((f"checkpoint of step {step}, revision", a["revision"], b["revision"]))
     for what in ("data", "weights"):
-        pairs += [(f"{what} {k!r}, SHA-256", old[what][k], new[what][k]) for k in old[what].keys() & new[what].keys()]
-    return [f"{name}: {_short(a)} there, {_short(b)} now" for name, a, b in sorted(pairs, key=str) if a != b]
+        pairs += [
+            (f"{what} {k!r}, SHA-256", old[what][k], new[what][k])
+            for k in old[what].keys() & new[what].keys()
+        ]
+    return [
+        f"{name}: {_short(a)} there, {_short(b)} now"
+        for name, a, b in sorted(pairs, key=str)
+        if a != b
+    ]
 
 
 def versions() -> dict[str, str]:
@@ -496,7 +552,9 @@ def contents(store: Store, sweeps: Sequence[Sweep], wanted: Sequence[Sweep]) -> 
     at: dict[tuple[int, str], list[Cell]] = {}
     for cell in planned.values():
         at.setdefault((cell.step, cell.data), []).append(cell)
-    asked = dict.fromkeys((step, w, d) for s in wanted for step in s.checkpoints for w in s.weights for d in s.data)
+    asked = dict.fromkeys(
+        (step, w, d) for s in wanted for step in s.checkpoints for w in s.weights for d in s.data
+    )
     cells, failed, missing = {}, {}, []
     for step, w, d in asked:
         here = at.get((step, d), [])
@@ -506,7 +564,10 @@ def contents(store: Store, sweeps: Sequence[Sweep], wanted: Sequence[Sweep]) -> 
             failed[step, w, d] = reasons[-1]
         else:
             missing.append((step, w, d))
-    names = {what: tuple(dict.fromkeys(k for s in wanted for k in getattr(s, what))) for what in ("weights", "data")}
+    names = {
+        what: tuple(dict.fromkeys(k for s in wanted for k in getattr(s, what)))
+        for what in ("weights", "data")
+    }
     data = {k: v for s in wanted for k, v in s.data.items()}
     return Contents(
         steps=tuple(sorted({step for s in wanted for step in s.checkpoints})),
@@ -531,7 +592,9 @@ def covering(cells: Iterable[Cell], weights: str, num_chains: int) -> list[Cell]
     return chosen
 
 
-def gathered(parts: Sequence[Draws], chains: Sequence[tuple[int, int]], weights: Sequence[str]) -> Draws:
+def gathered(
+    parts: Sequence[Draws], chains: Sequence[tuple[int, int]], weights: Sequence[str]
+) -> Draws:
     """The draws of some weights on one data set, their chains put together from several cells, one behind the other.
 
     Args:
@@ -563,7 +626,8 @@ def gathered(parts: Sequence[Draws], chains: Sequence[tuple[int, int]], weights:
         weights=tuple(weights),
         data=(first.data[0],) * len(weights),
         lengths=tuple(first.lengths[r] for r in rows[0]),
-        settings={k: v for k, v in first.settings.items() if k != "cell"} | {"num_chains": ends[-1], "first_chain": 0},
+        settings={k: v for k, v in first.settings.items() if k != "cell"}
+        | {"num_chains": ends[-1], "first_chain": 0},
     )
 
 

@@ -16,7 +16,14 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -35,7 +42,7 @@ from rllc.models.checkpoints import Checkpoint, load
 from rllc.refinement import Rows, fingerprint
 from rllc.sample import Sampling, sample
 from rllc.samplers import Sampler
-from rllc.store import Cell, Store, load_rows, versions
+from rllc.sweep.store import Cell, Store, load_rows, versions
 from rllc.weights import Weights
 
 TRIES = 3
@@ -149,7 +156,9 @@ def work(task: Task, bench: Bench | None = None) -> str | None:
         FileError: the store cannot be written, which is not the cell's fault.
     """
     store = Store(task.folder)
-    if store.has(task.cell.name, task.per_token):  # by another sweep, or before the worker that had it died
+    if store.has(
+        task.cell.name, task.per_token
+    ):  # by another sweep, or before the worker that had it died
         return None
     bench = _BENCH if bench is None else bench
     try:
@@ -166,7 +175,9 @@ def work(task: Task, bench: Bench | None = None) -> str | None:
     return None
 
 
-def _sampled(task: Task, bench: Bench, model: nn.Module, sha256: str, store: Store) -> tuple[Draws, Cell | None]:
+def _sampled(
+    task: Task, bench: Bench, model: nn.Module, sha256: str, store: Store
+) -> tuple[Draws, Cell | None]:
     """A cell's draws, and the cell that they go on from; from the first draw on where they cannot."""
 
     def drawn(resume: Draws | None) -> Draws:
@@ -190,10 +201,15 @@ def _sampled(task: Task, bench: Bench, model: nn.Module, sha256: str, store: Sto
             if there["checkpoint"]["sha256"] != sha256 or there["loss"] != task.about["loss"]:
                 raise FileError("it is of another checkpoint or loss.")
             if task.per_token:
-                load_arrays(store.token_path(task.earlier.name))  # before anything is computed that would go behind it
+                load_arrays(
+                    store.token_path(task.earlier.name)
+                )  # before anything is computed that would go behind it
             return drawn(resume), task.earlier
         except (FileError, InputError) as error:  # raised before any chain runs
-            warnings.warn(f"track: {task.name}: computed from the first draw on: {first_line(error)}", stacklevel=2)
+            warnings.warn(
+                f"track: {task.name}: computed from the first draw on: {first_line(error)}",
+                stacklevel=2,
+            )
     return drawn(None), None
 
 
@@ -214,7 +230,10 @@ def finish_all(
     if isinstance(executor, Executor):
         return _in_pools(deque((task, 0) for task in tasks), [_Pool(executor, _width(executor))])
     devices = places(executor)
-    return _in_pools(deque((task, 0) for task in tasks), [_Pool.process(device) for device in devices[: len(tasks)]])
+    return _in_pools(
+        deque((task, 0) for task in tasks),
+        [_Pool.process(device) for device in devices[: len(tasks)]],
+    )
 
 
 def places(executor: int | Sequence[str]) -> list[str | None]:
@@ -225,7 +244,11 @@ def places(executor: int | Sequence[str]) -> list[str | None]:
     """
     if isinstance(executor, int) and not isinstance(executor, bool) and executor > 0:
         return [None] * executor
-    if isinstance(executor, list | tuple) and executor and all(isinstance(device, str) for device in executor):
+    if (
+        isinstance(executor, list | tuple)
+        and executor
+        and all(isinstance(device, str) for device in executor)
+    ):
         return list(executor)
     raise InputError(
         f"track: `executor` must be None, a number of processes, a list of devices such as ['cuda:0', 'cuda:1'], or a "
@@ -254,7 +277,9 @@ class _Pool:
         """One spawned process with one BLAS thread."""
         context = multiprocessing.get_context("spawn")
         end, lifeline = context.Pipe(duplex=False)
-        executor = ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(end, device))
+        executor = ProcessPoolExecutor(
+            1, mp_context=context, initializer=_begin, initargs=(end, device)
+        )
         return cls(executor, 1, device, lifeline)
 
     def fill(self, queue: deque[tuple[Task, int]]) -> None:
@@ -267,7 +292,9 @@ class _Pool:
             self._submit(*queue.popleft())
 
     def _submit(self, task: Task, deaths: int) -> None:
-        sampling = task.sampling if self.device is None else replace(task.sampling, device=self.device)
+        sampling = (
+            task.sampling if self.device is None else replace(task.sampling, device=self.device)
+        )
         try:
             future = self.executor.submit(work, replace(task, sampling=sampling))
         except BrokenExecutor:  # a worker was killed while nothing ran on it
@@ -283,8 +310,14 @@ class _Pool:
             self.close()
             new = _Pool.process(self.device)
             self.executor, self.lifeline = new.executor, new.lifeline
-        elif (again := getattr(sys.modules[type(self.executor).__module__], "get_reusable_executor", None)) is not None:
-            self.executor = again(max_workers=self.width)  # loky's, or that of a library that carries loky along
+        elif (
+            again := getattr(
+                sys.modules[type(self.executor).__module__], "get_reusable_executor", None
+            )
+        ) is not None:
+            self.executor = again(
+                max_workers=self.width
+            )  # loky's, or that of a library that carries loky along
         else:
             raise RllcError(
                 f"track: a worker died, and with it the {type(self.executor).__name__} that was given. Finished cells are "
@@ -302,7 +335,9 @@ class _Pool:
             self.lifeline.close()
 
 
-def _in_pools(queue: deque[tuple[Task, int]], pools: Sequence[_Pool]) -> Iterator[tuple[Task, str | None]]:
+def _in_pools(
+    queue: deque[tuple[Task, int]], pools: Sequence[_Pool]
+) -> Iterator[tuple[Task, str | None]]:
     """The driver's loop. With each task goes how many workers have died with it."""
     try:
         for pool, ready in [(pool, pool.executor.submit(_ready, queue[0][0])) for pool in pools]:
@@ -334,7 +369,9 @@ def _settled(future: Future[str | None], pool: _Pool) -> Iterator[tuple[Task, st
             yield task, _lost(task, f"its worker died, {deaths} times ({first_line(error)})")
     except RllcError:
         raise
-    except BaseException as error:  # lost by the executor, which has tried what it can (Dask's KilledWorker)
+    except (
+        BaseException
+    ) as error:  # lost by the executor, which has tried what it can (Dask's KilledWorker)
         task, _ = pool.running.pop(future)
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -379,7 +416,9 @@ def _ready(task: Task) -> None:
 
 def _begin(lifeline: Connection, device: str | None) -> None:
     """At the start of a process of ours."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which closes the lifeline
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the driver, which closes the lifeline
     torch.set_num_threads(1)
     if device is not None and device.startswith("cuda"):
         torch.cuda.set_device(device)
@@ -411,7 +450,10 @@ def portable(tasks: Sequence[Task]) -> list[Task]:
     loss, sampler = tasks[0].loss, _settings(tasks[0].sampler)
     if isinstance(loss, Distillation):
         losses[id(loss)] = _generator(loss, store, str(tasks[0].about["loss"]))
-    return [replace(t, data=rows[t.cell.data], loss=losses.get(id(t.loss), t.loss), sampler=sampler) for t in tasks]
+    return [
+        replace(t, data=rows[t.cell.data], loss=losses.get(id(t.loss), t.loss), sampler=sampler)
+        for t in tasks
+    ]
 
 
 def _generator(loss: Distillation, store: Store, name: str) -> Generator:
@@ -439,7 +481,11 @@ def _settings(sampler: Sampler | Mapping[str, Any]) -> Sampler | Mapping[str, An
 def _identity(sampler: Sampler) -> tuple[Any, ...]:
     """What two samplers that do the same have in common; a function made twice is known by where it is written."""
     functions = (sampler.init, sampler.step)
-    return *((f.__module__, f.__qualname__) for f in functions), sampler.full_batch, dict(sampler.settings)
+    return (
+        *((f.__module__, f.__qualname__) for f in functions),
+        sampler.full_batch,
+        dict(sampler.settings),
+    )
 
 
 def sampler_of(settings: Sampler | Mapping[str, Any]) -> Sampler:
@@ -449,14 +495,20 @@ def sampler_of(settings: Sampler | Mapping[str, Any]) -> Sampler:
     options = dict(settings)
     make = getattr(importlib.import_module("rllc.samplers"), options.pop("sampler"))
     if "half_width" in options:
-        prior = importlib.import_module("rllc.samplers").Prior(options.pop("localization"), options.pop("half_width"))
+        prior = importlib.import_module("rllc.samplers").Prior(
+            options.pop("localization"), options.pop("half_width")
+        )
         return make(prior=prior, **options)
     return make(**options)
 
 
 def _kind(device: torch.device) -> str:
     """Of device, on which the last bits depend."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
 
 
 _digests: dict[tuple[Any, ...], str] = {}

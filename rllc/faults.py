@@ -58,12 +58,23 @@ def diagnose(draws: Draws, mine: list[int], kept: slice, ess: np.ndarray) -> dic
             noise = s["n_beta"] ** 2 * draws.noise[mine, :, kept]
             plain = s["n_beta"] * (draws.loss - draws.baseline)[mine, :, kept]
             second, error = diagnostics.variance_reading(plain, noise)
-            found |= {"from_variance": second, "from_variance_se": error, "prior_shrinkage": 1 - second / settled}
+            found |= {
+                "from_variance": second,
+                "from_variance_se": error,
+                "prior_shrinkage": 1 - second / settled,
+            }
             found["minibatch_variance"] = noise.mean((1, 2))
         if "acceptance" in draws.probes:
-            seen = sum(d < kept.stop for d in probed(s["num_probes"], s["num_draws"], s["target_se"]))
-            acceptance, added = (draws.probes[name][mine, :, :seen] for name in ("acceptance", "discretisation"))
-            found |= {"acceptance": acceptance.mean((1, 2)), "discretisation": added.mean((1, 2)) / settled}
+            seen = sum(
+                d < kept.stop for d in probed(s["num_probes"], s["num_draws"], s["target_se"])
+            )
+            acceptance, added = (
+                draws.probes[name][mine, :, :seen] for name in ("acceptance", "discretisation")
+            )
+            found |= {
+                "acceptance": acceptance.mean((1, 2)),
+                "discretisation": added.mean((1, 2)) / settled,
+            }
     if "max_curvature" in draws.probes:
         found["max_curvature"] = draws.probes["max_curvature"][mine]
         if s["sampler"] in ("sgld", "sghmc"):
@@ -93,7 +104,9 @@ def verdict(diverged: np.ndarray, seen: Mapping[str, float], settings: Mapping[s
     too_small = "steps too small (acceptance 1), larger lr"
     disagree = seen["rhat"] > _RHAT
     together = _TOGETHER if disagree else np.inf  # R-hat also compares the halves of each chain
-    rising, falling = (sign * seen["drift"] < -_DRIFT or sign * seen["trend"] > together for sign in (1, -1))
+    rising, falling = (
+        sign * seen["drift"] < -_DRIFT or sign * seen["trend"] > together for sign in (1, -1)
+    )
     problems = [
         (np.isnan(error), "too few draws for a standard error: at least 4"),
         (seen["spikes"] > 0, f"spikes in {seen['spikes']:.0f} draws: lower lr"),
@@ -102,7 +115,10 @@ def verdict(diverged: np.ndarray, seen: Mapping[str, float], settings: Mapping[s
             f"unstable in the sharpest direction, of curvature {seen['max_curvature']:.3g}: lr below "
             f"{settings['lr'] * seen['stability']:.1g}",
         ),
-        (seen["acceptance"] < _NEVER_ACCEPTED, f"steps too large (acceptance {seen['acceptance']:.3f}): lower lr"),
+        (
+            seen["acceptance"] < _NEVER_ACCEPTED,
+            f"steps too large (acceptance {seen['acceptance']:.3f}): lower lr",
+        ),
         (
             value > 2 * error and seen["discretisation"] > _ADDED,
             f"the step size adds {seen['discretisation']:.0%}: lower lr",

@@ -60,7 +60,10 @@ def groups(masks: Sequence[Mapping[str, Tensor]]) -> list[Group]:
     """
     patterns: dict[tuple[tuple[str, int, int], ...], list[int]] = {}
     for i, selected in enumerate(masks):
-        key = tuple((name, int(_touched(mask).numel()), int(mask.sum())) for name, mask in sorted(selected.items()))
+        key = tuple(
+            (name, int(_touched(mask).numel()), int(mask.sum()))
+            for name, mask in sorted(selected.items())
+        )
         patterns.setdefault(key, []).append(i)
     return [_group(members, key, [masks[i] for i in members]) for key, members in patterns.items()]
 
@@ -70,13 +73,19 @@ def center(group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
     parts = []
     for slot in group.slots:
         values = parameters[slot.name].detach().float().reshape(_rows_shape(slot.shape))
-        block = values.expand(len(group.members), *values.shape) if slot.rows is None else values[slot.rows]
+        block = (
+            values.expand(len(group.members), *values.shape)
+            if slot.rows is None
+            else values[slot.rows]
+        )
         flat = block.flatten(1)
         parts.append(flat if slot.within is None else flat.gather(1, slot.within))
     return torch.cat(parts, 1)
 
 
-def unpack(group: Group, position: Tensor, member: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Moved]:
+def unpack(
+    group: Group, position: Tensor, member: Tensor, parameters: Mapping[str, Tensor]
+) -> dict[str, Moved]:
     """Position vectors as blocks of rows, differentiable in ``position``.
 
     Args:
@@ -85,7 +94,9 @@ def unpack(group: Group, position: Tensor, member: Tensor, parameters: Mapping[s
         parameters: the model's, for the weights of touched rows that were not selected.
     """
     moved: dict[str, Moved] = {}
-    gathered: dict[int, Tensor] = {}  # one index tensor for slots with equal rows, so that equality is identity
+    gathered: dict[
+        int, Tensor
+    ] = {}  # one index tensor for slots with equal rows, so that equality is identity
     for slot in group.slots:
         rows = None
         if slot.rows is not None:
@@ -118,7 +129,9 @@ def to(group: Group, device: torch.device) -> Group:
     def move(index: Tensor | None) -> Tensor | None:
         return None if index is None else there.setdefault(id(index), index.to(device))
 
-    slots = tuple(Slot(s.name, s.shape, s.start, s.stop, move(s.rows), move(s.within)) for s in group.slots)
+    slots = tuple(
+        Slot(s.name, s.shape, s.start, s.stop, move(s.rows), move(s.within)) for s in group.slots
+    )
     return Group(group.members, slots, group.dim)
 
 
@@ -131,7 +144,9 @@ def digest(masks: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _group(members: list[int], key: Sequence[tuple[str, int, int]], masks: Sequence[Mapping[str, Tensor]]) -> Group:
+def _group(
+    members: list[int], key: Sequence[tuple[str, int, int]], masks: Sequence[Mapping[str, Tensor]]
+) -> Group:
     slots: list[Slot] = []
     start = 0
     for name, num_rows, count in key:

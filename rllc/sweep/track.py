@@ -1,7 +1,7 @@
 """The sweep: estimates over a run's checkpoints, on as many processes or machines as there are, resumed without a trace.
 
-``python -m rllc.track spec.json --shard 3/16`` does a share of one in an array job; ``--help`` says what the file holds.
-What lies in the store, and what a cell is: :mod:`rllc.store`. How cells get to workers and back: :mod:`rllc.workers`.
+``python -m rllc.sweep spec.json --shard 3/16`` does a share of one in an array job; ``--help`` says what the file holds.
+What lies in the store, and what a cell is: :mod:`rllc.sweep.store`. How cells get to workers and back: :mod:`rllc.sweep.workers`.
 """
 
 from __future__ import annotations
@@ -32,20 +32,18 @@ from rllc import refinement as refine
 from rllc.checks import arguments, check
 from rllc.data.tokens import Tokens
 from rllc.draws import Draws
+from rllc.engine.layout import digest, groups
 from rllc.errors import FileError, InputError, RllcError, first_line, nearest
-from rllc.layout import digest, groups
 from rllc.loss import Distillation, LossFunction
 from rllc.models.checkpoints import Checkpoint, load
 from rllc.models.checkpoints import checkpoints as checkpoints_of
 from rllc.refinement import DataLike, WeightsLike
 from rllc.sample import Sampling, sample
 from rllc.samplers import Sampler
-from rllc.store import Cell, Store, Sweep, cell_name, contents, differences, versions
+from rllc.sweep.store import Cell, Store, Sweep, cell_name, contents, differences, versions
+from rllc.sweep.workers import Task, digest_of, finish_all, places, sampler_of
 from rllc.trajectory import Trajectory
 from rllc.weights import Weights, heads
-from rllc.workers import Task, digest_of, finish_all, places, sampler_of
-
-__path__: list[str] = []  # what `python -m` asks of a module that `import rllc` has already imported, to run it quietly
 
 
 def track(
@@ -127,10 +125,16 @@ def track(
         RllcError: every cell failed, or the executor is broken and not to be repaired.
     """
     if per_token and store is None:
-        raise InputError("track: `per_token` keeps losses in a store; give a folder as `store`, such as store='sweep'.")
+        raise InputError(
+            "track: `per_token` keeps losses in a store; give a folder as `store`, such as store='sweep'."
+        )
     call = _Call.of(checkpoints, data, weights, loss, sampler, sampling, delete_downloads)
     call = replace(call, keep_states=keep_states and store is not None, per_token=per_token)
-    with tempfile.TemporaryDirectory(prefix="rllc-track-") if store is None else nullcontext(store) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="rllc-track-")
+        if store is None
+        else nullcontext(store) as folder
+    ):
         if dry_run:
             trajectory = _dry(call, Store(folder), executor)
         else:
@@ -181,7 +185,9 @@ class _Call:
         sampler, sampling = arguments(model, loss, sampler, sampling)
         if sampling.first_chain:
             more = "with a larger num_chains and the same store only the new chains are run"
-            together = "with target_se all chains are run together, so more of them need another store"
+            together = (
+                "with target_se all chains are run together, so more of them need another store"
+            )
             raise InputError(
                 f"track: `first_chain` must be 0, got {sampling.first_chain}; "
                 f"{more if sampling.target_se is None else together}."
@@ -208,13 +214,17 @@ class _Call:
         Where there are chains of fewer draws that can go on, a new cell takes the chains that are in one cell there.
         """
         settings = self.sampler.settings | self.sampling.settings
-        apart = {"num_draws", "first_chain"} | ({"num_chains"} if self.sampling.target_se is None else set())
+        apart = {"num_draws", "first_chain"} | (
+            {"num_chains"} if self.sampling.target_se is None else set()
+        )
         bare = Sweep(
             settings=json.loads(json.dumps({k: v for k, v in settings.items() if k not in apart})),
             num_draws=self.sampling.num_draws,
             num_chains=self.sampling.num_chains,
             loss=_loss_name(self.loss),
-            checkpoints={step: _where(c, self.digests[step]) for step, c in self.checkpoints.items()},
+            checkpoints={
+                step: _where(c, self.digests[step]) for step, c in self.checkpoints.items()
+            },
             data={name: refine.fingerprint(rows) for name, rows in self.data.items()},
             weights={name: digest(masks) for name, masks in self.masks.items()},
             cells=(),
@@ -232,9 +242,13 @@ class _Call:
                 cells += self._cells(bare, step, data, *there, finished)
         return replace(bare, cells=tuple(dict.fromkeys(cells)))
 
-    def shorter(self, earlier: Sequence[Sweep], store: Store) -> dict[tuple[int, str], list[tuple[Cell, int]]]:
+    def shorter(
+        self, earlier: Sequence[Sweep], store: Store
+    ) -> dict[tuple[int, str], list[tuple[Cell, int]]]:
         """By step and data: finished cells of fewer draws whose chains can go on, with their draws; those with most first."""
-        if self.per_token and self.sampling.target_se is not None:  # refinements that have stopped have no new tokens
+        if (
+            self.per_token and self.sampling.target_se is not None
+        ):  # refinements that have stopped have no new tokens
             return {}
         ready = store.finished("states", *(["tokens"] if self.per_token else []))
         found: dict[tuple[int, str], list[tuple[Cell, int]]] = {}
@@ -245,7 +259,13 @@ class _Call:
         return found
 
     def _cells(
-        self, sweep: Sweep, step: int, data: str, planned: Sequence[Cell], shorter: Sequence[Cell], finished: set[str]
+        self,
+        sweep: Sweep,
+        step: int,
+        data: str,
+        planned: Sequence[Cell],
+        shorter: Sequence[Cell],
+        finished: set[str],
     ) -> Iterable[Cell]:
         """One checkpoint and data set: cells that are there, then planned ones that hold nothing else, then new ones."""
         known = [c for c in planned if c.name in finished or set(c.weights) <= set(self.weights)]
@@ -257,7 +277,9 @@ class _Call:
             while chain < sweep.num_chains:
                 if (cell := _next(known, name, chain, sweep.num_chains)) is not None:
                     used[cell] = None
-                elif (cell := _next(shorter, name, chain, sweep.num_chains)) is not None and cell.chains[0] == chain:
+                elif (
+                    cell := _next(shorter, name, chain, sweep.num_chains)
+                ) is not None and cell.chains[0] == chain:
                     lacking.setdefault((cell.chains, cell), []).append(name)
                 else:
                     lacking.setdefault(((chain, sweep.num_chains), None), []).append(name)
@@ -270,7 +292,9 @@ class _Call:
                 used[Cell(name, step, data, together, chains)] = None
         return used
 
-    def task(self, sweep: Sweep, cell: Cell, store: Store, shorter: Sequence[tuple[Cell, int]]) -> Task:
+    def task(
+        self, sweep: Sweep, cell: Cell, store: Store, shorter: Sequence[tuple[Cell, int]]
+    ) -> Task:
         """What a worker needs for a cell."""
         first, end = cell.chains
         earlier, _ = _going_on(cell, shorter)
@@ -299,7 +323,11 @@ class _Call:
 
 def _going_on(cell: Cell, shorter: Sequence[tuple[Cell, int]]) -> tuple[Cell | None, int]:
     """The cell whose chains a cell goes on with, and its number of draws."""
-    fitting = ((c, n) for c, n in shorter if c.chains == cell.chains and set(c.weights) >= set(cell.weights))
+    fitting = (
+        (c, n)
+        for c, n in shorter
+        if c.chains == cell.chains and set(c.weights) >= set(cell.weights)
+    )
     return next(fitting, (None, 0))
 
 
@@ -319,12 +347,18 @@ def _listed(source: str | os.PathLike[str] | Iterable[Checkpoint]) -> dict[int, 
                 f"track: {found[checkpoint.step]} and {checkpoint} are both step {checkpoint.step}; one sweep is of one "
                 f"training run. Track each run in a store of its own."
             )
-        local = checkpoint.revision is None and (os.path.exists(checkpoint.source) or os.path.isabs(checkpoint.source))
-        found[checkpoint.step] = replace(checkpoint, source=os.path.abspath(checkpoint.source)) if local else checkpoint
+        local = checkpoint.revision is None and (
+            os.path.exists(checkpoint.source) or os.path.isabs(checkpoint.source)
+        )
+        found[checkpoint.step] = (
+            replace(checkpoint, source=os.path.abspath(checkpoint.source)) if local else checkpoint
+        )
     return found
 
 
-def _first(checkpoints: Iterable[Checkpoint], there: dict[int, frozenset[Path]] | None) -> tuple[nn.Module, int]:
+def _first(
+    checkpoints: Iterable[Checkpoint], there: dict[int, frozenset[Path]] | None
+) -> tuple[nn.Module, int]:
     """A model to look at: the first checkpoint that can be loaded. Notes ``there`` what is cached of those it tries."""
     problems: list[RllcError] = []
     for checkpoint in checkpoints:
@@ -349,7 +383,13 @@ def _digest(checkpoint: Checkpoint) -> str | None:
 
 def _where(checkpoint: Checkpoint, sha256: str | None) -> dict[str, Any]:
     c = checkpoint
-    return {"step": c.step, "source": c.source, "revision": c.revision, "file": c.file, "sha256": sha256}
+    return {
+        "step": c.step,
+        "source": c.source,
+        "revision": c.revision,
+        "file": c.file,
+        "sha256": sha256,
+    }
 
 
 def _loss_name(loss: LossFunction | None) -> str:
@@ -359,7 +399,9 @@ def _loss_name(loss: LossFunction | None) -> str:
         found = hashlib.sha256()
         for name, tensor in sorted(loss.generator.state_dict().items()):
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            found.update(
+                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
         return f"distillation of {found.hexdigest()}"
     named = loss if hasattr(loss, "__qualname__") else type(loss)
     return f"{named.__module__}:{named.__qualname__}"
@@ -393,7 +435,13 @@ def _run(
     todo = [call.task(sweep, c, store, shorter.get((c.step, c.data), ())) for c in missing]
     for step, held in (call.there or {}).items():
         store.note_download(call.checkpoints[step], held)
-    reasons = _compute(todo, len(part), executor, progress, lambda step: _delete_finished(call, sweep, store, [step]))
+    reasons = _compute(
+        todo,
+        len(part),
+        executor,
+        progress,
+        lambda step: _delete_finished(call, sweep, store, [step]),
+    )
     _delete_finished(call, sweep, store, call.checkpoints)
     if part and len(reasons) == len(part):
         raise RllcError(f"track: all {len(part)} cells failed; the first: {reasons[0]}")
@@ -405,7 +453,9 @@ def _announce(earlier: Sequence[Sweep], sweep: Sweep, store: Store) -> None:
     store.announce(sweep)
     known = {before.text() for before in earlier}
     new = [other for other in store.sweeps() if other.text() not in known | {sweep.text()}]
-    clash = [other for other in new if differences([sweep], other) and differences([other], sweep)]  # in either order
+    clash = [
+        other for other in new if differences([sweep], other) and differences([other], sweep)
+    ]  # in either order
     try:
         _compare(clash, sweep, store)
     except InputError:
@@ -421,7 +471,10 @@ def _delete_finished(call: _Call, sweep: Sweep, store: Store, steps: Iterable[in
             try:
                 store.delete_download(call.checkpoints[step])
             except (OSError, ValueError) as error:  # it is in nobody's way; numbers are worth more
-                warnings.warn(f"track: {call.checkpoints[step]} stays in the hub's cache ({error}).", stacklevel=4)
+                warnings.warn(
+                    f"track: {call.checkpoints[step]} stays in the hub's cache ({error}).",
+                    stacklevel=4,
+                )
 
 
 def _compute(
@@ -434,7 +487,9 @@ def _compute(
     """Finish cells under one bar, saying of which step each was; gives the reasons of those that failed."""
     reasons: list[str] = []
     steps, begin = 0, time.perf_counter()
-    bar = tqdm(total=total, initial=total - len(todo), desc="track", unit="cell", disable=not progress)
+    bar = tqdm(
+        total=total, initial=total - len(todo), desc="track", unit="cell", disable=not progress
+    )
     with bar:
         for task, reason in finish_all(todo, executor):
             if reason is None:
@@ -468,7 +523,9 @@ def _compare(earlier: Sequence[Sweep], now: Sweep, store: Store) -> None:
 
 def _warn_of_versions(earlier: Sequence[Sweep], now: Sweep, store: Store) -> None:
     there = earlier[-1].versions if earlier else {}
-    changed = [f"{k} {v} -> {now.versions.get(k)}" for k, v in there.items() if v != now.versions.get(k)]
+    changed = [
+        f"{k} {v} -> {now.versions.get(k)}" for k, v in there.items() if v != now.versions.get(k)
+    ]
     if changed:
         warnings.warn(
             f"track: going on with {store.folder} with {', '.join(changed)}; new cells may differ in their last bits from "
@@ -487,7 +544,10 @@ def _share(cells: Sequence[Cell], shard: tuple[int, int]) -> Sequence[Cell]:
 
 
 def _dry(
-    call: _Call, store: Store, executor: int | Sequence[str] | Executor | None, shard: tuple[int, int] = (1, 1)
+    call: _Call,
+    store: Store,
+    executor: int | Sequence[str] | Executor | None,
+    shard: tuple[int, int] = (1, 1),
 ) -> Trajectory:
     """Print what a share of a sweep would take; measured on a few steps of its first missing cell."""
     earlier = store.sweeps()
@@ -499,23 +559,41 @@ def _dry(
     missing = [c for c in part if c.name not in finished]
     what = f"{len(call.checkpoints)} checkpoints × {len(call.data)} data sets × {len(call.weights)} weights"
     share = "" if shard[1] == 1 else f", of which in share {shard[0]} of {shard[1]}"
-    print(f"{what}{share}: {len(part)} cells, {len(part) - len(missing)} finished, {len(missing)} to compute")
+    print(
+        f"{what}{share}: {len(part)} cells, {len(part) - len(missing)} finished, {len(missing)} to compute"
+    )
     if missing:
         there = [_going_on(c, shorter.get((c.step, c.data), ()))[1] for c in missing]
-        steps = [call.sampling.num_steps - (n and replace(call.sampling, num_draws=n).num_steps) for n in there]
+        steps = [
+            call.sampling.num_steps - (n and replace(call.sampling, num_draws=n).num_steps)
+            for n in there
+        ]
         runs = [len(c.weights) * (c.chains[1] - c.chains[0]) for c in missing]
         run_steps = sum(n * count for n, count in zip(steps, runs, strict=True))
         evaluations = run_steps + sum(_looks(call.sampling, c) for c in missing)
         seconds, flops, memory, disk = _measured(call, missing[0])
-        workers = None if isinstance(executor, Executor) else 1 if executor is None else len(places(executor))
-        print(f"{sum(steps):,} steps, of each chain: {run_steps:,}; {flops * evaluations:.2g} FLOPs")
+        workers = (
+            None
+            if isinstance(executor, Executor)
+            else 1
+            if executor is None
+            else len(places(executor))
+        )
+        print(
+            f"{sum(steps):,} steps, of each chain: {run_steps:,}; {flops * evaluations:.2g} FLOPs"
+        )
         print(f"about {memory / 2**30:.2g} GiB of memory a worker")
         for what, size in disk.items():
             total = size * sum(runs) / runs[0]
-            print(f"about {total / 2**30:.2g} GiB on disk for {what}, {size / 2**20:.2g} MiB for the first cell")
+            print(
+                f"about {total / 2**30:.2g} GiB on disk for {what}, {size / 2**20:.2g} MiB for the first cell"
+            )
         shared = "" if workers is None else f", on {workers} worker{'s' if workers > 1 else ''}"
         hours = seconds * evaluations / (workers or 1) / 3600
-        print(f"about {hours:.2g} hours{shared}" + (" of one worker's time" if workers is None else ""))
+        print(
+            f"about {hours:.2g} hours{shared}"
+            + (" of one worker's time" if workers is None else "")
+        )
     return Trajectory._lazy(store, contents(store, [*earlier, sweep], [sweep]))
 
 
@@ -561,7 +639,9 @@ def _measured(call: _Call, cell: Cell) -> tuple[float, float, int, dict[str, flo
         run(num_draws, first)
         return time.perf_counter() - begin
 
-    first = run(1, None)  # warms up; the others go on from it, so that looking around w* is done once
+    first = run(
+        1, None
+    )  # warms up; the others go on from it, so that looking around w* is done once
     few_draws = seconds(2)
     took = max(seconds(2 + _TIMED) - few_draws, 0.0)
     with FlopCounterMode(display=False) as few:
@@ -573,9 +653,16 @@ def _measured(call: _Call, cell: Cell) -> tuple[float, float, int, dict[str, flo
     if call.keep_states:
         disk["states"] = sum(a.nbytes for state in first.states.values() for a in state.values())
     if call.per_token:
-        numbers = sum(a.size for part in (first.tokens, first.token_baseline) for a in part.values())
+        numbers = sum(
+            a.size for part in (first.tokens, first.token_baseline) for a in part.values()
+        )
         disk["losses per token"] = 2 * numbers * call.sampling.num_draws
-    return took / runs, (more.get_total_flops() - few.get_total_flops()) / runs, _peak_memory(), disk
+    return (
+        took / runs,
+        (more.get_total_flops() - few.get_total_flops()) / runs,
+        _peak_memory(),
+        disk,
+    )
 
 
 def _peak_memory() -> int:
@@ -607,17 +694,21 @@ _SWITCHES = {"keep_states": True, "per_token": False, "delete_downloads": False}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``python -m rllc.track``: a sweep, or a share of one, that a file describes; 1 if a cell of it failed, else 0."""
+    """``python -m rllc.sweep``: a sweep, or a share of one, that a file describes; 1 if a cell of it failed, else 0."""
     parser = argparse.ArgumentParser(
-        prog="python -m rllc.track",
+        prog="python -m rllc.sweep",
         description="Estimate refined LLCs over training, as a file describes; again after an interruption.",
-        epilog="SLURM: sbatch --array=1-16 --wrap 'python -m rllc.track spec.json --shard $SLURM_ARRAY_TASK_ID/16'",
+        epilog="SLURM: sbatch --array=1-16 --wrap 'python -m rllc.sweep spec.json --shard $SLURM_ARRAY_TASK_ID/16'",
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("spec", type=Path, help=_SPEC)
-    parser.add_argument("--shard", default="1/1", metavar="K/N", help="do the K-th of N shares, K from 1 to N")
+    parser.add_argument(
+        "--shard", default="1/1", metavar="K/N", help="do the K-th of N shares, K from 1 to N"
+    )
     parser.add_argument("--executor", type=int, metavar="N", help="N processes; default: this one")
-    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and compute nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what it would take, and compute nothing"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     try:
@@ -641,21 +732,39 @@ def _read_spec(path: Path) -> tuple[_Call, Store]:
         if not isinstance(spec, dict):
             raise ValueError(f"expected an object, got {type(spec).__name__}")
     except (OSError, ValueError) as error:
-        raise FileError(f"reading {path}: {error}. Type python -m rllc.track --help for what it holds.") from error
-    known = ("checkpoints", "data", "store", "weights", "steps", "sampler", "sampling", "loss", *_SWITCHES)
+        raise FileError(
+            f"reading {path}: {error}. Type python -m rllc.sweep --help for what it holds."
+        ) from error
+    known = (
+        "checkpoints",
+        "data",
+        "store",
+        "weights",
+        "steps",
+        "sampler",
+        "sampling",
+        "loss",
+        *_SWITCHES,
+    )
     for name in spec:
         if name not in known:
-            raise InputError(f"reading {path}: it has {name!r}, which means nothing; {nearest(name, known)}")
+            raise InputError(
+                f"reading {path}: it has {name!r}, which means nothing; {nearest(name, known)}"
+            )
     for name in known[:3]:
         if name not in spec:
-            raise InputError(f"reading {path}: it has no {name!r}. Type python -m rllc.track --help for what it holds.")
+            raise InputError(
+                f"reading {path}: it has no {name!r}. Type python -m rllc.sweep --help for what it holds."
+            )
     here = path.absolute().parent
     source = here / spec["checkpoints"]
     found = checkpoints_of(source if source.exists() else spec["checkpoints"])
     if "steps" in spec:
         lacking = sorted(set(spec["steps"]) - {c.step for c in found})
         if lacking:
-            raise InputError(f"reading {path}: {spec['checkpoints']} has no checkpoints of the steps {lacking}.")
+            raise InputError(
+                f"reading {path}: {spec['checkpoints']} has no checkpoints of the steps {lacking}."
+            )
         found = [c for c in found if c.step in spec["steps"]]
     data = {name: Tokens.load(here / file) for name, file in spec["data"].items()}
     weights = spec.get("weights", "everything")
@@ -676,7 +785,9 @@ def _read_spec(path: Path) -> tuple[_Call, Store]:
             raise InputError(f"reading {path}: {name!r} must be true or false, got {spec[name]!r}.")
     switches = {name: spec.get(name, default) for name, default in _SWITCHES.items()}
     delete_downloads = switches.pop("delete_downloads")
-    call = _Call.of(found, data, weights, _read_loss(spec.get("loss")), sampler, sampling, delete_downloads)
+    call = _Call.of(
+        found, data, weights, _read_loss(spec.get("loss")), sampler, sampling, delete_downloads
+    )
     return replace(call, **switches), Store(here / spec["store"])
 
 
@@ -687,15 +798,15 @@ def _read_loss(name: str | None) -> LossFunction | None:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"track: `loss` {name!r} must be module:function, to be imported ({error}).") from error
+        raise InputError(
+            f"track: `loss` {name!r} must be module:function, to be imported ({error})."
+        ) from error
 
 
 def _read_shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise InputError(f"track: --shard must be K/N with K from 1 to N, such as 3/16; got {text!r}.")
+        raise InputError(
+            f"track: --shard must be K/N with K from 1 to N, such as 3/16; got {text!r}."
+        )
     return int(match[1]), int(match[2])
-
-
-if __name__ == "__main__":
-    sys.exit(importlib.import_module("rllc.track").main())  # not what runs as __main__: workers could not import that

@@ -11,7 +11,7 @@ from rllc.calibrate import Calibration
 from rllc.draws import Draws
 from rllc.errors import InputError, nearest
 from rllc.estimate import Estimate
-from rllc.figures import (
+from rllc.plots.figures import (
     COLORS,
     COVERS_95,
     band,
@@ -50,10 +50,14 @@ def plot_heads(estimate: Estimate, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax, width=max(4.0, 1.5 + 0.45 * len(weights)))
     for d, name in enumerate(data):
         mine = [i for i in range(len(estimate)) if estimate.data[i] == name]
-        x = np.array([weights.index(estimate.weights[i]) for i in mine]) + 0.16 * (d - (len(data) - 1) / 2)
+        x = np.array([weights.index(estimate.weights[i]) for i in mine]) + 0.16 * (
+            d - (len(data) - 1) / 2
+        )
         y, error = estimate.value[mine], COVERS_95 * estimate.standard_error[mine]
         color = COLORS[d % len(COLORS)]
-        ax.errorbar(x, y, yerr=error, fmt="o", ms=5, capsize=2, lw=1.2, color=color, label=plain(name))
+        ax.errorbar(
+            x, y, yerr=error, fmt="o", ms=5, capsize=2, lw=1.2, color=color, label=plain(name)
+        )
         broken = ~np.isfinite(y)
         ax.plot(x[broken], np.zeros(broken.sum()), "x", ms=8, mew=2, color=color)
     for edge in _layer_edges(weights):
@@ -97,22 +101,39 @@ def plot_trajectory(
     for i in mine:
         layers.setdefault(layer_of(trajectory.weights[i]), []).append(i)
     if ax is None:
-        panels, parts = row_of_axes(len(layers), width=4.2 if groups is None else 5.2), list(layers.items())
+        panels, parts = (
+            row_of_axes(len(layers), width=4.2 if groups is None else 5.2),
+            list(layers.items()),
+        )
     elif isinstance(ax, Sequence | np.ndarray):
         panels, parts = list(ax), list(layers.items())
         if len(panels) != len(parts):
-            raise InputError(f"plot_trajectory: expected one Axes for each of {len(parts)} layers, got {len(panels)}.")
+            raise InputError(
+                f"plot_trajectory: expected one Axes for each of {len(parts)} layers, got {len(panels)}."
+            )
     else:
         panels, parts = [ax], [("", mine)]
     drawn = []
     for panel, (title, members) in zip(panels, parts, strict=True):
         names = [trajectory.weights[i] for i in members]
-        values, error = trajectory.value[:, members].T, COVERS_95 * trajectory.standard_error[:, members].T
-        drawn.append((panel, names, values, _over_steps(panel, trajectory.steps, names, values, error, groups)))
+        values, error = (
+            trajectory.value[:, members].T,
+            COVERS_95 * trajectory.standard_error[:, members].T,
+        )
+        drawn.append(
+            (
+                panel,
+                names,
+                values,
+                _over_steps(panel, trajectory.steps, names, values, error, groups),
+            )
+        )
         panel.set_title(title, fontsize="medium")
     for panel, names, values, colors in drawn:  # when all panels have their common height
         _named_ends(panel, trajectory.steps, names, values, colors, groups)
-    label = r"$\hat\lambda$" + (f" on {plain(trajectory.data[mine[0]])}" if len(set(trajectory.data)) > 1 else "")
+    label = r"$\hat\lambda$" + (
+        f" on {plain(trajectory.data[mine[0]])}" if len(set(trajectory.data)) > 1 else ""
+    )
     panels[0].set_ylabel(label)
     return panels[0] if len(panels) == 1 else np.array(panels)
 
@@ -145,15 +166,21 @@ def plot_curves(
     """
     times = np.asarray(steps, dtype=np.float64)
     if times.ndim != 1 or not len(times) or times[0] < 0 or (np.diff(times) <= 0).any():
-        raise InputError(f"plot_curves: `steps` must be rising training steps from 0 on, got {steps!r}.")
+        raise InputError(
+            f"plot_curves: `steps` must be rising training steps from 0 on, got {steps!r}."
+        )
     if not curves:
         raise InputError("plot_curves: expected at least one curve, got none.")
-    curves, given = ({head_name(name) or name: v for name, v in named.items()} for named in (curves, error or {}))
+    curves, given = (
+        {head_name(name) or name: v for name, v in named.items()} for named in (curves, error or {})
+    )
     for name in given:
         if name not in curves:
             raise InputError(f"plot_curves: `error` names {name!r}; {nearest(name, curves)}")
     names, none = list(curves), np.full(len(times), np.nan)
-    values = np.stack([_at_steps(curve, times, f"curve {name!r}") for name, curve in curves.items()])
+    values = np.stack(
+        [_at_steps(curve, times, f"curve {name!r}") for name, curve in curves.items()]
+    )
     errors = [_at_steps(given.get(name, none), times, f"error of {name!r}") for name in curves]
     groups = _groups("plot_curves", names, groups)
     ax = new_axes(ax, width=5.0 if groups is None else 6.2)
@@ -205,7 +232,9 @@ def plot_against(
     rho, p = _rank_correlation(*places[:, there])
     ax = new_axes(ax, width=5.0 if groups is None else 6.2, height=4.2)
     ax.set_xlabel(xlabel)
-    ax.set_ylabel(r"$\hat\lambda$" + (f" on {plain(data)}" if data is not None else "") + " (95 % interval)")
+    ax.set_ylabel(
+        r"$\hat\lambda$" + (f" on {plain(data)}" if data is not None else "") + " (95 % interval)"
+    )
     ax.set_title(
         f"Spearman's ρ = {rho:.2f}, two-sided p = {p:.2g}, {there.sum()} weights"
         if np.isfinite(rho)
@@ -217,7 +246,12 @@ def plot_against(
 
 
 def plot_data_pair(
-    estimate: Estimate, x: str, y: str, *, groups: Mapping[str, str] | None = None, ax: Axes | None = None
+    estimate: Estimate,
+    x: str,
+    y: str,
+    *,
+    groups: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """λ̂ on one data set against λ̂ on another: a dot a choice of weights, with both 95 % intervals, and the diagonal.
 
@@ -239,7 +273,9 @@ def plot_data_pair(
     on = [_of_data("plot_data_pair", estimate, data) for data in (x, y)]
     names = [name for name in on[0] if name in on[1]]
     if x == y or not names:
-        raise InputError(f"plot_data_pair: expected two data sets with weights in common, got {x!r} and {y!r}.")
+        raise InputError(
+            f"plot_data_pair: expected two data sets with weights in common, got {x!r} and {y!r}."
+        )
     rows = np.array([[mine[name] for name in names] for mine in on])
     places, error = estimate.value[rows], COVERS_95 * estimate.standard_error[rows]
     given = ax is not None
@@ -254,7 +290,9 @@ def plot_data_pair(
     return ax
 
 
-def plot_traces(draws: Draws, weights: str | None = None, data: str | None = None, ax: Axes | None = None) -> Axes:
+def plot_traces(
+    draws: Draws, weights: str | None = None, data: str | None = None, ax: Axes | None = None
+) -> Axes:
     """nβ (loss − baseline) at every draw, one thin line a chain, with each chain's running mean over it.
 
     A healthy trace rises from 0, levels off, has no spikes, and its chains agree.
@@ -271,12 +309,18 @@ def plot_traces(draws: Draws, weights: str | None = None, data: str | None = Non
         InputError: no such refinement, or several and none chosen.
     """
     matching = [
-        i for i in range(len(draws.weights)) if weights in (None, draws.weights[i]) and data in (None, draws.data[i])
+        i
+        for i in range(len(draws.weights))
+        if weights in (None, draws.weights[i]) and data in (None, draws.data[i])
     ]
     if len(matching) != 1:
         known = [f"{w}, {d}" for w, d in zip(draws.weights, draws.data, strict=True)]
-        problem = "matches nothing" if not matching else f"matches {len(matching)} refinements; name one"
-        raise InputError(f"plot_traces({weights!r}, {data!r}): {problem}; {nearest(f'{weights}, {data}', known)}")
+        problem = (
+            "matches nothing" if not matching else f"matches {len(matching)} refinements; name one"
+        )
+        raise InputError(
+            f"plot_traces({weights!r}, {data!r}): {problem}; {nearest(f'{weights}, {data}', known)}"
+        )
     ax = new_axes(ax, width=5.0)
     for chain, values in enumerate(draws.llc[matching[0], :, : draws.lengths[matching[0]]]):
         steps = np.arange(1, len(values) + 1)
@@ -284,14 +328,18 @@ def plot_traces(draws: Draws, weights: str | None = None, data: str | None = Non
         ax.plot(steps, values, lw=0.6, alpha=0.35, color=color)
         ax.plot(steps, np.cumsum(values) / steps, lw=1.6, color=color, label=f"chain {chain}")
     ax.axhline(0, color="0.7", lw=0.8, zorder=0)
-    ax.set_title(plain(f"{draws.weights[matching[0]]} on {draws.data[matching[0]]}"), fontsize="medium")
+    ax.set_title(
+        plain(f"{draws.weights[matching[0]]} on {draws.data[matching[0]]}"), fontsize="medium"
+    )
     ax.set_xlabel("draw")
     ax.set_ylabel(r"$n\beta\,(\ell - \ell^*)$ and its running mean")
     ax.legend(frameon=False, fontsize="small")
     return ax
 
 
-def plot_calibration(calibration: Calibration, ax: Axes | Sequence[Axes] | None = None) -> Axes | np.ndarray:
+def plot_calibration(
+    calibration: Calibration, ax: Axes | Sequence[Axes] | None = None
+) -> Axes | np.ndarray:
     """The error of every setting as a heat map over lr and localization, a panel for each n_beta.
 
     The number in a cell is ``Calibration.error``, as a logarithm (0.1 is 10 %, 2.3 a factor of ten); a cross marks a setting
@@ -342,7 +390,15 @@ def plot_resolution(resolution: Resolution, ax: Axes | None = None) -> Axes:
     ax, several = new_axes(ax, width=5.0), len(set(resolution.data)) > 1
     for k, (name, on) in enumerate(zip(resolution.weights, resolution.data, strict=True)):
         y, error = resolution.value[:, k], COVERS_95 * resolution.standard_error[:, k]
-        band(ax, resolution.n_beta, y, error, k, label=plain(f"{name}, {on}" if several else name), marker="o")
+        band(
+            ax,
+            resolution.n_beta,
+            y,
+            error,
+            k,
+            label=plain(f"{name}, {on}" if several else name),
+            marker="o",
+        )
         wrong = np.array([status[k] != "ok" for status in resolution.status])
         color = COLORS[k % len(COLORS)]
         ax.plot(resolution.n_beta[wrong], np.nan_to_num(y[wrong]), "x", ms=8, mew=2, color=color)
@@ -373,8 +429,12 @@ def _heat_map(ax: Axes, calibration: Calibration, n_beta: float) -> AxesImage:
         ax.text(x, y, words if good[i] else f"×\n{words}".strip(), ha="center", va="center", fontsize="small",
                 color="white" if dark else "black")  # fmt: skip
         if good[i] and i == calibration.best:
-            ax.add_patch(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, fill=False, ec=COLORS[1], lw=2.5))
-    image = ax.imshow(cells, origin="lower", aspect="auto", cmap="viridis_r", norm=LogNorm(0.05, 5, clip=True))
+            ax.add_patch(
+                Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, fill=False, ec=COLORS[1], lw=2.5)
+            )
+    image = ax.imshow(
+        cells, origin="lower", aspect="auto", cmap="viridis_r", norm=LogNorm(0.05, 5, clip=True)
+    )
     ax.set_xticks(range(len(lrs)), [f"{lr:.3g}" for lr in lrs], rotation=60)
     ax.set_yticks(range(len(localizations)), [f"{g:.3g}" for g in localizations])
     ax.set_title(rf"$n\beta$ = {n_beta:.4g}", fontsize="medium")
@@ -407,11 +467,17 @@ def _named_ends(
     groups: Mapping[str, str] | None,
 ) -> None:
     if groups is not None:
-        name_ends(ax, steps, values, [f"{name} {groups.get(name, '')}".strip() for name in names], colors)
+        name_ends(
+            ax, steps, values, [f"{name} {groups.get(name, '')}".strip() for name in names], colors
+        )
 
 
 def _dots(
-    ax: Axes, names: Sequence[str], places: np.ndarray, error: np.ndarray, groups: Mapping[str, str] | None
+    ax: Axes,
+    names: Sequence[str],
+    places: np.ndarray,
+    error: np.ndarray,
+    groups: Mapping[str, str] | None,
 ) -> None:
     """Dots at ``places [2, name]`` with names beside them, in the colours of their groups; those not finite are listed."""
     there = np.isfinite(places).all(0)
@@ -420,7 +486,9 @@ def _dots(
         mine = there & np.array([number == k for number in numbers])
         if not mine.any():
             continue
-        label = None if groups is None or k is None else plain(list(dict.fromkeys(groups.values()))[k])
+        label = (
+            None if groups is None or k is None else plain(list(dict.fromkeys(groups.values()))[k])
+        )
         (x, y), (dx, dy) = places[:, mine], error[:, mine]
         dx = dx if np.isfinite(dx).any() else None
         ax.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", ms=4, lw=0.8, color=color_of(k), label=label)
@@ -429,12 +497,23 @@ def _dots(
         ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     if not there.all():
         missing = ", ".join(name for name, shown in zip(names, there, strict=True) if not shown)
-        ax.set_title("\n".join(filter(None, [ax.get_title(), plain(f"not finite: {missing}")])), fontsize="medium")
+        ax.set_title(
+            "\n".join(filter(None, [ax.get_title(), plain(f"not finite: {missing}")])),
+            fontsize="medium",
+        )
     shown = np.flatnonzero(there)
-    name_dots(ax, *places[:, shown], error[:, shown], [names[i] for i in shown], [color_of(numbers[i]) for i in shown])
+    name_dots(
+        ax,
+        *places[:, shown],
+        error[:, shown],
+        [names[i] for i in shown],
+        [color_of(numbers[i]) for i in shown],
+    )
 
 
-def _rank_correlation(x: np.ndarray, y: np.ndarray, num_permutations: int = 10_000) -> tuple[float, float]:
+def _rank_correlation(
+    x: np.ndarray, y: np.ndarray, num_permutations: int = 10_000
+) -> tuple[float, float]:
     """Spearman's ρ, and the two-sided p-value of random permutations; NaN for fewer than 3 or all equal numbers."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan"), float("nan")
@@ -453,14 +532,18 @@ def _standard_ranks(values: np.ndarray) -> np.ndarray:
     return ranks / np.linalg.norm(ranks)
 
 
-def _groups(what: str, names: Sequence[str], groups: Mapping[str, str] | None) -> dict[str, str] | None:
+def _groups(
+    what: str, names: Sequence[str], groups: Mapping[str, str] | None
+) -> dict[str, str] | None:
     """Groups by the names that results use."""
     if groups is None:
         return None
     named = {head_name(name) or name: str(group) for name, group in groups.items()}
     if not set(names) & set(named):
         known = nearest(next(iter(named), ""), names)
-        raise InputError(f"{what}: `groups` are of {list(groups)[:4]}, but none of these is drawn; {known}")
+        raise InputError(
+            f"{what}: `groups` are of {list(groups)[:4]}, but none of these is drawn; {known}"
+        )
     return named
 
 
@@ -477,7 +560,9 @@ def _of_data(what: str, estimate: Estimate, data: str | None) -> dict[str, int]:
     """Weights to their row of the estimate, on one data set."""
     known = list(dict.fromkeys(estimate.data))
     if data is None and len(known) > 1:
-        raise InputError(f"{what}: on which data? The estimate has {known}; pass data={known[0]!r}.")
+        raise InputError(
+            f"{what}: on which data? The estimate has {known}; pass data={known[0]!r}."
+        )
     if data is not None and data not in known:
         raise InputError(f"{what}: no data {data!r}; {nearest(data, known)}")
     return {name: i for i, name in enumerate(estimate.weights) if data in (None, estimate.data[i])}

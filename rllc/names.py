@@ -1,0 +1,96 @@
+"""What a result is about: the (weights, data) pairs along its refinement axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rllc.errors import InputError, nearest
+from rllc.weights import head_name
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a result's refinements, in the order of its refinement axis.
+
+    >>> names = Names(("0:1", "1:6"), ("code", "code"))
+    >>> names.index("1:6", "code")
+    1
+    >>> list(names)
+    [('0:1', 'code'), ('1:6', 'code')]
+
+    Args:
+        weights: ``[refinement]``: the name of each refinement's weights.
+        data: ``[refinement]``: the name of each refinement's data.
+    """
+
+    weights: tuple[str, ...]
+    data: tuple[str, ...]
+
+    @classmethod
+    def of(cls, pairs: Iterable[Sequence[str]]) -> Names:
+        """Make names of (weights, data) pairs."""
+        listed = [tuple(pair) for pair in pairs]
+        return cls(tuple(pair[0] for pair in listed), tuple(pair[1] for pair in listed))
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(zip(self.weights, self.data, strict=True))
+
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The data sets, each once, in order."""
+        return tuple(dict.fromkeys(self.data))
+
+    @property
+    def selections(self) -> tuple[str, ...]:
+        """The choices of weights, each once, in order."""
+        return tuple(dict.fromkeys(self.weights))
+
+    def index(self, weights: str, data: str | None = None, *, of: str = "estimate") -> int:
+        """Return the row of a refinement.
+
+        Args:
+            weights: a name; a head in any spelling (``"1:6"``, ``"L1H6"``).
+            data: a name; ``None`` where these weights have one data set only.
+            of: what the error message calls the result.
+
+        Raises:
+            InputError: there is no such refinement, or ``data`` is needed to tell which.
+        """
+        rows = self._rows_of(weights)
+        if not rows:
+            raise InputError(
+                f"{of}[{weights!r}]: no such weights; {nearest(weights, self.selections)}"
+            )
+        data_sets = [self.data[row] for row in rows]
+        if data is None and len(rows) > 1:
+            raise InputError(
+                f"{of}[{weights!r}]: on which data? It has {data_sets}; "
+                f"type {of}[{weights!r}, {data_sets[0]!r}]."
+            )
+        if data is None:
+            return rows[0]
+        if data not in data_sets:
+            raise InputError(
+                f"{of}[{weights!r}, {data!r}]: no such data; {nearest(data, data_sets)}"
+            )
+        return rows[data_sets.index(data)]
+
+    def select(self, weights: str | None = None, data: str | None = None) -> np.ndarray:
+        """Return the rows with these weights and this data; ``None`` is any."""
+        rows = range(len(self)) if weights is None else self._rows_of(weights)
+        return np.array([row for row in rows if data in (None, self.data[row])], dtype=int)
+
+    def take(self, rows: Iterable[int]) -> Names:
+        """Return the names of some rows."""
+        pairs = list(self)
+        return Names.of(pairs[row] for row in rows)
+
+    def _rows_of(self, weights: str) -> list[int]:
+        spellings = (weights, head_name(weights))
+        return [row for row, name in enumerate(self.weights) if name in spellings]

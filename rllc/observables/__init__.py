@@ -1,0 +1,1 @@
+"""What can be watched along chains; each file is one kind of :class:`rllc.Observable`."""
