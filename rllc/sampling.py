@@ -1,4 +1,4 @@
-"""How much is sampled, where chains start and when they stop: the settings of :func:`rllc.sample`."""
+"""What is sampled and how it is run: the settings of :func:`rllc.sample`."""
 
 from __future__ import annotations
 
@@ -48,15 +48,8 @@ class Sampling:
             times the value you expect. Looked at every 20 draws from 40 on; ``num_draws`` is then the most that is drawn.
             Biased a little: low errors come with low values, so stopping favours these, and intervals cover a little
             less (on 300 copies of a quadratic 94 % instead of 97 %).
-        runs_per_pass: how many chains go through the model together; ``None`` fits them into a quarter of the memory
-            that is free, on a CPU into 256 MB at most (larger passes leave the cache and are slower). Never
-            changes the noise or the minibatches; losses agree to float32 rounding.
-        compile: pass the model's forward through ``torch.compile`` (needs a C++ compiler, on GPUs triton, and a minute before
-            the first step). On two CPU cores it gains nothing (0.473 s a step against 0.475); for GPUs. Losses agree to
-            float32 rounding.
         autocast: ``"bfloat16"`` does the forward pass's matrix products in that precision, on GPUs and on CPUs with
             AVX512-BF16 or AMX 2–5 times faster; chain state, noise, softmax and sums stay float32. ``None``: the model's own.
-        device: where to sample; ``None`` is where the model is. Elsewhere, one copy of the model is made there.
         train_mode: run the model in training mode (dropout, batch statistics) instead of eval mode.
 
     Raises:
@@ -75,39 +68,30 @@ class Sampling:
     start: str = "center"
     control_variate: bool = False
     target_se: float | None = None
-    runs_per_pass: int | None = None
-    compile: bool = False
     autocast: str | None = None
-    device: str | None = None
     train_mode: bool = False
 
     def __post_init__(self) -> None:
-        least = {
-            "num_chains": 1,
-            "num_draws": 1,
-            "num_burnin_steps": 0,
-            "num_steps_bw_draws": 1,
-            "batch_size": 1,
-        }
-        least |= {"first_chain": 0, "num_probes": 0}
-        least |= {} if self.runs_per_pass is None else {"runs_per_pass": 1}
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                raise InputError(
-                    f"Sampling: `{name}` must be an integer of at least {lowest}, got {value!r}."
-                )
+        check_counts(
+            "Sampling",
+            num_chains=(self.num_chains, 1),
+            num_draws=(self.num_draws, 1),
+            num_burnin_steps=(self.num_burnin_steps, 0),
+            num_steps_bw_draws=(self.num_steps_bw_draws, 1),
+            batch_size=(self.batch_size, 1),
+            first_chain=(self.first_chain, 0),
+            num_probes=(self.num_probes, 0),
+        )
+        target = self.target_se
         if not isinstance(self.seed, int):
             raise InputError(f"Sampling: `seed` must be an integer, got {self.seed!r}.")
         if self.start not in ("center", "gaussian"):
             raise InputError(
                 f"Sampling: `start` must be 'center' or 'gaussian', got {self.start!r}."
             )
-        if self.target_se is not None and not (
-            isinstance(self.target_se, int | float) and self.target_se > 0
-        ):
+        if target is not None and not (isinstance(target, int | float) and target > 0):
             raise InputError(
-                f"Sampling: `target_se` must be a positive number or None, got {self.target_se!r}."
+                f"Sampling: `target_se` must be a positive number or None, got {target!r}."
             )
         if self.autocast not in (None, "bfloat16"):
             raise InputError(
@@ -115,7 +99,8 @@ class Sampling:
             )
         if not isinstance(self.n_beta, int | float) or not 0 < self.n_beta < float("inf"):
             raise InputError(
-                f"Sampling: `n_beta` must be a positive number, got {self.n_beta!r}; the paper uses 30."
+                f"Sampling: `n_beta` must be a positive number, got {self.n_beta!r}; "
+                f"the paper uses 30."
             )
 
     @property
@@ -123,9 +108,65 @@ class Sampling:
         """Sampler steps of each chain."""
         return self.num_burnin_steps + self.num_draws * self.num_steps_bw_draws
 
+    def draw_at(self, step: int) -> int | None:
+        """Which draw a step is, from 0 on; ``None`` during burn-in and between draws."""
+        steps_after_burnin = step - self.num_burnin_steps
+        if steps_after_burnin <= 0 or steps_after_burnin % self.num_steps_bw_draws:
+            return None
+        return steps_after_burnin // self.num_steps_bw_draws - 1
+
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes its results, for files and tables: not where or how large the passes are."""
-        return {
-            k: v for k, v in asdict(self).items() if k not in ("runs_per_pass", "device", "compile")
-        }
+        """Everything that makes its results, for files and tables."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a computation is run. None of it changes a number beyond the rounding of float32.
+
+    >>> Compute(device="cpu", progress=False)
+    Compute(device='cpu', runs_per_pass=None, compile=False, executor=None, keep_states=False,
+            progress=False)
+
+    Args:
+        device: where to sample; ``None`` is where the model is. Elsewhere, one copy is made there.
+        runs_per_pass: how many chains go through the model together. ``None`` fits them into a
+            quarter of the free memory, on a CPU into 256 MB at most (larger passes leave the cache
+            and are slower). Noise and minibatches do not depend on it.
+        compile: pass the model's forward through ``torch.compile``. Needs a C++ compiler, on GPUs
+            triton, and a minute before the first step. For GPUs; two CPU cores gain nothing.
+        executor: where the cells of :func:`rllc.track` are computed. ``None``: in this process. A
+            number: in so many processes with one thread each. A list of devices such as
+            ``["cuda:0", "cuda:1"]``: a process for each. Or any ``concurrent.futures.Executor``.
+        keep_states: keep what chains need to go on, for ``rllc.sample(..., resume=draws)``: for
+            each chain 4 bytes a weight (8 with rmsprop_sgld and sghmc) and 5 kB on a CPU.
+        progress: show a bar.
+
+    Raises:
+        InputError: ``runs_per_pass`` is not a positive integer.
+    """
+
+    device: str | None = None
+    runs_per_pass: int | None = None
+    compile: bool = False
+    executor: Any = None
+    keep_states: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.runs_per_pass is not None:
+            check_counts("Compute", runs_per_pass=(self.runs_per_pass, 1))
+
+
+def check_counts(owner: str, **counts: tuple[object, int]) -> None:
+    """Refuse what is not an integer of at least the second number.
+
+    Raises:
+        InputError: names the first such argument.
+    """
+    for name, (value, least) in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(
+                f"{owner}: `{name}` must be an integer of at least {least}, got {value!r}."
+            )

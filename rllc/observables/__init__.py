@@ -1,1 +1,24 @@
-"""What can be watched along chains; each file is one kind of :class:`rllc.Observable`."""
+"""What can be watched along chains; each file holds one kind of :class:`rllc.Observable`."""
+
+from __future__ import annotations
+
+from rllc.observables.control_variate import control_variate
+from rllc.observables.curvature import max_curvature, stability
+from rllc.observables.distance import distance
+from rllc.observables.losses import losses_on, minibatch_losses, minibatch_rows
+from rllc.observables.minibatch_noise import minibatch_variance
+from rllc.observables.step_size import acceptance, discretisation, probed
+
+__all__ = [
+    "acceptance",
+    "control_variate",
+    "discretisation",
+    "distance",
+    "losses_on",
+    "max_curvature",
+    "minibatch_losses",
+    "minibatch_rows",
+    "minibatch_variance",
+    "probed",
+    "stability",
+]

@@ -31,6 +31,7 @@ All take the same priors (:func:`gaussian`, :func:`box`) and use them through th
 from __future__ import annotations
 
 from rllc.samplers.hmc import HMCState, hmc, mala
+from rllc.samplers.law import Jump, Law
 from rllc.samplers.prior import Prior, box, gaussian
 from rllc.samplers.rmsprop_sgld import RMSPropSGLDState, rmsprop_sgld
 from rllc.samplers.sampler import Energy, Random, Sampler
@@ -40,6 +41,8 @@ from rllc.samplers.sgld import SGLDState, sgld
 __all__ = [
     "Energy",
     "HMCState",
+    "Jump",
+    "Law",
     "Prior",
     "RMSPropSGLDState",
     "Random",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -50,15 +50,8 @@ def mala(
     Source: Roberts & Tweedie 1996. It is HMC with one leapfrog step of √ε, and computed so.
     """
     prior = chosen("mala", localization, prior)
-    return Sampler(
-        "mala",
-        lr,
-        prior.localization,
-        _init,
-        _step(lr, prior, 1, 0.0),
-        prior.options,
-        full_batch=True,
-    )
+    step = _Step(lr, 1, 0.0, prior)
+    return Sampler("mala", lr, prior.localization, _init, step, prior.options, full_batch=True)
 
 
 def hmc(
@@ -111,7 +104,7 @@ def hmc(
             f"hmc: `jitter` must be from 0 on and below 1, got {jitter!r}; try jitter=0.2."
         )
     options = {"num_leapfrog_steps": num_leapfrog_steps, "jitter": jitter, **prior.options}
-    step = _step(lr, prior, num_leapfrog_steps, jitter)
+    step = _Step(lr, num_leapfrog_steps, jitter, prior)
     return Sampler("hmc", lr, prior.localization, _init, step, options, full_batch=True)
 
 
@@ -119,33 +112,33 @@ def _init(position: Tensor) -> HMCState:
     return HMCState(position.clone(), position)
 
 
-def _step(
-    lr: float, prior: Prior, num_leapfrog_steps: int, jitter: float
-) -> Callable[[HMCState, Energy, Random], HMCState]:
-    def step(state: HMCState, energy: Energy, random: Random) -> HMCState:
+@dataclass(frozen=True)
+class _Step:
+    lr: float
+    num_leapfrog_steps: int
+    jitter: float
+    prior: Prior
+
+    def __call__(self, state: HMCState, energy: Energy, random: Random) -> HMCState:
         start, center = state
         loss, gradient = energy(start)
         momentum = random.normal()
-        eta = (
-            math.sqrt(lr) * (1 + jitter * (2 * random.uniform()[:, None] - 1))
-            if jitter
-            else math.sqrt(lr)
-        )
-        before = loss + prior.energy(start, center) + _kinetic(momentum)
-        position, force = start, gradient + prior.gradient(start, center)
-        for _ in range(num_leapfrog_steps):
+        eta = math.sqrt(self.lr)
+        if self.jitter:
+            eta = eta * (1 + self.jitter * (2 * random.uniform()[:, None] - 1))
+        before = loss + self.prior.energy(start, center) + _kinetic(momentum)
+        position = start
+        force = gradient + self.prior.gradient(start, center)
+        for _ in range(self.num_leapfrog_steps):
             momentum = momentum - eta / 2 * force
-            position, sign = prior.reflect(position + eta * momentum, center)
+            position, sign = self.prior.reflect(position + eta * momentum, center)
             loss, gradient = energy(position)
-            force = gradient + prior.gradient(position, center)
+            force = gradient + self.prior.gradient(position, center)
             momentum = momentum * sign - eta / 2 * force
-        after = loss + prior.energy(position, center) + _kinetic(momentum)
-        accept = (
-            random.uniform().log() < before - after
-        )  # also no, where the proposal's energy is not a number
+        after = loss + self.prior.energy(position, center) + _kinetic(momentum)
+        # A proposal whose energy is not a number compares as false, and is refused.
+        accept = random.uniform().log() < before - after
         return state._replace(position=torch.where(accept[:, None], position, start))
-
-    return step
 
 
 def _kinetic(momentum: Tensor) -> Tensor:

@@ -76,6 +76,11 @@ class Prior:
         return folded, torch.where(phase > 2 * width, -1.0, 1.0).to(position.dtype)
 
     @property
+    def has_walls(self) -> bool:
+        """Whether there is a box."""
+        return self.half_width < math.inf
+
+    @property
     def options(self) -> dict[str, Any]:
         """What there is to say beyond ``localization``, for a sampler's settings."""
         return {} if self.half_width == math.inf else {"half_width": self.half_width}

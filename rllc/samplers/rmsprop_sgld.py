@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rllc.errors import InputError
+from rllc.samplers.law import Law
 from rllc.samplers.prior import Prior, chosen
 from rllc.samplers.sampler import Energy, Random, Sampler
 
@@ -83,38 +85,41 @@ def rmsprop_sgld(
     prior = chosen("rmsprop_sgld", localization, prior)
     _check(alpha, eps, num_adaptation_steps)
     most = math.inf if num_adaptation_steps is None else num_adaptation_steps
+    options = {"alpha": alpha, "eps": eps, "num_adaptation_steps": num_adaptation_steps}
+    options |= prior.options
+    step = _Step(lr, alpha, eps, most, prior)
+    # Held still, the preconditioner only stretches the step; the acceptance ratio is not worked out.
+    law = Law(step_adds=not prior.has_walls)
+    return Sampler("rmsprop_sgld", lr, prior.localization, _init, step, options, law=law)
 
-    def init(position: Tensor) -> RMSPropSGLDState:
-        return RMSPropSGLDState(
-            position.clone(),
-            position,
-            torch.zeros_like(position),
-            position.new_zeros(len(position)),
-        )
 
-    def step(state: RMSPropSGLDState, energy: Energy, random: Random) -> RMSPropSGLDState:
+def _init(position: Tensor) -> RMSPropSGLDState:
+    no_gradients = position.new_zeros(len(position))
+    return RMSPropSGLDState(position.clone(), position, torch.zeros_like(position), no_gradients)
+
+
+@dataclass(frozen=True)
+class _Step:
+    lr: float
+    alpha: float
+    eps: float
+    num_adaptation_steps: float
+    prior: Prior
+
+    def __call__(self, state: RMSPropSGLDState, energy: Energy, random: Random) -> RMSPropSGLDState:
         _, gradient = energy(state.position)
-        of_loss = gradient / (
-            getattr(energy, "n_beta", 1.0) or 1.0
-        )  # at nβ = 0, a control, ∇U = 0 says nothing
-        learning = (state.fed < most).to(gradient.dtype)
-        square = torch.lerp(state.square, of_loss.square_(), (1 - alpha) * learning[:, None])
+        loss_gradient = gradient / energy.n_beta
+        learning = (state.fed < self.num_adaptation_steps).to(gradient.dtype)
+        weight = (1 - self.alpha) * learning[:, None]
+        square = torch.lerp(state.square, loss_gradient.square_(), weight)
         fed = state.fed + learning
-        corrected = square / -torch.expm1(fed * math.log(alpha))[:, None]  # v̂ = s/(1 − α^t)
-        scale = corrected.sqrt_().add_(eps).reciprocal_()  # G
-        drift = prior.gradient(state.position, state.center).add_(gradient).mul_(scale)
-        moved = torch.add(state.position, drift, alpha=-lr / 2).addcmul_(
-            scale.sqrt_(), random.normal(), value=lr**0.5
-        )
-        return RMSPropSGLDState(prior.reflect(moved, state.center)[0], state.center, square, fed)
-
-    options = {
-        "alpha": alpha,
-        "eps": eps,
-        "num_adaptation_steps": num_adaptation_steps,
-        **prior.options,
-    }
-    return Sampler("rmsprop_sgld", lr, prior.localization, init, step, options)
+        corrected = square / -torch.expm1(fed * math.log(self.alpha))[:, None]  # v̂ = s/(1 − α^t)
+        scale = corrected.sqrt_().add_(self.eps).reciprocal_()  # G
+        drift = self.prior.gradient(state.position, state.center).add_(gradient).mul_(scale)
+        moved = torch.add(state.position, drift, alpha=-self.lr / 2)
+        moved.addcmul_(scale.sqrt_(), random.normal(), value=self.lr**0.5)
+        position, _ = self.prior.reflect(moved, state.center)
+        return RMSPropSGLDState(position, state.center, square, fed)
 
 
 def _check(alpha: float, eps: float, num_adaptation_steps: int | None) -> None:

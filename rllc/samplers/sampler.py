@@ -1,7 +1,8 @@
-"""What a sampler is: a name, settings and two pure functions; and what it is handed: an energy and random numbers."""
+"""What a sampler is: a name, settings and two pure functions; and what it is handed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,29 @@ import torch
 from torch import Tensor
 
 from rllc.errors import InputError
+from rllc.samplers.law import Law
 
-Energy = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""``position [run, dim]`` -> ``(U [run], ∂U/∂position [run, dim])`` on this step's minibatch.
 
-It may have an attribute ``n_beta``, the nβ > 0 in U = nβ ℓ, for samplers that need the gradient of ℓ itself
-(:func:`rllc.samplers.rmsprop_sgld`); an energy without it counts as ℓ."""
+@dataclass(frozen=True)
+class Energy:
+    """The energy U(v) = nβ ℓ(v) of some runs on one step's minibatch.
+
+    >>> square = Energy(lambda v: (v.square().sum(1) / 2, v), n_beta=3.0)
+    >>> square(torch.ones(1, 2))
+    (tensor([3.]), tensor([[3., 3.]]))
+
+    Args:
+        loss: ``loss(position) -> (ℓ [run], ∂ℓ/∂position [run, dim])`` for positions ``[run, dim]``.
+        n_beta: nβ. Samplers that need the gradient of ℓ itself divide by it.
+    """
+
+    loss: Callable[[Tensor], tuple[Tensor, Tensor]]
+    n_beta: float = 1.0
+
+    def __call__(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Return U ``[run]`` and its gradient ``[run, dim]``."""
+        loss, gradient = self.loss(position)
+        return self.n_beta * loss, self.n_beta * gradient
 
 
 class Random:
@@ -47,16 +65,23 @@ class Random:
 class Sampler:
     """A name, settings, and two pure functions.
 
-    ``init(position)`` makes a state from the centre w*, ``[run, dim]``. ``step(state, energy, random)`` makes the next
-    one; its first call of ``energy`` is at ``state.position``, and it may make more. A state is a NamedTuple whose first
-    field is ``position``; it holds what the next step needs and nothing else, each tensor with a leading run axis. To
-    write your own, make a ``Sampler`` of your two functions; ``rllc.testing.check_sampler`` tests it on a known law.
+    ``init(position)`` makes a state from the centre w*, ``[run, dim]``. ``step(state, energy,
+    random)`` makes the next state. Its first call of ``energy`` is at ``state.position``; it may
+    make more. A state is a NamedTuple whose first field is ``position``. It holds what the next
+    step needs and nothing else, each tensor with a leading run axis. To write your own, make a
+    ``Sampler`` of your two functions; ``rllc.testing.check_sampler`` tests it on a known law. To
+    use it in other processes, both must be functions of a module (or frozen dataclasses with
+    ``__call__``), which can be pickled.
 
     Args:
+        name: what tables and files call it. Nothing else depends on it.
         lr: step size ε; also the yardstick by which a chain counts as diverged.
         localization: γ, the precision of the Gaussian prior around w*; 0 for none.
+        init: see above.
+        step: see above.
         options: its other settings, numbers by name.
         full_batch: its law holds only where every step sees the same energy, that of all rows.
+        law: what is known exactly; ``None``: its diagnostics are reported as unknown.
 
     Raises:
         InputError: ``lr`` is not positive or ``localization`` is negative.
@@ -69,32 +94,30 @@ class Sampler:
     step: Callable[[Any, Energy, Random], Any]
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     full_batch: bool = False
+    law: Law | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.lr, int | float) or not 0 < self.lr < float("inf"):
+        if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             raise InputError(
-                f"{self.name}: `lr` must be a positive number, got {self.lr!r}; the paper uses lr=1e-3."
+                f"{self.name}: `lr` must be a positive number, got {self.lr!r}; "
+                f"the paper uses lr=1e-3."
             )
-        if not isinstance(self.localization, int | float) or not 0 <= self.localization < float(
-            "inf"
-        ):
+        if not isinstance(self.localization, int | float) or not 0 <= self.localization < math.inf:
             raise InputError(
-                f"{self.name}: `localization` must be a number from 0 on, got {self.localization!r}; the paper uses 200."
+                f"{self.name}: `localization` must be a number from 0 on, "
+                f"got {self.localization!r}; the paper uses 200."
             )
 
     @property
     def settings(self) -> dict[str, Any]:
         """What makes its results: name and numbers, for files and tables."""
-        return {
-            "sampler": self.name,
-            "lr": self.lr,
-            "localization": self.localization,
-            **self.options,
-        }
+        numbers = {"lr": self.lr, "localization": self.localization}
+        return {"sampler": self.name, **numbers, **self.options}
 
     def __repr__(self) -> str:
-        numbers = {k: v for k, v in self.settings.items() if k != "sampler"}
-        said = (
-            f"{k}={v:g}" if isinstance(v, int | float) else f"{k}={v!r}" for k, v in numbers.items()
-        )
-        return f"{self.name}({', '.join(said)})"
+        numbers = {"lr": self.lr, "localization": self.localization, **self.options}
+        written = []
+        for name, value in numbers.items():
+            plain = isinstance(value, int | float)
+            written.append(f"{name}={value:g}" if plain else f"{name}={value!r}")
+        return f"{self.name}({', '.join(written)})"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rllc.errors import InputError
+from rllc.samplers.law import Law
 from rllc.samplers.prior import Prior, chosen
 from rllc.samplers.sampler import Energy, Random, Sampler
 
@@ -69,21 +71,30 @@ def sghmc(
             f"sghmc: `momentum` must be from 0 on and below 1, got {momentum!r}; try momentum=0.9."
         )
 
-    def init(position: Tensor) -> SGHMCState:
-        return SGHMCState(position.clone(), position, torch.zeros_like(position))
+    options = {"momentum": momentum, **prior.options}
+    step = _Step(lr, momentum, prior)
+    law = Law(largest_precision=4 / lr)
+    return Sampler("sghmc", lr, prior.localization, _init, step, options, law=law)
 
-    def step(state: SGHMCState, energy: Energy, random: Random) -> SGHMCState:
+
+def _init(position: Tensor) -> SGHMCState:
+    return SGHMCState(position.clone(), position, torch.zeros_like(position))
+
+
+@dataclass(frozen=True)
+class _Step:
+    lr: float
+    momentum: float
+    prior: Prior
+
+    def __call__(self, state: SGHMCState, energy: Energy, random: Random) -> SGHMCState:
         _, gradient = energy(state.position)
-        eta = math.sqrt(lr)
-        force = prior.gradient(state.position, state.center).add_(gradient)
+        eta = math.sqrt(self.lr)
+        noise_scale = math.sqrt(1 - self.momentum**2)
+        force = self.prior.gradient(state.position, state.center).add_(gradient)
         kicked = torch.add(state.momentum, force, alpha=-eta)
-        position, sign = prior.reflect(
-            torch.add(state.position, kicked, alpha=eta / 2), state.center
-        )
-        fresh = (kicked * (momentum * sign)).add_(random.normal(), alpha=math.sqrt(1 - momentum**2))
-        position, sign = prior.reflect(position.add_(fresh, alpha=eta / 2), state.center)
+        halfway = torch.add(state.position, kicked, alpha=eta / 2)
+        position, sign = self.prior.reflect(halfway, state.center)
+        fresh = (kicked * (self.momentum * sign)).add_(random.normal(), alpha=noise_scale)
+        position, sign = self.prior.reflect(position.add_(fresh, alpha=eta / 2), state.center)
         return SGHMCState(position, state.center, fresh * sign)
-
-    return Sampler(
-        "sghmc", lr, prior.localization, init, step, {"momentum": momentum, **prior.options}
-    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rllc.samplers.law import Jump, Law
 from rllc.samplers.prior import Prior, chosen
 from rllc.samplers.sampler import Energy, Random, Sampler
 
@@ -43,17 +45,66 @@ def sgld(
     Source: Welling & Teh 2011; arXiv 2410.02984, appendix, for the settings.
     """
     prior = chosen("sgld", localization, prior)
+    step = _Step(lr, prior)
+    law = Langevin(lr, prior.localization).law(box=prior.has_walls)
+    return Sampler("sgld", lr, prior.localization, _init, step, prior.options, law=law)
 
-    def init(position: Tensor) -> SGLDState:
-        return SGLDState(position.clone(), position)
 
-    def step(state: SGLDState, energy: Energy, random: Random) -> SGLDState:
+def _init(position: Tensor) -> SGLDState:
+    return SGLDState(position.clone(), position)
+
+
+@dataclass(frozen=True)
+class _Step:
+    lr: float
+    prior: Prior
+
+    def __call__(self, state: SGLDState, energy: Energy, random: Random) -> SGLDState:
         _, gradient = energy(state.position)
-        # v − (ε/2)(∇U + γ(v − v*)) = v + (εγ/2)(v* − v) − (ε/2)∇U: the prior's gradient in one fused operation
-        drifted = torch.lerp(state.position, state.center, lr * prior.localization / 2).add_(
-            gradient, alpha=-lr / 2
-        )
-        moved = drifted.add_(random.normal(), alpha=lr**0.5)
-        return state._replace(position=prior.reflect(moved, state.center)[0])
+        # v − (ε/2)(∇U + γ(v − v*)) = v + (εγ/2)(v* − v) − (ε/2)∇U: the prior's part in one operation.
+        pull = self.lr * self.prior.localization / 2
+        drifted = torch.lerp(state.position, state.center, pull).add_(gradient, alpha=-self.lr / 2)
+        moved = drifted.add_(random.normal(), alpha=self.lr**0.5)
+        position, _ = self.prior.reflect(moved, state.center)
+        return state._replace(position=position)
 
-    return Sampler("sgld", lr, prior.localization, init, step, prior.options)
+
+@dataclass(frozen=True)
+class Langevin:
+    """The law of :func:`sgld` with a Gaussian prior."""
+
+    lr: float
+    localization: float
+
+    def law(self, box: bool) -> Law:
+        """Everything that is known; inside a box, only what makes a step unstable."""
+        if box:
+            return Law(largest_precision=4 / self.lr)
+        return Law(4 / self.lr, self.deviation, self.log_acceptance, step_adds=True)
+
+    def deviation(self, precision: Tensor) -> Tensor:
+        """1/√(a(1 − εa/4)), with εa taken as 2 at most."""
+        return (precision * (1 - self.lr * precision / 4).clamp(min=0.5)).rsqrt()
+
+    def log_acceptance(self, jump: Jump) -> Tensor:
+        """Logarithm of MALA's acceptance ratio for a step from v to v′ = v + δ.
+
+        With H = nβ ℓ_B + (γ/2)‖v − v*‖² and G = ∇H the prior's part cancels:
+        nβ [ℓ_B(v) − ℓ_B(v′) + ½ δ·(∇ℓ_B(v) + ∇ℓ_B(v′))] + (ε/8)(‖G(v)‖² − ‖G(v′)‖²).
+
+        Source: Roberts & Tweedie 1996.
+        """
+        step = jump.after - jump.before
+        both_gradients = jump.gradient_before + jump.gradient_after
+        fall = jump.loss_before - jump.loss_after
+        ratio = jump.n_beta * (fall + dot(step, both_gradients) / 2)
+        away = (jump.before - jump.origin) + (jump.after - jump.origin)
+        total = jump.n_beta * both_gradients + self.localization * away
+        change = jump.n_beta * (jump.gradient_before - jump.gradient_after)
+        change = change - self.localization * step
+        return ratio + self.lr / 8 * dot(change, total)
+
+
+def dot(left: Tensor, right: Tensor) -> Tensor:
+    """Row by row, in float64: ``[run, dim], [run, dim] -> [run]``."""
+    return (left * right).sum(1, dtype=torch.float64)

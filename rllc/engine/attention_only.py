@@ -1,0 +1,136 @@
+"""All runs of the two-layer attention-only transformer at once, sharing what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rllc.engine.layout import Group, Moved, unpack
+from rllc.engine.modes import in_precision
+from rllc.engine.unembedding import Target, UnembedLoss
+from rllc.loss import Center, Runs, check_vocabularies
+
+if TYPE_CHECKING:
+    from rllc.models.attention_only import Activations, AttentionOnly
+
+
+class TokenLoss:
+    """Next-token or distillation loss of an :class:`rllc.models.AttentionOnly`.
+
+    All runs of a group go through one forward pass, which starts at the first block that moves.
+    """
+
+    def __init__(
+        self,
+        model: AttentionOnly,
+        generator: AttentionOnly | None = None,
+        autocast: torch.dtype | None = None,
+        compile: bool = False,
+    ) -> None:
+        if generator is not None:
+            check_vocabularies(generator.config.d_vocab, model.config.d_vocab)
+        self.model, self.generator, self.autocast = model, generator, autocast
+        self.parameters = dict(model.named_parameters())
+        self.to_hidden = _ToHidden(model)
+        self.hidden = torch.compile(model.hidden, dynamic=False) if compile else model.hidden
+
+    @torch.no_grad()
+    def center(self, batch: Tensor, seed: int) -> Center:  # noqa: D102 (see Loss)
+        with in_precision(batch.device, self.autocast):
+            # The last token is predicted, but predicts nothing.
+            at = self.model.activations(batch[:, :-1])
+            target = self._target(batch)
+            hidden = self.model.normalise("ln_final", at.residual[-1], {})
+        W_U, b_U = self.frozen("unembed.W_U"), self.frozen("unembed.b_U")
+        _, each = UnembedLoss.apply(hidden, W_U, b_U, target, self.autocast)
+        return Center(each[0], (at, target))
+
+    def runs(  # noqa: D102 (see Loss)
+        self,
+        group: Group,
+        member: Tensor,
+        position: Tensor,
+        center: Center,
+        batch: Tensor,
+        *,
+        gradient: bool,
+        each: bool,
+    ) -> Runs:
+        at, target = center.shared
+        with torch.set_grad_enabled(gradient):
+            position = position.detach().requires_grad_(gradient)
+            moved = unpack(group, position, member, self.parameters)
+            losses, tokens = self._losses(moved, at, target)
+            # Runs do not touch one another, so the gradient of their sum holds each run's own.
+            slope = torch.autograd.grad(losses.sum(), position)[0] if gradient else None
+        losses = losses.detach().expand(len(position))
+        return Runs(losses, slope, tokens.expand(len(position), -1, -1) if each else None)
+
+    def gradient(  # noqa: D102 (see Loss)
+        self, names: Collection[str], center: Center, batch: Tensor, seed: int
+    ) -> dict[str, Tensor]:
+        leaves = {name: self.parameters[name].detach().requires_grad_() for name in names}
+        changed = {f"model.{name}": leaf for name, leaf in leaves.items()}
+        with torch.enable_grad(), in_precision(batch.device, self.autocast):
+            hidden = torch.func.functional_call(self.to_hidden, changed, (batch[:, :-1],))
+            W_U = leaves["unembed.W_U"][None] if "unembed.W_U" in leaves else None
+            b_U = leaves["unembed.b_U"][None] if "unembed.b_U" in leaves else None
+            mean, _ = UnembedLoss.apply(
+                hidden,
+                self.frozen("unembed.W_U") if W_U is None else W_U,
+                self.frozen("unembed.b_U") if b_U is None else b_U,
+                center.shared[1],
+                self.autocast,
+            )
+            gradients = torch.autograd.grad(
+                mean.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
+        return dict(zip(leaves, gradients, strict=True))
+
+    def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
+        config = self.model.config
+        positions = batch_shape[0] * batch_shape[1]
+        width = max(config.d_model, config.n_heads * config.d_head)
+        first = max(self.model.first_block([slot.name for slot in group.slots]), 0)
+        blocks = config.n_layers - first
+        # Kept for the backward pass: about 16 activations as wide as the model a block, and the
+        # hidden state with its gradient. Chain state, noise, gradient and a second look: about 12
+        # numbers a weight, the gradients of a moved unembedding one of them.
+        return 4 * (positions * width * (16 * blocks + 4) + 12 * group.dim)
+
+    def frozen(self, name: str) -> Tensor:
+        """Return a parameter as it is in the model, with a run axis of length 1."""
+        return self.parameters[name].detach()[None]
+
+    def _losses(
+        self, moved: dict[str, Moved], at: Activations, target: Target
+    ) -> tuple[Tensor, Tensor]:
+        with in_precision(at.tokens.device, self.autocast):
+            hidden = self.hidden(moved, at)
+        W_U, b_U = self.model.weight("unembed.W_U", moved), self.model.weight("unembed.b_U", moved)
+        return UnembedLoss.apply(hidden, W_U, b_U, target, self.autocast)
+
+    def _target(self, batch: Tensor) -> Target:
+        if self.generator is None:
+            return Target.next_tokens(batch)
+        generator = self.generator
+        residual = generator.activations(batch[:, :-1]).residual[-1]
+        hidden = generator.normalise("ln_final", residual, {})[0].flatten(0, 1).float()
+        unembed = generator.unembed
+        softmax = (hidden, unembed.W_U.detach(), unembed.b_U.detach())
+        return Target((batch.shape[0], batch.shape[1] - 1), None, softmax)
+
+
+class _ToHidden(nn.Module):
+    """The model up to its unembedding, as a module that functional_call can put weights into."""
+
+    def __init__(self, model: AttentionOnly) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        residual = self.model.activations(tokens).residual[-1]
+        return self.model.normalise("ln_final", residual, {})

@@ -1,0 +1,75 @@
+"""Where a computation runs: the one place that decides about devices."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rllc.errors import InputError
+from rllc.loss import Distillation, LossFunction
+
+_CPU_PASS = 256 * 2**20
+"""Bytes of a pass on a CPU. For the paper's model 4 runs, measured 10 to 25 % faster than 16."""
+
+
+def on_device(
+    model: nn.Module, loss: LossFunction | None, device: str | None
+) -> tuple[nn.Module, LossFunction | None, torch.device]:
+    """Return model and loss on a device: themselves where they are already, else one copy.
+
+    Args:
+        model: any module with parameters.
+        loss: a generating model inside it is moved, too.
+        device: ``None`` is where the model is.
+
+    Raises:
+        InputError: the model has no parameters, or torch does not know the device.
+    """
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise InputError(
+            f"sampling {type(model).__name__}: it has no parameters; "
+            f"expected a torch.nn.Module with weights."
+        )
+    try:
+        chosen = parameter.device if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise InputError(
+            f"Compute: `device` must be such as 'cpu' or 'cuda', got {device!r}."
+        ) from error
+    if isinstance(loss, Distillation):
+        loss = Distillation(_moved(loss.generator, chosen))
+    model = _moved(model, chosen)
+    return model, loss, next(model.parameters()).device
+
+
+def runs_that_fit(bytes_per_run: int, device: torch.device) -> int:
+    """How many runs a pass may hold; see ``Compute.runs_per_pass``."""
+    if device.type == "cuda":
+        budget = torch.cuda.mem_get_info(device)[0] // 4
+    else:
+        budget = min(_free_memory() // 4, _CPU_PASS)
+    # A power of two is the same from day to day, and so is the rounding of float32.
+    budget = 2 ** (int(budget).bit_length() - 1)
+    return max(1, budget // max(bytes_per_run, 1))
+
+
+def _free_memory() -> int:
+    """Bytes that Linux says are available, page cache included; elsewhere 4 GiB."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return 4 * 2**30
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) * 1024
+    return 4 * 2**30
+
+
+def _moved(model: nn.Module, device: torch.device) -> nn.Module:
+    present = next((parameter.device for parameter in model.parameters()), device)
+    if device.type == present.type and device.index in (None, present.index):
+        return model
+    return copy.deepcopy(model).to(device)

@@ -1,0 +1,160 @@
+"""Unembedding, softmax, cross entropy and their gradient in one sweep over the vocabulary.
+
+The unembedding costs more than the rest of a small model. Logits of all runs at all positions would
+not fit into memory, so positions are taken in chunks whose logits stay in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_CPU_LOGITS = 640_000
+"""Logits of a chunk on a CPU: 2.5 MB, which stay in the cache (the fastest of those measured)."""
+
+_GPU_LOGITS = 256_000_000
+"""Logits of a chunk on a GPU: 1 GB."""
+
+
+class Goal(NamedTuple):
+    """The target distribution q of a chunk of positions."""
+
+    ids: Tensor | None
+    """``[position]``: token ids, where q is one-hot."""
+    q: Tensor | None
+    """``[position, vocab]``: probabilities, where it is not."""
+
+    def pull(self, W_T: Tensor) -> Tensor:
+        """Return qWᵀ ``[position, d_model]``."""
+        return W_T[self.ids] if self.q is None else self.q @ W_T
+
+    def lift(self, b: Tensor) -> Tensor:
+        """Return q·b ``[position]``."""
+        return b[self.ids] if self.q is None else self.q @ b
+
+    def subtract_from(self, p: Tensor) -> Tensor:
+        """Return p − q, in the memory of p."""
+        if self.q is not None:
+            return p.sub_(self.q)
+        assert self.ids is not None
+        return p.scatter_add_(1, self.ids[:, None], p.new_full((len(p), 1), -1.0))
+
+
+class Target(NamedTuple):
+    """What is to be predicted at each of ``position = batch × (pos − 1)``."""
+
+    shape: tuple[int, int]
+    """``(batch, pos − 1)``."""
+    ids: Tensor | None
+    """``[position]``: the next tokens, if these are the target."""
+    generator: tuple[Tensor, Tensor, Tensor] | None
+    """The generating model's hidden state ``[position, d_model]``, W_U and b_U, if its softmax is."""
+
+    @classmethod
+    def next_tokens(cls, batch: Tensor) -> Target:
+        """Make the target of token rows ``[batch, pos]``."""
+        return cls((batch.shape[0], batch.shape[1] - 1), batch[:, 1:].flatten(), None)
+
+    def at(self, rows: slice) -> Goal:
+        """Return the target of some positions; a softmax is made here and never kept."""
+        if self.generator is None:
+            assert self.ids is not None
+            return Goal(self.ids[rows], None)
+        hidden, W_U, b_U = self.generator
+        return Goal(None, torch.addmm(b_U, hidden[rows], W_U).softmax(-1))
+
+
+class UnembedLoss(torch.autograd.Function):
+    """The mean loss of each run and its gradient.
+
+    Per position with hidden state x, logits z = xW + b, target distribution q and p = softmax(z):
+    loss = logsumexp(z) − q·z, ∂/∂x = (p − q)Wᵀ, ∂/∂W = xᵀ(p − q), ∂/∂b = p − q. The target's part,
+    q·z = x·(qWᵀ) + q·b, needs no work of the vocabulary's size beyond qWᵀ, which runs share. exp(z)
+    is left unnormalised, and its sum divides the result of size d_model. The logits of a chunk are
+    overwritten in place.
+
+    Returns:
+        ``(mean loss [run] in float64, each loss [run, batch, pos − 1] without gradient)``; the run
+        axis has length 1 if nothing moved.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        hidden: Tensor,
+        W: Tensor,
+        b: Tensor,
+        target: Target,
+        autocast: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor]:
+        want_x, want_W, want_b = ctx.needs_input_grad[:3]
+        runs = max(len(hidden), len(W), len(b))
+        batch, pos = target.shape
+        count = batch * pos
+        x = hidden.reshape(len(hidden), count, -1)
+        each = x.new_empty(runs, count)
+        d_x = torch.empty_like(x) if want_x else None
+        d_W = torch.zeros(runs, *W.shape[1:], device=W.device) if want_W else None
+        d_b = torch.zeros(runs, *b.shape[1:], device=b.device) if want_b else None
+        low_W = W if autocast is None else W.to(autocast)
+        low_b = b if autocast is None else b.to(autocast)
+        # Products and look-ups are faster along rows.
+        W_T, low_W_T = W.mT.contiguous(), low_W.mT.contiguous()
+        chunks = list(_chunks(count, W.shape[-1], x.device))
+        # One chunk's logits, whose memory all chunks use.
+        room = x.new_empty(chunks[0].stop, W.shape[-1], dtype=low_W.dtype)
+        for rows in chunks:
+            goal = target.at(rows)
+            shared_pull = goal.pull(W_T[0]) if len(W) == 1 else None
+            for run in range(runs):
+                x_run = _of_run(x, run)[rows]
+                W_run, W_back = _of_run(low_W, run), _of_run(low_W_T, run)
+                pull = goal.pull(_of_run(W_T, run)) if shared_pull is None else shared_pull
+                logits = room[: len(x_run)]
+                torch.addmm(_of_run(low_b, run), x_run.to(W_run.dtype), W_run, out=logits)
+                z = logits.float()
+                top = z.amax(1, keepdim=True)
+                total = z.sub_(top).exp_().sum(1, keepdim=True)
+                lift = goal.lift(_of_run(b, run))
+                each[run, rows] = (top + total.log())[:, 0] - (x_run * pull).sum(1) - lift
+                if d_x is not None:
+                    back = (z.to(W_back.dtype) @ W_back).float().div_(total)
+                    torch.sub(back, pull, out=d_x[run, rows])
+                if d_W is not None or d_b is not None:
+                    p_minus_q = goal.subtract_from(z.div_(total))
+                    if d_W is not None:
+                        d_W[run].addmm_(x_run.T, p_minus_q)
+                    if d_b is not None:
+                        d_b[run].add_(p_minus_q.sum(0))
+        ctx.gradients = None if d_x is None else d_x.view(hidden.shape), d_W, d_b
+        ctx.count = count
+        each = each.view(runs, batch, pos)
+        ctx.mark_non_differentiable(each)
+        return each.double().flatten(1).mean(1), each
+
+    @staticmethod
+    def backward(ctx: Any, d_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        weight = d_losses.float() / ctx.count
+
+        def scaled(gradient: Tensor | None) -> Tensor | None:
+            if gradient is None:
+                return None
+            return gradient * weight.view(-1, *(1,) * (gradient.dim() - 1))
+
+        return *(scaled(gradient) for gradient in ctx.gradients), None, None
+
+
+def _of_run(values: Tensor, run: int) -> Tensor:
+    """One run's values; those that all runs share have a run axis of length 1."""
+    return values[run if len(values) > 1 else 0]
+
+
+def _chunks(count: int, vocab: int, device: torch.device) -> Iterator[slice]:
+    """Slices of positions that are done at once."""
+    logits = _CPU_LOGITS if device.type == "cpu" else _GPU_LOGITS
+    size = max(16, min(count, logits // vocab))
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

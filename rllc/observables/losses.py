@@ -1,0 +1,90 @@
+"""Losses row by row and token by token: on fixed rows, and on each draw's own minibatch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from rllc.observe import Moment, Observable
+from rllc.refinement import DataLike, Rows, one_data_set
+
+
+def losses_on(
+    rows: DataLike, keep: Literal["all", "difference", "moments"] = "difference"
+) -> Observable:
+    """Losses on fixed rows at every draw.
+
+    >>> import torch, rllc
+    >>> rllc.losses_on(torch.zeros(4, 8, dtype=torch.long)).axes
+    ('row', 'pos')
+
+    Covariances of these losses over the draws are susceptibilities and influence functions. The
+    rows are evaluated without gradients; runs of one layer share the part before it.
+
+    Args:
+        rows: one data set, as for :func:`rllc.estimate`.
+        keep: ``"difference"``: ℓ(v) − ℓ(w*), as float16: 2 bytes for each refinement, chain, draw,
+            row and position. ``"all"``: ℓ(v), as float32. ``"moments"``: mean and covariance of
+            ℓ(v) over the draws of each chain.
+
+    Returns:
+        An observable with axes ``row, pos``, or ``row`` where the loss gives one number a row.
+
+    Raises:
+        InputError: ``rows`` is not one data set.
+    """
+    on = LossesOn(one_data_set(rows))
+    return Observable(on, ("row", "pos"), keep=keep, origin=on.at_origin)
+
+
+@dataclass(frozen=True, eq=False)
+class LossesOn:
+    """``measure`` of :func:`losses_on`; a value that can be pickled."""
+
+    rows: Rows
+
+    def __call__(self, moment: Moment) -> Tensor:
+        """``[run, row, pos]``."""
+        return moment.evaluate(self.rows)
+
+    def at_origin(self, moment: Moment) -> Tensor:
+        """``[row, pos]``."""
+        return moment.evaluate_origin(self.rows)
+
+
+def minibatch_losses(keep: Literal["all", "difference"] = "difference") -> Observable:
+    """Losses on each draw's own minibatch, example by example; :func:`minibatch_rows` says which.
+
+    >>> minibatch_losses().axes
+    ('batch', 'pos')
+
+    Costs nothing to compute, but memory: 2 bytes (4 with ``keep="all"``) for each refinement,
+    chain, draw, row of a minibatch and position.
+
+    Args:
+        keep: ``"difference"``: ℓ(v) − ℓ(w*), as float16; ``"all"``: ℓ(v), as float32.
+    """
+    return Observable(_by_row, ("batch", "pos"), keep=keep, origin=_baseline_by_row)
+
+
+def minibatch_rows() -> Observable:
+    """Which rows of its data each draw's minibatch held.
+
+    >>> minibatch_rows().axes
+    ('batch',)
+    """
+    return Observable(_rows, ("batch",))
+
+
+def _by_row(moment: Moment) -> Tensor:
+    return moment.losses_by_row
+
+
+def _baseline_by_row(moment: Moment) -> Tensor:
+    return moment.baseline_by_row
+
+
+def _rows(moment: Moment) -> Tensor:
+    return moment.rows.to(moment.position.device).expand(len(moment.position), -1)
