@@ -12,11 +12,13 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rllc.errors import FileError
 
@@ -121,10 +123,39 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     return whole, header
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_text(text: str) -> str:
+    """The SHA-256 of a text's UTF-8 bytes, in hexadecimal.
+
+    >>> sha256_of_text("abc")[:8]
+    'ba7816bf'
+    """
+    return sha256_of([text])
+
+
+def sha256_of(pieces: Iterable[str | bytes | np.ndarray]) -> str:
+    """The SHA-256 of texts (UTF-8), bytes and contiguous arrays, one after the other.
+
+    >>> sha256_of(["a", b"bc"]) == sha256_of_text("abc")
+    True
+    """
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece.encode() if isinstance(piece, str) else piece)
+    return digest.hexdigest()
+
+
+def bytes_of_tensor(tensor: Tensor) -> np.ndarray:
+    """The bytes of a tensor's numbers, row by row, as a flat uint8 array: for :func:`sha256_of`."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+sha256 = sha256_of_file
 
 
 def _seal(file: BinaryIO) -> bytes:

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rllc.data.data import Batch, Data, Tensors
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.weights import Weights, everything, head
 
-Rows = Tokens | tuple[Tensor, ...]
-"""Data in one of two forms: token rows, or tensors with one leading dimension (inputs and targets, say)."""
+WeightsLike = Weights | str | Iterable[Weights | str] | Mapping[str, Weights | str] | None
+"""Weights as users give them; see :func:`product`."""
 
-WeightsLike = Weights | str | Iterable["Weights | str"] | Mapping[str, "Weights | str"] | None
-DataLike = (
-    Tokens | Tensor | tuple[Tensor, ...] | Mapping[str, "Tokens | Tensor | tuple[Tensor, ...]"]
-)
+AnyData = Data | Tensor | tuple[Tensor, ...]
+"""One data set as users give it."""
+
+DataLike = AnyData | Mapping[str, AnyData]
+"""Data as users give them; see :func:`product`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Refinement:
     """Which weights and which data an LLC is about.
 
-    (everything, training data) is the LLC, (head, training data) a weight-refined LLC, (everything, code) a data-refined
-    one, (head, code) both.
+    (everything, training data) is the LLC, (head, training data) a weight-refined LLC, (everything,
+    code) a data-refined one, (head, code) both.
     """
 
     weights: Weights
-    data: Rows
+    data: Data
     data_name: str
 
     @property
@@ -48,93 +49,53 @@ def product(weights: WeightsLike, data: DataLike) -> list[Refinement]:
     [('0:1', 'code'), ('0:1', 'prose')]
 
     Args:
-        weights: one :class:`Weights`, a list of them, or a dict that also names them; a string is a head. ``None`` is
-            :func:`rllc.everything`.
-        data: :class:`rllc.Tokens`, a tensor of token rows ``[row, pos]``, a tuple of tensors with one leading dimension,
-            or a dict of these that names them.
+        weights: one :class:`Weights`, a list of them, or a dict that also names them; a string is a
+            head. ``None`` is :func:`rllc.everything`.
+        data: :class:`rllc.Tokens`, a tensor of token rows ``[row, pos]``, a tuple of tensors with one
+            leading dimension, any other :class:`rllc.data.Data`, or a dict of these that names them.
 
     Raises:
         InputError: nothing is selected, two have one name, or the data is not of one of these forms.
     """
-    named_data = dict(_named_data(data))
-    return [
-        Refinement(w, rows, name)
-        for w in _list_weights(weights)
-        for name, rows in named_data.items()
-    ]
-
-
-def take(data: Rows, rows: Tensor, device: torch.device) -> Tensor | tuple[Tensor, ...]:
-    """The minibatch of the given rows: ``[batch, pos]`` token ids (int64), or a tuple of ``[batch, …]`` tensors.
-
-    A tuple of one tensor gives that tensor, so that a loss for one input reads naturally.
-    """
-    if isinstance(data, Tokens):
-        return _to(data.rows[rows].long(), device)
-    batch = tuple(_to(part[rows.to(part.device)], device) for part in data)
-    return batch[0] if len(batch) == 1 else batch
-
-
-def _to(batch: Tensor, device: torch.device) -> Tensor:
-    if (
-        device.type == "cuda" and batch.device.type == "cpu"
-    ):  # from other memory the copy would wait for earlier steps
-        return batch.pin_memory().to(device, non_blocking=True)
-    return batch.to(device)
-
-
-def num_rows(data: Rows) -> int:
-    """How many examples there are."""
-    return len(data) if isinstance(data, Tokens) else len(data[0])
-
-
-def fingerprint(data: Rows) -> str:
-    """SHA-256 of the contents, whatever their name."""
-    if isinstance(data, Tokens):
-        return data.fingerprint
-    digest = hashlib.sha256()
-    for part in data:
-        digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-        digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    named_data = _named_data(data)
+    refinements = []
+    for selection in _list_weights(weights):
+        for name, data_set in named_data.items():
+            refinements.append(Refinement(selection, data_set, name))
+    return refinements
 
 
 def fingerprints(refinements: Iterable[Refinement]) -> dict[str, str]:
     """The fingerprint of each data set, by name."""
-    return {
-        r.data_name: fingerprint(r.data) for r in {r.data_name: r for r in refinements}.values()
-    }
+    data = {refinement.data_name: refinement.data for refinement in refinements}
+    return {name: data_set.fingerprint for name, data_set in data.items()}
 
 
 def _list_weights(weights: WeightsLike) -> list[Weights]:
     if weights is None:
         return [everything()]
     if isinstance(weights, Weights | str):
-        weights = [weights]
+        return [_selection(weights)]
     if not isinstance(weights, Iterable):
-        told = (
-            "rllc.heads is a function of the model: write rllc.heads(model)"
-            if callable(weights)
-            else "see rllc.Weights"
-        )
         raise InputError(
-            f"`weights` must be rllc.Weights, a list or a dict of them, got {type(weights).__name__}; {told}."
+            f"`weights` must be rllc.Weights, a list or a dict of them, got "
+            f"{type(weights).__name__}; {_advice(weights)}."
         )
     if isinstance(weights, Mapping):
-        listed = [_one(w).named(str(name)) for name, w in weights.items()]
+        selections = [_selection(w).named(str(name)) for name, w in weights.items()]
     else:
-        listed = [_one(w) for w in weights]
-    names = [w.name for w in listed]
-    if not names or len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        problem = f"{twice} each name more than one selection" if twice else "the list is empty"
-        raise InputError(
-            f"`weights`: {problem}; pass a dict {{name: weights}} with one name a selection."
-        )
-    return listed
+        selections = [_selection(w) for w in weights]
+    _check_names([selection.name for selection in selections])
+    return selections
 
 
-def _one(weights: Weights | str) -> Weights:
+def _advice(weights: object) -> str:
+    if callable(weights):
+        return "rllc.heads is a function of the model: write rllc.heads(model)"
+    return "see rllc.Weights"
+
+
+def _selection(weights: Weights | str) -> Weights:
     if isinstance(weights, Weights):
         return weights
     if isinstance(weights, str):
@@ -145,36 +106,60 @@ def _one(weights: Weights | str) -> Weights:
     )
 
 
-def _named_data(data: DataLike) -> Iterable[tuple[str, Rows]]:
-    if isinstance(data, Mapping):
-        if not data:
-            raise InputError("`data`: the dict is empty; pass at least one named data set.")
-        if len({str(name) for name in data}) < len(data):
-            raise InputError(
-                f"`data`: of the names {list(data)}, written out, two are the same; rename one."
-            )
-        return [(str(name), _rows(one, str(name))) for name, one in data.items()]
-    return [(data.name if isinstance(data, Tokens) else "data", _rows(data, "data"))]
+def _check_names(names: list[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if names and not repeated:
+        return
+    problem = f"{repeated} each name more than one selection" if repeated else "the list is empty"
+    raise InputError(
+        f"`weights`: {problem}; pass a dict {{name: weights}} with one name a selection."
+    )
 
 
-def _rows(data: object, name: str) -> Rows:
-    if isinstance(data, Tokens):
+def _named_data(data: DataLike) -> dict[str, Data]:
+    if not isinstance(data, Mapping):
+        data_set = _as_data(data, "data")
+        return {data_set.name: data_set}
+    if not data:
+        raise InputError("`data`: the dict is empty; pass at least one named data set.")
+    named = {str(name): _as_data(data_set, str(name)) for name, data_set in data.items()}
+    if len(named) < len(data):
+        raise InputError(
+            f"`data`: of the names {list(data)}, written out, two are the same; rename one."
+        )
+    return named
+
+
+def _as_data(data: object, name: str) -> Data:
+    if isinstance(data, Tensor):
+        are_ids = data.dim() == 2 and not data.is_floating_point()
+        return Tokens(data, name) if are_ids else Tensors((data,), name)
+    if isinstance(data, tuple):
+        return Tensors(data, name)
+    if isinstance(data, Data):
         return data
-    if isinstance(data, Tensor) and data.dim() == 2 and not data.is_floating_point():
-        return Tokens(data, name=name)
-    parts = (data,) if isinstance(data, Tensor) else data
-    if (
-        not isinstance(parts, tuple)
-        or not parts
-        or not all(isinstance(p, Tensor) and p.dim() > 0 for p in parts)
-    ):
-        raise InputError(
-            f"`data` {name!r} must be rllc.Tokens, a tensor [row, pos] of token ids, a tuple of tensors with one leading "
-            f"dimension, or a dict of these; got {type(data).__name__}."
-        )
-    lengths = [len(p) for p in parts]
-    if min(lengths) == 0 or len(set(lengths)) > 1:
-        raise InputError(
-            f"`data` {name!r}: expected tensors with one leading dimension of at least 1, got {lengths}."
-        )
-    return parts
+    raise InputError(
+        f"`data` {name!r} must be rllc.Tokens, a tensor [row, pos] of token ids, a tuple of tensors "
+        f"with one leading dimension, other rllc.data.Data, or a dict of these; got "
+        f"{type(data).__name__}."
+    )
+
+
+# Only until the last caller uses the members of `Data`.
+
+Rows = Data
+
+
+def take(data: Data, rows: Tensor, device: torch.device) -> Batch:
+    """``data.take(rows, device)``."""
+    return data.take(rows, device)
+
+
+def num_rows(data: Data) -> int:
+    """``len(data)``."""
+    return len(data)
+
+
+def fingerprint(data: Data) -> str:
+    """``data.fingerprint``."""
+    return data.fingerprint

@@ -1,4 +1,4 @@
-"""Pairs of weights and data: products, forms of data, minibatches, fingerprints."""
+"""Pairs of weights and data: products, and the forms in which weights and data are given."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from tiny import tiny_tokens
 
 import rllc
+from rllc.data import Tensors
 from rllc.errors import InputError
-from rllc.refinement import fingerprint, num_rows, product, take
+from rllc.refinement import fingerprints, product
 
 IDS = torch.randint(9, (5, 4))
-CPU = torch.device("cpu")
 
 
 def names(weights: object, data: object) -> list[tuple[str, str]]:
@@ -41,37 +41,27 @@ def test_forms_of_weights() -> None:
 
 def test_forms_of_data() -> None:
     assert names(None, tiny_tokens(name="pile")) == [("everything", "pile")]
-    assert names(None, {"code": tiny_tokens(name="pile")}) == [
-        ("everything", "code")
-    ]  # the dict's name is the one
-    (tokens,) = product(None, IDS)
-    assert isinstance(tokens.data, rllc.Tokens)
-    (floats,) = product(None, torch.randn(5, 3))
-    assert isinstance(floats.data, tuple)
-    (pair,) = product(None, (torch.randn(5, 3), torch.arange(5)))
-    assert num_rows(pair.data) == 5
+    assert names(None, {"code": tiny_tokens(name="pile")}) == [("everything", "code")]
+    (ids,) = product(None, IDS)
+    assert isinstance(ids.data, rllc.Tokens)
+    for data in (torch.randn(5, 3), (torch.randn(5, 3), torch.arange(5))):
+        (refinement,) = product(None, data)
+        assert isinstance(refinement.data, Tensors)
+        assert len(refinement.data) == 5
+        assert refinement.name == ("everything", "data")
 
 
-def test_minibatches_are_the_rows_asked_for() -> None:
-    rows = torch.tensor([3, 0])
-    assert torch.equal(take(product(None, IDS)[0].data, rows, CPU), IDS[rows])
-    assert take(product(None, IDS)[0].data, rows, CPU).dtype == torch.long
-    x, y = torch.randn(5, 3), torch.arange(5)
-    batch = take((x, y), rows, CPU)
-    assert torch.equal(batch[0], x[rows])
-    assert torch.equal(batch[1], y[rows])
-    assert torch.equal(take((x,), rows, CPU), x[rows])  # one input is not wrapped
+def test_data_of_ones_own_stay_what_they_are() -> None:
+    own = Tensors((torch.randn(5, 3),), name="images")
+    assert product(None, own)[0].data is own
+    assert names(None, own) == [("everything", "images")]
+    assert names(None, {"digits": own}) == [("everything", "digits")]
 
 
-def test_fingerprints_see_contents_and_not_names() -> None:
-    x = torch.randn(5, 3)
-    assert fingerprint((x,)) == fingerprint((x.clone(),))
-    assert fingerprint((x,)) != fingerprint((x + 1e-6,))
-    assert fingerprint((x,)) != fingerprint((x.reshape(3, 5),))
-    assert fingerprint((x,)) != fingerprint((x.view(torch.int32),))
-    assert fingerprint((x.T,)) == fingerprint((x.T.contiguous(),))
-    assert fingerprint((x > 0,)) != fingerprint((x < 0,))
-    assert fingerprint(rllc.Tokens(IDS, name="a")) == fingerprint(rllc.Tokens(IDS, name="b"))
+def test_fingerprints_are_by_the_names_of_the_data() -> None:
+    code, prose = tiny_tokens(seed=1), tiny_tokens(seed=2)
+    refinements = product(["0:1", "1:0"], {"code": code, "prose": prose})
+    assert fingerprints(refinements) == {"code": code.fingerprint, "prose": prose.fingerprint}
 
 
 @pytest.mark.parametrize(
@@ -90,14 +80,14 @@ def test_fingerprints_see_contents_and_not_names() -> None:
         ),
         (None, [[1, 2]], "`data` 'data' must be rllc.Tokens, a tensor .* got list"),
         (None, {"code": "some text"}, "`data` 'code' must be rllc.Tokens.* got str"),
-        (None, (), "`data` 'data' must be rllc.Tokens"),
-        (None, (torch.tensor(1.0),), "`data` 'data' must be rllc.Tokens"),
+        (None, (), "`data` 'data': expected a tuple of tensors"),
+        (None, (torch.tensor(1.0),), "`data` 'data': expected a tuple of tensors"),
         (
             None,
             (torch.ones(3, 2), torch.ones(4)),
-            r"one leading dimension of at least 1, got \[3, 4\]",
+            r"one leading dimension of at least 1, got \[3, 2\], \[4\]",
         ),
-        (None, torch.ones(0, 2), r"one leading dimension of at least 1, got \[0\]"),
+        (None, torch.ones(0, 2), r"one leading dimension of at least 1, got \[0, 2\]"),
         (None, torch.ones(0, 4, dtype=torch.long), "there are no rows"),
         (None, torch.ones(4, 1, dtype=torch.long), "at least 2 positions"),
         (None, -IDS - 1, "token ids must be in 0"),

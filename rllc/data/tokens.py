@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import torch
 
+from rllc.data.data import to_device
 from rllc.errors import FileError, InputError
 from rllc.files import load_arrays, save_arrays
 from rllc.seeds import generator
@@ -91,6 +92,15 @@ class Tokens:
         digest = hashlib.sha256(f"{len(self)} {self.num_positions}".encode())
         digest.update(self.rows.numpy().astype("<i4", copy=False))
         return digest.hexdigest()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row: ``(num_positions,)``."""
+        return (self.num_positions,)
+
+    def take(self, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The minibatch of the given rows: ids ``[batch, pos]``, int64, on ``device``."""
+        return to_device(self.rows[rows].long(), device)
 
     def split(self, first: int | float) -> tuple[Tokens, Tokens]:
         """The first rows and the rest: ``first`` is a number of rows, or a fraction of them if it is a float.

@@ -1,0 +1,140 @@
+"""What a data set is to the rest of the library: numbered rows that are taken as minibatches.
+
+:class:`rllc.Tokens` is the data set of language models, :class:`Tensors` that of every other model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from rllc.errors import InputError
+from rllc.files import bytes_of_tensor, sha256_of
+
+Batch = Tensor | tuple[Tensor, ...]
+"""A minibatch: one tensor ``[batch, …]``, or several (inputs and targets, say)."""
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Which data: rows numbered from 0, any of which can be collated into a minibatch.
+
+    An object with these five members can be given wherever ``data`` is asked for. Its contents must
+    not change while it is used.
+    """
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What tables, figures and files call the data set."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents, in hexadecimal. The name has no part in it."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one collated row, without the batch axis; of the first part if there are several."""
+        ...
+
+    def take(self, rows: Tensor, device: torch.device) -> Batch:
+        """The minibatch of the given rows.
+
+        Args:
+            rows: row numbers ``[batch]``, int64, on the CPU.
+            device: where the minibatch is put.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tensors:
+    """Data of one or more tensors with one leading dimension, such as inputs and targets.
+
+    >>> Tensors((torch.zeros(5, 3), torch.arange(5)), name="toy")
+    Tensors('toy': 5 rows of float32 [3], int64 [])
+
+    Args:
+        parts: tensors ``[row, …]``. They are not copied, so do not write to them afterwards.
+        name: what results are labelled with.
+
+    Raises:
+        InputError: there is no tensor, or the leading dimensions are empty or differ.
+    """
+
+    parts: tuple[Tensor, ...]
+    name: str = "data"
+
+    def __post_init__(self) -> None:
+        _check_parts(self.parts, self.name)
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __repr__(self) -> str:
+        parts = ", ".join(_shown(part[0]) for part in self.parts)
+        return f"Tensors({self.name!r}: {len(self):,} rows of {parts})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row of the first part."""
+        return tuple(self.parts[0].shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the types, shapes and bytes of the parts."""
+        pieces = []
+        for part in self.parts:
+            pieces.append(f"{part.dtype} {tuple(part.shape)}")
+            pieces.append(bytes_of_tensor(part))
+        return sha256_of(pieces)
+
+    def take(self, rows: Tensor, device: torch.device) -> Batch:
+        """The given rows of each part, ``[batch, …]``.
+
+        One part gives its tensor alone, so that a loss of one input reads naturally.
+        """
+        batch = tuple(to_device(part[rows.to(part.device)], device) for part in self.parts)
+        return batch[0] if len(batch) == 1 else batch
+
+    def __getitem__(self, index: int) -> Tensor:
+        # Only until the last caller reads `parts`: these data were once a plain tuple.
+        return self.parts[index]
+
+
+def to_device(batch: Tensor, device: torch.device) -> Tensor:
+    """Move a minibatch; from the CPU to a GPU without waiting for the GPU's earlier work."""
+    if device.type == "cuda" and batch.device.type == "cpu":
+        # Only a copy from pinned memory runs beside the steps that are still queued.
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
+
+
+def _shown(row: Tensor) -> str:
+    return f"{str(row.dtype).removeprefix('torch.')} {list(row.shape)}"
+
+
+def _check_parts(parts: tuple[Tensor, ...], name: str) -> None:
+    expected = "expected a tuple of tensors with one leading dimension of at least 1"
+    if not isinstance(parts, tuple) or not all(isinstance(part, Tensor) for part in parts):
+        raise InputError(f"`data` {name!r}: {expected}, got {_kinds(parts)}.")
+    shapes = [list(part.shape) for part in parts]
+    lengths = {shape[0] if shape else 0 for shape in shapes}
+    if len(lengths) != 1 or 0 in lengths:
+        got = ", ".join(map(str, shapes)) or "no tensor"
+        raise InputError(f"`data` {name!r}: {expected}, got {got}.")
+
+
+def _kinds(parts: object) -> str:
+    if not isinstance(parts, tuple):
+        return type(parts).__name__
+    return f"a tuple of {', '.join(type(part).__name__ for part in parts)}"
