@@ -11,7 +11,10 @@ from rllc.weights import Weights, everything, head, heads, layer, masks, paramet
 
 # how to sample, and the loss
 from rllc.loss import distillation, next_token
-from rllc.sample import Sampling, Step, iterate, sample
+from rllc.observables import distance, losses_on, minibatch_losses, minibatch_rows
+from rllc.observe import Moment, Observable
+from rllc.sample import Step, iterate, sample
+from rllc.sampling import Compute, Sampling
 from rllc.samplers import Prior, Sampler, box, gaussian, hmc, mala, rmsprop_sgld, sghmc, sgld
 
 # results: one estimate, and estimates over training
@@ -32,6 +35,6 @@ from rllc.plots import plot_heads, plot_resolution, plot_traces, plot_trajectory
 from rllc.sweep.report import report
 
 # errors
-from rllc.errors import FileError, InputError, RllcError
+from rllc.errors import FileError, InputError, ObservationError, RllcError
 
 __version__ = "0.1.0"

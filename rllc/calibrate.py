@@ -18,7 +18,7 @@ from rllc.errors import InputError, RllcError, nearest
 from rllc.estimate import Estimate, estimate
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike
-from rllc.sample import Sampling
+from rllc.sampling import Sampling
 from rllc.samplers import Sampler, sgld
 from rllc.tables import table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class RllcError(Exception):
@@ -12,6 +13,20 @@ class RllcError(Exception):
 
 class InputError(RllcError, ValueError):
     """An argument cannot be used; raised before any chain runs. Also a ``ValueError``."""
+
+
+class ObservationError(RllcError, RuntimeError):
+    """An observable raised, or gave what it must not. Also a ``RuntimeError``.
+
+    ``error.name`` is the observable's name. ``error.draws`` are the draws so far, with the states
+    of their chains and without that observable: ``rllc.sample(..., resume=error.draws)`` goes on.
+    It is ``None`` when no draw was made yet.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+        self.draws: Any = None
 
 
 class FileError(RllcError, RuntimeError):

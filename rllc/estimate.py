@@ -20,8 +20,9 @@ from rllc.faults import DIAGNOSTICS, diagnose, verdict
 from rllc.files import load_arrays, save_arrays
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike
-from rllc.sample import RISE, Sampling, sample
+from rllc.sample import RISE, sample
 from rllc.samplers import Energy, Random, Sampler
+from rllc.sampling import Compute, Sampling
 from rllc.tables import table
 from rllc.weights import head_name
 
@@ -90,8 +91,8 @@ class Estimate:
             mine = [i for i, n in enumerate(draws.lengths) if n == length]
             llc = whole[mine, :, :length]
             value[mine], per_chain[mine] = llc.mean((-2, -1)), llc.mean(-1)
-            minibatches = draws.noise is None or bool(
-                draws.noise[mine, :, :length].any()
+            minibatches = "minibatch_variance" not in draws.observed or bool(
+                draws.observed["minibatch_variance"][mine, :, :length].any()
             )  # else chains share nothing
             error[mine] = diagnostics.standard_error(llc, discard=RISE, shared=minibatches)
             rhat[mine] = diagnostics.rhat(llc)
@@ -276,7 +277,13 @@ def estimate(
     """
     return Estimate.of(
         sample(
-            model, data, weights, loss=loss, sampler=sampler, sampling=sampling, progress=progress
+            model,
+            data,
+            weights,
+            loss=loss,
+            sampler=sampler,
+            sampling=sampling,
+            compute=Compute(progress=progress),
         )
     )
 
@@ -315,9 +322,9 @@ def control(
             height, slope = energy(position)
             return torch.zeros_like(height), torch.zeros_like(slope)
 
-        return sampler.step(state, flat, random)
+        return sampler.step(state, Energy(flat), random)
 
-    blind = replace(sampler, name=f"{sampler.name} without loss", step=step)
+    blind = replace(sampler, name=f"{sampler.name} without loss", step=step, law=None)
     return estimate(
         model, data, weights, loss=loss, sampler=blind, sampling=sampling, progress=progress
     )

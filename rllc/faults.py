@@ -9,7 +9,7 @@ import numpy as np
 
 from rllc import diagnostics
 from rllc.draws import Draws
-from rllc.probes import probed
+from rllc.sampling import probed
 
 _RHAT = 1.1
 """R-hat above which chains do not agree well enough; Vehtari et al. 2021 ask for 1.01 when draws are plenty."""
@@ -54,8 +54,8 @@ def diagnose(draws: Draws, mine: list[int], kept: slice, ess: np.ndarray) -> dic
     }
     with np.errstate(divide="ignore", invalid="ignore"):
         found["relaxation"] = llc.shape[1] * kept.stop / ess
-        if draws.noise is not None:
-            noise = s["n_beta"] ** 2 * draws.noise[mine, :, kept]
+        if "minibatch_variance" in draws.observed:
+            noise = s["n_beta"] ** 2 * draws.observed["minibatch_variance"][mine, :, kept]
             plain = s["n_beta"] * (draws.loss - draws.baseline)[mine, :, kept]
             second, error = diagnostics.variance_reading(plain, noise)
             found |= {
@@ -64,22 +64,21 @@ def diagnose(draws: Draws, mine: list[int], kept: slice, ess: np.ndarray) -> dic
                 "prior_shrinkage": 1 - second / settled,
             }
             found["minibatch_variance"] = noise.mean((1, 2))
-        if "acceptance" in draws.probes:
+        if "acceptance" in draws.observed:
             seen = sum(
                 d < kept.stop for d in probed(s["num_probes"], s["num_draws"], s["target_se"])
             )
-            acceptance, added = (
-                draws.probes[name][mine, :, :seen] for name in ("acceptance", "discretisation")
+            found["acceptance"] = draws.observed["acceptance"][mine, :, :seen].mean((1, 2))
+        if "discretisation" in draws.observed:
+            seen = sum(
+                d < kept.stop for d in probed(s["num_probes"], s["num_draws"], s["target_se"])
             )
-            found |= {
-                "acceptance": acceptance.mean((1, 2)),
-                "discretisation": added.mean((1, 2)) / settled,
-            }
-    if "max_curvature" in draws.probes:
-        found["max_curvature"] = draws.probes["max_curvature"][mine]
-        if s["sampler"] in ("sgld", "sghmc"):
-            a = np.maximum(s["n_beta"] * found["max_curvature"] + s["localization"], 1e-30)
-            found["stability"] = 4 / s["lr"] / a
+            added = draws.observed["discretisation"][mine, :, :seen]
+            found["discretisation"] = added.mean((1, 2)) / settled
+    if "max_curvature" in draws.observed:
+        found["max_curvature"] = draws.observed["max_curvature"][mine]
+    if "stability" in draws.observed:
+        found["stability"] = draws.observed["stability"][mine]
     return found
 
 

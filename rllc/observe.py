@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rllc.data.data import Data
 from rllc.engine.layout import Group
 from rllc.engine.scene import Scene
 from rllc.errors import InputError
 from rllc.loss import Center, Loss, Runs
-from rllc.refinement import Rows, num_rows, take
 from rllc.samplers import Jump
 from rllc.seeds import stable_hash
 
@@ -136,7 +136,7 @@ class Moment:
     @property
     def num_rows(self) -> int:
         """How many rows the data has."""
-        return num_rows(self._stage.surroundings.data)
+        return len(self._stage.surroundings.data)
 
     def gradient(self, position: Tensor | None = None) -> Tensor:
         """Return the gradient of each run's mean loss on the step's minibatch, ``[run, dim]``.
@@ -148,12 +148,12 @@ class Moment:
         assert runs.gradient is not None
         return runs.gradient
 
-    def evaluate(self, rows: Rows) -> Tensor:
+    def evaluate(self, rows: Data) -> Tensor:
         """Return the losses of these runs on other rows, ``[run, row]`` or ``[run, row, pos]``."""
         batches = self._stage.batches(rows)
         return torch.cat([self._stage.losses(self.position, batch) for batch in batches], dim=1)
 
-    def evaluate_origin(self, rows: Rows) -> Tensor:
+    def evaluate_origin(self, rows: Data) -> Tensor:
         """Return the losses at w* on other rows, ``[row]`` or ``[row, pos]``."""
         return torch.cat([self._stage.center(batch).losses for batch in self._stage.batches(rows)])
 
@@ -238,12 +238,12 @@ class Stage:
             self.group, members, position, center, batch, gradient=True, each=member is None
         )
 
-    def batches(self, rows: Rows) -> Iterator[tuple[Any, Any]]:
+    def batches(self, rows: Data) -> Iterator[tuple[Any, Any]]:
         """Rows in batches of the sampling's size, each with a key to find its centre by."""
         size = self.surroundings.sampling.batch_size
-        for start in range(0, num_rows(rows), size):
-            chosen = torch.arange(start, min(start + size, num_rows(rows)))
-            yield (id(rows), start), take(rows, chosen, self.surroundings.device)
+        for start in range(0, len(rows), size):
+            chosen = torch.arange(start, min(start + size, len(rows)))
+            yield (id(rows), start), rows.take(chosen, self.surroundings.device)
 
     def center(self, keyed_batch: tuple[Any, Any]) -> Center:
         """The unmoved model on a batch of :meth:`batches`."""

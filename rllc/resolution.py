@@ -16,7 +16,7 @@ from rllc.errors import InputError
 from rllc.estimate import Estimate, estimate
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike
-from rllc.sample import Sampling
+from rllc.sampling import Sampling
 from rllc.samplers import Sampler, sgld
 from rllc.tables import table
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rllc import refinement as refine
 from rllc.engine.layout import center, groups, stack, to, unpack
-from rllc.loss import Batch, Center, LossFunction, bind
+from rllc.engine.bind import bind
+from rllc.loss import Batch, Center, LossFunction
 from rllc.refinement import DataLike
 from rllc.samplers import Energy, Random, Sampler
 from rllc.seeds import generator

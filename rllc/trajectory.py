@@ -18,7 +18,7 @@ from rllc.estimate import ARRAYS, Estimate, estimate
 from rllc.files import load_arrays, save_arrays, write_atomically
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike, fingerprints, product
-from rllc.sample import Sampling
+from rllc.sampling import Sampling
 from rllc.samplers import Sampler, sgld
 from rllc.sweep.store import Contents, Store, contents, gathered
 from rllc.weights import head_name

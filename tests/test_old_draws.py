@@ -26,6 +26,9 @@ with np.load(FILE) as stored:
 def test_draws_are_what_they_were(name: str, now: dict[str, dict[str, np.ndarray]]) -> None:
     """Equal to the rounding of float32 losses, which another processor's kernels do in another order."""
     case, array = name.split("/")
+    if array == "acceptance" and np.isnan(OLD[name]).all():
+        assert array not in now[case]  # what is not known is left out
+        return
     if OLD[name].dtype.kind == "U":
         assert now[case][array].tolist() == OLD[name].tolist()
     else:

@@ -32,7 +32,10 @@ from rllc.analysis.spectrum import Ends, Reading, filtered_rank, hutchinson, hut
 from rllc.checks import arguments, check, check_baseline
 from rllc.engine.layout import Group, center, digest, groups, stack, to, unpack
 from rllc.errors import InputError, first_line, nearest
-from rllc.loss import Batch, Distillation, LossFunction, ModuleLoss, _logits, _mode, next_token
+from rllc.engine.modes import in_mode as _mode
+from rllc.engine.module import ModuleLoss
+from rllc.loss import Batch, Distillation, LossFunction, next_token
+from rllc.loss import logits_of as _logits
 from rllc.plots import plot_heads
 from rllc.plots.figures import COLORS, new_axes
 from rllc.refinement import DataLike, Refinement, WeightsLike

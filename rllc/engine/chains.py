@@ -7,20 +7,21 @@ one chain of one refinement. What a run is given depends on its own refinement a
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rllc.data.tokens import Minibatches, Tokens
+from rllc.data.data import Data
+from rllc.data.tokens import Minibatches
 from rllc.engine.devices import runs_that_fit
 from rllc.engine.layout import Group, center, digest, groups, to
 from rllc.engine.scene import Scene, Surroundings
 from rllc.errors import InputError
 from rllc.loss import Loss, Runs
-from rllc.refinement import Refinement, Rows, fingerprint, num_rows
+from rllc.refinement import Refinement
 from rllc.samplers import Energy, Random, Sampler
 from rllc.sampling import Sampling
 from rllc.seeds import generator
@@ -50,6 +51,8 @@ class Pass:
     state: Any
     spread: float = 0.0
     """Mean square distance from w*, per weight, at which chains start."""
+    prepared: dict[str, Tensor] = field(default_factory=dict)
+    """``[run, …]``, by observable: what its ``prepare`` gave."""
 
     @property
     def origin(self) -> Tensor:
@@ -70,6 +73,7 @@ class Pass:
             chain=self.chain[runs],
             random=Random(streams, self.random.dim, self.random.device),
             state=type(self.state)(*(part[runs] for part in self.state)),
+            prepared={name: values[runs] for name, values in self.prepared.items()},
         )
 
 
@@ -78,11 +82,15 @@ class DataSet:
     """One data set, its minibatches, and the passes over them."""
 
     name: str
-    rows: Rows
+    rows: Data
     minibatches: Minibatches
     refinements: Tensor
     passes: list[Pass]
     surroundings: Surroundings
+
+    def scene(self, step: int, loss: Loss) -> Scene:
+        """The minibatch of a step, and the unmoved model on it."""
+        return Scene.of(self.rows, self.minibatches, step, loss, self.surroundings)
 
     def without(self, stopped: Collection[int]) -> DataSet | None:
         """The data set without some refinements; ``None`` if nothing is left."""
@@ -210,7 +218,10 @@ class Chains:
             for row in p.refinement.unique().tolist():
                 identity = {"weights": np.array([self.digests[row]])}
                 state = states.setdefault(self.refinements[row].name, identity)
-                self._collect(state, p, row, parts)
+                runs = (p.refinement == row).nonzero()[:, 0]
+                self._collect(state, p, runs, parts)
+                for name, values in p.prepared.items():
+                    state[f"prepared.{name}"] = values[runs[0]].cpu().numpy()
         for p in self.passes:
             for row, member in zip(p.refinement.tolist(), p.member.tolist(), strict=True):
                 state = states[self.refinements[row].name]
@@ -218,8 +229,15 @@ class Chains:
                 _leave_out(state, beginning, self.sampling.num_chains)
         return states
 
-    def put_back(self, states: Mapping[tuple[str, str], State]) -> None:
-        """Set all chains to where :meth:`states` found them."""
+    def put_back(
+        self, states: Mapping[tuple[str, str], State], prepared: Collection[str] = ()
+    ) -> None:
+        """Set all chains to where :meth:`states` found them.
+
+        Args:
+            states: of all refinements.
+            prepared: the observables whose preparation is put back, too.
+        """
         for p in self.passes:
             runs = list(zip(p.refinement.tolist(), p.chain.tolist(), strict=True))
             kept = [(states[self.refinements[row].name], chain) for row, chain in runs]
@@ -238,12 +256,14 @@ class Chains:
                 stream.set_state(torch.from_numpy(state["random"][chain]))
             spreads = [float(state["spread"][chain]) for state, chain in kept if "spread" in state]
             p.spread = max(spreads, default=0.0)
+            for name in prepared:
+                values = [torch.from_numpy(state[f"prepared.{name}"]) for state, _ in kept]
+                p.prepared[name] = torch.stack(values).to(self.device)
 
     def _collect(
-        self, state: dict[str, np.ndarray], p: Pass, row: int, parts: Mapping[str, Tensor]
+        self, state: dict[str, np.ndarray], p: Pass, runs: Tensor, parts: Mapping[str, Tensor]
     ) -> None:
         """Put a pass's part of a refinement's chains where it belongs."""
-        runs = (p.refinement == row).nonzero()[:, 0]
         chains = p.chain[runs].cpu().numpy()
         for name, part in parts.items():
             values = part[runs.to(part.device)].cpu().numpy()
@@ -263,13 +283,13 @@ class Chains:
         rows = [i for i, r in enumerate(self.refinements) if r.data_name == name]
         data = self.refinements[rows[0]].data
         sampling = self.sampling
-        minibatches = Minibatches(num_rows(data), sampling.batch_size, seed=sampling.seed)
+        minibatches = Minibatches(len(data), sampling.batch_size, seed=sampling.seed)
         planned = [to(group, self.device) for group in groups([masks[i] for i in rows])]
         passes: list[Pass] = []
         for group in planned:
             size = runs_per_pass
             if size is None:
-                memory = self.loss.memory(group, _batch_shape(data, sampling))
+                memory = self.loss.memory(group, (sampling.batch_size, *data.shape))
                 size = runs_that_fit(memory, self.device)
             members = range(len(group.members))
             runs = [(member, chain) for member in members for chain in range(sampling.num_chains)]
@@ -286,15 +306,15 @@ class Chains:
         centers: Tensor,
         runs: Sequence[tuple[int, int]],
         rows: Sequence[int],
-        data: Rows,
+        data: Data,
     ) -> Pass:
         sampling, device = self.sampling, self.device
-        fingerprint_of_data = fingerprint(data)
+        fingerprint = data.fingerprint
         streams = []
         for m, c in runs:
             mask = self.digests[rows[group.members[m]]]
             chain = sampling.first_chain + c
-            key = ("noise", sampling.seed, mask, fingerprint_of_data, chain)
+            key = ("noise", sampling.seed, mask, fingerprint, chain)
             streams.append(generator(*key, device=device))
         member = torch.tensor([m for m, _ in runs], device=device)
         return Pass(
@@ -308,9 +328,10 @@ class Chains:
         )
 
 
-def check_states(
-    chains: Chains, states: Mapping[tuple[str, str], State], or_anew: str
-) -> None:
+OR_ANEW = "Give the same, or leave `resume` out to draw from the first draw on."
+
+
+def check_states(chains: Chains, states: Mapping[tuple[str, str], State]) -> None:
     """Refuse states that chains cannot go on from.
 
     Raises:
@@ -323,16 +344,16 @@ def check_states(
             if name not in states:
                 raise InputError(
                     f"sample: `resume` has no states of the chains of {name}; expected draws of "
-                    f"rllc.sample(…, compute=rllc.Compute(keep_states=True)). {or_anew}"
+                    f"rllc.sample(…, compute=rllc.Compute(keep_states=True)). {OR_ANEW}"
                 )
             if str(states[name]["weights"][0]) != chains.digests[row]:
                 raise InputError(
-                    f"sample: in `resume`, {name[0]!r} are other weights of the same name. {or_anew}"
+                    f"sample: in `resume`, {name[0]!r} are other weights of the same name. {OR_ANEW}"
                 )
             if states[name]["random"].shape[1:] != stream.shape:
                 raise InputError(
                     f"sample: `resume` was drawn on another kind of device, whose random numbers "
-                    f"cannot be continued on this. {or_anew}"
+                    f"cannot be continued on this. {OR_ANEW}"
                 )
 
 
@@ -344,8 +365,3 @@ def _leave_out(state: dict[str, np.ndarray], beginning: Mapping[str, Tensor], ch
         every_chain = first.expand(chains, *first.shape[1:]).cpu()
         if np.array_equal(array, every_chain):
             del state[f"sampler.{name}"]
-
-
-def _batch_shape(data: Rows, sampling: Sampling) -> tuple[int, ...]:
-    shape = data.rows.shape[1:] if isinstance(data, Tokens) else data[0].shape[1:]
-    return sampling.batch_size, *shape

@@ -9,10 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from rllc.data.data import Data
 from rllc.data.tokens import Minibatches
 from rllc.engine.layout import Group, center
 from rllc.loss import Batch, Center, Loss
-from rllc.refinement import Rows, num_rows, take
 from rllc.sampling import Sampling
 from rllc.seeds import stable_hash
 
@@ -33,7 +33,7 @@ class Surroundings:
     def __init__(
         self,
         loss: Loss,
-        data: Rows,
+        data: Data,
         groups: Sequence[Group],
         sampling: Sampling,
         device: torch.device,
@@ -65,11 +65,11 @@ class Surroundings:
         """Mean and sum of squares around it, by Welford: 128 gradients at once need not fit."""
         sampling = self.sampling
         seed_of_minibatches = ("look around", sampling.seed)
-        minibatches = Minibatches(num_rows(self.data), sampling.batch_size, seed_of_minibatches)
+        minibatches = Minibatches(len(self.data), sampling.batch_size, seed_of_minibatches)
         moments: list[tuple[Tensor, Tensor]] = []
         for look in range(_LOOKS):
             seed = stable_hash("look around", sampling.seed, look)
-            batch = take(self.data, minibatches[look], self.device)
+            batch = self.data.take(minibatches[look], self.device)
             at = self.loss.center(batch, seed)
             gradients = self.gradients(at, batch, seed)
             if look == 0:
@@ -97,7 +97,7 @@ class Scene:
     @classmethod
     def of(
         cls,
-        data: Rows,
+        data: Data,
         minibatches: Minibatches,
         step: int,
         loss: Loss,
@@ -105,7 +105,7 @@ class Scene:
     ) -> Scene:
         """Evaluate the unmoved model on the minibatch of a step."""
         rows = minibatches[step]
-        batch = take(data, rows, surroundings.device)
+        batch = data.take(rows, surroundings.device)
         seed = stable_hash("loss", surroundings.sampling.seed, step)
         return cls(step, rows, batch, loss.center(batch, seed=seed), seed, surroundings)
 

@@ -7,7 +7,7 @@ from rllc.observables.curvature import max_curvature, stability
 from rllc.observables.distance import distance
 from rllc.observables.losses import losses_on, minibatch_losses, minibatch_rows
 from rllc.observables.minibatch_noise import minibatch_variance
-from rllc.observables.step_size import acceptance, discretisation, probed
+from rllc.observables.step_size import acceptance, discretisation
 
 __all__ = [
     "acceptance",
@@ -19,6 +19,5 @@ __all__ = [
     "minibatch_losses",
     "minibatch_rows",
     "minibatch_variance",
-    "probed",
     "stability",
 ]

@@ -7,8 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from rllc.data.data import Data
+from rllc.errors import InputError
 from rllc.observe import Moment, Observable
-from rllc.refinement import DataLike, Rows, one_data_set
+from rllc.refinement import DataLike, product
 
 
 def losses_on(
@@ -35,7 +37,13 @@ def losses_on(
     Raises:
         InputError: ``rows`` is not one data set.
     """
-    on = LossesOn(one_data_set(rows))
+    data_sets = product(None, rows)
+    if len(data_sets) != 1:
+        raise InputError(
+            f"losses_on: expected one data set, got {[r.data_name for r in data_sets]}; "
+            f"make an observable for each."
+        )
+    on = LossesOn(data_sets[0].data)
     return Observable(on, ("row", "pos"), keep=keep, origin=on.at_origin)
 
 
@@ -43,7 +51,7 @@ def losses_on(
 class LossesOn:
     """``measure`` of :func:`losses_on`; a value that can be pickled."""
 
-    rows: Rows
+    rows: Data
 
     def __call__(self, moment: Moment) -> Tensor:
         """``[run, row, pos]``."""

@@ -40,7 +40,8 @@ from rllc.files import load_arrays
 from rllc.loss import Distillation, LossFunction
 from rllc.models.checkpoints import Checkpoint, load
 from rllc.refinement import Rows, fingerprint
-from rllc.sample import Sampling, sample
+from rllc.sample import sample
+from rllc.sampling import Sampling
 from rllc.samplers import Sampler
 from rllc.sweep.store import Cell, Store, load_rows, versions
 from rllc.weights import Weights
