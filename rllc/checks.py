@@ -123,7 +123,7 @@ def _check_number_of_rows(name: str, rows: int, sampler: Sampler, sampling: Samp
 def _check_batch(model: nn.Module, loss: LossFunction | None, name: str, data: Data) -> None:
     """Hold one row against the model and the loss."""
     batch = data.take(torch.tensor([0]), torch.device("cpu"))
-    if isinstance(batch, Tensor) and batch.dim() == 2 and not batch.is_floating_point():
+    if isinstance(batch, Tensor) and batch.dim() == 2 and batch.dtype == torch.int64:
         _check_token_ids(model, data, name)
     elif loss is None or loss is next_token or isinstance(loss, Distillation):
         parts = batch if isinstance(batch, tuple) else (batch,)

@@ -239,7 +239,7 @@ def estimate(
     loss: LossFunction | None = None,
     sampler: Sampler | None = None,
     sampling: Sampling | None = None,
-    progress: bool = True,
+    compute: Compute | None = None,
 ) -> Estimate:
     """The refined local learning coefficient of each choice of weights on each data set, with its error.
 
@@ -251,7 +251,7 @@ def estimate(
 
     >>> import torch
     >>> model, data = torch.nn.Linear(4, 1), torch.eye(4).repeat(16, 1)
-    >>> est = estimate(model, {"x": data}, loss=lambda m, x: m(x)[:, 0] ** 2, progress=False)
+    >>> est = estimate(model, {"x": data}, loss=lambda m, x: m(x)[:, 0] ** 2)
     >>> bool(est["everything"].standard_error > 0)
     True
 
@@ -265,7 +265,7 @@ def estimate(
             ``rllc.distillation(generating_model)`` is the loss against a model's predictions.
         sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
         sampling: ``None`` is ``rllc.Sampling()``: the paper's 4 chains × 200 draws, batches of 32, nβ = 30, seed 0.
-        progress: show a bar.
+        compute: how it is run; ``None`` is ``rllc.Compute()``.
 
     Returns:
         :class:`Estimate`, over weights × data.
@@ -283,7 +283,7 @@ def estimate(
             loss=loss,
             sampler=sampler,
             sampling=sampling,
-            compute=Compute(progress=progress),
+            compute=compute,
         )
     )
 
@@ -296,7 +296,7 @@ def control(
     loss: LossFunction | None = None,
     sampler: Sampler | None = None,
     sampling: Sampling | None = None,
-    progress: bool = True,
+    compute: Compute | None = None,
 ) -> Estimate:
     """The control at nβ = 0: chains that do not see the loss, only the prior and their noise, read as λ̂ is read.
 
@@ -306,7 +306,7 @@ def control(
 
     >>> import torch
     >>> model, data = torch.nn.Linear(4, 1), torch.eye(4).repeat(16, 1)
-    >>> at_zero = control(model, data, loss=lambda m, x: m(x)[:, 0] ** 2, progress=False)
+    >>> at_zero = control(model, data, loss=lambda m, x: m(x)[:, 0] ** 2)
     >>> at_zero.settings["sampler"]
     'sgld without loss'
 
@@ -326,5 +326,5 @@ def control(
 
     blind = replace(sampler, name=f"{sampler.name} without loss", step=step, law=None)
     return estimate(
-        model, data, weights, loss=loss, sampler=blind, sampling=sampling, progress=progress
+        model, data, weights, loss=loss, sampler=blind, sampling=sampling, compute=compute
     )

@@ -28,14 +28,21 @@ class Column:
     def __init__(self, num_draws: int, earlier: np.ndarray | None = None) -> None:
         self.num_draws, self.length = num_draws, 0
         self.values: np.ndarray | None = None
+        self.shape: tuple[int, ...] | None = None
         self.pending: list[Tensor] = []
         self.pending_bytes = 0
         if earlier is not None:
+            self.shape = (*earlier.shape[:2], *earlier.shape[3:])
             self._make_room(earlier[:, :, 0], earlier.shape[2])
             self._write(earlier)
 
     def append(self, values: Tensor) -> None:
         """Add one draw, ``[refinement, chain, *axes]``."""
+        if self.shape is None:
+            self.shape = tuple(values.shape)
+        elif values.shape != self.shape:
+            # The data set with the longest rows has stopped; its rows stay this long.
+            values = _padded(values, self.shape)
         self.pending.append(values)
         self.pending_bytes += values.numel() * values.element_size()
         if self.pending_bytes > _PENDING_BYTES or len(self.pending) >= _PENDING_DRAWS:

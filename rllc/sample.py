@@ -132,7 +132,7 @@ def sample(
                 bar.update()
                 run.keep(step)
         except ObservationError as error:
-            error.draws = run.draws(keep_states=True)
+            error.draws = run.draws(keep_states=True) if run.num_draws else None
             raise
     return run.draws(compute.keep_states)
 

@@ -245,6 +245,7 @@ def check_sampler(
         away = position - origin[0]
         return 0.5 * (k * away.square()).sum(1), k * away
 
+    energy = Energy(energy)
     _check_purity(sampler, energy, origin[:4], seed)
     state, noise = sampler.init(origin), _noise(range(num_chains), len(k), seed)
     first, second = (torch.zeros(num_chains, len(k), dtype=torch.float64) for _ in range(2))
@@ -286,7 +287,7 @@ def _check_purity(sampler: Sampler, energy: Energy, origin: Tensor, seed: int) -
             state.position.dtype == origin.dtype, f"{sampler!r}: positions must stay {origin.dtype}"
         )
         kept = _copies(state)
-        after = sampler.step(state, recorded, _noise(range(runs), dim, seed))
+        after = sampler.step(state, Energy(recorded), _noise(range(runs), dim, seed))
         again = sampler.step(state, energy, _noise(range(runs), dim, seed))
     _require(
         torch.equal(given, origin),

@@ -70,7 +70,7 @@ class Watch:
         for data_set in chains.data_sets:
             if any(True for _ in self._due("start")):
                 self._look_at_start(chains, data_set, exact, page)
-            if self.yours or any(o.prepare for o in self.observables.values()):
+            if self.yours or self._unprepared(data_set):
                 scene = data_set.scene(0, chains.loss)
                 for p in data_set.passes:
                     self._prepare(chains, p, scene)
@@ -90,6 +90,11 @@ class Watch:
             for name, observable in self._due("start"):
                 values = self._measure(name, observable, moment, every_run)
                 page.put(name, values, p.refinement[runs], torch.zeros_like(runs))
+
+    def _unprepared(self, data_set: DataSet) -> bool:
+        """Whether an observable still has something to prepare; chains that go on have it."""
+        names = [name for name, o in self.observables.items() if o.prepare is not None]
+        return any(name not in p.prepared for p in data_set.passes for name in names)
 
     def _prepare(self, chains: Chains, p: Pass, scene: Scene) -> None:
         for name, observable in self.observables.items():
@@ -309,7 +314,7 @@ def _check_finite(name: str, values: Tensor, alive: Tensor) -> None:
     """NaN marks what is not there; a run without a single number is an error."""
     if not values.is_floating_point():
         return
-    empty = ~values.isfinite().flatten(1).any(1) & alive
+    empty = ~values.isfinite().reshape(len(values), -1).any(1) & alive
     if bool(empty.any()):
         raise ObservationError(
             name,

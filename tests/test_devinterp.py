@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokens
+from tiny import QUIET, tiny_model, tiny_tokens
 
 import rllc
 from rllc.diagnostics import standard_error
@@ -58,7 +58,7 @@ def test_every_head_and_the_whole_model_agree() -> None:
         num_chains=CHAINS, num_draws=DRAWS, batch_size=len(tokens), n_beta=N_BETA
     )
     est = rllc.estimate(
-        model, tokens, chosen, sampler=rllc.sgld(LR, GAMMA), sampling=sampling, progress=False
+        model, tokens, chosen, sampler=rllc.sgld(LR, GAMMA), sampling=sampling, compute=QUIET
     )
     found = []
     for weights in chosen:

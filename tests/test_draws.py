@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import SHORT, tiny_model, tiny_tokens
+from tiny import QUIET, SHORT, tiny_model, tiny_tokens
 
 import rllc
 from rllc.errors import FileError, InputError
@@ -20,7 +20,7 @@ DATA = {
 
 
 def draws(**arguments: object) -> rllc.Draws:
-    return rllc.sample(MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, progress=False, **arguments)  # type: ignore[arg-type]
+    return rllc.sample(MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, compute=QUIET, **arguments)  # type: ignore[arg-type]
 
 
 def test_axes_are_refinement_chain_draw() -> None:
@@ -43,9 +43,9 @@ def test_settings_are_of_sampler_and_sampling() -> None:
     assert settings["n_beta"] == 30
 
 
-@pytest.mark.parametrize("per_token", [False, True])
-def test_a_file_holds_everything(tmp_path: Path, per_token: bool) -> None:
-    found = draws(per_token=per_token)
+@pytest.mark.parametrize("observe", [{}, {"tokens": rllc.minibatch_losses()}])
+def test_a_file_holds_everything(tmp_path: Path, observe: dict[str, rllc.Observable]) -> None:
+    found = draws(observe=observe)
     again = rllc.Draws.load(found.save(tmp_path / "draws.npz"))
     for name in ("loss", "baseline", "diverged"):
         assert np.array_equal(getattr(again, name), getattr(found, name))
@@ -55,11 +55,11 @@ def test_a_file_holds_everything(tmp_path: Path, per_token: bool) -> None:
         found.data,
         dict(found.settings),
     )
-    for name in ("tokens", "token_baseline", "rows"):
-        assert getattr(again, name).keys() == getattr(found, name).keys()
-        assert bool(getattr(found, name)) == per_token
-        for key, array in getattr(found, name).items():
-            assert np.array_equal(getattr(again, name)[key], array)
+    assert ("tokens" in found.observed) == bool(observe)
+    assert again.observed.keys() == found.observed.keys()
+    for name, array in found.observed.items():
+        assert np.array_equal(again.observed[name], array, equal_nan=True)
+        assert again.observed[name].dtype == array.dtype
     before, after = rllc.Estimate.of(found), rllc.Estimate.of(again)
     assert np.array_equal(before.value, after.value)
     assert repr(before) == repr(after)
@@ -102,7 +102,7 @@ def test_a_dataframe_has_one_row_a_draw() -> None:
 @pytest.mark.oracle
 def test_inferencedata_gives_arviz_the_same_draws() -> None:
     arviz = pytest.importorskip("arviz")
-    draws = rllc.sample(tiny_model(), tiny_tokens(), ["0:1", "1:2"], sampling=SHORT, progress=False)
+    draws = rllc.sample(tiny_model(), tiny_tokens(), ["0:1", "1:2"], sampling=SHORT, compute=QUIET)
     found = draws.to_inferencedata()
     np.testing.assert_array_equal(
         found.posterior["llc"].sel(refinement="1:2, tokens"), draws.llc[1]
@@ -114,6 +114,6 @@ def test_inferencedata_gives_arviz_the_same_draws() -> None:
 
 def test_inferencedata_without_arviz(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "arviz", None)
-    draws = rllc.sample(tiny_model(), tiny_tokens(), "0:1", sampling=SHORT, progress=False)
+    draws = rllc.sample(tiny_model(), tiny_tokens(), "0:1", sampling=SHORT, compute=QUIET)
     with pytest.raises(InputError, match=r"pip install \"rllc\[arviz\]\""):
         draws.to_inferencedata()

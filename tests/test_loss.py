@@ -9,14 +9,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import square, tiny_model, tiny_tokens
+from tiny import QUIET, square, tiny_model, tiny_tokens
 from torch import Tensor, nn
 
 import rllc
 from rllc import refinement as refine
+from rllc.engine.attention_only import TokenLoss
+from rllc.engine.bind import bind
 from rllc.engine.layout import center, groups
+from rllc.engine.module import ModuleLoss
 from rllc.errors import InputError
-from rllc.loss import ModuleLoss, Runs, TokenLoss, bind
+from rllc.loss import Runs
 from rllc.models import AttentionOnly
 from rllc.testing import check_loss, unchanged
 
@@ -169,9 +172,9 @@ def test_soft_targets_that_are_one_hot_are_tokens() -> None:
 
     model = model_of("shortformer")
     soft = rllc.sample(
-        model, TOKENS, "1:0", loss=rllc.distillation(Certain()), sampling=SHORT, progress=False
+        model, TOKENS, "1:0", loss=rllc.distillation(Certain()), sampling=SHORT, compute=QUIET
     )
-    hard = rllc.sample(model, TOKENS, "1:0", sampling=SHORT, progress=False)
+    hard = rllc.sample(model, TOKENS, "1:0", sampling=SHORT, compute=QUIET)
     assert abs(soft.loss - hard.loss).max() < 1e-5
     assert abs(soft.baseline - hard.baseline).max() < 1e-5
 
@@ -220,7 +223,7 @@ def test_chunks_of_positions_do_not_change_the_loss(monkeypatch: pytest.MonkeyPa
 
     whole = evaluate()
     monkeypatch.setattr(
-        "rllc.loss._chunks",
+        "rllc.engine.unembedding._chunks",
         lambda count, *_: [slice(i, min(i + 5, count)) for i in range(0, count, 5)],
     )
     parts = evaluate()
@@ -263,8 +266,8 @@ def test_large_work_runs_one_after_the_other_and_small_work_together(
     model, x = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)), torch.randn(6, 3)
     found = []
     for limit in (0, 10**12):
-        monkeypatch.setattr("rllc.loss._STACKED_FLOPS", limit)
-        found.append(rllc.sample(model, x, loss=square, sampling=SHORT, progress=False))
+        monkeypatch.setattr("rllc.engine.module._STACKED_FLOPS", limit)
+        found.append(rllc.sample(model, x, loss=square, sampling=SHORT, compute=QUIET))
     assert abs(found[0].loss - found[1].loss).max() < 1e-6
 
 
@@ -283,7 +286,7 @@ def test_buffers_are_left_alone_in_train_mode() -> None:
     )
     with unchanged(model):
         rllc.sample(
-            model, x, loss=square, sampling=rllc.Sampling(**FEW, train_mode=True), progress=False
+            model, x, loss=square, sampling=rllc.Sampling(**FEW, train_mode=True), compute=QUIET
         )
 
 
@@ -301,7 +304,7 @@ def test_train_mode_and_eval_mode_reach_the_module() -> None:
             torch.randn(8, 3),
             loss=loss,
             sampling=rllc.Sampling(**FEW, train_mode=train_mode),
-            progress=False,
+            compute=QUIET,
         )
         assert seen == {(train_mode, train_mode)}
 
@@ -312,8 +315,8 @@ def test_dropout_in_train_mode_is_the_same_for_runs_and_baseline() -> None:
     x = torch.randn(16, 3)
     still, sampling = rllc.sgld(lr=1e-16), rllc.Sampling(num_draws=6, batch_size=4, train_mode=True)
     with unchanged(model):
-        draws = rllc.sample(model, x, loss=square, sampler=still, sampling=sampling, progress=False)
-        again = rllc.sample(model, x, loss=square, sampler=still, sampling=sampling, progress=False)
+        draws = rllc.sample(model, x, loss=square, sampler=still, sampling=sampling, compute=QUIET)
+        again = rllc.sample(model, x, loss=square, sampler=still, sampling=sampling, compute=QUIET)
     assert abs(draws.loss - draws.baseline).max() < 1e-6
     assert (draws.loss == again.loss).all()
     plain = rllc.sample(
@@ -344,7 +347,7 @@ def test_losses_of_the_wrong_shape_are_refused(loss: object, got: str) -> None:
             InputError, match=rf"per-example \[batch\] or per-token.*{got}.*reduction='none'"
         ),
     ):
-        rllc.sample(model, x, loss=loss, sampling=SHORT, progress=False)  # type: ignore[arg-type]
+        rllc.sample(model, x, loss=loss, sampling=SHORT, compute=QUIET)  # type: ignore[arg-type]
 
 
 def test_losses_that_cannot_be_differentiated_are_refused() -> None:
@@ -355,7 +358,7 @@ def test_losses_that_cannot_be_differentiated_are_refused() -> None:
     two = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": nn.Linear(3, 1)})
     with pytest.raises(InputError, match=r"does not depend on the weights that move.*no_grad"):
         rllc.sample(
-            nn.Linear(3, 1), torch.randn(8, 3), loss=detached, sampling=SHORT, progress=False
+            nn.Linear(3, 1), torch.randn(8, 3), loss=detached, sampling=SHORT, compute=QUIET
         )
     with pytest.raises(InputError, match="does not depend on the weights that move"):
         rllc.sample(
@@ -373,7 +376,7 @@ def test_the_default_loss_needs_logits() -> None:
         match=r"maps token ids \[batch, pos\] to logits.*Sequential gave Tensor.*Pass loss=f",
     ):
         rllc.sample(
-            nn.Sequential(nn.Embedding(11, 3), nn.Flatten()), TOKENS, sampling=SHORT, progress=False
+            nn.Sequential(nn.Embedding(11, 3), nn.Flatten()), TOKENS, sampling=SHORT, compute=QUIET
         )
 
     class Wordless(nn.Module):
@@ -385,7 +388,7 @@ def test_the_default_loss_needs_logits() -> None:
             return {"logits": x}
 
     with pytest.raises(InputError, match="Wordless gave dict"):
-        rllc.sample(Wordless(), TOKENS, sampling=SHORT, progress=False)
+        rllc.sample(Wordless(), TOKENS, sampling=SHORT, compute=QUIET)
 
 
 def test_a_generating_model_of_another_vocabulary_is_refused() -> None:
@@ -393,7 +396,7 @@ def test_a_generating_model_of_another_vocabulary_is_refused() -> None:
     for model in (model_of("shortformer"), Logits(model_of("shortformer"))):
         with pytest.raises(InputError, match=r"distillation.*13.*11"):
             rllc.sample(model, TOKENS, "0:0" if model is model_of("shortformer") else None,
-                        loss=rllc.distillation(other), sampling=SHORT, progress=False)  # fmt: skip
+                        loss=rllc.distillation(other), sampling=SHORT, compute=QUIET)  # fmt: skip
 
 
 class Logits(nn.Module):
@@ -410,10 +413,10 @@ class Logits(nn.Module):
 def test_any_module_with_logits_has_the_default_loss() -> None:
     model = model_of("shortformer")
     wrapped = rllc.sample(
-        Logits(model), TOKENS, rllc.parameters("*W_U"), sampling=SHORT, progress=False
+        Logits(model), TOKENS, rllc.parameters("*W_U"), sampling=SHORT, compute=QUIET
     )
     assert isinstance(bind(Logits(model), None), ModuleLoss)
-    direct = rllc.sample(model, TOKENS, rllc.parameters("*W_U"), sampling=SHORT, progress=False)
+    direct = rllc.sample(model, TOKENS, rllc.parameters("*W_U"), sampling=SHORT, compute=QUIET)
     assert abs(wrapped.baseline - direct.baseline).max() < 1e-6
 
 
@@ -427,7 +430,7 @@ def test_a_module_that_only_looks_like_an_attention_only_is_a_module() -> None:
             return self.activations(self.hidden(F.one_hot(batch, 3).float()))
 
     rows = torch.randint(3, (8, 5))
-    draws = rllc.sample(Lookalike(), rows, sampling=SHORT, progress=False)
+    draws = rllc.sample(Lookalike(), rows, sampling=SHORT, compute=QUIET)
     assert abs(draws.loss).max() < 10
 
 
@@ -438,12 +441,18 @@ def test_an_attention_only_with_a_forward_of_its_own_is_evaluated_by_it() -> Non
 
     model = Colder(model_of("shortformer").config)
     model.load_state_dict(model_of("shortformer").state_dict())
-    draws = rllc.sample(model, TOKENS, "0:1", sampling=SHORT, per_token=True, progress=False)
-    rows = TOKENS.rows[torch.from_numpy(draws.rows["tokens"][0])].long()
+    observe = {
+        "losses": rllc.Observable(
+            lambda moment: moment.baseline_by_row.expand(2, -1, -1), ("batch", "pos")
+        ),
+        "rows": rllc.minibatch_rows(),
+    }
+    draws = rllc.sample(model, TOKENS, "0:1", sampling=SHORT, observe=observe, compute=QUIET)
+    rows = TOKENS.rows[torch.from_numpy(draws.observed["rows"][0, 0, 0])].long()
     expected = F.cross_entropy(
         0.5 * model_of("shortformer")(rows).logits[:, :-1].mT, rows[:, 1:], reduction="none"
     )
-    assert torch.allclose(torch.from_numpy(draws.token_baseline["tokens"][0]), expected, atol=1e-5)
+    assert torch.allclose(torch.from_numpy(draws.observed["losses"][0, 0, 0]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -451,7 +460,7 @@ def test_models_of_other_precision_are_sampled_with_float32_chains(dtype: torch.
     model = model_of("shortformer")
     other = copy.deepcopy(model).to(dtype)
     found = [
-        rllc.sample(m, TOKENS, ["0:1", "1:1"], sampling=SHORT, progress=False)
+        rllc.sample(m, TOKENS, ["0:1", "1:1"], sampling=SHORT, compute=QUIET)
         for m in (model, other)
     ]
     assert abs(found[0].loss - found[1].loss).max() < (0.1 if dtype == torch.bfloat16 else 1e-5)
@@ -468,7 +477,7 @@ def test_a_tuple_of_inputs_reaches_the_loss_as_it_is() -> None:
     model, x, y = nn.Linear(3, 2), torch.randn(8, 3), torch.randint(2, (8,))
     data = {"pairs": (x, y)}
     draws = rllc.sample(model, data, loss=lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"),
-                        sampling=rllc.Sampling(num_draws=2, batch_size=8), progress=False)  # fmt: skip
+                        sampling=rllc.Sampling(num_draws=2, batch_size=8), compute=QUIET)  # fmt: skip
     expected = F.cross_entropy(model(x), y).item()  # the batch is all rows, in another order
     assert abs(draws.baseline - expected).max() < 1e-6
     assert refine.num_rows(refine.product(None, data)[0].data) == 8

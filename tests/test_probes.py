@@ -1,4 +1,4 @@
-"""The second look at a step: acceptance and curvature against slow and dense computations, shares against exact laws."""
+"""Probes: acceptance and curvature against slow and dense computations, shares against laws."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from tiny import SHORT, Quadratic, loss_of_quadratic, tiny_model, tiny_tokens
+from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, tiny_model, tiny_tokens
 from torch import Tensor
 
 import rllc
 from rllc.data.tokens import Minibatches
-from rllc.engine.layout import center, groups
-from rllc.loss import Runs, bind
-from rllc.probes import largest_curvature, probed, second_look
+from rllc.samplers import Jump
+from rllc.sampling import probed
 from rllc.seeds import generator
 
 
@@ -62,8 +61,12 @@ def test_acceptance_is_the_ratio_written_out() -> None:
     to = -(after - before + lr / 2 * total(before)[1]).square().sum(1) / (2 * lr)
     back = -(before - after + lr / 2 * total(after)[1]).square().sum(1) / (2 * lr)
     ratio = total(before)[0] - total(after)[0] + back - to
-    ends = [Runs(*loss(v), None) for v in (before, after)]
-    found = second_look(before, after, *ends, origin, rllc.sgld(lr, gamma), n_beta)["acceptance"]
+    (loss_before, gradient_before), (loss_after, gradient_after) = loss(before), loss(after)
+    jump = Jump(
+        before, after, origin, loss_before, loss_after, gradient_before, gradient_after, n_beta
+    )
+    law = rllc.sgld(lr, gamma).law
+    found = law.log_acceptance(jump).clamp(max=0).exp()
     torch.testing.assert_close(found, ratio.clamp(max=0).exp().double(), atol=1e-5, rtol=1e-4)
     assert 0.1 < float(found.mean()) < 0.9
 
@@ -73,9 +76,9 @@ def test_acceptance_is_the_ratio_written_out() -> None:
 )
 def test_other_proposals_are_not_judged(sampler: rllc.Sampler) -> None:
     draws = rllc.sample(
-        tiny_model(), tiny_tokens(), "0:1", sampler=sampler, sampling=SHORT, progress=False
+        tiny_model(), tiny_tokens(), "0:1", sampler=sampler, sampling=SHORT, compute=QUIET
     )
-    assert set(draws.probes) == {"max_curvature"}
+    assert set(draws.observed) == {"minibatch_variance", "max_curvature", "stability"}
     assert np.isnan(rllc.Estimate.of(draws).diagnostics["acceptance"]).all()
 
 
@@ -89,9 +92,7 @@ def test_refinements_that_stop_early_keep_their_own_probes() -> None:
     sampling = rllc.Sampling(num_draws=100, batch_size=1, target_se=0.12)
 
     def of(some: list[rllc.Weights]) -> rllc.Draws:
-        return rllc.sample(
-            model, x, some, loss=loss_of_quadratic, sampling=sampling, progress=False
-        )
+        return rllc.sample(model, x, some, loss=loss_of_quadratic, sampling=sampling, compute=QUIET)
 
     both = of(weights)
     assert both.lengths[0] < both.lengths[1]
@@ -116,16 +117,16 @@ def test_the_curvature_depends_on_neither_step_size_nor_precision(
         loss=lambda m, x: m(x)[:, 0] ** 2,
         sampler=rllc.sgld(lr),
         sampling=sampling,
-        progress=False,
+        compute=QUIET,
     )
     exact = float(torch.linalg.eigvalsh(2 * x.T @ x / 64)[-1])
-    assert draws.probes["max_curvature"][0] == pytest.approx(exact, rel=0.01)
+    assert draws.observed["max_curvature"][0] == pytest.approx(exact, rel=0.01)
 
 
 def test_the_largest_curvature_is_that_of_the_dense_hessian() -> None:
     model, tokens = tiny_model(), tiny_tokens()
     weights = [rllc.head(name) for name in ("0:1", "0:2", "1:0")]
-    found = rllc.sample(model, tokens, weights, sampling=SHORT, progress=False).probes[
+    found = rllc.sample(model, tokens, weights, sampling=SHORT, compute=QUIET).observed[
         "max_curvature"
     ]
     parameters = {name: p.detach() for name, p in model.named_parameters()}
@@ -152,26 +153,29 @@ def test_the_largest_curvature_of_few_directions_is_exact() -> None:
     """Fewer weights than products with the Hessian, and equal curvatures, at which Lanczos' method ends early."""
     for curvatures in ([7.0], [3.0, 3.0, 3.0], [-2.0, -5.0]):
         model = Quadratic(torch.tensor(curvatures))
-        bound = bind(model, loss_of_quadratic)
-        (group,) = groups([rllc.everything().masks(model)])
+        sampling = rllc.Sampling(1, 1, batch_size=4)
         x = torch.zeros(4, len(curvatures))
-        origin = center(group, dict(model.named_parameters()))[0]
-        found = largest_curvature(bound, group, 0, origin, bound.center(x, 0), x, lr=1e-3)
-        assert float(found) == pytest.approx(max(curvatures), rel=0.01)
+        draws = rllc.sample(model, x, loss=loss_of_quadratic, sampling=sampling, compute=QUIET)
+        found = draws.observed["max_curvature"][0]
+        assert found == pytest.approx(max(curvatures), rel=0.01)
 
 
 def test_probes_change_no_draw_and_can_be_left_out() -> None:
     model, tokens = tiny_model(), tiny_tokens()
     draws = [
-        rllc.sample(model, tokens, rllc.heads(model), sampling=rllc.Sampling(2, 5, batch_size=4, num_probes=n), progress=False)
+        rllc.sample(model, tokens, rllc.heads(model), sampling=rllc.Sampling(2, 5, batch_size=4, num_probes=n), compute=QUIET)
         for n in (0, 3)
     ]  # fmt: skip
     np.testing.assert_array_equal(draws[0].loss, draws[1].loss)
-    assert not draws[0].probes
-    assert {k: a.shape for k, a in draws[1].probes.items()} == {
-        "max_curvature": (6,), "acceptance": (6, 2, 3), "discretisation": (6, 2, 3)
-    }  # fmt: skip
-    assert all(np.isfinite(a).all() for a in draws[1].probes.values())
+    assert set(draws[0].observed) == {"minibatch_variance"}
+    assert {name: array.shape for name, array in draws[1].observed.items()} == {
+        "minibatch_variance": (6, 2, 5),
+        "max_curvature": (6,),
+        "stability": (6,),
+        "acceptance": (6, 2, 3),
+        "discretisation": (6, 2, 3),
+    }
+    assert all(np.isfinite(array).all() for array in draws[1].observed.values())
 
 
 def test_the_noise_of_a_minibatch_is_that_over_all_minibatches() -> None:
@@ -186,12 +190,12 @@ def test_the_noise_of_a_minibatch_is_that_over_all_minibatches() -> None:
 
     sampler = rllc.Sampler("stay", 1.0, 0.0, lambda position: Stay(position + 0.5), measured)
     draws = rllc.sample(model, (x,), loss=loss_of_quadratic, sampler=sampler,
-                        sampling=rllc.Sampling(1, 600, batch_size=batch, n_beta=1.0), progress=False)  # fmt: skip
+                        sampling=rllc.Sampling(1, 600, batch_size=batch, n_beta=1.0), compute=QUIET)  # fmt: skip
     each = (x * 0.5).sum(1)
     exact = float(each.var(correction=1)) / batch * (1 - batch / rows)
-    assert draws.noise.shape == draws.loss.shape
-    error = draws.noise.std() / 600**0.5
-    assert abs(draws.noise.mean() - exact) < 5 * error
+    assert draws.observed["minibatch_variance"].shape == draws.loss.shape
+    error = draws.observed["minibatch_variance"].std() / 600**0.5
+    assert abs(draws.observed["minibatch_variance"].mean() - exact) < 5 * error
     assert error < 0.1 * exact
     assert abs((draws.loss - draws.baseline).var() / exact - 1) < 5 * (2 / 600) ** 0.5
 
@@ -209,9 +213,9 @@ def test_noise_of_full_batches_and_of_single_rows(batch: int, noise: float) -> N
         tiny_tokens(),
         "0:0",
         sampling=rllc.Sampling(1, 2, batch_size=batch),
-        progress=False,
+        compute=QUIET,
     )
-    np.testing.assert_array_equal(draws.noise, np.full((1, 1, 2), noise))
+    np.testing.assert_array_equal(draws.observed["minibatch_variance"], np.full((1, 1, 2), noise))
 
 
 def test_further_chains_are_those_of_a_larger_call() -> None:
@@ -225,17 +229,16 @@ def test_further_chains_are_those_of_a_larger_call() -> None:
     }
 
     def some(num_chains: int, first: int) -> rllc.Draws:
-        sampling = rllc.Sampling(num_chains, first_chain=first, runs_per_pass=2, **settings)
-        return rllc.sample(model, tokens, ["0:1", "1:0"], sampling=sampling, progress=False)
+        sampling = rllc.Sampling(num_chains, first_chain=first, **settings)
+        passes = rllc.Compute(runs_per_pass=2, progress=False)
+        return rllc.sample(model, tokens, ["0:1", "1:0"], sampling=sampling, compute=passes)
 
     whole, first, more = some(4, 0), some(2, 0), some(2, 2)
     np.testing.assert_array_equal(whole.loss, np.concatenate([first.loss, more.loss], 1))
     np.testing.assert_array_equal(whole.llc, np.concatenate([first.llc, more.llc], 1))
-    np.testing.assert_array_equal(whole.noise, np.concatenate([first.noise, more.noise], 1))
-    for name in ("acceptance", "discretisation"):
-        np.testing.assert_array_equal(
-            whole.probes[name], np.concatenate([d.probes[name] for d in (first, more)], 1)
-        )
+    for name in ("minibatch_variance", "acceptance", "discretisation"):
+        parts = [draws.observed[name] for draws in (first, more)]
+        np.testing.assert_array_equal(whole.observed[name], np.concatenate(parts, 1))
 
 
 def test_probed_draws_are_those_of_a_slow_sort_and_do_not_take_as_long_as_there_are_draws() -> None:

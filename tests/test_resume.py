@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import Quadratic, loss_of_quadratic, tiny_model, tiny_tokens
+from tiny import QUIET, Quadratic, loss_of_quadratic, tiny_model, tiny_tokens
 
 import rllc
 
 MODEL, DATA = tiny_model(), {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
+KEEP = rllc.Compute(keep_states=True, progress=False)
+TOKENS = {"tokens": rllc.minibatch_losses(), "rows": rllc.minibatch_rows()}
 WEIGHTS = ["0:1", "1:2", rllc.parameters("unembed.*").named("unembedding")]
 SAMPLING = rllc.Sampling(num_chains=3, num_draws=13, batch_size=4)
 
@@ -21,27 +23,24 @@ def draw(num_draws: int, sampling: rllc.Sampling = SAMPLING, **options) -> rllc.
         "model": MODEL,
         "data": DATA,
         "weights": WEIGHTS,
-        "progress": False,
-        "keep_states": True,
+        "compute": KEEP,
     } | options
     return rllc.sample(sampling=replace(sampling, num_draws=num_draws), **arguments)
 
 
 def assert_same(one: rllc.Draws, other: rllc.Draws) -> None:
     """Every bit of everything, states and the order of names included: they become bytes of files."""
-    for name in ("loss", "baseline", "diverged", "control", "noise"):
+    for name in ("loss", "baseline", "diverged"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-    for name in ("probes", "tokens", "token_baseline", "rows"):
-        a, b = getattr(one, name), getattr(other, name)
-        assert list(a) == list(b), name
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key], err_msg=f"{name} {key}")
+    assert list(one.observed) == list(other.observed)
+    for name, array in one.observed.items():
+        np.testing.assert_array_equal(array, other.observed[name], err_msg=name)
     assert list(one.states) == list(other.states)
     for key, state in one.states.items():
         assert list(state) == list(other.states[key])
         for name, array in state.items():
             np.testing.assert_array_equal(array, other.states[key][name], err_msg=f"{key} {name}")
-    for name in ("weights", "data", "settings", "lengths"):
+    for name in ("names", "settings", "lengths"):
         assert getattr(one, name) == getattr(other, name), name
 
 
@@ -53,7 +52,7 @@ SAMPLERS = {
 SWITCHES = [
     {},
     {"control_variate": True},
-    {"num_burnin_steps": 3, "num_steps_bw_draws": 2, "runs_per_pass": 2},
+    {"num_burnin_steps": 3, "num_steps_bw_draws": 2},
     {"start": "gaussian", "control_variate": True, "num_burnin_steps": 2},
 ]
 
@@ -101,14 +100,12 @@ def test_only_the_new_draws_are_computed() -> None:
 
 
 def test_losses_per_token_go_on_too_or_are_those_of_the_new_draws() -> None:
-    whole, short = draw(13, per_token=True), draw(5, per_token=True)
-    assert_same(draw(13, per_token=True, resume=short), whole)
-    new = draw(13, per_token=True, resume=draw(5))
-    for key, array in whole.tokens.items():
-        np.testing.assert_array_equal(new.tokens[key], array[:, 5:])
-    for name in DATA:
-        np.testing.assert_array_equal(new.rows[name], whole.rows[name][5:])
-    assert draw(13, resume=short).tokens == {}
+    whole, short = draw(13, observe=TOKENS), draw(5, observe=TOKENS)
+    assert_same(draw(13, observe=TOKENS, resume=short), whole)
+    new = draw(13, observe=TOKENS, resume=draw(5))
+    for name in TOKENS:
+        np.testing.assert_array_equal(new.observed[name], whole.observed[name][:, :, 5:])
+    assert not set(TOKENS) & set(draw(13, resume=short).observed)
 
 
 def test_a_diverged_chain_stays_diverged_and_its_neighbours_go_on() -> None:
@@ -136,7 +133,7 @@ def test_a_diverged_chain_stays_diverged_and_its_neighbours_go_on() -> None:
 def test_what_target_se_has_stopped_stays_stopped_and_the_rest_goes_on() -> None:
     def some(num_draws: int, target_se: float | None, **options) -> rllc.Draws:
         sampling = rllc.Sampling(2, batch_size=4, target_se=target_se, num_probes=2)
-        return draw(num_draws, sampling, weights=["0:1", "0:2", "1:2"], per_token=True, **options)
+        return draw(num_draws, sampling, weights=["0:1", "0:2", "1:2"], observe=TOKENS, **options)
 
     error = float(np.median(rllc.Estimate.of(some(80, None)).standard_error))
     whole, short = some(120, error), some(60, error)
@@ -166,10 +163,10 @@ def test_states_hold_what_is_needed_and_nothing_else() -> None:
     assert names(sampler=rllc.sghmc()) == least | {"sampler.momentum"}
     assert names(sampler=rllc.rmsprop_sgld()) == least | {"sampler.square", "sampler.fed"}
     assert names(sampling=replace(SAMPLING, control_variate=True, start="gaussian")) == least | {
-        "slope",
+        "prepared.control",
         "spread",
     }
-    assert draw(3, keep_states=False).states == {}
+    assert draw(3, compute=QUIET).states == {}
 
 
 def test_what_cannot_go_on_is_refused() -> None:
@@ -192,7 +189,7 @@ def test_what_cannot_go_on_is_refused() -> None:
         ),
         ({"loss": rllc.distillation(other)}, "`resume` is of another model or loss"),
         (
-            {"resume": draw(5, keep_states=False)},
+            {"resume": draw(5, compute=QUIET)},
             r"has no states of the chains of \('0:1', 'a'\); expected draws of",
         ),
         ({"resume": draw(10)}, r"num_draws: 10 there, 9 now \(it can only grow\)"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
+from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
 from torch import Tensor, nn
 
 import rllc
@@ -132,7 +132,7 @@ def test_every_draw_equals_a_loop_over_one_model_at_a_time(
         "any module": lambda m, b: rllc.next_token(m, b),
     }.get(case)
     slow = soft_loss if case == "distillation" else token_loss
-    draws = rllc.sample(model, TOKENS, CHOSEN, loss=ours, sampling=sampling, progress=False)  # type: ignore[arg-type]
+    draws = rllc.sample(model, TOKENS, CHOSEN, loss=ours, sampling=sampling, compute=QUIET)  # type: ignore[arg-type]
     *_, last = rllc.iterate(model, TOKENS, CHOSEN, loss=ours, sampling=sampling)  # type: ignore[arg-type]
     for r, weights in enumerate(CHOSEN):
         if r in (0, 2, 3, 4):  # two heads show what all would
@@ -154,7 +154,7 @@ def test_draws_are_counted_after_burn_in_and_between_steps() -> None:
     steps = list(rllc.iterate(MODEL, TOKENS, "0:1", sampling=sampling))
     assert [s.step for s in steps] == list(range(1, 11))
     assert [s.draw for s in steps] == [None] * 5 + [0, None, 1, None, 2]
-    draws = rllc.sample(MODEL, TOKENS, "0:1", sampling=sampling, progress=False)
+    draws = rllc.sample(MODEL, TOKENS, "0:1", sampling=sampling, compute=QUIET)
     assert draws.loss[0, 0].tolist() == [float(s.loss[0, 0]) for s in steps if s.draw is not None]
     assert draws.baseline[0, 0].tolist() == [
         float(s.baseline[0]) for s in steps if s.draw is not None
@@ -175,7 +175,7 @@ def test_the_center_is_never_a_draw_and_burn_in_never_in_the_mean() -> None:
             num_draws=4, num_burnin_steps=burnin, num_steps_bw_draws=between, batch_size=8
         )
         draws = rllc.sample(
-            model, x, loss=loss_of_quadratic, sampler=counter, sampling=sampling, progress=False
+            model, x, loss=loss_of_quadratic, sampler=counter, sampling=sampling, compute=QUIET
         )
         at = burnin + between * np.arange(1, 5)
         assert np.allclose(draws.loss, 1.5 * at**2)
@@ -193,52 +193,57 @@ def test_a_loss_is_measured_on_the_next_minibatch_which_also_gives_the_next_grad
 
     x = torch.randn(12, 3)
     sampling = rllc.Sampling(num_chains=1, num_draws=4, batch_size=4)
-    steps = list(rllc.iterate(nn.Linear(3, 1), x, loss=loss, sampling=sampling))
+    observe = {"rows": rllc.minibatch_rows()}
+    linear = nn.Linear(3, 1)
+    steps = list(rllc.iterate(linear, x, loss=loss, sampling=sampling, observe=observe))
     batches = Minibatches(12, 4, seed=0)
     for t, step in enumerate(steps, start=1):
-        assert torch.equal(
-            step.rows["data"], batches[t]
-        )  # step t used batch t − 1, its loss is on batch t
+        # Step t used batch t − 1; its loss is on batch t.
+        assert torch.equal(step.observed["rows"][0, 0], batches[t])
     model = nn.Linear(3, 1)
-    for step in rllc.iterate(model, x, loss=square, sampling=sampling):
+    for step in rllc.iterate(model, x, loss=square, sampling=sampling, observe=observe):
         moved = copy.deepcopy(model)
+        rows = step.observed["rows"][0, 0]
         bias, weight = step.positions(0)[0][:1], step.positions(0)[0][1:]  # alphabetical
         moved.load_state_dict({"weight": weight[None], "bias": bias})
-        assert (
-            abs(float(step.loss[0, 0]) - square(moved, x[step.rows["data"]]).mean().item()) < 1e-5
-        )
-        assert (
-            abs(float(step.baseline[0]) - square(model, x[step.rows["data"]]).mean().item()) < 1e-5
-        )
+        assert abs(float(step.loss[0, 0]) - square(moved, x[rows]).mean().item()) < 1e-5
+        assert abs(float(step.baseline[0]) - square(model, x[rows]).mean().item()) < 1e-5
 
 
 def test_losses_per_token_have_the_loss_as_their_mean() -> None:
     data = {"a": tiny_tokens(seed=1), "b": tiny_tokens(num_rows=9, pos=5, seed=2)}
-    draws = rllc.sample(
-        MODEL, data, ["0:1", "1:0", rllc.layer(0)], sampling=SHORT, per_token=True, progress=False
-    )
-    plain = rllc.sample(MODEL, data, ["0:1", "1:0", rllc.layer(0)], sampling=SHORT, progress=False)
+    observe = {
+        "tokens": rllc.minibatch_losses(keep="all"),
+        "rise": rllc.minibatch_losses(),
+        "rows": rllc.minibatch_rows(),
+    }
+    weights = ["0:1", "1:0", rllc.layer(0)]
+    draws = rllc.sample(MODEL, data, weights, sampling=SHORT, observe=observe, compute=QUIET)
+    plain = rllc.sample(MODEL, data, weights, sampling=SHORT, compute=QUIET)
     assert (draws.loss == plain.loss).all()
-    assert not plain.tokens
-    assert not plain.rows
-    for r, name in enumerate(zip(draws.weights, draws.data, strict=True)):
-        pos = data[name[1]].num_positions
-        assert draws.tokens[name].shape == (2, 5, 4, pos - 1)
-        assert np.allclose(draws.tokens[name].astype(float).mean((2, 3)), draws.loss[r], atol=1e-6)
-        assert np.allclose(
-            draws.token_baseline[name[1]].astype(float).mean((1, 2)), draws.baseline[r], atol=1e-6
-        )
-    for name, rows in draws.rows.items():  # token losses belong to the rows they say
-        batch = data[name].rows[torch.from_numpy(rows[2])].long()
-        expected = rllc.next_token(MODEL, batch).detach().numpy()
-        assert np.allclose(draws.token_baseline[name][2], expected, atol=1e-5)
+    assert not set(observe) & set(plain.observed)
+    tokens, rise = draws.observed["tokens"], draws.observed["rise"]
+    assert tokens.shape == (6, 2, 5, 4, 6)
+    for row, (_, name) in enumerate(draws.names):
+        pos = data[name].num_positions - 1
+        # Rows of the data set with the shorter ones end in NaN.
+        assert np.isnan(tokens[row, ..., pos:]).all()
+        values = tokens[row, ..., :pos].astype(float)
+        assert np.allclose(values.mean((2, 3)), draws.loss[row], atol=1e-6)
+        # A loss belongs to the row that it says, and is kept as its difference to w*.
+        rows = torch.from_numpy(draws.observed["rows"][row, 1, 2])
+        batch = data[name].rows[rows].long()
+        baseline = rllc.next_token(MODEL, batch).detach().numpy()
+        differences = values[1, 2] - baseline
+        assert np.allclose(rise[row, 1, 2, :, :pos], differences, atol=1e-5, rtol=1e-3)
 
 
 def test_positions_are_the_selected_weights_of_each_chain() -> None:
     weights = ["0:1", "1:2", rllc.layer(0)]
     for passes in (None, 1, 2):
-        sampling = replace(SHORT, runs_per_pass=passes, num_draws=2)
-        *_, step = rllc.iterate(MODEL, TOKENS, weights, sampling=sampling)
+        compute = rllc.Compute(runs_per_pass=passes)
+        sampling = replace(SHORT, num_draws=2)
+        *_, step = rllc.iterate(MODEL, TOKENS, weights, sampling=sampling, compute=compute)
         for r, w in enumerate(("0:1", "1:2", rllc.layer(0))):
             (alone,) = list(rllc.iterate(MODEL, TOKENS, w, sampling=sampling))[-1:]
             count = (rllc.head(w) if isinstance(w, str) else w).count(MODEL)
@@ -305,7 +310,7 @@ def test_quadratic_has_its_exact_law(
 ) -> None:
     law = SGLDLaw(CURVATURES.numpy(), lr=lr, localization=localization, n_beta=sampling.n_beta)
     est = rllc.estimate(Quadratic(CURVATURES), torch.zeros(8, len(CURVATURES)), loss=loss_of_quadratic,
-                        sampler=rllc.sgld(lr, localization), sampling=sampling, progress=False)  # fmt: skip
+                        sampler=rllc.sgld(lr, localization), sampling=sampling, compute=QUIET)  # fmt: skip
     z = z_of_estimate(law, est["everything"], sampling)
     assert abs(z) < 5
     assert (
@@ -328,7 +333,7 @@ def test_minibatch_noise_widens_the_law_by_its_exact_factor() -> None:
         num_chains=4, num_draws=200, num_burnin_steps=20, batch_size=batch, n_beta=n_beta
     )
     est = rllc.estimate(Quadratic(curvatures), x, loss=loss_of_quadratic, sampler=rllc.sgld(lr, 50.0), sampling=sampling,
-                        progress=False)  # fmt: skip
+                        compute=QUIET)  # fmt: skip
     assert abs(z_of_estimate(law, est["everything"], sampling)) < 5
     assert z_of_estimate(quiet, est["everything"], sampling) > 20  # the correction is not small
 
@@ -341,7 +346,7 @@ def test_the_baseline_on_the_same_minibatch_takes_the_datas_noise_out() -> None:
 
     x = torch.randn(400, 1, generator=generator("difficulty"))
     sampling = rllc.Sampling(num_chains=2, num_draws=50, batch_size=8)
-    draws = rllc.sample(Quadratic(torch.ones(20)), x, loss=loss, sampling=sampling, progress=False)
+    draws = rllc.sample(Quadratic(torch.ones(20)), x, loss=loss, sampling=sampling, compute=QUIET)
     assert draws.loss.std() > 10
     assert draws.llc.std() < 1
 
@@ -354,8 +359,11 @@ def noise_of(
 ) -> dict[tuple[str, str], Tensor]:
     """The random numbers that each refinement's chains get at their last step, bit for bit."""
     refinements = refine.product(weights, data)  # type: ignore[arg-type]
+    passes = rllc.Compute(runs_per_pass=changes.pop("runs_per_pass", None))
     sampling = replace(SHORT, **{"num_draws": 2} | changes)
-    *_, step = rllc.iterate(MODEL, data, weights, sampler=pure_noise(), sampling=sampling)  # type: ignore[arg-type]
+    *_, step = rllc.iterate(
+        MODEL, data, weights, sampler=pure_noise(), sampling=sampling, compute=passes
+    )
     return {r.name: step.positions(i) for i, r in enumerate(refinements)}
 
 
@@ -407,10 +415,10 @@ def test_noise_depends_on_what_it_is_for_and_not_on_names() -> None:
 def test_losses_are_the_same_alone_in_company_and_in_passes_of_any_size(
     runs_per_pass: int | None,
 ) -> None:
-    together = rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, progress=False)
-    sampling = replace(SHORT, runs_per_pass=runs_per_pass)
+    together = rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, compute=QUIET)
+    compute = rllc.Compute(runs_per_pass=runs_per_pass, progress=False)
     for weights in (CHOSEN[::-1], [CHOSEN[4]], [CHOSEN[6]]):
-        part = rllc.sample(MODEL, {"b": DATA["b"]}, weights, sampling=sampling, progress=False)
+        part = rllc.sample(MODEL, {"b": DATA["b"]}, weights, sampling=SHORT, compute=compute)
         for i, name in enumerate(zip(part.weights, part.data, strict=True)):
             r = list(zip(together.weights, together.data, strict=True)).index(name)
             assert abs(part.loss[i] - together.loss[r]).max() < 5e-6
@@ -425,8 +433,8 @@ def test_losses_of_any_module_are_the_same_in_passes_of_any_size() -> None:
             x,
             [rllc.parameters("0.*"), rllc.parameters("2.*")],
             loss=square,
-            sampling=replace(SHORT, runs_per_pass=passes),
-            progress=False,
+            sampling=SHORT,
+            compute=rllc.Compute(runs_per_pass=passes, progress=False),
         )
         for passes in (None, 1, 3)
     ]
@@ -435,25 +443,27 @@ def test_losses_of_any_module_are_the_same_in_passes_of_any_size() -> None:
 
 
 def test_minibatches_are_the_same_for_all_refinements_and_in_company() -> None:
-    together = [step.rows for step in rllc.iterate(MODEL, DATA, CHOSEN, sampling=SHORT)]
-    alone = [step.rows for step in rllc.iterate(MODEL, {"b": DATA["b"]}, "0:1", sampling=SHORT)]
-    assert all(torch.equal(t["b"], a["b"]) for t, a in zip(together, alone, strict=True))
+    options = {"sampling": SHORT, "observe": {"rows": rllc.minibatch_rows()}, "compute": QUIET}
+    together = rllc.sample(MODEL, DATA, CHOSEN, **options)
+    alone = rllc.sample(MODEL, {"b": DATA["b"]}, "0:1", **options)
+    for row in together.names.select(data="b"):
+        assert (together.observed["rows"][row] == alone.observed["rows"][0, :1]).all()
 
 
 def test_the_same_call_gives_the_same_bits() -> None:
     first, second = (
-        rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, progress=False) for _ in range(2)
+        rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, compute=QUIET) for _ in range(2)
     )
     assert (first.loss == second.loss).all()
     assert (first.baseline == second.baseline).all()
 
 
 def test_the_state_of_the_world_does_not_matter() -> None:
-    first = rllc.sample(MODEL, TOKENS, "0:1", sampling=SHORT, progress=False)
+    first = rllc.sample(MODEL, TOKENS, "0:1", sampling=SHORT, compute=QUIET)
     model = copy.deepcopy(MODEL).train().requires_grad_(False)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1234)
-        second = rllc.sample(model, TOKENS, "0:1", sampling=SHORT, progress=False)
+        second = rllc.sample(model, TOKENS, "0:1", sampling=SHORT, compute=QUIET)
     assert (first.loss == second.loss).all()
 
 
@@ -472,8 +482,8 @@ def test_a_diverging_refinement_leaves_its_neighbours_alone() -> None:
         lambda m, x: m(x) + 0 * float(m(x).detach().sum()),
     ):  # together, one by one
         sampling = rllc.Sampling(num_draws=60, batch_size=8)
-        est = rllc.estimate(model, x, two, loss=loss, sampling=sampling, progress=False)
-        alone = rllc.estimate(model, x, two[1], loss=loss, sampling=sampling, progress=False)
+        est = rllc.estimate(model, x, two, loss=loss, sampling=sampling, compute=QUIET)
+        alone = rllc.estimate(model, x, two[1], loss=loss, sampling=sampling, compute=QUIET)
         assert np.isnan(est["wild"].value)
         assert est["calm"].status == "ok"
         assert est["calm"].value == pytest.approx(alone["calm"].value, rel=1e-5)
@@ -509,19 +519,19 @@ def public_calls() -> dict[str, Callable[[nn.Module, Tensor], object]]:
         return steps  # suspended in the middle
 
     return {
-        "sample": lambda m, x: rllc.sample(m, x, loss=square, sampling=SHORT, progress=False),
-        "estimate": lambda m, x: rllc.estimate(m, x, loss=square, sampling=SHORT, progress=False),
+        "sample": lambda m, x: rllc.sample(m, x, loss=square, sampling=SHORT, compute=QUIET),
+        "estimate": lambda m, x: rllc.estimate(m, x, loss=square, sampling=SHORT, compute=QUIET),
         "train mode": lambda m, x: rllc.sample(
-            m, x, loss=square, sampling=replace(SHORT, train_mode=True), progress=False
+            m, x, loss=square, sampling=replace(SHORT, train_mode=True), compute=QUIET
         ),
         "abandoned": abandoned,
         "held": held,
-        "failing": lambda m, x: rllc.sample(m, x, loss=failing, sampling=SHORT, progress=False),
+        "failing": lambda m, x: rllc.sample(m, x, loss=failing, sampling=SHORT, compute=QUIET),
         "refused": lambda m, x: rllc.sample(
-            m, x, loss=square, sampling=replace(SHORT, batch_size=99), progress=False
+            m, x, loss=square, sampling=replace(SHORT, batch_size=99), compute=QUIET
         ),
         "diverging": lambda m, x: rllc.sample(
-            m, x, loss=square, sampler=rllc.sgld(10.0), sampling=SHORT, progress=False
+            m, x, loss=square, sampler=rllc.sgld(10.0), sampling=SHORT, compute=QUIET
         ),
     }
 
@@ -547,15 +557,15 @@ def test_an_attention_only_and_its_generator_are_left_as_they_were(loss: object)
     model = tiny_model().train()
     model.embed.W_E.grad = torch.ones_like(model.embed.W_E)
     with unchanged(model), unchanged(GENERATOR):
-        rllc.sample(model, TOKENS, CHOSEN, loss=loss, sampling=SHORT, progress=False)  # type: ignore[arg-type]
+        rllc.sample(model, TOKENS, CHOSEN, loss=loss, sampling=SHORT, compute=QUIET)  # type: ignore[arg-type]
         next(rllc.iterate(model, TOKENS, CHOSEN, loss=loss, sampling=SHORT))  # type: ignore[arg-type]
 
 
 def test_a_model_and_its_data_are_not_kept_alive_by_results() -> None:
-    draws = rllc.sample(MODEL, TOKENS, "0:1", sampling=SHORT, per_token=True, progress=False)
+    observe = {"tokens": rllc.minibatch_losses(), "rows": rllc.minibatch_rows()}
+    draws = rllc.sample(MODEL, TOKENS, "0:1", sampling=SHORT, observe=observe, compute=QUIET)
     assert all(
-        isinstance(a, np.ndarray)
-        for a in (draws.loss, draws.baseline, *draws.tokens.values(), *draws.rows.values())
+        isinstance(a, np.ndarray) for a in (draws.loss, draws.baseline, *draws.observed.values())
     )
 
 
@@ -567,7 +577,7 @@ def test_a_model_and_its_data_are_not_kept_alive_by_results() -> None:
 def test_a_diverging_chain_is_never_a_finite_number(num_draws: int, loss: object) -> None:
     sampling = rllc.Sampling(num_draws=num_draws, batch_size=4)
     est = rllc.estimate(MODEL, TOKENS, ["0:1", "1:2", rllc.everything()], loss=loss, sampler=rllc.sgld(lr=1e-3 * 1e4),
-                        sampling=sampling, progress=False)  # type: ignore[arg-type]  # fmt: skip
+                        sampling=sampling, compute=QUIET)  # type: ignore[arg-type]  # fmt: skip
     assert np.isnan(est.value).all()
     assert np.isnan(est.standard_error).all()
     for status in est.status:
@@ -582,7 +592,7 @@ def test_one_draw_is_enough_to_see_that_the_prior_alone_diverges() -> None:
         loss=loss_of_quadratic,
         sampler=rllc.sgld(lr=10.0),
         sampling=rllc.Sampling(num_draws=1, batch_size=4),
-        progress=False,
+        compute=QUIET,
     )
     assert np.isnan(est["everything"].value)
     assert est["everything"].status == "diverged: chain 0 at step 1 (and 3 more); lower lr"
@@ -593,7 +603,7 @@ def test_a_chain_that_slowly_diverges_is_seen_before_it_overflows() -> None:
     assert law.decay[0] == pytest.approx(-2, rel=1e-2)  # doubles at each step
     sampling = rllc.Sampling(num_draws=30, batch_size=8, n_beta=1.0, num_chains=3)
     draws = rllc.sample(Quadratic(torch.tensor([6000.0])), torch.zeros(8, 1), loss=loss_of_quadratic,
-                        sampler=rllc.sgld(1e-3, 1.0), sampling=sampling, progress=False)  # fmt: skip
+                        sampler=rllc.sgld(1e-3, 1.0), sampling=sampling, compute=QUIET)  # fmt: skip
     for chain, step in enumerate(draws.diverged[0]):
         assert 3 < step < 20
         assert np.isfinite(draws.loss[0, chain, : step - 1]).all()
@@ -607,7 +617,7 @@ def test_a_chain_that_meets_a_non_finite_loss_stays_broken() -> None:
     model = Quadratic(torch.ones(3))
     model.v.data.zero_()
     sampling = rllc.Sampling(num_draws=50, batch_size=8)
-    draws = rllc.sample(model, torch.zeros(8, 1), loss=fragile, sampling=sampling, progress=False)
+    draws = rllc.sample(model, torch.zeros(8, 1), loss=fragile, sampling=sampling, compute=QUIET)
     assert (draws.diverged > 0).all()
     for chain, step in enumerate(draws.diverged[0]):
         assert np.isnan(draws.loss[0, chain, step - 1 :]).all()
@@ -621,7 +631,7 @@ def test_a_chain_that_starts_away_from_the_center_is_not_taken_for_diverged(
 ) -> None:
     sampling = rllc.Sampling(num_draws=20, batch_size=4, start="gaussian")
     weights, sampler = ["0:1", rllc.everything()], rllc.sgld(lr, localization)
-    est = rllc.estimate(MODEL, TOKENS, weights, sampler=sampler, sampling=sampling, progress=False)
+    est = rllc.estimate(MODEL, TOKENS, weights, sampler=sampler, sampling=sampling, compute=QUIET)
     assert np.isfinite(est.value).all()
 
 
@@ -630,7 +640,7 @@ def test_a_chain_far_from_a_minimum_is_not_taken_for_diverged() -> None:
     model = nn.Linear(3, 1)
     model.weight.data.fill_(3.0)
     est = rllc.estimate(
-        model, torch.randn(64, 3), loss=square, sampling=rllc.Sampling(num_draws=50), progress=False
+        model, torch.randn(64, 3), loss=square, sampling=rllc.Sampling(num_draws=50), compute=QUIET
     )
     assert est["everything"].value < -5
     assert est["everything"].status.endswith(
@@ -644,14 +654,20 @@ GOOD = {"num_chains": 2, "num_draws": 2, "batch_size": 4}
 
 
 @pytest.mark.parametrize(
-    "name", ["num_chains", "num_draws", "num_steps_bw_draws", "batch_size", "runs_per_pass"]
+    ("kind", "name"),
+    [
+        (rllc.Sampling, "num_chains"),
+        (rllc.Sampling, "num_draws"),
+        (rllc.Sampling, "num_steps_bw_draws"),
+        (rllc.Sampling, "batch_size"),
+        (rllc.Compute, "runs_per_pass"),
+    ],
 )
 @pytest.mark.parametrize("value", [0, -1, 1.5, "4", True])
-def test_counts_must_be_positive_integers(name: str, value: object) -> None:
-    with pytest.raises(
-        InputError, match=f"Sampling: `{name}` must be an integer of at least 1, got {value!r}"
-    ):
-        rllc.Sampling(**{name: value})  # type: ignore[arg-type]
+def test_counts_must_be_positive_integers(kind: type, name: str, value: object) -> None:
+    message = f"{kind.__name__}: `{name}` must be an integer of at least 1, got {value!r}"
+    with pytest.raises(InputError, match=message):
+        kind(**{name: value})
 
 
 def test_burn_in_must_not_be_negative() -> None:
@@ -675,7 +691,7 @@ def test_autocast_is_bfloat16_or_none() -> None:
 
 
 def test_settings_say_what_was_sampled_and_not_where() -> None:
-    settings = rllc.Sampling(num_draws=7, runs_per_pass=3, device="cpu").settings
+    settings = rllc.Sampling(num_draws=7).settings
     assert settings["num_draws"] == 7
     assert "n_beta" in settings
     assert not {"runs_per_pass", "device"} & set(settings)
@@ -732,10 +748,3 @@ def test_what_cannot_work_is_refused_before_any_chain_runs(
     given = good | arguments
     with pytest.raises(InputError, match=re.compile(message, re.DOTALL)):
         call(given.pop("model"), given.pop("data"), given.pop("weights"), **given)
-
-
-def test_positions_of_a_step_that_is_over_are_refused_by_sample() -> None:
-    from rllc.sample import _forgotten
-
-    with pytest.raises(InputError, match=r"read them inside the loop over rllc\.iterate"):
-        _forgotten(0)

@@ -19,6 +19,7 @@ import rllc
 from rllc import testing
 from rllc.errors import InputError
 from rllc.samplers import (
+    Energy,
     Prior,
     Random,
     Sampler,
@@ -42,20 +43,23 @@ def noise(num_chains: int, dim: int, seed: Any = 0) -> Random:
 
 def quadratic(
     curvatures: Sequence[float], center: float = 0.0, gradient_noise: float = 0.0, seed: int = 0
-) -> Any:
+) -> Energy:
     """½ Σ k (v − center)², with fresh gradient noise of that standard deviation for every run and call."""
     k, stream = torch.tensor(curvatures, dtype=torch.float32), generator("gradient noise", seed)
 
-    def energy(position: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(position: Tensor) -> tuple[Tensor, Tensor]:
         away = position - center
         linear = gradient_noise * torch.randn(position.shape, generator=stream)
         return (0.5 * k * away.square() + linear * away).double().sum(1), k * away + linear
 
-    return energy
+    return Energy(loss)
 
 
-def flat(position: Tensor) -> tuple[Tensor, Tensor]:
+def flat_loss(position: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros(len(position), dtype=torch.float64), torch.zeros_like(position)
+
+
+FLAT = Energy(flat_loss)
 
 
 def draws(
@@ -157,8 +161,7 @@ def test_sghmc_lyapunov_equation() -> None:
 
 def test_rmsprop_is_sgld_with_a_fixed_scale_once_held() -> None:
     lr, n_beta, k, alpha, eps = 2e-4, 100.0, np.array([0.3, 1.0, 3.0]).repeat(10), 0.9, 0.1
-    energy = quadratic(n_beta * k)
-    energy.n_beta = n_beta
+    energy = Energy(quadratic(k).loss, n_beta)
     sampler = rmsprop_sgld(lr, 10.0, alpha, eps, num_adaptation_steps=30)
     state, random, sums = (
         sampler.init(torch.zeros(100, 30)),
@@ -179,8 +182,7 @@ def test_rmsprop_is_sgld_with_a_fixed_scale_once_held() -> None:
 def test_rmsprop_statistics_are_of_the_loss_gradient_bias_corrected() -> None:
     """v̂ as the weighted mean of all squared gradients of ℓ; nβ and the prior are not in it."""
     k, n_beta = torch.tensor([0.5, 2.0, 7.0]), 30.0
-    energy = quadratic((n_beta * k).tolist())
-    energy.n_beta = n_beta
+    energy = Energy(quadratic(k.tolist()).loss, n_beta)
     sampler = rmsprop_sgld(1e-4, 200.0, alpha=0.95, num_adaptation_steps=20)
     state, random = sampler.init(torch.full((1, 3), 0.3)), noise(1, 3)
     squares = []
@@ -203,8 +205,7 @@ def test_rmsprop_takes_an_energy_without_n_beta_as_the_loss_and_lives_with_n_bet
     sampler = rmsprop_sgld(1e-4, 0.0)
     state = sampler.step(sampler.init(torch.ones(1, 2)), quadratic([2.0, 3.0]), noise(1, 2))
     torch.testing.assert_close(state.square, 0.01 * torch.tensor([[4.0, 9.0]]))
-    control = quadratic([0.0, 0.0])
-    control.n_beta = 0.0
+    control = Energy(quadratic([2.0, 3.0]).loss, n_beta=0.0)
     state = sampler.step(sampler.init(torch.ones(1, 2)), control, noise(1, 2))
     assert bool(state.position.isfinite().all())
     assert float(state.square.abs().max()) == 0
@@ -215,8 +216,7 @@ def test_rmsprop_takes_an_energy_without_n_beta_as_the_loss_and_lives_with_n_bet
 def test_rmsprop_on_the_regular_model_with_lambda_1000(lr: float, num_steps: int) -> None:
     """Held: within 2 % of λ = 1000, and on its law. Adapting for ever: 8 % or more too large, as its docstring says."""
     n_beta, dim, chains = 100.0, 2000, 4
-    energy = quadratic([n_beta] * dim)
-    energy.n_beta = n_beta
+    energy = Energy(quadratic([1.0] * dim).loss, n_beta)
     value = {}
     for adapt in (100, None):
         sampler = rmsprop_sgld(lr, localization=0.0, num_adaptation_steps=adapt)
@@ -318,7 +318,7 @@ def test_a_box_on_a_flat_loss_is_uniform(make: Callable[..., Sampler]) -> None:
     b = 0.1
     sampler = make(lr=2e-3, prior=box(b))
     center = torch.tensor([0.0, 1.0, -3.0]).repeat_interleave(20).repeat(100, 1)
-    found = draws(sampler, flat, center, 200, 100).unflatten(2, (3, 20))
+    found = draws(sampler, FLAT, center, 200, 100).unflatten(2, (3, 20))
     assert float(found.abs().max()) <= b + 1e-6
     assert np.abs(z_scores(found.mean(3), 0.0)).max() < Z
     assert np.abs(z_scores(found.square().mean(3), b**2 / 3)).max() < Z
@@ -354,7 +354,7 @@ def test_a_gaussian_in_a_box_is_truncated_in_the_limit_of_small_steps(
     truth = stats.truncnorm(-1.0, 1.0, scale=0.5).var()
     lr = 2e-3 if make is not rmsprop_sgld else 2e-4  # a flat loss has G = 1/eps = 10
     found = draws(
-        make(lr=lr, prior=box(0.5, localization=4.0)), flat, torch.full((20, 200), 2.0), 2000, 500
+        make(lr=lr, prior=box(0.5, localization=4.0)), FLAT, torch.full((20, 200), 2.0), 2000, 500
     )
     assert float(found.square().mean()) == pytest.approx(truth, rel=0.01)
 
@@ -486,7 +486,12 @@ def test_sample_says_what_n_beta_is() -> None:
     sampling = rllc.Sampling(num_draws=3, batch_size=16, n_beta=7.0)
     spy = Sampler("spy", 1e-3, 200.0, sgld().init, step)
     rllc.sample(
-        torch.nn.Linear(1, 1), LINE, loss=squared, sampler=spy, sampling=sampling, progress=False
+        torch.nn.Linear(1, 1),
+        LINE,
+        loss=squared,
+        sampler=spy,
+        sampling=sampling,
+        compute=rllc.Compute(progress=False),
     )
     assert set(seen) == {7.0}
 
@@ -502,7 +507,7 @@ def test_full_batch_samplers_refuse_minibatches() -> None:
                 loss=squared,
                 sampler=sampler,
                 sampling=sampling,
-                progress=False,
+                compute=rllc.Compute(progress=False),
             )
 
 
@@ -528,7 +533,12 @@ def test_estimates_of_a_linear_regression(sampler: Sampler, exact: bool) -> None
     )
     loss = lambda m, batch: 0.5 * (m(batch) - batch @ teacher.T)[:, 0].square()  # noqa: E731
     draws = rllc.sample(
-        model, inputs, loss=loss, sampler=sampler, sampling=sampling, progress=False
+        model,
+        inputs,
+        loss=loss,
+        sampler=sampler,
+        sampling=sampling,
+        compute=rllc.Compute(progress=False),
     )
     a = n_beta * h.double().numpy() + 10.0
     each = 0.5 * (a - 10.0) / a / (1.0 if exact else 1 - sampler.lr * a / 4)
@@ -636,8 +646,7 @@ def test_devinterps_rmsprop_adapts_for_ever_and_ours_can_too() -> None:
         weights.grad = weights.detach().clone()
         optimizer.step()
         theirs.append(n_beta / 2 * float(weights.detach().double().square().sum()))
-    energy = quadratic([n_beta] * 2000)
-    energy.n_beta = n_beta
+    energy = Energy(quadratic([1.0] * 2000).loss, n_beta)
     found = draws(
         rmsprop_sgld(lr, 0.0, num_adaptation_steps=None),
         energy,

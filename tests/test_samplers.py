@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokens
+from tiny import QUIET, tiny_model, tiny_tokens
 
 import rllc
 from rllc.errors import InputError
@@ -105,7 +105,7 @@ def test_a_sampler_of_your_own_runs_in_the_engine() -> None:
     model, tokens = tiny_model(), tiny_tokens()
     sampling = rllc.Sampling(num_draws=3, batch_size=4)
     found = [
-        rllc.sample(model, tokens, "0:1", sampler=sampler, sampling=sampling, progress=False)
+        rllc.sample(model, tokens, "0:1", sampler=sampler, sampling=sampling, compute=QUIET)
         for sampler in (
             base,
             rllc.Sampler("halfway", base.lr, base.localization, base.init, halfway),
@@ -115,7 +115,7 @@ def test_a_sampler_of_your_own_runs_in_the_engine() -> None:
     still = rllc.Sampler(
         "still", 1e-3, 0.0, base.init, lambda state, energy, _: (energy(state.position), state)[1]
     )
-    draws = rllc.sample(model, tokens, "0:1", sampler=still, sampling=sampling, progress=False)
+    draws = rllc.sample(model, tokens, "0:1", sampler=still, sampling=sampling, compute=QUIET)
     assert abs(draws.llc).max() < 1e-4
 
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny import SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
+from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
 
 import rllc
 from rllc.data import Minibatches
@@ -26,7 +26,7 @@ def _first_draws(
         loss=loss_of_quadratic,
         sampler=rllc.sgld(lr=1e-3, localization=200.0),
         sampling=rllc.Sampling(num_chains=num_chains, num_draws=32, batch_size=16, start=start),
-        progress=False,
+        compute=QUIET,
     )
     first = draws.llc[0, :, 0]
     return first.mean(), first.std() / num_chains**0.5
@@ -79,7 +79,7 @@ def test_starting_from_w_star_stays_the_default_and_other_words_are_refused() ->
             tiny_tokens(),
             sampler=rllc.sgld(localization=0.0),
             sampling=rllc.Sampling(num_draws=2, batch_size=4, start="gaussian"),
-            progress=False,
+            compute=QUIET,
         )
 
 
@@ -87,7 +87,7 @@ def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
     model, data = tiny_model(), tiny_tokens()
     settings = {"num_chains": 2, "num_draws": 120, "batch_size": 4}
     whole = rllc.sample(
-        model, data, rllc.heads(model), sampling=rllc.Sampling(**settings), progress=False
+        model, data, rllc.heads(model), sampling=rllc.Sampling(**settings), compute=QUIET
     )
     errors = rllc.Estimate.of(whole).standard_error
     target = float(np.median(errors) * 1.05)
@@ -96,7 +96,7 @@ def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
         data,
         rllc.heads(model),
         sampling=rllc.Sampling(**settings, target_se=target),
-        progress=False,
+        compute=QUIET,
     )
     assert len(set(stopped.lengths)) > 1
     estimate = rllc.Estimate.of(stopped)
@@ -119,7 +119,7 @@ def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() ->
         copies,
         loss=loss_of_quadratic,
         sampling=rllc.Sampling(num_draws=400, num_burnin_steps=50, batch_size=8, target_se=0.033),
-        progress=False,
+        compute=QUIET,
     )
     reached = estimate.standard_error <= 0.033
     assert 0.5 < reached.mean() < 1
@@ -136,7 +136,7 @@ def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
         data,
         "0:0",
         sampling=rllc.Sampling(**settings, num_burnin_steps=0),
-        progress=False,
+        compute=QUIET,
     )
     target = float(errors.standard_error.mean())
     draws = rllc.sample(
@@ -144,18 +144,21 @@ def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
         data,
         "0:0",
         sampling=rllc.Sampling(**settings, target_se=target),
-        per_token=True,
-        progress=False,
+        observe={"tokens": rllc.minibatch_losses(), "rows": rllc.minibatch_rows()},
+        compute=QUIET,
     )
-    for i, name in enumerate(("a", "b")):
-        assert draws.tokens["0:0", name].shape[:2] == (2, draws.lengths[i])
-        assert len(draws.token_baseline[name]) == len(draws.rows[name]) >= draws.lengths[i]
+    assert draws.lengths[0] != draws.lengths[1]
+    for row, length in enumerate(draws.lengths):
+        assert np.isfinite(draws.observed["tokens"][row, :, :length]).all()
+        assert np.isnan(draws.observed["tokens"][row, :, length:]).all()
+        assert (draws.observed["rows"][row, :, :length] >= 0).all()
+        assert (draws.observed["rows"][row, :, length:] == -1).all()
 
 
 def test_draws_of_several_lengths_go_to_a_file_and_back(tmp_path) -> None:
     sampling = rllc.Sampling(num_chains=2, num_draws=60, batch_size=4, target_se=1e9)
     draws = rllc.sample(
-        tiny_model(), tiny_tokens(), ["0:0", "1:1"], sampling=sampling, progress=False
+        tiny_model(), tiny_tokens(), ["0:0", "1:1"], sampling=sampling, compute=QUIET
     )
     assert draws.lengths == (40, 40)
     assert rllc.Draws.load(draws.save(tmp_path / "d.npz")).lengths == (40, 40)
@@ -171,9 +174,9 @@ def test_target_se_is_for_sample_not_for_iterate_and_must_be_positive() -> None:
 @pytest.mark.parametrize("loss", [None, rllc.distillation(tiny_model(1))])
 def test_bfloat16_products_change_draws_by_rounding_only(loss) -> None:
     model, data = tiny_model(), tiny_tokens()
-    exact = rllc.sample(model, data, rllc.heads(model), loss=loss, sampling=SHORT, progress=False)
+    exact = rllc.sample(model, data, rllc.heads(model), loss=loss, sampling=SHORT, compute=QUIET)
     low = rllc.Sampling(num_chains=2, num_draws=5, batch_size=4, autocast="bfloat16")
-    rounded = rllc.sample(model, data, rllc.heads(model), loss=loss, sampling=low, progress=False)
+    rounded = rllc.sample(model, data, rllc.heads(model), loss=loss, sampling=low, compute=QUIET)
     assert not np.array_equal(exact.loss, rounded.loss)
     assert np.abs(exact.loss - rounded.loss).max() < 0.02  # bfloat16 has 8 bits
     steps = rllc.iterate(model, data, "0:0", loss=loss, sampling=low)
@@ -183,8 +186,8 @@ def test_bfloat16_products_change_draws_by_rounding_only(loss) -> None:
 def test_bfloat16_products_in_any_module() -> None:
     model, x = torch.nn.Linear(3, 1), torch.randn(8, 3)
     low = rllc.Sampling(num_chains=2, num_draws=5, batch_size=4, autocast="bfloat16")
-    exact = rllc.sample(model, x, loss=square, sampling=SHORT, progress=False)
-    rounded = rllc.sample(model, x, loss=square, sampling=low, progress=False)
+    exact = rllc.sample(model, x, loss=square, sampling=SHORT, compute=QUIET)
+    rounded = rllc.sample(model, x, loss=square, sampling=low, compute=QUIET)
     difference = np.abs(exact.loss - rounded.loss).max()
     assert 0 < difference < 0.1
 
@@ -198,19 +201,19 @@ def test_the_control_variate_leaves_only_what_minibatches_do_not_explain() -> No
         num_chains=3, num_draws=12, num_steps_bw_draws=2, batch_size=8, control_variate=True
     )
     steps = rllc.iterate(model, rows, loss=loss_of_quadratic, sampling=sampling)
-    seen = [
-        (s.rows["data"], s.positions(0) - model.start, s.loss - s.baseline[:, None] - s.control)
-        for s in steps
-        if s.draw is not None
-    ]
+    seen = []
+    for step in steps:
+        if step.draw is not None:
+            paired = step.loss - step.baseline[:, None] - step.observed["control"]
+            seen.append((step.positions(0) - model.start, paired))
     others = Minibatches(64, 8, seed=("look around", 0))
     slope = torch.stack([rows[others[t]].mean(0) for t in range(128)]).mean(0)
-    for _, away, controlled in seen:
+    for away, controlled in seen:
         assert torch.allclose(
             controlled[0].float(), 0.5 * away.square() @ curvatures + away @ slope, atol=1e-5
         )
-    draws = rllc.sample(model, rows, loss=loss_of_quadratic, sampling=sampling, progress=False)
-    assert np.allclose(draws.llc[0].T, [30.0 * controlled[0].numpy() for _, _, controlled in seen])
+    draws = rllc.sample(model, rows, loss=loss_of_quadratic, sampling=sampling, compute=QUIET)
+    assert np.allclose(draws.llc[0].T, [30.0 * controlled[0].numpy() for _, controlled in seen])
 
 
 def test_the_control_variate_changes_no_expectation_and_shrinks_the_error() -> None:
@@ -230,7 +233,7 @@ def test_the_control_variate_changes_no_expectation_and_shrinks_the_error() -> N
             rows,
             loss=loss_of_quadratic,
             sampling=rllc.Sampling(**settings, control_variate=control),
-            progress=False,
+            compute=QUIET,
         )["everything"]
         for control in (True, False)
     )
@@ -264,10 +267,11 @@ def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
     others = Minibatches(len(data), 4, seed=("look around", 0))
     around = [slope(others[t]) for t in range(128)]
     slopes, aways, controls = [], [], []
-    for step in rllc.iterate(model, data, weights, loss=loss, sampling=sampling):
-        slopes.append(slope(step.rows["tokens"]))
+    observe = {"rows": rllc.minibatch_rows()}
+    for step in rllc.iterate(model, data, weights, loss=loss, sampling=sampling, observe=observe):
+        slopes.append(slope(step.observed["rows"][0, 0]))
         aways.append([step.positions(i) for i in range(3)])
-        controls.append(step.control)
+        controls.append(step.observed["control"])
     for i, w in enumerate(weights.values()):
         masks = w.masks(model)
         flat = [torch.cat([g[n][masks[n]] for n in sorted(masks)]) for g in slopes]
@@ -295,8 +299,8 @@ def test_compiled_losses_are_the_same_to_rounding(native: bool) -> None:
             model,
             data,
             loss=loss,
-            sampling=rllc.Sampling(2, 4, batch_size=4, compile=c),
-            progress=False,
+            sampling=rllc.Sampling(2, 4, batch_size=4),
+            compute=rllc.Compute(compile=c, progress=False),
         )
         for c in (False, True)
     )
@@ -307,12 +311,11 @@ def test_compiled_losses_are_the_same_to_rounding(native: bool) -> None:
 SWITCHES = [
     {"start": "gaussian"},
     {"control_variate": True},
-    {"runs_per_pass": 1},
+    {"num_burnin_steps": 1},
     {"num_probes": 0},
     {
         "start": "gaussian",
         "control_variate": True,
-        "runs_per_pass": 3,
         "num_burnin_steps": 2,
         "num_steps_bw_draws": 2,
     },
@@ -330,20 +333,28 @@ def test_with_every_switch_the_engine_is_the_plain_loop(switches: dict[str, obje
     sampling = rllc.Sampling(2, 6, batch_size=4, **switches)
     weights = ["0:1", "1:2", rllc.everything()]
     fast, slow = (
-        rllc.sample(model, tokens, weights, loss=f, sampling=sampling, progress=False)
+        rllc.sample(model, tokens, weights, loss=f, sampling=sampling, compute=QUIET)
         for f in (None, plain)
     )
     np.testing.assert_allclose(fast.llc, slow.llc, atol=2e-4 * sampling.n_beta, rtol=0)
-    np.testing.assert_allclose(fast.noise, slow.noise, rtol=1e-2, atol=1e-9)
-    for name in fast.probes:
-        np.testing.assert_allclose(fast.probes[name], slow.probes[name], rtol=0.02, atol=1e-3)
+    np.testing.assert_allclose(
+        fast.observed["minibatch_variance"],
+        slow.observed["minibatch_variance"],
+        rtol=1e-2,
+        atol=1e-9,
+    )
+    for name in ("max_curvature", "stability", "acceptance", "discretisation"):
+        if name in fast.observed:
+            np.testing.assert_allclose(
+                fast.observed[name], slow.observed[name], rtol=0.02, atol=1e-3
+            )
 
 
 def test_bfloat16_products_change_losses_by_their_rounding() -> None:
     """Eight bits of mantissa: a logit of size z is off by about z/256, the paired difference by less."""
     model, tokens = tiny_model(), tiny_tokens()
     low, full = (
-        rllc.sample(model, tokens, rllc.heads(model), progress=False,
+        rllc.sample(model, tokens, rllc.heads(model), compute=QUIET,
                     sampling=rllc.Sampling(2, 20, batch_size=4, autocast=a)) for a in ("bfloat16", None)
     )  # fmt: skip
     assert 0 < abs(low.loss - full.loss).max() < 0.02

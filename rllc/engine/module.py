@@ -177,6 +177,6 @@ def _check_losses(losses: object, batch: Batch) -> None:
         return
     shape = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
     raise InputError(
-        f"`loss(module, batch)` must give per-example [batch] or per-token [batch, pos] losses, "
-        f"with batch = {rows} in this call, got {shape}; with a torch loss, pass reduction='none'."
+        f"`loss(module, batch)` must give per-example [batch] or per-token [batch, pos] losses; "
+        f"expected batch = {rows}, got {shape}; with a torch loss, pass reduction='none'."
     )

@@ -108,7 +108,8 @@ class _Step:
 
     def __call__(self, state: RMSPropSGLDState, energy: Energy, random: Random) -> RMSPropSGLDState:
         _, gradient = energy(state.position)
-        loss_gradient = gradient / energy.n_beta
+        # At nβ = 0, a control, the gradient of U is 0 and says nothing of ℓ.
+        loss_gradient = gradient / (energy.n_beta or 1.0)
         learning = (state.fed < self.num_adaptation_steps).to(gradient.dtype)
         weight = (1 - self.alpha) * learning[:, None]
         square = torch.lerp(state.square, loss_gradient.square_(), weight)

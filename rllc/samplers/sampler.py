@@ -97,11 +97,7 @@ class Sampler:
     law: Law | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
-            raise InputError(
-                f"{self.name}: `lr` must be a positive number, got {self.lr!r}; "
-                f"the paper uses lr=1e-3."
-            )
+        check_lr(self.name, self.lr)
         if not isinstance(self.localization, int | float) or not 0 <= self.localization < math.inf:
             raise InputError(
                 f"{self.name}: `localization` must be a number from 0 on, "
@@ -121,3 +117,15 @@ class Sampler:
             plain = isinstance(value, int | float)
             written.append(f"{name}={value:g}" if plain else f"{name}={value!r}")
         return f"{self.name}({', '.join(written)})"
+
+
+def check_lr(sampler: str, lr: float) -> None:
+    """Refuse a step size that is not a positive number.
+
+    Raises:
+        InputError: says what the paper uses.
+    """
+    if not isinstance(lr, int | float) or not 0 < lr < math.inf:
+        raise InputError(
+            f"{sampler}: `lr` must be a positive number, got {lr!r}; the paper uses lr=1e-3."
+        )

@@ -12,7 +12,7 @@ from torch import Tensor
 from rllc.errors import InputError
 from rllc.samplers.law import Law
 from rllc.samplers.prior import Prior, chosen
-from rllc.samplers.sampler import Energy, Random, Sampler
+from rllc.samplers.sampler import Energy, Random, Sampler, check_lr
 
 
 class SGHMCState(NamedTuple):
@@ -65,6 +65,7 @@ def sghmc(
     Source: Chen, Fox & Guestrin 2014 (SGHMC); Leimkuhler & Matthews 2013, the splitting "BAOAB", here begun at its kick,
     which is then whole. The law is derived from its Lyapunov equation.
     """
+    check_lr("sghmc", lr)
     prior = chosen("sghmc", localization, prior)
     if not 0 <= momentum < 1:
         raise InputError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rllc.samplers.law import Jump, Law
 from rllc.samplers.prior import Prior, chosen
-from rllc.samplers.sampler import Energy, Random, Sampler
+from rllc.samplers.sampler import Energy, Random, Sampler, check_lr
 
 
 class SGLDState(NamedTuple):
@@ -44,6 +44,7 @@ def sgld(
 
     Source: Welling & Teh 2011; arXiv 2410.02984, appendix, for the settings.
     """
+    check_lr("sgld", lr)
     prior = chosen("sgld", localization, prior)
     step = _Step(lr, prior)
     law = Langevin(lr, prior.localization).law(box=prior.has_walls)
