@@ -68,12 +68,12 @@ class Calibration:
     @cached_property
     def _judged(self) -> tuple[Estimate, ...]:
         """The estimates with the faults that ``limits`` give."""
-        return tuple(estimate.judge(self.limits) for estimate in self.estimates)
+        return tuple(result.judge(self.limits) for result in self.estimates)
 
     @property
     def faults(self) -> tuple[tuple[tuple[Fault, ...], ...], ...]:
         """``[setting][refinement]``: what is wrong there by ``limits``."""
-        return tuple(estimate.faults for estimate in self._judged)
+        return tuple(result.faults for result in self._judged)
 
     @cached_property
     def errors(self) -> np.ndarray:
@@ -82,7 +82,7 @@ class Calibration:
         It is √(sum of squares) of ``Estimate.error_parts``: 0.1 is 10 %, 2.3 a factor of ten. NaN
         where chains diverged or the value is not positive.
         """
-        return np.array([search.relative_error(estimate) for estimate in self.estimates])
+        return np.array([search.relative_error(result) for result in self.estimates])
 
     @property
     def error(self) -> np.ndarray:
@@ -141,30 +141,30 @@ class Calibration:
         return search.Setting(*(float(array[i]) for array in arrays))
 
     def _verdict(self, i: int) -> str:
-        estimate = self._judged[i]
+        result = self._judged[i]
         if self.good[i]:
             worst = int(self.errors[i].argmax())
-            part = search.largest_part(estimate, worst)
-            return f"good; most of the error: {part}, {label(estimate.names, worst)}"
-        worst = search.worst(estimate)
-        problems = ", ".join(fault.problem for fault in estimate.faults[worst])
-        others = sum(map(bool, estimate.faults)) - 1
+            part = search.largest_part(result, worst)
+            return f"good; most of the error: {part}, {label(result.names, worst)}"
+        worst = search.worst(result)
+        problems = ", ".join(fault.problem for fault in result.faults[worst])
+        others = sum(map(bool, result.faults)) - 1
         note = f"; and {others} more" if others else ""
-        return f"{label(estimate.names, worst)}: {problems}{note}"
+        return f"{label(result.names, worst)}: {problems}{note}"
 
     def _summary(self) -> str:
         i = self.best
         lr, n_beta, localization = self._setting(i)
         setting = f"lr = {lr:.3g}, n_beta = {n_beta:.3g}, localization = {localization:.3g}"
-        estimate = self._judged[i]
+        result = self._judged[i]
         if not self.good[i]:
             return (
                 f"none of the {len(self)} settings is good. Closest: {setting}: "
-                f"{self._verdict(i)}. What helps: {search.HELP[search.gravest(estimate)]}."
+                f"{self._verdict(i)}. What helps: {search.HELP[search.gravest(result)]}."
             )
         worst = int(self.errors[i].argmax())
-        parts = [f"{name} {part[worst]:.2f}" for name, part in estimate.error_parts.items()]
-        where = f"{label(estimate.names, worst)}: {', '.join(parts)}"
+        parts = [f"{name} {part[worst]:.2f}" for name, part in result.error_parts.items()]
+        where = f"{label(result.names, worst)}: {', '.join(parts)}"
         return f"recommended: {setting}: error {self.error[i]:.2f} ({where})"
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -175,8 +175,8 @@ class Calibration:
         import pandas as pd
 
         frames = []
-        for i, estimate in enumerate(self._judged):
-            problems = [[fault.problem for fault in faults] for faults in estimate.faults]
+        for i, result in enumerate(self._judged):
+            problems = [[fault.problem for fault in faults] for faults in result.faults]
             columns = {
                 "lr": self.lr[i],
                 "n_beta": self.n_beta[i],
@@ -305,6 +305,4 @@ def calibrate(
         else:
             search.Search(axes, measure, limits).run()
     lr, n_beta, localization = np.array(list(tried)).T
-    return Calibration(
-        lr, n_beta, localization, tuple(tried.values()), limits, sampler, sampling
-    )
+    return Calibration(lr, n_beta, localization, tuple(tried.values()), limits, sampler, sampling)

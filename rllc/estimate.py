@@ -390,9 +390,7 @@ def control(
     Reference: the negative control of devinterp's sampling guide.
     """
     sampler, sampling = arguments(model, loss, sampler, sampling)
-    blind = replace(
-        sampler, name=f"{sampler.name} without loss", step=_WithoutLoss(sampler.step)
-    )
+    blind = replace(sampler, name=f"{sampler.name} without loss", step=_WithoutLoss(sampler.step))
     return estimate(
         model,
         data,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -343,15 +344,22 @@ def _few_relaxations(row: Row, settings: Mapping[str, Any], limits: Limits) -> F
     if not relaxations < limits.min_relaxations:
         return None
     times = limits.min_relaxations / relaxations
-    return _fault("few_relaxations", "more draws, or larger lr", relaxations=relaxations, times=times)
+    return _fault(
+        "few_relaxations", "more draws, or larger lr", relaxations=relaxations, times=times
+    )
 
 
-def _rising(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
-    return _moving("rising", 1, row, limits)
-
-
-def _falling(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
-    return _moving("falling", -1, row, limits)
+def _moving(
+    row: Row, settings: Mapping[str, Any], limits: Limits, *, kind: Kind, direction: int
+) -> Fault | None:
+    if not _moves(direction, row, limits):
+        return None
+    numbers = {name: row[name] for name in ("drift", "trend", "rhat")}
+    if direction * row["drift"] < -limits.max_drift:
+        numbers["times"] = _ratio(abs(row["drift"]), limits.max_drift)
+    if row["rhat"] > limits.max_rhat:
+        numbers["times_rhat"] = _times_rhat(row, limits)
+    return _fault(kind, _advice(row, limits, "more burn-in, or larger lr"), **numbers)
 
 
 def _disagree(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
@@ -415,8 +423,8 @@ RULES: tuple[Rule, ...] = (
     _step_bias,
     _step_and_noise_bias,
     _few_relaxations,
-    _rising,
-    _falling,
+    partial(_moving, kind="rising", direction=1),
+    partial(_moving, kind="falling", direction=-1),
     _disagree,
     _negative,
     _no_loss,
@@ -442,17 +450,6 @@ def _moves(direction: int, row: Row, limits: Limits) -> bool:
     drifts = direction * row["drift"] < -limits.max_drift
     together = direction * row["trend"] > limits.max_trend
     return drifts or (together and row["rhat"] > limits.max_rhat)
-
-
-def _moving(kind: Kind, direction: int, row: Row, limits: Limits) -> Fault | None:
-    if not _moves(direction, row, limits):
-        return None
-    numbers = {name: row[name] for name in ("drift", "trend", "rhat")}
-    if direction * row["drift"] < -limits.max_drift:
-        numbers["times"] = _ratio(abs(row["drift"]), limits.max_drift)
-    if row["rhat"] > limits.max_rhat:
-        numbers["times_rhat"] = _times_rhat(row, limits)
-    return _fault(kind, _advice(row, limits, "more burn-in, or larger lr"), **numbers)
 
 
 def _times_rhat(row: Row, limits: Limits) -> float:

@@ -44,22 +44,22 @@ class Resolution:
     @property
     def value(self) -> np.ndarray:
         """λ̂ ``[n_beta, refinement]``; NaN where a chain diverged."""
-        return np.stack([estimate.value for estimate in self.estimates])
+        return np.stack([result.value for result in self.estimates])
 
     @property
     def standard_error(self) -> np.ndarray:
         """``[n_beta, refinement]``."""
-        return np.stack([estimate.standard_error for estimate in self.estimates])
+        return np.stack([result.standard_error for result in self.estimates])
 
     @property
     def faults(self) -> tuple[tuple[tuple[Fault, ...], ...], ...]:
         """``[n_beta][refinement]``: what is wrong there."""
-        return tuple(estimate.faults for estimate in self.estimates)
+        return tuple(result.faults for result in self.estimates)
 
     @property
     def status(self) -> tuple[tuple[str, ...], ...]:
         """``[n_beta][refinement]``: ``"ok"``, or what is wrong there, in words."""
-        return tuple(estimate.status for estimate in self.estimates)
+        return tuple(result.status for result in self.estimates)
 
     @property
     def names(self) -> Names:
@@ -84,13 +84,13 @@ class Resolution:
         import pandas as pd
 
         frames = []
-        for n_beta, estimate in zip(self.n_beta, self.estimates, strict=True):
+        for n_beta, result in zip(self.n_beta, self.estimates, strict=True):
             columns = {
                 "n_beta": n_beta,
-                "lr": estimate.settings["lr"],
-                "localization": estimate.settings["localization"],
+                "lr": result.settings["lr"],
+                "localization": result.settings["localization"],
             }
-            frame = estimate.to_dataframe().assign(**columns)
+            frame = result.to_dataframe().assign(**columns)
             frames.append(frame[[*columns, *frame.columns.drop(list(columns))]])
         return pd.concat(frames, ignore_index=True)
 
@@ -99,7 +99,7 @@ class Resolution:
         title = f"Resolution: {len(self)} values of n_beta, {count} refinement{'s' * (count > 1)}"
         rows = [("", *(f"n_beta = {n_beta:.4g} " for n_beta in self.n_beta))]
         for k in range(count):
-            cells = [_cell(estimate, k) for estimate in self.estimates]
+            cells = [_cell(result, k) for result in self.estimates]
             rows.append((label(self.names, k), *cells))
         lines = [table(title, rows)]
         for n_beta, status in zip(self.n_beta, self.status, strict=True):
@@ -210,9 +210,7 @@ class _SteadyStep:
         return sgld(1 / (n_beta * self.sharpest + 4 * gamma), gamma)
 
 
-def _sharpest_curvature(
-    at: Callable[[Sampler, Sampling], Estimate], sampling: Sampling
-) -> float:
+def _sharpest_curvature(at: Callable[[Sampler, Sampling], Estimate], sampling: Sampling) -> float:
     """Return the largest curvature of all refinements, by a run of one step."""
     brief = replace(
         sampling,

@@ -281,9 +281,7 @@ class Trajectory:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
-        names = {
-            key: getattr(self, key) for key in ("steps", "weights", "data", "missing")
-        }
+        names = {key: getattr(self, key) for key in ("steps", "weights", "data", "missing")}
         names["faults"] = [[faults_to_json(faults) for faults in row] for row in self.faults]
         failed = [[*key, reason] for key, reason in self.failed.items()]
         header = {
