@@ -21,7 +21,8 @@ from rllc.samplers import Prior, Sampler, box, gaussian, hmc, mala, rmsprop_sgld
 from rllc.draws import Draws
 from rllc.estimate import LLC, Estimate, control, estimate
 from rllc.sweep.track import track
-from rllc.calibrate import Calibration, Criterion, calibrate
+from rllc.faults import Fault, Limits
+from rllc.calibrate import Calibration, calibrate
 from rllc.resolution import Resolution, resolution
 from rllc.trajectory import Tracker, Trajectory
 

@@ -1,10 +1,11 @@
-"""From draws to numbers: λ̂ with its standard error, R-hat, effective sample size and a status in words."""
+"""From draws to numbers: λ̂ with its standard error, R-hat, effective sample size and faults."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,25 +15,42 @@ from torch import Tensor, nn
 
 from rllc import diagnostics
 from rllc.checks import arguments
+from rllc.diagnose import DIAGNOSTICS, diagnose, parts_of_error, share_minibatches
 from rllc.draws import Draws
-from rllc.errors import FileError, InputError, nearest
-from rllc.faults import DIAGNOSTICS, diagnose, verdict
+from rllc.errors import FileError, InputError
+from rllc.faults import (
+    FINAL,
+    Fault,
+    Limits,
+    divergence,
+    faults_from_json,
+    faults_of,
+    faults_to_json,
+    status_of,
+)
 from rllc.files import load_arrays, save_arrays
 from rllc.loss import LossFunction
+from rllc.names import Names
 from rllc.refinement import DataLike, WeightsLike
 from rllc.sample import RISE, sample
 from rllc.samplers import Energy, Random, Sampler
 from rllc.sampling import Compute, Sampling
 from rllc.tables import table
-from rllc.weights import head_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
+ARRAYS = ("value", "standard_error", "rhat", "ess", "per_chain")
+"""The arrays of an :class:`Estimate`, each with ``refinement`` as its first axis."""
+
 
 @dataclass(frozen=True)
 class LLC:
-    """One refined local learning coefficient, and how far to trust it."""
+    """One refined local learning coefficient, and how far to trust it.
+
+    >>> LLC("1:6", "code", 4.2, 0.1, 1.01, 300.0, (4.1, 4.3))
+    LLC(1:6 on code: 4.2 ± 0.1)
+    """
 
     weights: str
     data: str
@@ -41,32 +59,43 @@ class LLC:
     rhat: float
     ess: float
     per_chain: tuple[float, ...]
-    status: str
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def status(self) -> str:
+        """``"ok"``, or what is wrong and what to change."""
+        return status_of(self.faults)
 
     def __repr__(self) -> str:
-        note = "" if self.status == "ok" else f", {self.status}"
-        return f"LLC({self.weights} on {self.data}: {self.value:.4g} ± {self.standard_error:.2g}{note})"
+        note = f", {self.status}" if self.faults else ""
+        number = f"{self.value:.4g} ± {self.standard_error:.2g}"
+        return f"LLC({self.weights} on {self.data}: {number}{note})"
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """λ̂ of each refinement. ``estimate["1:6"]``, or ``estimate["1:6", "code"]`` with several data sets, is an :class:`LLC`.
+    """λ̂ of each refinement.
+
+    ``estimate["1:6"]``, or ``estimate["1:6", "code"]`` with several data sets, is an :class:`LLC`.
+    Iterating gives all of them.
 
     Args:
-        value: ``[refinement]``: λ̂ = nβ · mean(loss − baseline), no unit; NaN when a chain diverged. Negative ones are kept.
-        standard_error: ``[refinement]``: of the mean over chains and draws, from the chains' autocorrelation and from what
-            chains share (:func:`rllc.diagnostics.standard_error`), as the last four fifths of the draws
-            show it. It knows of noise, not of bias.
-        rhat: ``[refinement]``: rank-normalised split R-hat; near 1 when the chains, and their halves, agree.
-        ess: ``[refinement]``: how many independent draws the mean would be worth if the chains were independent;
-            ``standard_error`` also counts what they share.
+        value: ``[refinement]``: λ̂ = nβ · mean(loss − baseline), no unit. NaN when a chain diverged.
+            Negative ones are kept.
+        standard_error: ``[refinement]``: of the mean over chains and draws, from the chains'
+            autocorrelation and from what chains share
+            (:func:`rllc.diagnostics.standard_error`), as the last four fifths of the draws show
+            it. It knows of noise, not of bias.
+        rhat: ``[refinement]``: rank-normalised split R-hat; near 1 when the chains, and their
+            halves, agree.
+        ess: ``[refinement]``: how many independent draws the mean would be worth if the chains were
+            independent; ``standard_error`` also counts what they share.
         per_chain: ``[refinement, chain]``: each chain's own λ̂.
-        status: ``"ok"``, or what is wrong and what to change.
-        diagnostics: what the status is made from, by name, each ``[refinement]``, NaN where not known; see
-            :data:`rllc.faults.DIAGNOSTICS`.
-        weights: name of each refinement's weights.
-        data: name of each refinement's data.
+        faults: ``[refinement]``: what is wrong with each, the severest first.
+        names: the (weights, data) of each refinement.
         settings: of sampler and sampling.
+        diagnostics: what the faults are judged from, by name, each ``[refinement]``, NaN where not
+            known; see :data:`rllc.diagnose.DIAGNOSTICS`.
     """
 
     value: np.ndarray
@@ -74,62 +103,94 @@ class Estimate:
     rhat: np.ndarray
     ess: np.ndarray
     per_chain: np.ndarray
-    status: tuple[str, ...]
-    weights: tuple[str, ...]
-    data: tuple[str, ...]
+    faults: tuple[tuple[Fault, ...], ...]
+    names: Names
     settings: Mapping[str, Any]
     diagnostics: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, draws: Draws) -> Estimate:
-        """Sum up draws; a refinement with a diverged chain is NaN with a status that names chain and step."""
-        whole = draws.llc
-        value, error, rhat, ess = (np.full(len(whole), np.nan) for _ in range(4))
-        told = {name: np.full(len(whole), np.nan) for name in DIAGNOSTICS}
-        per_chain = np.full(whole.shape[:2], np.nan)
-        for length in set(draws.lengths):
-            mine = [i for i, n in enumerate(draws.lengths) if n == length]
-            llc = whole[mine, :, :length]
-            value[mine], per_chain[mine] = llc.mean((-2, -1)), llc.mean(-1)
-            minibatches = "minibatch_variance" not in draws.observed or bool(
-                draws.observed["minibatch_variance"][mine, :, :length].any()
-            )  # else chains share nothing
-            error[mine] = diagnostics.standard_error(llc, discard=RISE, shared=minibatches)
-            rhat[mine] = diagnostics.rhat(llc)
-            rise = int(RISE * length)
-            ess[mine] = diagnostics.ess(llc[..., rise:], method="mean") * length / (length - rise)
-            for name, found in diagnose(draws, mine, slice(rise, length), ess[mine]).items():
-                told[name][mine] = found
-        return cls(
-            value=value,
-            standard_error=error,
-            rhat=rhat,
-            ess=ess,
-            per_chain=per_chain,
-            status=tuple(
-                verdict(
-                    draws.diverged[i],
-                    {"value": value[i], "error": error[i], "rhat": rhat[i]}
-                    | {k: a[i] for k, a in told.items()},
-                    draws.settings,
-                )
-                for i in range(len(whole))
-            ),
-            diagnostics=told,
-            weights=draws.weights,
-            data=draws.data,
+    def of(cls, draws: Draws, limits: Limits | None = None) -> Estimate:
+        """Sum up draws.
+
+        A refinement with a diverged chain is NaN, with a fault that names the chain and the step.
+
+        Args:
+            draws: what :func:`rllc.sample` gave.
+            limits: from where on something is a fault; ``None`` is ``Limits()``.
+        """
+        first_chain = draws.settings.get("first_chain", 0)
+        estimate = cls(
+            **_numbers(draws),
+            faults=tuple(divergence(steps, first_chain) for steps in draws.diverged),
+            names=Names(draws.weights, draws.data),
             settings=draws.settings,
         )
+        return estimate.judge(limits)
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """``[refinement]``: the name of each refinement's weights."""
+        return self.names.weights
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """``[refinement]``: the name of each refinement's data."""
+        return self.names.data
+
+    @property
+    def status(self) -> tuple[str, ...]:
+        """``[refinement]``: ``"ok"``, or what is wrong and what to change; the faults as text."""
+        return tuple(status_of(wrong) for wrong in self.faults)
+
+    @cached_property
+    def error_parts(self) -> dict[str, np.ndarray]:
+        """What is known of the relative error of λ̂: see :func:`rllc.diagnose.parts_of_error`."""
+        return parts_of_error(self.value, self.standard_error, self._diagnostics, self.settings)
+
+    def judge(self, limits: Limits | None = None) -> Estimate:
+        """Return this estimate with the faults that these limits give.
+
+        Chains that diverged stay a fault, whatever the limits are.
+
+        Args:
+            limits: from where on something is a fault; ``None`` is ``Limits()``.
+        """
+        limits = limits or Limits()
+        judged = []
+        for i, wrong in enumerate(self.faults):
+            undecidable = any(fault.kind in FINAL for fault in wrong)
+            judged.append(wrong if undecidable else self._judge(i, limits))
+        return replace(self, faults=tuple(judged))
+
+    def _judge(self, i: int, limits: Limits) -> tuple[Fault, ...]:
+        row = {name: float(getattr(self, name)[i]) for name in ARRAYS if name != "per_chain"}
+        row |= {name: float(array[i]) for name, array in self._diagnostics.items()}
+        row |= {f"{name}_part": float(array[i]) for name, array in self.error_parts.items()}
+        return faults_of(row, self.settings, limits)
+
+    @property
+    def _diagnostics(self) -> dict[str, np.ndarray]:
+        """All diagnostics, NaN where one is missing."""
+        unknown = np.full(len(self), np.nan)
+        return dict.fromkeys(DIAGNOSTICS, unknown) | dict(self.diagnostics)
 
     def __len__(self) -> int:
-        return len(self.value)
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[LLC]:
+        return (self._llc(i) for i in range(len(self)))
 
     def __getitem__(self, key: str | tuple[str, str]) -> LLC:
-        if not isinstance(key, str) and not (isinstance(key, tuple) and len(key) == 2):
-            raise InputError(
-                f"estimate[{key!r}]: expected a name, or (weights, data), such as estimate['1:6', 'code']."
-            )
-        i = self._find(*((key, None) if isinstance(key, str) else key))
+        if isinstance(key, str):
+            return self._llc(self.names.index(key))
+        if isinstance(key, tuple) and len(key) == 2:
+            return self._llc(self.names.index(*key))
+        raise InputError(
+            f"estimate[{key!r}]: expected a name, or (weights, data), "
+            f"such as estimate['1:6', 'code']."
+        )
+
+    def _llc(self, i: int) -> LLC:
         return LLC(
             self.weights[i],
             self.data[i],
@@ -137,98 +198,113 @@ class Estimate:
             float(self.standard_error[i]),
             float(self.rhat[i]),
             float(self.ess[i]),
-            tuple(float(v) for v in self.per_chain[i]),
-            self.status[i],
-        )
-
-    def _find(self, weights: str, data: str | None) -> int:
-        matching = [
-            i for i, name in enumerate(self.weights) if name in (weights, head_name(weights))
-        ]
-        if not matching:
-            raise InputError(
-                f"estimate[{weights!r}]: no such weights; {nearest(weights, dict.fromkeys(self.weights))}"
-            )
-        if data is None and len(matching) > 1:
-            known = [self.data[i] for i in matching]
-            raise InputError(
-                f"estimate[{weights!r}]: on which data? It has {known}; type estimate[{weights!r}, {known[0]!r}]."
-            )
-        for i in matching:
-            if data is None or self.data[i] == data:
-                return i
-        raise InputError(
-            f"estimate[{weights!r}, {data!r}]: no such data; {nearest(data, [self.data[i] for i in matching])}"
+            tuple(float(value) for value in self.per_chain[i]),
+            self.faults[i],
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a refinement: ``weights, data, llc, standard_error, rhat, ess, status``, and the diagnostics."""
+        """Return a table with one row a refinement.
+
+        Its columns are ``weights, data, llc, standard_error, rhat, ess, status`` and the
+        diagnostics.
+        """
         import pandas as pd
 
-        return pd.DataFrame(
-            {
-                "weights": self.weights,
-                "data": self.data,
-                "llc": self.value,
-                "standard_error": self.standard_error,
-                "rhat": self.rhat,
-                "ess": self.ess,
-                "status": self.status,
-                **self.diagnostics,
-            }
-        )
+        columns = {
+            "weights": self.weights,
+            "data": self.data,
+            "llc": self.value,
+            "standard_error": self.standard_error,
+            "rhat": self.rhat,
+            "ess": self.ess,
+            "status": self.status,
+        }
+        return pd.DataFrame(columns | dict(self.diagnostics))
 
     def __repr__(self) -> str:
         rows = [("weights", "data", "llc", "± se", "R-hat", "ess", "status")]
-        for i, status in enumerate(self.status):
+        for llc in self:
             numbers = (
-                f"{self.value[i]:.3f}",
-                f"{self.standard_error[i]:.3f}",
-                f"{self.rhat[i]:.3f}",
-                f"{self.ess[i]:.0f}",
+                f"{llc.value:.3f}",
+                f"{llc.standard_error:.3f}",
+                f"{llc.rhat:.3f}",
+                f"{llc.ess:.0f}",
             )
-            rows.append((self.weights[i], self.data[i], *numbers, status))
+            rows.append((llc.weights, llc.data, *numbers, llc.status))
+        return table(f"Estimate of {len(self)} LLCs ({self._sampled})", rows, left=(0, 1, 6))
+
+    @property
+    def _sampled(self) -> str:
+        """The settings, for the title of the table."""
         s = self.settings
-        title = f"Estimate of {len(self)} LLCs (nβ = {s['n_beta']:g}, γ = {s['localization']:g}, ε = {s['lr']:g}, "
-        title += f"{s['num_chains']} chains × {'up to ' if s.get('target_se') else ''}{s['num_draws']} draws)"
-        return table(title, rows, left=(0, 1, 6))
+        most = "up to " if s.get("target_se") else ""
+        prior = f"nβ = {s['n_beta']:g}, γ = {s['localization']:g}, ε = {s['lr']:g}"
+        return f"{prior}, {s['num_chains']} chains × {most}{s['num_draws']} draws"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        arrays |= {f"diagnostics.{name}": a for name, a in self.diagnostics.items()}
-        names = {
+        arrays |= {f"diagnostics.{name}": array for name, array in self.diagnostics.items()}
+        header = {
+            "kind": "rllc.Estimate",
             "weights": self.weights,
             "data": self.data,
-            "status": self.status,
+            "faults": [faults_to_json(wrong) for wrong in self.faults],
             "settings": dict(self.settings),
         }
-        return save_arrays(path, arrays, {"kind": "rllc.Estimate"} | names)
+        return save_arrays(path, arrays, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Estimate:
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileError: no such file, a damaged one, or one that holds something else.
+            FileError: there is no such file, it is damaged, or it holds something else.
         """
         arrays, header = load_arrays(path)
-        if header.get("kind") != "rllc.Estimate":
-            raise FileError(
-                f"reading {path} as Estimate: it holds {header.get('kind', 'something else')}."
-            )
-        names = {key: tuple(header[key]) for key in ("weights", "data", "status")}
-        told = {
-            k.removeprefix("diagnostics."): a
-            for k, a in arrays.items()
-            if k.startswith("diagnostics.")
+        kind = header.get("kind", "something else")
+        if kind != "rllc.Estimate":
+            raise FileError(f"reading {path} as Estimate: it holds {kind}.")
+        diagnosed = {
+            name.removeprefix("diagnostics."): array
+            for name, array in arrays.items()
+            if name.startswith("diagnostics.")
         }
-        main = {name: arrays[name] for name in ARRAYS}
-        return cls(**main, **names, settings=header["settings"], diagnostics=told)
+        return cls(
+            **{name: arrays[name] for name in ARRAYS},
+            faults=tuple(faults_from_json(wrong) for wrong in header["faults"]),
+            names=Names(tuple(header["weights"]), tuple(header["data"])),
+            settings=header["settings"],
+            diagnostics=diagnosed,
+        )
 
 
-ARRAYS = ("value", "standard_error", "rhat", "ess", "per_chain")
-"""The arrays of an :class:`Estimate`, each with ``refinement`` as its first axis."""
+def _numbers(draws: Draws) -> dict[str, Any]:
+    """The arrays of an estimate, and its diagnostics."""
+    llc = draws.llc
+    names = ("value", "standard_error", "rhat", "ess")
+    numbers = {name: np.full(len(llc), np.nan) for name in names}
+    diagnosed = {name: np.full(len(llc), np.nan) for name in DIAGNOSTICS}
+    per_chain = np.full(llc.shape[:2], np.nan)
+    lengths = np.array(draws.lengths)
+    # Refinements that reached their target_se have fewer draws, and NaN behind them.
+    for num_draws in set(draws.lengths):
+        rows = np.flatnonzero(lengths == num_draws)
+        drawn = llc[rows, :, :num_draws]
+        shared = share_minibatches(draws, rows, num_draws)
+        # Chains that start at w* first rise. That is bias, and would look like slow noise.
+        rise = int(RISE * num_draws)
+        settled = diagnostics.ess(drawn[..., rise:], method="mean")
+        ess = settled * num_draws / (num_draws - rise)
+        numbers["value"][rows] = drawn.mean((-2, -1))
+        per_chain[rows] = drawn.mean(-1)
+        error = diagnostics.standard_error(drawn, discard=RISE, shared=shared)
+        numbers["standard_error"][rows] = error
+        numbers["rhat"][rows] = diagnostics.rhat(drawn)
+        numbers["ess"][rows] = ess
+        for name, array in diagnose(draws, rows, rise, num_draws, ess).items():
+            diagnosed[name][rows] = array
+    return numbers | {"per_chain": per_chain, "diagnostics": diagnosed}
 
 
 def estimate(
@@ -239,15 +315,17 @@ def estimate(
     loss: LossFunction | None = None,
     sampler: Sampler | None = None,
     sampling: Sampling | None = None,
+    limits: Limits | None = None,
     compute: Compute | None = None,
 ) -> Estimate:
-    """The refined local learning coefficient of each choice of weights on each data set, with its error.
+    """The refined local learning coefficient of chosen weights on chosen data, with its error.
 
     λ̂(w*; V, q′) = nβ · mean over chains and draws t of [ ℓ_{B_t}(u*, v_t) − ℓ_{B_t}(w*) ],
 
-    V being the chosen weights v (the others stay at u*), B_t minibatches of the data q′, and v_t the draws of a sampler of
-    p(v) ∝ exp(−nβ ℓ(u*, v) − (γ/2)‖v − v*‖²). Everything on the training data is the LLC; one head, the wrLLC; everything on
-    a subset, the drLLC. At these settings λ̂ is complexity at a resolution: compare values made with the same settings.
+    V being the chosen weights v (the others stay at u*), B_t minibatches of the data q′, and v_t
+    the draws of a sampler of p(v) ∝ exp(−nβ ℓ(u*, v) − (γ/2)‖v − v*‖²). Everything on the training
+    data is the LLC; one head, the wrLLC; everything on a subset, the drLLC. λ̂ is complexity at the
+    resolution of its settings: compare values made with the same settings.
 
     >>> import torch
     >>> model, data = torch.nn.Linear(4, 1), torch.eye(4).repeat(16, 1)
@@ -257,14 +335,17 @@ def estimate(
 
     Args:
         model: any module. Its weights are the w* that is looked at; nothing of it is changed.
-        data: :class:`rllc.Tokens`, a tensor ``[row, pos]`` of token ids, a tuple of tensors with one leading dimension, or
-            a dict of named data.
-        weights: :class:`rllc.Weights` (``rllc.head("1:6")``, ``rllc.heads(model)``, …), one, a list or a dict; ``None`` is
-            everything.
-        loss: ``loss(module, batch)`` giving per-example or per-token losses; ``None`` is next-token cross entropy;
-            ``rllc.distillation(generating_model)`` is the loss against a model's predictions.
+        data: :class:`rllc.Tokens`, a tensor ``[row, pos]`` of token ids, a tuple of tensors with
+            one leading dimension, or a dict of named data.
+        weights: :class:`rllc.Weights` (``rllc.head("1:6")``, ``rllc.heads(model)``, …): one, a
+            list or a dict. ``None`` is everything.
+        loss: ``loss(module, batch)`` that gives per-example or per-token losses. ``None`` is
+            next-token cross entropy; ``rllc.distillation(generating_model)`` is the loss against a
+            model's predictions.
         sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
-        sampling: ``None`` is ``rllc.Sampling()``: the paper's 4 chains × 200 draws, batches of 32, nβ = 30, seed 0.
+        sampling: ``None`` is ``rllc.Sampling()``: the paper's 4 chains × 200 draws, batches of 32,
+            nβ = 30, seed 0.
+        limits: from where on something is a fault; ``None`` is ``Limits()``. They change no number.
         compute: how it is run; ``None`` is ``rllc.Compute()``.
 
     Returns:
@@ -273,19 +354,12 @@ def estimate(
     Raises:
         InputError: before any chain runs, when an argument cannot work.
 
-    Source: arXiv 2410.02984; Lau et al. 2023 (arXiv 2308.12108) for the estimator.
+    Reference: arXiv 2410.02984; Lau et al. 2023 (arXiv 2308.12108) for the estimator.
     """
-    return Estimate.of(
-        sample(
-            model,
-            data,
-            weights,
-            loss=loss,
-            sampler=sampler,
-            sampling=sampling,
-            compute=compute,
-        )
+    draws = sample(
+        model, data, weights, loss=loss, sampler=sampler, sampling=sampling, compute=compute
     )
+    return Estimate.of(draws, limits)
 
 
 def control(
@@ -296,13 +370,14 @@ def control(
     loss: LossFunction | None = None,
     sampler: Sampler | None = None,
     sampling: Sampling | None = None,
+    limits: Limits | None = None,
     compute: Compute | None = None,
 ) -> Estimate:
-    """The control at nβ = 0: chains that do not see the loss, only the prior and their noise, read as λ̂ is read.
+    """The control at nβ = 0: chains that see only the prior and their noise, read as λ̂ is read.
 
-    Its value is nβ·E[ℓ(v) − ℓ(w*)] under the prior alone, ½nβ Σhᵢ/γ on a quadratic. An estimate that is not clearly below its
-    control says nothing of the shape of the loss: there the prior is all that holds the chains, λ̂ ≈ ½nβ tr(h)/γ, and a
-    larger nβ or a smaller localization is needed.
+    Its value is nβ·E[ℓ(v) − ℓ(w*)] under the prior alone, ½nβ Σhᵢ/γ on a quadratic. An estimate
+    that is not clearly below its control says nothing of the shape of the loss. The prior is then
+    all that holds the chains, λ̂ ≈ ½nβ tr(h)/γ, and a larger nβ or a smaller localization is needed.
 
     >>> import torch
     >>> model, data = torch.nn.Linear(4, 1), torch.eye(4).repeat(16, 1)
@@ -310,21 +385,36 @@ def control(
     >>> at_zero.settings["sampler"]
     'sgld without loss'
 
-    Arguments, result and errors are those of :func:`estimate`; chains start at w*.
+    Arguments, result and errors are those of :func:`estimate`. Chains start at w*.
 
-    Source: the negative control of devinterp's sampling guide.
+    Reference: the negative control of devinterp's sampling guide.
     """
     sampler, sampling = arguments(model, loss, sampler, sampling)
-    sampling = replace(sampling, start="center")
+    step = _WithoutLoss(sampler.step)
+    # Its law was that of chains that see the loss.
+    blind = replace(sampler, name=f"{sampler.name} without loss", step=step, law=None)
+    return estimate(
+        model,
+        data,
+        weights,
+        loss=loss,
+        sampler=blind,
+        sampling=replace(sampling, start="center"),
+        limits=limits,
+        compute=compute,
+    )
 
-    def step(state: Any, energy: Energy, random: Random) -> Any:
+
+@dataclass(frozen=True)
+class _WithoutLoss:
+    """A sampler's step on an energy that is 0 everywhere."""
+
+    step: Callable[[Any, Energy, Random], Any]
+
+    def __call__(self, state: Any, energy: Energy, random: Random) -> Any:
         def flat(position: Tensor) -> tuple[Tensor, Tensor]:
+            # The loss is evaluated all the same: the first call gives the draw's own loss.
             height, slope = energy(position)
             return torch.zeros_like(height), torch.zeros_like(slope)
 
-        return sampler.step(state, Energy(flat), random)
-
-    blind = replace(sampler, name=f"{sampler.name} without loss", step=step, law=None)
-    return estimate(
-        model, data, weights, loss=loss, sampler=blind, sampling=sampling, compute=compute
-    )
+        return self.step(state, Energy(flat), random)

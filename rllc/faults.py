@@ -1,135 +1,463 @@
-"""What draws say of themselves: diagnostics by name, and a status in words that says what is wrong and what to change."""
+"""What is wrong with an estimate, as values: the limits, the rules that judge by them, the faults.
+
+:func:`faults_of` applies :data:`RULES` to the numbers of one refinement. A status is the text of its
+faults; nothing reads that text again. :func:`rllc.estimate` and :func:`rllc.calibrate` use the same
+rules, each with its own :class:`Limits`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
-from rllc import diagnostics
-from rllc.draws import Draws
-from rllc.sampling import probed
+from rllc.errors import InputError
 
-_RHAT = 1.1
-"""R-hat above which chains do not agree well enough; Vehtari et al. 2021 ask for 1.01 when draws are plenty."""
+Kind = Literal[
+    "missing",
+    "failed",
+    "damaged",
+    "not_asked_for",
+    "diverged",
+    "too_few_draws",
+    "spikes",
+    "unstable",
+    "hardly_stable",
+    "rarely_accepted",
+    "step_bias",
+    "step_and_noise_bias",
+    "few_relaxations",
+    "rising",
+    "falling",
+    "disagree",
+    "negative",
+    "no_loss",
+    "noise_above_signal",
+    "imprecise",
+    "above_target",
+    "prior_dominated",
+]
+"""The kinds of faults. The first four are those of a sweep's cell that has no estimate."""
 
-_DRIFT = 4.0
-"""Geweke's |z| above which a trace has not levelled off."""
-
-_TOGETHER = 4.0
-"""Where R-hat is high: trend above which it is because all chains move the same way, not because they sit apart."""
-
-_ADDED = 0.1
-"""Share of λ̂ that the step size may add."""
-
-_NEVER_ACCEPTED, _ALWAYS_ACCEPTED = 0.01, 0.999
-"""MALA acceptance of steps that are too large, and of steps that may be too small if chains mix badly, too."""
-
-DIAGNOSTICS = {
-    "relaxation": "autocorrelation time of λ̂'s draws, in draws: chains × draws / ess",
-    "drift": "Geweke's z of the trace after its first fifth: below 0 it still rises (rllc.diagnostics.geweke)",
-    "trend": "second half minus first half, mean over chains by its standard error from how chains differ: all move together",
-    "spikes": "draws far outside the distribution of the others (rllc.diagnostics.spikes)",
-    "acceptance": "mean probability that MALA would accept sgld's steps; near 0 they are too large, at 1 they may be too small",
-    "discretisation": "share of λ̂ that the step size adds",
-    "max_curvature": "largest curvature h of the loss at w* in these weights, on one minibatch",
-    "stability": "4/(ε(nβh + γ)) for the largest h; below 1 the sharpest direction blows up (sgld and sghmc)",
-    "from_variance": "a second reading of λ, from the variance of the draws (rllc.diagnostics.variance_reading)",
-    "from_variance_se": "standard error of that reading",
-    "minibatch_variance": "the part of the draws' variance that comes from the choice of the minibatch",
-    "prior_shrinkage": "1 − from_variance/λ̂: by about which share the prior makes λ̂ smaller than it would be without",
+PROBLEMS: Mapping[Kind, str] = {
+    "missing": "missing",
+    "failed": "failed",
+    "damaged": "damaged",
+    "not_asked_for": "not asked for",
+    "diverged": "diverged: chain {chain:.0f} at step {step:.0f}",
+    "too_few_draws": "too few draws for a standard error",
+    "spikes": "spikes in {draws:.0f} draws",
+    "unstable": "unstable in the sharpest direction, of curvature {curvature:.3g}",
+    "hardly_stable": "hardly stable in the sharpest direction, of curvature {curvature:.3g}",
+    "rarely_accepted": "steps too large (acceptance {acceptance:.3f})",
+    "step_bias": "the step size adds {share:.0%}",
+    "step_and_noise_bias": "the step size and the minibatches' noise add {share:.0%}",
+    "few_relaxations": "slow ({relaxations:.1f} relaxation times)",
+    "rising": "still rising",
+    "falling": "still falling",
+    "disagree": "chains disagree (R-hat)",
+    "negative": "negative",
+    "no_loss": "zero",
+    "noise_above_signal": "noise exceeds signal",
+    "imprecise": "imprecise (the standard error is {share:.0%} of the value)",
+    "above_target": "standard error above target_se",
+    "prior_dominated": "the prior hides {share:.0%}",
 }
-"""What ``Estimate.diagnostics`` holds. Acceptance, discretisation and curvature need ``Sampling(num_probes=…)`` above 0."""
+"""What each kind says of its numbers."""
+
+ABSENT: frozenset[Kind] = frozenset({"missing", "failed", "damaged", "not_asked_for"})
+"""The kinds of a cell that has no estimate."""
+
+FINAL: frozenset[Kind] = ABSENT | {"diverged"}
+"""The kinds that no limit decides. A refinement that has one is not judged."""
 
 
-def diagnose(draws: Draws, mine: list[int], kept: slice, ess: np.ndarray) -> dict[str, np.ndarray]:
-    """The diagnostics of refinements with draws of one length, from those after the rise."""
-    s, llc = draws.settings, draws.llc[mine, :, kept]
-    settled = llc.mean((1, 2))
-    found = {
-        "drift": diagnostics.geweke(llc, first=0.2),
-        "trend": _trend(llc),
-        "spikes": diagnostics.spikes(llc),
-    }
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found["relaxation"] = llc.shape[1] * kept.stop / ess
-        if "minibatch_variance" in draws.observed:
-            noise = s["n_beta"] ** 2 * draws.observed["minibatch_variance"][mine, :, kept]
-            plain = s["n_beta"] * (draws.loss - draws.baseline)[mine, :, kept]
-            second, error = diagnostics.variance_reading(plain, noise)
-            found |= {
-                "from_variance": second,
-                "from_variance_se": error,
-                "prior_shrinkage": 1 - second / settled,
-            }
-            found["minibatch_variance"] = noise.mean((1, 2))
-        if "acceptance" in draws.observed:
-            seen = sum(
-                d < kept.stop for d in probed(s["num_probes"], s["num_draws"], s["target_se"])
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with one estimate.
+
+    >>> print(Fault("spikes", {"draws": 3}, "lower lr"))
+    spikes in 3 draws: lower lr
+
+    Args:
+        kind: which fault, one of :data:`Kind`.
+        numbers: what was measured. ``times`` says how many times its limit it is, and
+            ``times_rhat`` the same of R-hat where that is too large as well. ``others`` counts
+            further chains with the same fault.
+        advice: what to change; of a failed or damaged cell, the error.
+    """
+
+    kind: Kind
+    numbers: Mapping[str, float] = field(default_factory=dict, hash=False)
+    advice: str = ""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, in words, without the advice."""
+        words = PROBLEMS[self.kind].format_map(self.numbers)
+        others = self.numbers.get("others", 0)
+        return f"{words} (and {others:.0f} more)" if others else words
+
+    @property
+    def text(self) -> str:
+        """What is wrong and what to change."""
+        if not self.advice:
+            return self.problem
+        separator = "; " if ":" in self.problem else ": "
+        return self.problem + separator + self.advice
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def status_of(faults: Iterable[Fault]) -> str:
+    """Return the text of some faults, ``"ok"`` if there are none.
+
+    >>> status_of([])
+    'ok'
+    """
+    return "; ".join(fault.text for fault in faults) or "ok"
+
+
+def faults_to_json(faults: Iterable[Fault]) -> list[list[Any]]:
+    """Return faults as lists that JSON can hold; :func:`faults_from_json` reads them."""
+    return [[fault.kind, dict(fault.numbers), fault.advice] for fault in faults]
+
+
+def faults_from_json(lists: Iterable[Iterable[Any]]) -> tuple[Fault, ...]:
+    """Return the faults that :func:`faults_to_json` wrote.
+
+    >>> faults_from_json(faults_to_json([Fault("missing")]))
+    (Fault(kind='missing', numbers={}, advice=''),)
+    """
+    return tuple(Fault(*values) for values in lists)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From where on something counts as wrong. The defaults are those of an estimate's status.
+
+    >>> Limits(max_rhat=1.05).max_rhat
+    1.05
+
+    A number that is not known (NaN) is not judged.
+
+    Args:
+        max_spikes: most draws far outside the distribution of the others. One is already a chain
+            that was thrown out.
+        min_stability: least 4/(ε(nβh + γ)), h being the largest curvature. Below 1 the sharpest
+            direction blows up.
+        min_acceptance: least mean probability that MALA accepts the steps. Near 0 a chain is not
+            where its law would have it.
+        max_acceptance: acceptance above which steps that mix badly are called too small. It only
+            changes the advice.
+        max_step: largest share of λ̂ that the step size adds. 10 % is about the standard error at
+            the paper's settings.
+        min_signal: how many standard errors λ̂ must be above 0 before the share of the step size
+            is judged. Below 2 the share is noise.
+        max_drift: largest size of Geweke's z, after the first fifth of the draws. 4 is a false
+            alarm in 16,000 of stationary chains.
+        max_trend: where R-hat is too large, the trend above which that is because all chains move
+            the same way, not because they sit apart. 4 for the same reason.
+        max_rhat: largest R-hat. Vehtari et al. (2021) ask for 1.01 when draws are plenty; a few
+            hundred correlated draws of chains that agree reach 1.1.
+        max_noise: largest standard error as a share of λ̂. At 1 noise exceeds the signal.
+        max_step_and_noise: largest share of λ̂ that the step size adds together with the
+            minibatches' noise, which heats the chain. ∞ does not judge it, because the second part
+            assumes that the gradients' covariance is the Hessian.
+        min_relaxations: fewest autocorrelation times in a chain's draws. Chains that start at w*
+            lack about half the inverse. 0 does not judge it.
+        max_shrinkage: largest share by which the prior makes λ̂ smaller. 1 does not judge it: at
+            the paper's settings a quadratic of unit curvature has 0.87.
+        min_value: least λ̂ that is not 0. With 0 an estimate of exactly 0 is not a fault.
+        max_settings: how many settings :func:`rllc.calibrate` tries at most. Each costs one
+            :func:`rllc.estimate`, so 40 are some hours on a small machine.
+
+    Raises:
+        InputError: a limit is not a number, or ``max_settings`` is below 1.
+
+    Reference: Vehtari et al. (2021), Rank-normalization, folding, and localization; Geweke (1992).
+    """
+
+    max_spikes: float = 0.0
+    min_stability: float = 1.0
+    min_acceptance: float = 0.01
+    max_acceptance: float = 0.999
+    max_step: float = 0.1
+    min_signal: float = 2.0
+    max_drift: float = 4.0
+    max_trend: float = 4.0
+    max_rhat: float = 1.1
+    max_noise: float = 1.0
+    max_step_and_noise: float = math.inf
+    min_relaxations: float = 0.0
+    max_shrinkage: float = 1.0
+    min_value: float = 0.0
+    max_settings: int = 40
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if not isinstance(value, int | float) or math.isnan(value):
+                raise InputError(f"Limits: `{limit.name}` must be a number, got {value!r}.")
+        if self.max_settings < 1:
+            raise InputError(
+                f"Limits: `max_settings` must be at least 1, got {self.max_settings!r}."
             )
-            found["acceptance"] = draws.observed["acceptance"][mine, :, :seen].mean((1, 2))
-        if "discretisation" in draws.observed:
-            seen = sum(
-                d < kept.stop for d in probed(s["num_probes"], s["num_draws"], s["target_se"])
-            )
-            added = draws.observed["discretisation"][mine, :, :seen]
-            found["discretisation"] = added.mean((1, 2)) / settled
-    if "max_curvature" in draws.observed:
-        found["max_curvature"] = draws.observed["max_curvature"][mine]
-    if "stability" in draws.observed:
-        found["stability"] = draws.observed["stability"][mine]
-    return found
+
+    @classmethod
+    def for_calibration(cls, **changes: float) -> Limits:
+        """Return the limits of a setting that is good enough to be recommended.
+
+        >>> Limits.for_calibration(max_rhat=1.05).min_relaxations
+        10.0
+
+        They differ from those of a status, because a setting serves many estimates:
+
+        - ``min_stability=2``: one step then forgets the sharpest direction. That is the margin,
+          since curvatures away from w* are larger.
+        - ``min_acceptance=0.1``: at rest on a quadratic at least half is accepted,
+          ½ + exp(s²/2)Φ(−s) with s = (εa)^{3/2}√d/4 for precision a in d dimensions.
+        - ``max_step_and_noise=0.1`` in place of ``max_step``: minibatch noise included.
+        - ``min_relaxations=10``: chains that start at w* then lack 5 %.
+        - ``max_noise=0.2``: a factor of 1.5 between two refinements can then be seen.
+        - ``max_shrinkage=0.9``: beyond, the prior is what is measured, not the loss.
+        - ``min_value``: the smallest number above 0, since a value of 0 says nothing of the loss.
+
+        Args:
+            changes: limits to be changed, by name.
+        """
+        strict = {
+            "min_stability": 2.0,
+            "min_acceptance": 0.1,
+            "max_step": math.inf,
+            "max_step_and_noise": 0.1,
+            "min_relaxations": 10.0,
+            "max_noise": 0.2,
+            "max_shrinkage": 0.9,
+            "min_value": float(np.finfo(np.float64).tiny),
+        }
+        return cls(**(strict | changes))  # type: ignore[arg-type]  # max_settings is an int
 
 
-def _trend(llc: np.ndarray) -> np.ndarray:
-    half = llc.shape[-1] // 2
-    if llc.shape[1] < 2 or half < 1:
-        return np.full(len(llc), np.nan)
-    moved = llc[..., -half:].mean(-1) - llc[..., :half].mean(-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return moved.mean(1) / (moved.std(1, ddof=1) / np.sqrt(llc.shape[1]))
+def divergence(diverged: np.ndarray, first_chain: int = 0) -> tuple[Fault, ...]:
+    """Return the fault of a refinement whose chains diverged; nothing if none did.
+
+    >>> divergence(np.array([-1, 51, -1]))[0].text
+    'diverged: chain 1 at step 51; lower lr'
+
+    Args:
+        diverged: ``[chain]``: the step at which each chain diverged, −1 if it did not.
+        first_chain: number of the first chain.
+    """
+    chains = np.flatnonzero(diverged >= 0)
+    if not chains.size:
+        return ()
+    chain = int(chains[0])
+    numbers = {"chain": first_chain + chain, "step": int(diverged[chain])}
+    return (Fault("diverged", numbers | {"others": len(chains) - 1}, "lower lr"),)
 
 
-def verdict(diverged: np.ndarray, seen: Mapping[str, float], settings: Mapping[str, Any]) -> str:
-    """What is wrong and what to change, the graver first; a comparison with NaN is never true."""
-    if (diverged >= 0).any():
-        chain = int(np.flatnonzero(diverged >= 0)[0])
-        more = int((diverged >= 0).sum()) - 1
-        others = f" (and {more} more)" if more else ""
-        return f"diverged: chain {settings.get('first_chain', 0) + chain} at step {diverged[chain]}{others}; lower lr"
-    value, error, target = seen["value"], seen["error"], settings.get("target_se")
-    small = seen["acceptance"] > _ALWAYS_ACCEPTED
-    too_small = "steps too small (acceptance 1), larger lr"
-    disagree = seen["rhat"] > _RHAT
-    together = _TOGETHER if disagree else np.inf  # R-hat also compares the halves of each chain
-    rising, falling = (
-        sign * seen["drift"] < -_DRIFT or sign * seen["trend"] > together for sign in (1, -1)
+Row = Mapping[str, float]
+"""The numbers of one refinement by name: of the estimate, its diagnostics, the parts of its error.
+
+Each part of :func:`rllc.diagnose.parts_of_error` is under its name with ``_part`` behind.
+"""
+
+Rule = Callable[[Row, Mapping[str, Any], Limits], Fault | None]
+"""``(row, settings, limits)`` to a fault, or ``None`` where nothing is wrong or known."""
+
+
+def faults_of(row: Row, settings: Mapping[str, Any], limits: Limits) -> tuple[Fault, ...]:
+    """Return what is wrong with one refinement, the severest first.
+
+    Args:
+        row: its numbers; NaN where one is not known.
+        settings: of sampler and sampling.
+        limits: from where on something is wrong.
+    """
+    faults = [rule(row, settings, limits) for rule in RULES]
+    return tuple(fault for fault in faults if fault is not None)
+
+
+def _too_few_draws(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    if not math.isnan(row["standard_error"]):
+        return None
+    return Fault("too_few_draws", {}, "at least 4")
+
+
+def _spikes(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    spikes = row["spikes"]
+    if not spikes > limits.max_spikes:
+        return None
+    # One more than each, so that the first spike above a limit of 0 has a finite ratio.
+    times = (1 + spikes) / (1 + limits.max_spikes)
+    return _fault("spikes", "lower lr", draws=spikes, times=times)
+
+
+def _unstable(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    stability = row["stability"]
+    if not stability < limits.min_stability:
+        return None
+    largest_lr = settings["lr"] * stability / limits.min_stability
+    return _fault(
+        "unstable" if stability < 1 else "hardly_stable",
+        f"lr below {largest_lr:.1g}",
+        stability=stability,
+        curvature=row["max_curvature"],
+        times=limits.min_stability / stability,
     )
-    problems = [
-        (np.isnan(error), "too few draws for a standard error: at least 4"),
-        (seen["spikes"] > 0, f"spikes in {seen['spikes']:.0f} draws: lower lr"),
-        (
-            seen["stability"] < 1,
-            f"unstable in the sharpest direction, of curvature {seen['max_curvature']:.3g}: lr below "
-            f"{settings['lr'] * seen['stability']:.1g}",
-        ),
-        (
-            seen["acceptance"] < _NEVER_ACCEPTED,
-            f"steps too large (acceptance {seen['acceptance']:.3f}): lower lr",
-        ),
-        (
-            value > 2 * error and seen["discretisation"] > _ADDED,
-            f"the step size adds {seen['discretisation']:.0%}: lower lr",
-        ),
-        (rising, f"still rising: {too_small if small else 'more burn-in, or larger lr'}"),
-        (falling, f"still falling: {too_small if small else 'more burn-in, or larger lr'}"),
-        (
-            disagree and not rising and not falling,
-            f"chains disagree (R-hat): {too_small if small else 'more draws or burn-in'}",
-        ),
-        (value < 0, "negative: w* is not a minimum for this data, or noise exceeds signal"),
-        (0 <= value < error, "noise exceeds signal: more draws"),
-        (target is not None and error > target, "standard error above target_se: more draws"),
-    ]
-    return "; ".join(words for wrong, words in problems if wrong) or "ok"
+
+
+def _rarely_accepted(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    acceptance = row["acceptance"]
+    if not acceptance < limits.min_acceptance:
+        return None
+    times = limits.min_acceptance / max(acceptance, 1e-6)
+    return _fault("rarely_accepted", "lower lr", acceptance=acceptance, times=times)
+
+
+def _step_bias(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    share = row["discretisation"]
+    signal = row["value"] > limits.min_signal * row["standard_error"]
+    if not (signal and share > limits.max_step):
+        return None
+    return _fault("step_bias", "lower lr", share=share, times=_ratio(share, limits.max_step))
+
+
+def _step_and_noise_bias(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    share = 1 - math.exp(-row["step_part"])
+    if not share > limits.max_step_and_noise:
+        return None
+    times = _ratio(share, limits.max_step_and_noise)
+    return _fault("step_and_noise_bias", "lower lr, or larger batches", share=share, times=times)
+
+
+def _few_relaxations(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    if not limits.min_relaxations:
+        return None
+    relaxations = settings["num_draws"] / row["relaxation"]
+    if not relaxations < limits.min_relaxations:
+        return None
+    times = limits.min_relaxations / relaxations
+    return _fault(
+        "few_relaxations", "more draws, or larger lr", relaxations=relaxations, times=times
+    )
+
+
+def _moving(
+    row: Row, settings: Mapping[str, Any], limits: Limits, *, kind: Kind, direction: int
+) -> Fault | None:
+    if not _moves(direction, row, limits):
+        return None
+    numbers = {name: row[name] for name in ("drift", "trend", "rhat")}
+    if direction * row["drift"] < -limits.max_drift:
+        numbers["times"] = _ratio(abs(row["drift"]), limits.max_drift)
+    if row["rhat"] > limits.max_rhat:
+        numbers["times_rhat"] = _times_rhat(row, limits)
+    return _fault(kind, _advice(row, limits, "more burn-in, or larger lr"), **numbers)
+
+
+def _disagree(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    if not row["rhat"] > limits.max_rhat:
+        return None
+    # R-hat also compares the halves of each chain. Chains that all move the same way differ in
+    # their halves, and that is what is then said of them.
+    if _moves(1, row, limits) or _moves(-1, row, limits):
+        return None
+    numbers = {"rhat": row["rhat"], "times_rhat": _times_rhat(row, limits)}
+    return _fault("disagree", _advice(row, limits, "more draws or burn-in"), **numbers)
+
+
+def _negative(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    if not row["value"] < 0:
+        return None
+    meaning = "w* is not a minimum for this data, or noise exceeds signal"
+    return _fault("negative", meaning, value=row["value"])
+
+
+def _no_loss(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    if not 0 <= row["value"] < limits.min_value:
+        return None
+    return _fault("no_loss", "the loss does not depend on these weights", value=row["value"])
+
+
+def _noisy(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    value, error = row["value"], row["standard_error"]
+    if not 0 <= value * limits.max_noise < error:
+        return None
+    share = _ratio(error, value)
+    times = _ratio(share, limits.max_noise)
+    if value < error:
+        return _fault("noise_above_signal", "more draws", share=share, times=times)
+    return _fault("imprecise", "more draws, or larger batches", share=share, times=times)
+
+
+def _above_target(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    target = settings.get("target_se")
+    if target is None or not row["standard_error"] > target:
+        return None
+    return _fault("above_target", "more draws", times=row["standard_error"] / target)
+
+
+def _prior_dominated(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    if limits.max_shrinkage >= 1:
+        return None
+    times = _ratio(row["prior_part"], -math.log1p(-limits.max_shrinkage))
+    if not times > 1:
+        return None
+    share = 1 - math.exp(-row["prior_part"])
+    advice = "smaller localization, or larger n_beta"
+    return _fault("prior_dominated", advice, share=share, times=times)
+
+
+RULES: tuple[Rule, ...] = (
+    _too_few_draws,
+    _spikes,
+    _unstable,
+    _rarely_accepted,
+    _step_bias,
+    _step_and_noise_bias,
+    _few_relaxations,
+    partial(_moving, kind="rising", direction=1),
+    partial(_moving, kind="falling", direction=-1),
+    _disagree,
+    _negative,
+    _no_loss,
+    _noisy,
+    _above_target,
+    _prior_dominated,
+)
+"""The rule book, the severest first. To add a fault: a kind, its words, a rule, and its limit."""
+
+
+def _fault(kind: Kind, advice: str, **numbers: float) -> Fault:
+    """Make a fault of the numbers that are known."""
+    return Fault(kind, {k: v for k, v in numbers.items() if not math.isnan(v)}, advice)
+
+
+def _ratio(number: float, limit: float) -> float:
+    return number / limit if limit else math.inf
+
+
+def _moves(direction: int, row: Row, limits: Limits) -> bool:
+    """Whether the trace still rises (1) or falls (−1)."""
+    # Geweke's z is below 0 when the trace rises.
+    drifts = direction * row["drift"] < -limits.max_drift
+    together = direction * row["trend"] > limits.max_trend
+    return drifts or (together and row["rhat"] > limits.max_rhat)
+
+
+def _times_rhat(row: Row, limits: Limits) -> float:
+    return _ratio(row["rhat"] - 1, limits.max_rhat - 1)
+
+
+def _advice(row: Row, limits: Limits, usual: str) -> str:
+    """Return what helps chains that mix badly."""
+    if row["acceptance"] > limits.max_acceptance:
+        return "steps too small (acceptance 1), larger lr"
+    return usual

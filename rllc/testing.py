@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from rllc import refinement as refine
-from rllc.engine.layout import center, groups, stack, to, unpack
 from rllc.engine.bind import bind
+from rllc.engine.layout import center, groups, stack, to, unpack
 from rllc.loss import Batch, Center, LossFunction
 from rllc.refinement import DataLike
 from rllc.samplers import Energy, Random, Sampler

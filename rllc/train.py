@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rllc.data.tokens import Minibatches, Tokens
-from rllc.errors import FileError, InputError, RllcError, first_line
-from rllc.files import save_arrays, sha256, write_atomically
 from rllc.engine.bind import is_attention_only
 from rllc.engine.unembedding import Target, UnembedLoss
+from rllc.errors import FileError, InputError, RllcError, first_line
+from rllc.files import save_arrays, sha256, write_atomically
 from rllc.models.checkpoints import SUMS
 from rllc.seeds import stable_hash
 

@@ -15,11 +15,13 @@ from torch import nn
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError, nearest
 from rllc.estimate import ARRAYS, Estimate, estimate
+from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
 from rllc.files import load_arrays, save_arrays, write_atomically
 from rllc.loss import LossFunction
+from rllc.names import Names
 from rllc.refinement import DataLike, WeightsLike, fingerprints, product
-from rllc.sampling import Sampling
 from rllc.samplers import Sampler, sgld
+from rllc.sampling import Sampling
 from rllc.sweep.store import Contents, Store, contents, gathered
 from rllc.weights import head_name
 
@@ -36,7 +38,7 @@ class Trajectory:
         steps: training step of each checkpoint, rising.
         value: ``[checkpoint, refinement]``; so ``standard_error``, ``rhat`` and ``ess``: as in :class:`rllc.Estimate`.
         per_chain: ``[checkpoint, refinement, chain]``.
-        status: ``[checkpoint][refinement]``; ``"missing"`` or ``"failed: …"`` where a sweep has no estimate.
+        faults: ``[checkpoint][refinement]``; of a kind in :data:`rllc.faults.ABSENT` where a sweep has no estimate.
         weights: name of each refinement's weights.
         data: name of each refinement's data.
         settings: of sampler and sampling, the same at every checkpoint.
@@ -51,7 +53,7 @@ class Trajectory:
     rhat: np.ndarray
     ess: np.ndarray
     per_chain: np.ndarray
-    status: tuple[tuple[str, ...], ...]
+    faults: tuple[tuple[tuple[Fault, ...], ...], ...]
     weights: tuple[str, ...]
     data: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -84,7 +86,7 @@ class Trajectory:
         return cls(
             steps,
             **{name: np.stack([getattr(e, name) for e in ordered]) for name in ARRAYS},
-            status=tuple(e.status for e in ordered),
+            faults=tuple(e.faults for e in ordered),
             weights=first.weights,
             data=first.data,
             settings=first.settings,
@@ -138,11 +140,16 @@ class Trajectory:
 
     def __getattr__(self, name: str) -> Any:
         """The arrays of a trajectory that was opened, when one is first asked for."""
-        if name not in (*ARRAYS, "status", "diagnostics") or "_from" not in self.__dict__:
+        if name not in (*ARRAYS, "faults", "diagnostics") or "_from" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self.__dict__.update(_read(*self.__dict__["_from"]))
         self.__dict__.pop("_from", None)  # only now: what could not be read may be asked for again
         return self.__dict__[name]
+
+    @property
+    def status(self) -> tuple[tuple[str, ...], ...]:
+        """``[checkpoint][refinement]``: the faults as text."""
+        return tuple(tuple(status_of(faults) for faults in row) for row in self.faults)
 
     def at(self, step: int) -> Estimate:
         """The estimate at one checkpoint.
@@ -158,9 +165,8 @@ class Trajectory:
         i = self.steps.index(step)
         return Estimate(
             **{name: getattr(self, name)[i] for name in ARRAYS},
-            status=self.status[i],
-            weights=self.weights,
-            data=self.data,
+            faults=self.faults[i],
+            names=Names(self.weights, self.data),
             settings=self.settings,
             diagnostics={name: array[i] for name, array in self.diagnostics.items()},
         )
@@ -275,9 +281,8 @@ class Trajectory:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
-        names = {
-            key: getattr(self, key) for key in ("steps", "status", "weights", "data", "missing")
-        }
+        names = {key: getattr(self, key) for key in ("steps", "weights", "data", "missing")}
+        names["faults"] = [[faults_to_json(faults) for faults in row] for row in self.faults]
         failed = [[*key, reason] for key, reason in self.failed.items()]
         header = {
             "kind": "rllc.Trajectory",
@@ -304,7 +309,7 @@ class Trajectory:
         return cls(
             **{name: arrays[name] for name in ARRAYS},
             **{key: tuple(header[key]) for key in ("steps", "weights", "data")},
-            status=tuple(map(tuple, header["status"])),
+            faults=tuple(tuple(map(faults_from_json, row)) for row in header["faults"]),
             settings=header["settings"],
             diagnostics={
                 k.removeprefix("diagnostics."): a
@@ -322,12 +327,13 @@ def _read(store: Store, found: Contents) -> dict[str, Any]:
     arrays = {name: np.full(shape, np.nan) for name in ARRAYS}
     arrays["per_chain"] = np.full((*shape, found.settings["num_chains"]), np.nan)
     told: dict[str, np.ndarray] = {}
-    status = np.full(shape, "not asked for", dtype=object)
-    for key, words in [
-        *((k, "missing") for k in found.missing),
-        *((k, f"failed: {r}") for k, r in found.failed.items()),
+    none = np.full((*shape, 1), Fault("not_asked_for"), dtype=object)
+    faults = [[tuple(cell) for cell in row] for row in none]
+    for key, fault in [
+        *((k, Fault("missing")) for k in found.missing),
+        *((k, Fault("failed", {}, r)) for k, r in found.failed.items()),
     ]:
-        status[found.steps.index(key[0]), found.refinements.index(key[1:])] = words
+        faults[found.steps.index(key[0])][found.refinements.index(key[1:])] = (fault,)
     together: dict[tuple[int, str, tuple[str, ...]], list[str]] = {}
     for (step, weights, data), names in found.cells.items():
         together.setdefault((step, data, names), []).append(weights)
@@ -336,15 +342,18 @@ def _read(store: Store, found: Contents) -> dict[str, Any]:
         try:
             parts = [store.read(name) for name in names]
         except FileError as error:
-            status[i, where] = f"damaged: {error} rllc.track, called again, computes it anew"
+            words = f"{error} rllc.track, called again, computes it anew"
+            for k in where:
+                faults[i][k] = (Fault("damaged", {}, words),)
             continue
         estimate = Estimate.of(gathered(parts, [found.chains[name] for name in names], weights))
         for name in ARRAYS:
             arrays[name][i, where] = getattr(estimate, name)
         for name, values in estimate.diagnostics.items():
             told.setdefault(name, np.full(shape, np.nan))[i, where] = values
-        status[i, where] = estimate.status
-    return arrays | {"diagnostics": told, "status": tuple(map(tuple, status.tolist()))}
+        for k, wrong in zip(where, estimate.faults, strict=True):
+            faults[i][k] = wrong
+    return arrays | {"diagnostics": told, "faults": tuple(map(tuple, faults))}
 
 
 class Tracker:

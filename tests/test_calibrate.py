@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,9 +15,12 @@ import torch
 from tiny import SHORT, Quadratic, loss_of_quadratic, tiny_model, tiny_tokens
 
 import rllc
-from rllc.calibrate import Calibration, Criterion, calibrate, parts_of_error
+from rllc import search
+from rllc.calibrate import Calibration, calibrate
 from rllc.errors import InputError, RllcError
+from rllc.faults import ABSENT, Fault, Kind, Limits
 from rllc.models import AttentionOnlyConfig
+from rllc.names import Names
 from rllc.resolution import Resolution, resolution
 from rllc.seeds import generator
 from rllc.testing import unchanged
@@ -60,12 +63,12 @@ def test_parts_of_the_error_are_those_of_the_law() -> None:
     rows = torch.randn(2000, 20, generator=generator("rows")).double()
     rows = torch.linalg.qr(rows - rows.mean(0))[0] * (2000 * h) ** 0.5  # covariance h, exactly
     sampling = rllc.Sampling(num_draws=1000, batch_size=batch, n_beta=n_beta)
-    found = calibrate(Quadratic(torch.full((20,), h)), rows.float(), loss=loss_of_quadratic, sampling=sampling, progress=False,
+    found = calibrate(Quadratic(torch.full((20,), h)), rows.float(), loss=loss_of_quadratic, sampling=sampling, compute=rllc.Compute(progress=False),
                       grid={"lr": [lr], "n_beta": [n_beta], "localization": [gamma]})  # fmt: skip
     noise = h / batch * (1 - batch / 2000) * 2000 / 1999
     law = SGLDLaw(np.full(20, h), lr=lr, localization=gamma, n_beta=n_beta, gradient_variance=noise)
     still = 20 / 2 * n_beta * h / (n_beta * h + gamma)  # without any step size
-    parts = {name: float(array[0]) for name, array in parts_of_error(found.estimates[0]).items()}
+    parts = {name: float(array[0]) for name, array in found.estimates[0].error_parts.items()}
     assert math.log(law.value / still) > 0.12  # more than half of it from minibatches
     assert parts["step"] == pytest.approx(math.log(law.value / still), rel=0.2)
     told = found.estimates[0].diagnostics
@@ -90,87 +93,145 @@ def test_what_chains_lack_that_start_at_the_center(burnin: int, start: str) -> N
     }
     lacking = 1 - law.expected(100, num_burnin_steps=burnin, num_steps_bw_draws=2) / law.value
     expected = lacking if start == "center" else 0.0
-    found = parts_of_error(replace(e, settings={**e.settings, **settings}))["start"][0]
+    found = replace(e, settings={**e.settings, **settings}).error_parts["start"][0]
     assert found == pytest.approx(-math.log1p(-expected), rel=1e-6)
 
 
-# The criterion
+# The limits
+
+DIVERGED = (Fault("diverged", {"chain": 1, "step": 3}, "lower lr"),)
+HEALTHY = {
+    "relaxation": 2.0,
+    "drift": 0.5,
+    "trend": 0.5,
+    "spikes": 0.0,
+    "acceptance": 0.9,
+    "discretisation": 0.02,
+    "max_curvature": 10.0,
+    "stability": 8.0,
+    "from_variance": 4.5,
+    "from_variance_se": 0.2,
+    "prior_shrinkage": 0.1,
+    "minibatch_variance": 0.0,
+}
 
 
-def healthy(count: int = 1, **broken: Any) -> rllc.Estimate:
+def healthy(count: int = 1, faults: tuple[Fault, ...] = (), **broken: float) -> rllc.Estimate:
     """An estimate with nothing wrong but what is named, in its last refinement."""
-    seen = {"value": 5.0, "standard_error": 0.1, "rhat": 1.01, "ess": 400.0}
-    told = {
-        "relaxation": 2.0,
-        "drift": 0.5,
-        "spikes": 0.0,
-        "acceptance": 0.9,
-        "discretisation": 0.02,
-        "max_curvature": 10.0,
-    }
-    told |= {
-        "stability": 8.0,
-        "from_variance": 4.5,
-        "from_variance_se": 0.2,
-        "prior_shrinkage": 0.1,
-    }
-    told |= {"minibatch_variance": 0.0}
 
     def arrays(numbers: dict[str, float]) -> dict[str, np.ndarray]:
-        return {k: np.array([v] * (count - 1) + [broken.get(k, v)]) for k, v in numbers.items()}
+        return {
+            name: np.array([value] * (count - 1) + [broken.get(name, value)])
+            for name, value in numbers.items()
+        }
 
-    status = ("ok",) * (count - 1) + (broken.get("status", "ok"),)
-    names = tuple(f"0:{i}" for i in range(count))
-    settings = rllc.sgld().settings | rllc.Sampling().settings
-    return rllc.Estimate(**arrays(seen), per_chain=np.zeros((count, 4)), status=status, weights=names,
-                         data=("prose",) * count, settings=settings, diagnostics=arrays(told))  # fmt: skip
+    names = Names(tuple(f"0:{i}" for i in range(count)), ("prose",) * count)
+    return rllc.Estimate(
+        **arrays({"value": 5.0, "standard_error": 0.1, "rhat": 1.01, "ess": 400.0}),
+        per_chain=np.zeros((count, 4)),
+        faults=((),) * (count - 1) + (faults,),
+        names=names,
+        settings=rllc.sgld().settings | rllc.Sampling().settings,
+        diagnostics=arrays(HEALTHY),
+    )
+
+
+def faults_of(estimate: rllc.Estimate, **changes: float) -> tuple[tuple[Fault, ...], ...]:
+    return estimate.judge(Limits.for_calibration(**changes)).faults
 
 
 @pytest.mark.parametrize(
-    ("broken", "kind", "words"),
+    ("broken", "kind", "problem", "times"),
     [
+        ({"standard_error": np.nan}, "too_few_draws", "too few draws for a standard error", None),
+        ({"value": -1.0}, "negative", "negative", None),
+        ({"value": 0.0, "standard_error": 0.0}, "no_loss", "zero", None),
         (
-            {"value": np.nan, "status": "diverged: chain 1 at step 3; lower lr"},
-            "step",
-            "diverged: chain 1 at step 3",
+            {"stability": 1.5},
+            "hardly_stable",
+            "hardly stable in the sharpest direction, of curvature 10",
+            2 / 1.5,
         ),
-        ({"standard_error": np.nan}, "noise", "too few draws for a standard error"),
-        ({"value": -1.0}, "noise", "not positive (-1 ± 0.1)"),
-        ({"stability": 1.5}, "step", "unstable (stability 1.5)"),
-        ({"spikes": 2.0}, "step", "spikes in 2 draws"),
-        ({"acceptance": 0.0}, "step", "acceptance 0"),
-        ({"discretisation": 0.2}, "step", "the step size adds 20%"),
         (
+            {"stability": 0.5},
+            "unstable",
+            "unstable in the sharpest direction, of curvature 10",
+            4,
+        ),
+        ({"spikes": 2.0}, "spikes", "spikes in 2 draws", 3),
+        ({"acceptance": 0.05}, "rarely_accepted", "steps too large (acceptance 0.050)", 2),
+        (
+            {"discretisation": 0.2},
+            "step_and_noise_bias",
+            "the step size and the minibatches' noise add 20%",
+            2,
+        ),
+        (  # of which 0.02 · 60/10 from minibatches
             {"minibatch_variance": 60.0},
-            "step",
-            "the step size adds 12%",
-        ),  # of which 0.02 · 60/10 from minibatches
-        ({"relaxation": 50.0}, "slow", "slow (4.0 relaxation times)"),
-        ({"drift": -6.0}, "slow", "drifting (z = -6.0)"),
-        ({"rhat": 1.3}, "slow", "chains disagree (R-hat 1.30)"),
-        ({"standard_error": 2.0}, "noise", "noise (40% of the value)"),
-        ({"from_variance": 0.05, "from_variance_se": 0.01}, "prior", "the prior hides 99%"),
+            "step_and_noise_bias",
+            "the step size and the minibatches' noise add 12%",
+            (1 - 0.98 / 1.12 ** (0.02 / 0.02)) / 0.1,
+        ),
+        ({"relaxation": 50.0}, "few_relaxations", "slow (4.0 relaxation times)", 2.5),
+        ({"drift": -6.0}, "rising", "still rising", 1.5),
+        ({"drift": 6.0}, "falling", "still falling", 1.5),
+        ({"rhat": 1.3}, "disagree", "chains disagree (R-hat)", 3),
+        (
+            {"standard_error": 2.0},
+            "imprecise",
+            "imprecise (the standard error is 40% of the value)",
+            2,
+        ),
+        ({"standard_error": 10.0}, "noise_above_signal", "noise exceeds signal", 10),
+        (
+            {"from_variance": 0.05, "from_variance_se": 0.01},
+            "prior_dominated",
+            "the prior hides 99%",
+            math.log(0.05 / 5 / 0.98) / math.log(0.1),
+        ),
     ],
 )
-def test_each_limit_in_words(broken: dict[str, Any], kind: str, words: str) -> None:
-    fine, found = Criterion().faults(healthy(2, **broken))
+def test_each_limit(
+    broken: dict[str, float], kind: Kind, problem: str, times: float | None
+) -> None:
+    fine, wrong = faults_of(healthy(2, **broken))
     assert not fine
-    assert [(f.kind, f.words) for f in found] == [(kind, words)]
-    assert found[0].excess > 0.25
+    assert [(fault.kind, fault.problem) for fault in wrong] == [(kind, problem)]
+    if times is not None:
+        numbers = wrong[0].numbers
+        assert numbers.get("times", numbers.get("times_rhat")) == pytest.approx(times, rel=0.05)
 
 
 def test_what_is_not_known_is_not_judged() -> None:
-    unknown = dict.fromkeys(
-        ("acceptance", "discretisation", "max_curvature", "stability", "drift"), np.nan
-    )
-    assert Criterion().faults(
-        healthy(**unknown, from_variance=np.nan, minibatch_variance=np.nan)
-    ) == ((),)
+    unknown = dict.fromkeys(HEALTHY, np.nan)
+    assert faults_of(healthy(**unknown)) == ((),)
 
 
 def test_limits_are_arguments() -> None:
-    assert Criterion(max_rhat=1.4).faults(healthy(rhat=1.3)) == ((),)
-    assert Criterion(max_noise=0.01).faults(healthy())[0][0].words == "noise (2% of the value)"
+    assert faults_of(healthy(rhat=1.3), max_rhat=1.4) == ((),)
+    (imprecise,) = faults_of(healthy(), max_noise=0.01)[0]
+    assert imprecise.problem == "imprecise (the standard error is 2% of the value)"
+
+
+def test_chains_that_diverged_stay_a_fault_by_any_limits() -> None:
+    broken = healthy(2, faults=DIVERGED, value=np.nan)
+    assert faults_of(broken) == ((), DIVERGED)
+    assert broken.judge(Limits(max_rhat=1e9)).faults == ((), DIVERGED)
+
+
+def test_every_fault_of_an_estimate_tells_the_search_where_to_go() -> None:
+    assert set(search.TROUBLES) == set(get_args(Kind)) - ABSENT
+    assert set(search.TROUBLES.values()) == set(search.HELP)
+
+
+def test_a_number_beyond_two_limits_at_once_counts_twice_and_one_in_two_faults_once() -> None:
+    """The sum over what is beyond its limit, of ¼ + log(how many times)."""
+    both = faults_of(healthy(drift=-6.0, rhat=1.3))[0]
+    assert [fault.kind for fault in both] == ["rising"]
+    assert search.excess(both, lr=1e-3) == pytest.approx(0.5 + math.log(1.5) + math.log(3))
+    turning = faults_of(healthy(drift=-6.0, rhat=1.3, trend=-5.0))[0]
+    assert [fault.kind for fault in turning] == ["rising", "falling"]
+    assert search.excess(turning, lr=1e-3) == pytest.approx(search.excess(both, lr=1e-3))
 
 
 # The search, on the exact law
@@ -192,7 +253,7 @@ def by_the_law(known: bool) -> Callable[..., rllc.Estimate]:
         stability = 4 / sampler.lr / (sampling.n_beta * h + sampler.localization)
         settings = sampler.settings | sampling.settings
         if not law.stable:
-            e = healthy(value=np.nan, status="diverged", max_curvature=h, stability=stability)
+            e = healthy(faults=DIVERGED, value=np.nan, max_curvature=h, stability=stability)
             return replace(e, settings=settings)
         time, still = law.autocorrelation_time(), (0.5 * sampling.n_beta * CURVATURES / a).sum()
         return replace(healthy(
@@ -220,7 +281,7 @@ def test_the_search_recovers_from_two_decades_off_in_any_combination(
                                   "localization": np.logspace(0, 4, 17).tolist()})  # fmt: skip
     least, tries = wide.error[wide.best], []
     for factors in OFF:
-        found = on_the_quadratic(grid=starting(*factors), criterion=Criterion(max_settings=60))
+        found = on_the_quadratic(grid=starting(*factors), limits=Limits.for_calibration(max_settings=60))
         assert found.good.any(), factors
         assert found.error[found.best] < (1.6 if known else 3) * least, (
             factors
@@ -231,7 +292,7 @@ def test_the_search_recovers_from_two_decades_off_in_any_combination(
 
 def test_no_more_settings_than_allowed(monkeypatch: Any) -> None:
     monkeypatch.setattr(sys.modules["rllc.calibrate"], "estimate", by_the_law(True))
-    found = on_the_quadratic(grid=starting(localization=100), criterion=Criterion(max_settings=3))
+    found = on_the_quadratic(grid=starting(localization=100), limits=Limits.for_calibration(max_settings=3))
     assert len(found) == 3
     assert len(set(zip(found.lr, found.n_beta, found.localization, strict=True))) == 3
 
@@ -279,7 +340,7 @@ def test_it_is_a_function_of_its_arguments_and_leaves_the_model_alone() -> None:
     with unchanged(QUADRATIC):
         found = on_the_quadratic(grid=grid)
     again = rllc.estimate(
-        QUADRATIC, NOWHERE, loss=loss_of_quadratic, progress=False, **found.recommended
+        QUADRATIC, NOWHERE, loss=loss_of_quadratic, compute=rllc.Compute(progress=False), **found.recommended
     )
     assert np.array_equal(again.value, found.estimates[0].value)
     assert again.settings == found.estimates[0].settings
@@ -298,7 +359,7 @@ def hopeless() -> Calibration:
     grid = {"lr": [1e-9, 1e3], "n_beta": [30.0], "localization": [200.0]}
     sampling = rllc.Sampling(num_chains=2, num_draws=30, batch_size=4)
     return calibrate(
-        tiny_model(), tiny_tokens(), ["0:0", "0:1"], sampling=sampling, grid=grid, progress=False
+        tiny_model(), tiny_tokens(), ["0:0", "0:1"], sampling=sampling, grid=grid, compute=rllc.Compute(progress=False)
     )
 
 
@@ -349,7 +410,7 @@ def test_the_table(monkeypatch: Any) -> None:
     assert lines[1].split() == ["lr", "n_beta", "localization", "error", "verdict"]
     assert lines[2].split()[:5] == ["→", "0.001", "30", "60", f"{found.error[0]:.2f}"]
     assert lines[2].endswith("good; most of the error: prior, 0:0")
-    assert lines[3].split() == ["0.1", "30", "60", "nan", "0:0:", "diverged"]
+    assert lines[3].endswith("nan  0:0: diverged: chain 1 at step 3")
     assert lines[4].startswith("recommended: lr = 0.001, n_beta = 30, localization = 60: error 0.")
     assert lines[4].count("prior") == 1
 
@@ -428,7 +489,7 @@ def trained() -> tuple[torch.nn.Module, rllc.Tokens]:
         rows = torch.cat([rows, torch.multinomial(after[rows[:, -1]], 1, generator=stream)], 1)
     config = AttentionOnlyConfig(n_layers=2, d_model=12, n_heads=2, d_head=6, n_ctx=12, d_vocab=12)
     data = rllc.Tokens(rows, "markov")
-    return rllc.train(config, data, num_steps=300, batch_size=64, lr=1e-2, progress=False), data
+    return rllc.train(config, data, num_steps=300, batch_size=64, lr=1e-2, compute=rllc.Compute(progress=False)), data
 
 
 @pytest.mark.slow
@@ -445,7 +506,7 @@ def test_a_trained_model_is_recovered_from_two_decades_off(
     model, data = trained
     sampling = rllc.Sampling(num_chains=2, num_draws=200, batch_size=16)
     found = calibrate(model, data, ["1:0", "1:1"], sampling=sampling, grid=starting(**factors),
-                      criterion=Criterion(max_settings=tries), progress=False)  # fmt: skip
+                      limits=Limits.for_calibration(max_settings=tries), compute=rllc.Compute(progress=False))  # fmt: skip
     i = found.best
     assert found.good[i]
     assert not found.good[0]
@@ -453,8 +514,8 @@ def test_a_trained_model_is_recovered_from_two_decades_off(
     long = replace(
         found.recommended["sampling"], num_burnin_steps=200, num_steps_bw_draws=2, num_probes=0
     )
-    truth = rllc.estimate(model, data, ["1:0", "1:1"], sampler=fine, sampling=long, progress=False)
-    parts = parts_of_error(found.estimates[i])
+    truth = rllc.estimate(model, data, ["1:0", "1:1"], sampler=fine, sampling=long, compute=rllc.Compute(progress=False))
+    parts = found.estimates[i].error_parts
     noise = 5 * np.hypot(parts["noise"], truth.standard_error / truth.value)
     assert (
         abs(np.log(found.estimates[i].value / truth.value)) < parts["step"] + parts["start"] + noise
@@ -467,7 +528,7 @@ def test_a_trained_model_is_recovered_from_two_decades_off(
 @pytest.fixture(scope="module")
 def curve() -> Resolution:
     return resolution(QUADRATIC, NOWHERE, n_betas=[3.0, 100.0, 30.0], loss=loss_of_quadratic, sampling=FULL_BATCH,
-                      progress=False)  # fmt: skip
+                      compute=rllc.Compute(progress=False))  # fmt: skip
 
 
 def test_the_curve_is_the_laws(curve: Resolution) -> None:
@@ -501,7 +562,7 @@ def test_the_curve_as_table_and_dataframe() -> None:
     pytest.importorskip("pandas")
     model, data = tiny_model(), {"code": tiny_tokens(seed=1), "prose": tiny_tokens(seed=2)}
     found = resolution(model, data, ["0:0"], n_betas=[30.0, 300.0], sampler=lambda n: rllc.sgld(1e-4 if n < 100 else 1e3),
-                       sampling=SHORT, progress=False)  # fmt: skip
+                       sampling=SHORT, compute=rllc.Compute(progress=False))  # fmt: skip
     lines = repr(found).splitlines()
     assert lines[0] == "Resolution: 2 values of n_beta, 2 refinements"
     assert lines[1].split() == ["n_beta", "=", "30", "n_beta", "=", "300"]

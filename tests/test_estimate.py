@@ -35,7 +35,7 @@ def many() -> tuple[rllc.Estimate, SGLDLaw, rllc.Sampling]:
         num_chains=2, num_draws=300, num_burnin_steps=50, batch_size=1, n_beta=30.0
     )
     est = rllc.estimate(model, torch.zeros(1, len(model.v)), parts, loss=loss_of_quadratic,
-                        sampler=rllc.sgld(4e-3, 50.0), sampling=sampling, progress=False)  # fmt: skip
+                        sampler=rllc.sgld(4e-3, 50.0), sampling=sampling, compute=rllc.Compute(progress=False))  # fmt: skip
     return est, SGLDLaw(curvatures.numpy(), lr=4e-3, localization=50.0, n_beta=30.0), sampling
 
 
@@ -67,7 +67,7 @@ def test_many_short_chains_on_full_batches_have_the_exact_error() -> None:
     h = torch.tensor([1.0, 3.0, 10.0])
     sampling = rllc.Sampling(num_chains=64, num_draws=60, num_burnin_steps=60, batch_size=1)
     draws = rllc.sample(Quadratic(h), torch.zeros(1, 3), loss=loss_of_quadratic, sampler=rllc.sgld(2e-3, 50.0),
-                        sampling=sampling, progress=False)  # fmt: skip
+                        sampling=sampling, compute=rllc.Compute(progress=False))  # fmt: skip
     law = SGLDLaw(h.numpy(), lr=2e-3, localization=50.0, n_beta=30.0)
     exact = law.standard_error(60, 64, num_burnin_steps=60)
     est = rllc.Estimate.of(draws)
@@ -172,7 +172,7 @@ def test_each_layer_of_a_deep_linear_network_on_full_and_deficient_inputs(
         num_chains=4, num_draws=150, num_burnin_steps=50, batch_size=20, n_beta=n_beta
     )
     est = rllc.estimate(DEEP, data, weights, loss=half_squared_error, sampler=rllc.sgld(lr, localization), sampling=sampling,
-                        progress=False)  # fmt: skip
+                        compute=rllc.Compute(progress=False))  # fmt: skip
     seen = set()
     for k in range(3):
         for name, (x, _) in data.items():
@@ -204,7 +204,7 @@ def test_each_layer_of_a_deep_linear_network_on_full_and_deficient_inputs(
 
 @pytest.fixture(scope="module")
 def est() -> rllc.Estimate:
-    return rllc.estimate(MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, progress=False)
+    return rllc.estimate(MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, compute=rllc.Compute(progress=False))
 
 
 def test_rows_by_name(est: rllc.Estimate) -> None:
@@ -215,7 +215,7 @@ def test_rows_by_name(est: rllc.Estimate) -> None:
     assert one.per_chain == tuple(est.per_chain[3])
     assert np.mean(one.per_chain) == pytest.approx(one.value)
     assert len(est) == 4
-    single = rllc.estimate(MODEL, DATA["code"], "1:2", sampling=SHORT, progress=False)
+    single = rllc.estimate(MODEL, DATA["code"], "1:2", sampling=SHORT, compute=rllc.Compute(progress=False))
     assert single["1:2"].value == pytest.approx(est["1:2", "code"].value, abs=1e-4)
     assert single["1:2"] == single["1:2", "tokens"]
 
@@ -237,7 +237,7 @@ def test_rows_that_are_not_there(est: rllc.Estimate, key: object, message: str) 
 
 
 def test_estimate_is_the_summary_of_sample(est: rllc.Estimate) -> None:
-    draws = rllc.sample(MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, progress=False)
+    draws = rllc.sample(MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, compute=rllc.Compute(progress=False))
     again = rllc.Estimate.of(draws)
     assert np.array_equal(again.value, est.value)
     assert np.allclose(est.value, 30 * (draws.loss - draws.baseline).mean((1, 2)))

@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_finished_cells_whole_and_no_torn_file(run, unbroken,
             rllc.FileError,
             match=r"writing cell \w+ in `store` = .* failed .*File too large.*Make room",
         ):
-            rllc.track(run, DATA, "0:1", store=tmp_path, sampling=sampling, progress=False)
+            rllc.track(run, DATA, "0:1", store=tmp_path, sampling=sampling, compute=rllc.Compute(progress=False))
 
     as_child(full)
     assert cells(tmp_path) == before
@@ -290,7 +290,7 @@ def test_one_broken_and_one_missing_checkpoint_of_twenty(tmp_path) -> None:
     ).unlink()  # the first one, at which a sweep would look for heads
     sampling = replace(SHORT, num_draws=4, num_probes=0)
     with pytest.warns(UserWarning, match="2 of 20 cells failed"):
-        trajectory = rllc.track(found, DATA["a"], "0:1", sampling=sampling, progress=False)
+        trajectory = rllc.track(found, DATA["a"], "0:1", sampling=sampling, compute=rllc.Compute(progress=False))
     reasons = {key[0]: reason for key, reason in trajectory.failed.items()}
     assert "no weights" in reasons.pop(0)
     assert "not finite" in reasons.pop(3)
@@ -337,7 +337,7 @@ def test_memory_stays_flat_over_two_hundred_checkpoints(tmp_path) -> None:
 
         rllc.sweep.workers.work = work
         sampling = replace(SHORT, num_draws=4, num_probes=0)
-        rllc.track(found, rows, "0:1", sampling=sampling, store=tmp_path / "store", progress=False)
+        rllc.track(found, rows, "0:1", sampling=sampling, store=tmp_path / "store", compute=rllc.Compute(progress=False))
         assert len(sizes) == 200
         print(
             f"\nresident: {sizes[9] * 4 // 1024} MB after 10 checkpoints, {sizes[-1] * 4 // 1024} MB after 200"

@@ -25,6 +25,8 @@ SAMPLING = {
     "draws",
     "estimate",
     "faults",
+    "diagnose",
+    "search",
     "refinement",
     "engine",
     "loss",
@@ -122,8 +124,9 @@ def test_errors_seeds_and_files_know_nothing() -> None:
 
 
 def test_theory_is_arithmetic() -> None:
-    assert tops(known("rllc.theory")) <= LEAVES
-    assert outside("rllc.theory") <= {"numpy", "scipy"}
+    for module in under("theory"):
+        assert tops(known(module)) <= LEAVES | {"theory"}, module
+        assert outside(module) <= {"numpy"}, module
 
 
 @pytest.mark.parametrize("name", ["models", "data"])

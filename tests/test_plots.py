@@ -12,9 +12,10 @@ from matplotlib.text import Text
 from tiny import SHORT, tiny_model, tiny_tokens
 
 import rllc
-from rllc.calibrate import Calibration, Criterion, calibrate
+from rllc.calibrate import Calibration, calibrate
 from rllc.plots import plot_calibration, plot_resolution
 from rllc.plots.results import _rank_correlation
+from rllc.names import Names
 from rllc.resolution import Resolution
 
 mpl.use("Agg")
@@ -110,13 +111,16 @@ def test_diverged_heads_are_crosses() -> None:
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
     grid = {"lr": [1e-4, 1e-3, 1e3], "n_beta": [30.0, 300.0], "localization": [100.0, 1000.0]}
-    lenient = Criterion(
+    lenient = rllc.Limits(
         min_relaxations=0,
         max_rhat=1e9,
         max_noise=1e9,
         max_drift=1e9,
         max_shrinkage=0.99999,
-        max_step=0.9,
+        max_step_and_noise=0.9,
+        min_stability=2,
+        min_acceptance=0.1,
+        max_step=np.inf,
     )
     sampling = rllc.Sampling(num_chains=2, num_draws=20, batch_size=4)
     return calibrate(
@@ -125,7 +129,7 @@ def calibration() -> Calibration:
         "0:0",
         sampling=sampling,
         grid=grid,
-        criterion=lenient,
+        limits=lenient,
         progress=False,
     )
 
@@ -201,10 +205,10 @@ def an_estimate(**on: np.ndarray) -> rllc.Estimate:
     """λ̂ of 16 heads ``[head]``, on each data set."""
     value = np.concatenate(list(on.values()))
     nothing = np.full(len(value), np.nan)
-    names, data = HEADS * len(on), tuple(name for name in on for _ in HEADS)
+    names = Names(HEADS * len(on), tuple(name for name in on for _ in HEADS))
     error = 0.1 + 0.01 * np.arange(len(value))
     return rllc.Estimate(
-        value, error, nothing, nothing, nothing[:, None], ("ok",) * len(value), names, data, {}
+        value, error, nothing, nothing, nothing[:, None], ((),) * len(value), names, {}
     )
 
 

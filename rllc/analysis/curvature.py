@@ -31,9 +31,9 @@ from rllc import refinement as refine
 from rllc.analysis.spectrum import Ends, Reading, filtered_rank, hutchinson, hutchpp, lanczos
 from rllc.checks import arguments, check, check_baseline
 from rllc.engine.layout import Group, center, digest, groups, stack, to, unpack
-from rllc.errors import InputError, first_line, nearest
 from rllc.engine.modes import in_mode as _mode
 from rllc.engine.module import ModuleLoss
+from rllc.errors import InputError, first_line, nearest
 from rllc.loss import Batch, Distillation, LossFunction, next_token
 from rllc.loss import logits_of as _logits
 from rllc.plots import plot_heads

@@ -39,8 +39,8 @@ from rllc.models.checkpoints import Checkpoint, load
 from rllc.models.checkpoints import checkpoints as checkpoints_of
 from rllc.refinement import DataLike, WeightsLike
 from rllc.sample import sample
-from rllc.sampling import Sampling
 from rllc.samplers import Sampler
+from rllc.sampling import Sampling
 from rllc.sweep.store import Cell, Store, Sweep, cell_name, contents, differences, versions
 from rllc.sweep.workers import Task, digest_of, finish_all, places, sampler_of
 from rllc.trajectory import Trajectory

@@ -41,8 +41,8 @@ from rllc.loss import Distillation, LossFunction
 from rllc.models.checkpoints import Checkpoint, load
 from rllc.refinement import Rows, fingerprint
 from rllc.sample import sample
-from rllc.sampling import Sampling
 from rllc.samplers import Sampler
+from rllc.sampling import Sampling
 from rllc.sweep.store import Cell, Store, load_rows, versions
 from rllc.weights import Weights
 

@@ -1,0 +1,188 @@
+"""What draws say of themselves: diagnostics by name, and the parts of the error of λ̂.
+
+The functions of :mod:`rllc.diagnostics` know arrays only. Here they are applied to
+:class:`rllc.Draws`, beside what the sampler's probes saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rllc import diagnostics
+from rllc.draws import Draws
+from rllc.sampling import probed
+
+DIAGNOSTICS: Mapping[str, str] = {
+    "relaxation": "autocorrelation time of λ̂'s draws, in draws: chains × draws / ess",
+    "drift": "Geweke's z after the first fifth; below 0 the trace still rises",
+    "trend": "second half minus first, by its standard error from how chains differ",
+    "spikes": "number of draws far outside the distribution of the others",
+    "acceptance": "mean probability that MALA would accept sgld's steps",
+    "discretisation": "share of λ̂ that the step size adds",
+    "max_curvature": "largest curvature h of the loss at w* on one minibatch",
+    "stability": "4/(ε(nβh + γ)) for the largest h; below 1 that direction blows up",
+    "from_variance": "a second reading of λ, from the variance of the draws",
+    "from_variance_se": "standard error of that reading",
+    "minibatch_variance": "variance of the draws that comes from the choice of the minibatch",
+    "prior_shrinkage": "1 − from_variance/λ̂: the share that the prior takes from λ̂, roughly",
+}
+"""What ``Estimate.diagnostics`` holds, each ``[refinement]``.
+
+Acceptance, discretisation, curvature and stability need ``Sampling(num_probes=…)`` above 0. An
+acceptance near 0 says that steps are too large, one of 1 that they may be too small. The reading
+from the variance is :func:`rllc.diagnostics.variance_reading`.
+"""
+
+PARTS = ("step", "prior", "noise", "start")
+"""The parts of the error of λ̂, in the order of :func:`parts_of_error`."""
+
+
+def diagnose(
+    draws: Draws, rows: np.ndarray, rise: int, num_draws: int, ess: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the diagnostics of refinements that have the same number of draws.
+
+    Args:
+        draws: of these and other refinements.
+        rows: which refinements.
+        rise: how many first draws are left out, because chains then still rise from w*.
+        num_draws: how many draws each has.
+        ess: ``[row]``: effective sample size of all draws.
+
+    Returns:
+        By name, each ``[row]``; what cannot be known from these draws is left out.
+    """
+    kept = slice(rise, num_draws)
+    llc = draws.llc[rows, :, kept]
+    value = llc.mean((1, 2))
+    numbers = {
+        "drift": diagnostics.geweke(llc, first=0.2),
+        "trend": _trend(llc),
+        "spikes": diagnostics.spikes(llc),
+    }
+    with np.errstate(divide="ignore", invalid="ignore"):
+        numbers["relaxation"] = llc.shape[1] * num_draws / ess
+        numbers |= _of_variance(draws, rows, kept, value)
+        numbers |= _of_steps(draws, rows, num_draws, value)
+    return numbers | _of_curvature(draws, rows)
+
+
+def share_minibatches(draws: Draws, rows: np.ndarray, num_draws: int) -> bool:
+    """Whether chains may have noise in common, which they have not on full batches."""
+    noise = draws.observed.get("minibatch_variance")
+    return noise is None or bool(noise[rows, :, :num_draws].any())
+
+
+def parts_of_error(
+    value: np.ndarray,
+    standard_error: np.ndarray,
+    numbers: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """Return what is known of the relative error of λ̂, part by part, as logarithms.
+
+    - ``"step"``: what a finite step size adds, −log(1 − s) + log(1 + s·N/2λ̂), s being the
+      diagnostic ``discretisation``. The second term is the minibatch noise that heats the chain by
+      (ε/4)(nβ)²C. As for a log loss near its minimum, its covariance C is taken to be the Hessian
+      by the minibatch size, C = h·N/(2nβλ̂), N being the variance of nβ(ℓ_B − ℓ*_B) that comes from
+      the choice of the minibatch B.
+    - ``"prior"``: −log of the average share nβh/(nβh + γ) by which directions count, weighted by
+      it: variance/λ̂ of the draws, without what the step size has widened. No smaller share is
+      believed than its standard error.
+    - ``"noise"``: standard error/λ̂.
+    - ``"start"``: what chains that start at w* lack on average, (τ − 1)/2N of N draws of
+      autocorrelation time τ, times ((τ − 1)/(τ + 1))^B after a burn-in of B draws (exact for a
+      single curvature).
+
+    Small parts are relative errors; 2.3 is a factor of ten. What is not known counts as 0.
+
+    Args:
+        value: λ̂ ``[refinement]``.
+        standard_error: ``[refinement]``.
+        numbers: the diagnostics, by name.
+        settings: of sampler and sampling.
+
+    Returns:
+        Each of :data:`PARTS`, ``[refinement]``; NaN where λ̂ is not positive.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        step = _step_part(value, numbers)
+        counted = np.maximum(numbers["from_variance"], numbers["from_variance_se"]) / value
+        counted = np.clip(np.nan_to_num(counted * np.exp(-step), nan=1.0), 1e-4, 1)
+        lacking = _lacking_at_start(numbers["relaxation"], settings) * np.isfinite(value)
+        judged = np.where(value > 0, 0.0, np.nan)
+        return {
+            "step": judged + step,
+            "prior": judged - np.log(counted),
+            "noise": judged + standard_error / value,
+            "start": judged - np.log1p(-lacking),
+        }
+
+
+def _step_part(value: np.ndarray, numbers: Mapping[str, np.ndarray]) -> np.ndarray:
+    added = np.clip(np.nan_to_num(numbers["discretisation"]), 0, 0.99)
+    heat = np.nan_to_num(numbers["minibatch_variance"] / (2 * value)).clip(min=0)
+    return np.log1p(added * heat) - np.log1p(-added)
+
+
+def _lacking_at_start(relaxation: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    """Share of λ̂ that draws lack because chains start at w*."""
+    time = relaxation.clip(min=1)
+    decay = (time - 1) / (time + 1)
+    burnin = settings["num_burnin_steps"] / settings["num_steps_bw_draws"]
+    lacking = decay / (1 - decay) / settings["num_draws"] * decay**burnin
+    return lacking.clip(0, 0.99) * (settings["start"] == "center")
+
+
+def _trend(llc: np.ndarray) -> np.ndarray:
+    num_chains, num_draws = llc.shape[1:]
+    half = num_draws // 2
+    if num_chains < 2 or half < 1:
+        return np.full(len(llc), np.nan)
+    change = llc[..., -half:].mean(-1) - llc[..., :half].mean(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return change.mean(1) / (change.std(1, ddof=1) / np.sqrt(num_chains))
+
+
+def _of_variance(
+    draws: Draws, rows: np.ndarray, kept: slice, value: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What the spread of the draws tells, where the minibatches' part of it is known."""
+    loss_noise = draws.observed.get("minibatch_variance")
+    if loss_noise is None:
+        return {}
+    n_beta = draws.settings["n_beta"]
+    noise = n_beta**2 * loss_noise[rows, :, kept]
+    # Without the control variate, whose subtraction changes the variance.
+    plain = n_beta * (draws.loss - draws.baseline)[rows, :, kept]
+    reading, error = diagnostics.variance_reading(plain, noise)
+    return {
+        "from_variance": reading,
+        "from_variance_se": error,
+        "prior_shrinkage": 1 - reading / value,
+        "minibatch_variance": noise.mean((1, 2)),
+    }
+
+
+def _of_steps(
+    draws: Draws, rows: np.ndarray, num_draws: int, value: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What a second look at some steps tells of their size."""
+    settings = draws.settings
+    looked_at = probed(settings["num_probes"], settings["num_draws"], settings["target_se"])
+    count = sum(draw < num_draws for draw in looked_at)
+    means = {}
+    for name in ("acceptance", "discretisation"):
+        if name in draws.observed:
+            means[name] = draws.observed[name][rows, :, :count].mean((1, 2))
+    if "discretisation" in means:
+        means["discretisation"] /= value
+    return means
+
+
+def _of_curvature(draws: Draws, rows: np.ndarray) -> dict[str, np.ndarray]:
+    names = [name for name in ("max_curvature", "stability") if name in draws.observed]
+    return {name: draws.observed[name][rows] for name in names}
