@@ -20,7 +20,6 @@ from rllc.samplers import Prior, Sampler, box, gaussian, hmc, mala, rmsprop_sgld
 # results: one estimate, and estimates over training
 from rllc.draws import Draws
 from rllc.estimate import LLC, Estimate, control, estimate
-from rllc.sampling import Compute
 from rllc.sweep.track import track
 from rllc.sweep.cost import sweep_cost
 from rllc.sweep.store import Store

@@ -29,7 +29,7 @@ _SPEC = """the sweep, as JSON, paths being relative to it; only the first three 
  "weights": "heads" or "everything" or ["0:1", "1:6"], "steps": [0, 100, 200],
  "sampler": {"sampler": "sgld", "lr": 0.001, "localization": 200.0},
  "sampling": {"num_chains": 4, "num_draws": 200}, "loss": "module:function",
- "keep_states": true, "per_token": false, "delete_downloads": false};
+ "keep_states": true, "delete_downloads": false};
 data are files that rllc.Tokens.save wrote"""
 
 _ARRAY = (
@@ -38,7 +38,7 @@ _ARRAY = (
 )
 
 _NEEDED = ("checkpoints", "data", "store")
-_OF_STORE = ("keep_states", "per_token", "delete_downloads")
+_OF_STORE = ("keep_states", "delete_downloads")
 _FIELDS = (*_NEEDED, "weights", "steps", "sampler", "sampling", "loss", *_OF_STORE)
 
 
@@ -51,12 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     compute = Compute(executor=args.executor, progress=not args.quiet)
     try:
-        request = read_spec(args.spec)
+        request = read_spec(args.spec, compute)
         shard = _read_shard(args.shard)
         if args.dry_run:
-            print(cost_of(request, compute, shard))
+            print(cost_of(request, shard))
             return 0
-        sweep, reasons = run(request, compute, shard)
+        sweep, reasons = run(request, shard)
     except RllcError as error:
         print(error, file=sys.stderr)
         return 2
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_spec(path: Path) -> Request:
+def read_spec(path: Path, compute: Compute) -> Request:
     """Read the file that describes a sweep.
 
     Raises:
@@ -107,6 +107,7 @@ def read_spec(path: Path) -> Request:
         sampler=sampler,
         sampling=sampling,
         store=Store(folder / spec["store"], **switches),
+        compute=compute,
     )
 
 

@@ -140,11 +140,12 @@ def sweep_cost(
             sampler=sampler,
             sampling=sampling,
             store=folder,
+            compute=compute,
         )
-        return cost_of(request, compute or Compute())
+        return cost_of(request)
 
 
-def cost_of(request: Request, compute: Compute, shard: tuple[int, int] = ALL) -> SweepCost:
+def cost_of(request: Request, shard: tuple[int, int] = ALL) -> SweepCost:
     """Say what a share of a sweep would take."""
     complete = request.store.complete()
     planned = make_plan(request)
@@ -156,7 +157,7 @@ def cost_of(request: Request, compute: Compute, shard: tuple[int, int] = ALL) ->
         num_weights=len(request.weights),
         num_cells=len(cells),
         num_finished=len(cells) - len(missing),
-        num_workers=num_workers(compute.executor),
+        num_workers=num_workers(request.compute.executor),
         shard=shard,
     )
     if not missing:
@@ -221,6 +222,8 @@ def _measure(request: Request, cell: Cell) -> Measured:
         num_probes=0,
     )
 
+    compute = replace(request.compute_of_cells(), keep_states=True)
+
     def run(num_draws: int, resume: Draws | None) -> Draws:
         return sample(
             request.model,
@@ -229,10 +232,9 @@ def _measure(request: Request, cell: Cell) -> Measured:
             loss=request.loss,
             sampler=request.sampler,
             sampling=replace(short, num_draws=num_draws),
-            per_token=request.store.per_token,
-            keep_states=True,
+            compute=compute,
+            observe=request.store.observe,
             resume=resume,
-            progress=False,
         )
 
     # The first run warms up. The others go on from it, so that it alone looks around w*.
@@ -260,12 +262,15 @@ def _measure(request: Request, cell: Cell) -> Measured:
 
 
 def _disk(one_draw: Draws, request: Request) -> dict[str, float]:
-    sizes = parts.kept_bytes(one_draw)
+    """Return the bytes that one cell keeps beside its own file."""
     disk: dict[str, float] = {}
     if request.store.keep_states:
-        disk["states"] = sizes["states"]
-    if request.store.per_token:
-        disk["losses per token"] = sizes["losses per token"] * request.sampling.num_draws
+        disk["states"] = parts.state_bytes(one_draw)
+    for name, observable in request.store.observe.items():
+        size = parts.observed_bytes(one_draw, name)
+        if observable.at == "draw" and observable.keep != "moments":
+            size *= request.sampling.num_draws
+        disk[f"observed {name!r}"] = size
     return disk
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rllc.files import bytes_of_tensor, sha256_of, sha256_of_text
 from rllc.loss import Distillation, LossFunction
 from rllc.models.checkpoints import Checkpoint
 
@@ -18,7 +18,7 @@ _digests: dict[tuple[Any, ...], str] = {}
 
 def short_hash(text: str) -> str:
     """Return the first 32 hexadecimal digits of a text's SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return sha256_of_text(text)[:32]
 
 
 def checkpoint_digest(checkpoint: Checkpoint) -> str:
@@ -57,12 +57,11 @@ def loss_name(loss: LossFunction | None) -> str:
 
 
 def _model_digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
+    pieces: list[str | np.ndarray] = []
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        pieces.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}")
+        pieces.append(bytes_of_tensor(tensor))
+    return sha256_of(pieces)
 
 
 def versions() -> dict[str, str]:

@@ -5,33 +5,65 @@ No other file of the sweep looks into :class:`rllc.Draws`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from rllc.draws import Draws
+from rllc.names import Names
 from rllc.sweep.plan import Cell
 
 Chains = tuple[int, int]
 """Numbers of the first chain and of the one behind the last."""
 
+COVARIANCE = ".covariance"
+"""After an observable's name, where only moments of it are kept."""
 
-def without_extras(draws: Draws) -> Draws:
-    """Return the draws as a cell's own file keeps them: without states and losses per token."""
-    return replace(draws, states={}, tokens={}, token_baseline={}, rows={})
+
+def for_cell(draws: Draws, observe: Collection[str]) -> Draws:
+    """Return the draws as a cell's own file keeps them.
+
+    Args:
+        observe: names of the observables that have files of their own.
+    """
+    observed = {}
+    for name, array in draws.observed.items():
+        if name.removesuffix(COVARIANCE) not in observe:
+            observed[name] = array
+    settings = {name: value for name, value in draws.settings.items() if name != "observed"}
+    return replace(draws, settings=settings, observed=observed, states={})
+
+
+def observed_arrays(draws: Draws, name: str) -> dict[str, np.ndarray]:
+    """Return what was kept of one observable."""
+    arrays = {}
+    for key in (name, name + COVARIANCE):
+        if key in draws.observed:
+            arrays[key] = draws.observed[key]
+    return arrays
+
+
+def observed_axes(draws: Draws, name: str) -> list[str]:
+    """Return the names of an observable's further axes."""
+    return list(draws.settings["observed"][name])
+
+
+def with_observed(
+    draws: Draws, arrays: Mapping[str, np.ndarray], axes: Mapping[str, Sequence[str]]
+) -> Draws:
+    """Return the draws of a cell with what was observed along them."""
+    return replace(
+        draws,
+        observed={**draws.observed, **arrays},
+        settings={**draws.settings, "observed": dict(axes)},
+    )
 
 
 def endings(draws: Draws) -> Draws:
     """Return the last draw with the states of the chains: what is needed to go on from there."""
-    last = {}
-    for name in ("loss", "baseline", "noise", "control"):
-        array = getattr(draws, name)
-        if array is not None:
-            last[name] = array[..., -1:]
-    bare = without_extras(draws)
-    return replace(bare, **last, probes={}, lengths=(), states=draws.states)
+    last = {name: getattr(draws, name)[..., -1:] for name in ("loss", "baseline")}
+    return replace(for_cell(draws, ()), **last, observed={}, lengths=(), states=draws.states)
 
 
 def end_alike(draws: Draws, ending: Draws) -> bool:
@@ -41,9 +73,9 @@ def end_alike(draws: Draws, ending: Draws) -> bool:
 
 def resumable(draws: Draws, ending: Draws, cell: Cell, weights: Sequence[str]) -> Draws:
     """Return the draws of some weights with their states, for ``rllc.sample(..., resume=...)``."""
-    chosen = joined([draws], [(0, draws.loss.shape[1])], weights)
+    chosen = joined([draws], [(0, cell.num_chains)], weights)
     about = {"first_chain": cell.chains[0], "cell": draws.settings["cell"]}
-    states = {key: state for key, state in ending.states.items() if key[0] in weights}
+    states = {pair: state for pair, state in ending.states.items() if pair[0] in weights}
     return replace(chosen, settings={**chosen.settings, **about}, states=states)
 
 
@@ -57,95 +89,50 @@ def joined(parts: Sequence[Draws], chains: Sequence[Chains], weights: Sequence[s
     first = parts[0]
     rows = [[part.weights.index(name) for name in weights] for part in parts]
     skips = []
-    end_of_previous = 0
+    num_chains = 0
     for begin, end in chains:
-        skips.append(end_of_previous - begin)
-        end_of_previous = end
+        skips.append(num_chains - begin)
+        num_chains = end
 
-    def taken(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
-        if any(array is None for array in arrays):
-            return None
-        selected = [array[row] for array, row in zip(arrays, rows, strict=True)]
-        if selected[0].ndim == 1:  # one number a refinement, whatever its chains
-            return selected[0]
-        new = [array[:, skip:] for array, skip in zip(selected, skips, strict=True)]
-        return np.concatenate(new, axis=1)
+    def together(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        new_chains = []
+        for array, chosen, skip in zip(arrays, rows, skips, strict=True):
+            new_chains.append(array[chosen][:, skip:])
+        return np.concatenate(new_chains, axis=1)
 
-    arrays = {}
-    for name in ("loss", "baseline", "diverged", "control", "noise"):
-        arrays[name] = taken([getattr(part, name) for part in parts])
-    probes = {name: taken([part.probes[name] for part in parts]) for name in first.probes}
-    tokens = {}
-    for key in first.tokens:
-        if all(key in part.tokens for part in parts):
-            new = [part.tokens[key][skip:] for part, skip in zip(parts, skips, strict=True)]
-            tokens[key] = np.concatenate(new)
+    losses = {}
+    for name in ("loss", "baseline", "diverged"):
+        losses[name] = together([getattr(part, name) for part in parts])
+    observed = {}
+    for name, array in first.observed.items():
+        if not all(name in part.observed for part in parts):
+            continue
+        if _has_chains(first, name):
+            observed[name] = together([part.observed[name] for part in parts])
+        else:
+            observed[name] = array[rows[0]]
     settings = {name: value for name, value in first.settings.items() if name != "cell"}
     return replace(
         first,
-        **arrays,
-        probes=probes,
-        tokens=tokens,
-        weights=tuple(weights),
-        data=(first.data[0],) * len(weights),
+        **losses,
+        observed=observed,
+        names=Names.of((name, first.data[0]) for name in weights),
         lengths=tuple(first.lengths[row] for row in rows[0]),
-        settings={**settings, "num_chains": end_of_previous, "first_chain": 0},
+        settings={**settings, "num_chains": num_chains, "first_chain": 0},
     )
 
 
-# Losses per token.
+def _has_chains(draws: Draws, name: str) -> bool:
+    """Whether an observable was measured for each chain, and not once for the refinement."""
+    axes = draws.settings.get("observed", {}).get(name, ())
+    return draws.observed[name].ndim > 1 + len(axes)
 
 
-def token_arrays(draws: Draws, earlier: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return losses per token in half precision: those at w*, and the differences to them.
-
-    Float16 has 11 bits. Of a loss of 3 nats, which at a draw may have risen by 0.01, they leave
-    ± 0.001. Of the difference they leave ± 0.00001, far below its noise, so that means, variances
-    and covariances over draws stay what they are.
-
-    Args:
-        earlier: what this gave for the draws that these go on from; empty if there are none.
-    """
-    (data,) = draws.token_baseline
-    baseline = draws.token_baseline[data]
-    rows = draws.rows[data].astype(np.int32)
-    arrays = {"rows": rows, "baseline": baseline.astype(np.float16)}
-    for i, weights in enumerate(draws.weights):
-        losses = draws.tokens[weights, data]
-        num_draws = losses.shape[1]
-        rise = losses - baseline[:num_draws]
-        end = draws.lengths[i]
-        rise[np.isnan(draws.loss[i, :, end - num_draws : end])] = np.nan
-        with np.errstate(over="ignore"):  # infinite where a chain is about to diverge
-            arrays[f"rise.{weights}"] = rise.astype(np.float16)
-    if not earlier:
-        return arrays
-    longer = {}
-    for name, array in arrays.items():
-        draw_axis = 1 if name.startswith("rise.") else 0
-        longer[name] = np.concatenate([earlier[name], array], axis=draw_axis)
-    return longer
+def state_bytes(draws: Draws) -> int:
+    """Return the bytes of the chains' states on disk."""
+    return sum(array.nbytes for state in draws.states.values() for array in state.values())
 
 
-def with_tokens(draws: Draws, arrays: Mapping[str, np.ndarray], data: str, weights: str) -> Draws:
-    """Return the draws with the losses per token of some weights, in float32."""
-    baseline = arrays["baseline"].astype(np.float32)
-    rise = arrays[f"rise.{weights}"]
-    losses = baseline[: rise.shape[1]] + rise.astype(np.float32)
-    return replace(
-        draws,
-        tokens={(weights, data): losses},
-        token_baseline={data: baseline},
-        rows={data: arrays["rows"].astype(np.int64)},
-    )
-
-
-def kept_bytes(draws: Draws) -> dict[str, Any]:
-    """Return the bytes of the states and, for one draw, of the losses per token, on disk."""
-    states = 0
-    for state in draws.states.values():
-        states += sum(array.nbytes for array in state.values())
-    numbers = 0
-    for losses in (draws.tokens, draws.token_baseline):
-        numbers += sum(array.size for array in losses.values())
-    return {"states": states, "losses per token": 2 * numbers}
+def observed_bytes(draws: Draws, name: str) -> int:
+    """Return the bytes of what was kept of one observable."""
+    return sum(array.nbytes for array in observed_arrays(draws, name).values())

@@ -81,11 +81,7 @@ def make_plan(request: Request) -> Planned:
 
 
 def _resumable(request: Request, earlier: Sequence[Plan]) -> dict[Place, list[Resumable]]:
-    store = request.store
-    if store.per_token and request.sampling.target_se is not None:
-        return {}  # a refinement that has stopped has no new losses per token to append
-    beside = ("states", "tokens") if store.per_token else ("states",)
-    ready = store.finished(*beside)
+    ready = request.store.resumable()
     resumable: dict[Place, list[Resumable]] = {}
     for other in sorted(earlier, key=lambda plan: plan.num_draws, reverse=True):
         if other.num_draws >= request.sampling.num_draws:

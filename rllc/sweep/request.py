@@ -11,16 +11,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rllc import refinement as refine
 from rllc.checks import arguments, check
+from rllc.data.data import Data
 from rllc.engine.layout import digest
 from rllc.errors import FileError, InputError, RllcError
 from rllc.loss import LossFunction
 from rllc.models.checkpoints import Checkpoint, load
 from rllc.models.checkpoints import checkpoints as checkpoints_of
-from rllc.refinement import DataLike, WeightsLike
+from rllc.refinement import DataLike, WeightsLike, product
 from rllc.samplers import Sampler
-from rllc.sampling import Sampling
+from rllc.sampling import Compute, Sampling
 from rllc.sweep.identity import checkpoint_digest, loss_name, versions
 from rllc.sweep.plan import Cell, Plan
 from rllc.sweep.store import Store
@@ -45,6 +45,7 @@ class Request:
         sampler: as it was given, or the paper's.
         sampling: as it was given, or the paper's.
         store: where cells go.
+        compute: how they are computed.
         model: the first checkpoint that can be loaded.
         cached: with ``delete_downloads``, by step, what the hub's cache had held of the checkpoints
             that were tried for ``model``.
@@ -52,13 +53,14 @@ class Request:
 
     checkpoints: Mapping[int, Checkpoint]
     digests: Mapping[int, str | None]
-    data: Mapping[str, refine.Rows]
+    data: Mapping[str, Data]
     weights: Mapping[str, Weights]
     masks: Mapping[str, Mapping[str, Tensor]]
     loss: LossFunction | None
     sampler: Sampler
     sampling: Sampling
     store: Store
+    compute: Compute
     model: nn.Module
     cached: Mapping[int, frozenset[Path]]
 
@@ -73,6 +75,7 @@ class Request:
         sampler: Sampler | None,
         sampling: Sampling | None,
         store: Store,
+        compute: Compute | None,
     ) -> Request:
         """Check the arguments of a call.
 
@@ -86,7 +89,7 @@ class Request:
         sampler, sampling = arguments(model, loss, sampler, sampling)
         _check_first_chain(sampling)
         chosen = weights(model) if callable(weights) else weights
-        refinements = refine.product(chosen, data)
+        refinements = product(chosen, data)
         masks = check(model, loss, refinements, sampler, sampling)
         names = [refinement.weights.name for refinement in refinements]
         return cls(
@@ -99,6 +102,7 @@ class Request:
             sampler=sampler,
             sampling=sampling,
             store=store,
+            compute=compute or Compute(),
             model=model,
             cached=cached,
         )
@@ -120,7 +124,7 @@ class Request:
             num_chains=self.sampling.num_chains,
             loss=loss_name(self.loss),
             checkpoints=checkpoints,
-            data={name: refine.fingerprint(rows) for name, rows in self.data.items()},
+            data={name: data_set.fingerprint for name, data_set in self.data.items()},
             weights={name: digest(masks) for name, masks in self.masks.items()},
             cells=(),
             versions=versions(),
@@ -148,6 +152,7 @@ class Request:
             loss=self.loss,
             sampler=self.sampler,
             sampling=self.sampling_of(cell),
+            compute=self.compute_of_cells(),
             about=about,
             earlier=earlier,
         )
@@ -155,6 +160,11 @@ class Request:
     def sampling_of(self, cell: Cell) -> Sampling:
         """Return the sampling of a cell's own chains."""
         return replace(self.sampling, first_chain=cell.chains[0], num_chains=cell.num_chains)
+
+    def compute_of_cells(self) -> Compute:
+        """Return how one cell is computed, by whichever worker."""
+        kept = self.store.keep_states
+        return replace(self.compute, executor=None, keep_states=kept, progress=False)
 
 
 def _by_step(source: CheckpointsLike) -> dict[int, Checkpoint]:

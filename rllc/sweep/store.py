@@ -9,7 +9,8 @@
 - ``states/<hash>.npz``: where a cell's chains ended, with its last draw: more draws of it begin
   there. May be removed; more draws are then computed from the first one on. The states of fewer
   draws are removed once more draws have their own.
-- ``tokens/<hash>.npz``: a cell's losses per token, in a file of their own because they are large.
+- ``observed/<name>/<hash>.npz``: what was observed along a cell's chains, in a file of its own
+  because it may be large.
 - ``downloads/<hash>.json``: what one machine's cache held of a checkpoint before it was fetched.
 - ``failed/<hash>.json``: why a cell has no file yet; removed once it has.
 - ``data/<hash>.npz``, ``generators/<hash>/``: rows and generating models, once each, for workers in
@@ -24,25 +25,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError
 from rllc.files import load_arrays, save_arrays, write_atomically
+from rllc.observe import Observable
 from rllc.sweep import parts
 from rllc.sweep.identity import short_hash
 from rllc.sweep.plan import Cell, Plan
 
+_NAME = re.compile(r"[\w -]+")
+"""What an observable may be called, of which a folder is named."""
+
 _LEFT_OVER = 3600.0
 """Seconds after which a temporary file no longer has a writer."""
 
-_FOLDERS = ("sweeps", "cells", "states", "tokens", "downloads", "failed", "data", "generators")
+_FOLDERS = ("sweeps", "cells", "states", "downloads", "failed", "data", "generators", "observed/*")
 """Folders in which the sweep leaves temporary files."""
 
 
@@ -63,30 +71,37 @@ class Store:
             paper's settings 0.55 MB a head and checkpoint, 0.9 GB for 16 heads at 107 checkpoints
             on one data set; 54 MB a checkpoint for the whole model. On by default, because draws
             cost far more than their disk.
-        per_token: keep each token's loss at each draw, for
-            ``rllc.Sweep.open(...).draws(step, weights, data).tokens``. In half precision, as the
-            difference to the loss at w*: 2 bytes × draws × rows of a minibatch × positions for each
-            chain, and once for w*; 52 MB a head and checkpoint at the paper's settings, hence only
-            on request. Finished cells without them are computed again.
+        observe: what else to measure along the chains, as for :func:`rllc.sample`; for
+            ``rllc.Sweep.open(...).draws(step, weights, data).observed``. It changes no chain.
+            Finished cells without it are computed again. That an observable is still the same
+            under its name is taken on trust. Losses of each token on each draw's own minibatch
+            (:func:`rllc.minibatch_losses`) are 52 MB a head and checkpoint at the paper's settings.
         delete_downloads: with checkpoints from the hub, delete each one's weights from the cache as
             soon as all its cells are finished, but no file that was there before the sweep fetched
             it. On this machine; workers on others keep theirs. Checkpoints of cells that failed
             stay for the next call.
 
     Raises:
-        InputError: a switch is neither ``True`` nor ``False``.
+        InputError: a switch is neither ``True`` nor ``False``, or an observable's name cannot be
+            that of a folder.
     """
 
     folder: str | os.PathLike[str]
     keep_states: bool = True
-    per_token: bool = False
+    observe: Mapping[str, Observable] = field(default_factory=dict)
     delete_downloads: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("keep_states", "per_token", "delete_downloads"):
+        for name in ("keep_states", "delete_downloads"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise InputError(f"Store: `{name}` must be true or false, got {value!r}.")
+        for name in self.observe:
+            if not _NAME.fullmatch(str(name)):
+                raise InputError(
+                    f"Store: `observe` has the name {name!r}; in a store names are of letters, "
+                    f"digits, spaces, - and _."
+                )
         # Absolute, because workers and later calls may have another working directory.
         object.__setattr__(self, "folder", Path(self.folder).absolute())
 
@@ -132,7 +147,7 @@ class Store:
     def _remove_leftovers(self) -> None:
         """Remove the temporary files of killed writers; those of writers at work are younger."""
         for name in _FOLDERS:
-            for leftover in (self.folder / name).glob(".*.tmp"):
+            for leftover in self.folder.glob(f"{name}/.*.tmp"):
                 with suppress(OSError):  # gone, or not ours to remove: it is in nobody's way
                     if time.time() - leftover.stat().st_mtime < _LEFT_OVER:
                         continue
@@ -151,30 +166,30 @@ class Store:
         """Return the path of the file with a cell's states."""
         return self.folder / "states" / f"{name}.npz"
 
-    def token_path(self, name: str) -> Path:
-        """Return the path of the file with a cell's losses per token."""
-        return self.folder / "tokens" / f"{name}.npz"
+    def observed_path(self, name: str, observable: str) -> Path:
+        """Return the path of the file with what was observed along a cell's chains."""
+        return self.folder / "observed" / observable / f"{name}.npz"
 
     def has(self, name: str) -> bool:
         """Whether a cell has all files that are to be kept, its states excepted."""
-        if not self.path(name).exists():
-            return False
-        return not self.per_token or self.token_path(name).exists()
+        paths = [self.path(name)]
+        paths += [self.observed_path(name, observable) for observable in self.observe]
+        return all(path.exists() for path in paths)
 
-    def finished(self, *beside: str) -> set[str]:
-        """Return the names of the cells that have a file.
-
-        Args:
-            beside: of ``"states"`` and ``"tokens"``, where else they must have one.
-        """
-        names = _stems(self.folder / "cells", "*.npz")
-        for folder in beside:
-            names &= _stems(self.folder / folder, "*.npz")
-        return names
+    def finished(self) -> set[str]:
+        """Return the names of the cells that have a file."""
+        return _stems(self.folder / "cells", "*.npz")
 
     def complete(self) -> set[str]:
         """Return the names of the cells for which :meth:`has` holds, by listing folders."""
-        return self.finished("tokens") if self.per_token else self.finished()
+        names = self.finished()
+        for observable in self.observe:
+            names &= _stems(self.folder / "observed" / observable, "*.npz")
+        return names
+
+    def resumable(self) -> set[str]:
+        """Return the names of the complete cells that also have their states."""
+        return self.complete() & _stems(self.folder / "states", "*.npz")
 
     def failures(self) -> dict[str, str]:
         """Return the cells that have no file because they failed, with the reason."""
@@ -198,32 +213,31 @@ class Store:
 
         Args:
             about: what the draws were made from; becomes ``settings["cell"]``.
-            earlier: the cell of fewer draws that this one goes on from. Its losses per token go
-                before the new ones. Its states are removed if they are of the same weights.
+            earlier: the cell of fewer draws that this one goes on from. Its states are removed if
+                they are of the same weights.
 
         Raises:
             FileError: it cannot be written; no part of the file is left then.
         """
-        settings = {**draws.settings, "cell": dict(about)}
-        cell_draws = replace(parts.without_extras(draws), settings=settings)
+        cell_draws = parts.for_cell(draws, self.observe)
+        settings = {**cell_draws.settings, "cell": dict(about)}
         with self.writing(f"cell {name}"):
-            if self.per_token:
-                self._write_tokens(name, draws, earlier)
+            for observable in self.observe:
+                self._write_observed(name, observable, draws)
             if self.keep_states:
                 parts.endings(draws).save(self.state_path(name))
-            cell_draws.save(self.path(name))
+            replace(cell_draws, settings=settings).save(self.path(name))
             (self.folder / "failed" / f"{name}.json").unlink(missing_ok=True)
             replaced = earlier is not None and set(earlier.weights) == set(draws.weights)
             if self.keep_states and replaced:
                 self.state_path(earlier.name).unlink(missing_ok=True)
 
-    def _write_tokens(self, name: str, draws: Draws, earlier: Cell | None) -> None:
-        before: dict[str, Any] = {}
-        if earlier is not None:
-            before, _ = load_arrays(self.token_path(earlier.name))
-        arrays = parts.token_arrays(draws, before)
-        header = {"kind": "rllc.tokens", "data": draws.data[0]}
-        save_arrays(self.token_path(name), arrays, header, compress=False)
+    def _write_observed(self, name: str, observable: str, draws: Draws) -> None:
+        axes = parts.observed_axes(draws, observable)
+        header = {"kind": "rllc.observed", "name": observable, "axes": axes}
+        arrays = parts.observed_arrays(draws, observable)
+        # Most bits of what is observed are random, and do not compress.
+        save_arrays(self.observed_path(name, observable), arrays, header, compress=False)
 
     def fail(self, name: str, reason: str) -> None:
         """Write down why a cell has no file."""
@@ -239,14 +253,25 @@ class Store:
         """
         return Draws.load(self.path(name))
 
-    def read_with_tokens(self, name: str, weights: str) -> Draws:
-        """Read a finished cell with the losses per token of some weights.
+    def read_observed(self, name: str, observables: Iterable[str] | None = None) -> Draws:
+        """Read a finished cell with what was observed along its chains.
+
+        Args:
+            observables: their names; ``None``: all that there are.
 
         Raises:
-            FileError: there is no such file, or it is damaged.
+            FileError: a file is missing or damaged.
         """
-        arrays, header = load_arrays(self.token_path(name))
-        return parts.with_tokens(self.read(name), arrays, header["data"], weights)
+        if observables is None:
+            paths = (self.folder / "observed").glob(f"*/{name}.npz")
+            observables = sorted(path.parent.name for path in paths)
+        arrays: dict[str, np.ndarray] = {}
+        axes: dict[str, list[str]] = {}
+        for observable in observables:
+            observed, header = load_arrays(self.observed_path(name, observable))
+            arrays |= observed
+            axes[observable] = header["axes"]
+        return parts.with_observed(self.read(name), arrays, axes)
 
     def read_to_resume(self, cell: Cell, weights: Sequence[str]) -> Draws:
         """Read some weights of a finished cell with the states of their chains.
@@ -254,14 +279,11 @@ class Store:
         Raises:
             FileError: a file is missing or damaged, or the two are not of the same draws.
         """
-        draws = self.read(cell.name)
+        draws = self.read_observed(cell.name, self.observe)
         ending = Draws.load(self.state_path(cell.name))
         if not parts.end_alike(draws, ending):
             path = self.state_path(cell.name)
             raise FileError(f"reading {path}: its last draw is not the cell's.")
-        if self.per_token:
-            # Damage must show before anything is computed that would be put behind it.
-            load_arrays(self.token_path(cell.name))
         return parts.resumable(draws, ending, cell, weights)
 
     def set_damaged_aside(self, names: Iterable[str]) -> list[str]:

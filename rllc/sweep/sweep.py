@@ -156,13 +156,8 @@ class Sweep:
         """Read the draws behind one estimate, all chains together.
 
         >>> draws = sweep.draws(8500, "1:6", "code")                               # doctest: +SKIP
-        >>> rise = draws.tokens["1:6", "code"] - draws.token_baseline["code"]      # doctest: +SKIP
-
-        Where ``rllc.Store(..., per_token=True)`` kept losses per token, ``tokens`` are ``[chain,
-        draw, batch, pos]``, ``token_baseline`` ``[draw, batch, pos]``, and ``rows``, ``[draw,
-        batch]``, says which rows of the data the minibatches held. ``tokens`` is NaN where a chain
-        had diverged, and empty where none were kept. They were kept in half precision, as
-        differences to the losses at w*: these to 0.05 %, the losses themselves to 0.001 nats or so.
+        >>> draws.observed["losses"].shape     # with Store(observe={"losses": ...}) # doctest: +SKIP
+        (1, 4, 200, 32, 1023)
 
         Args:
             step: of the checkpoint.
@@ -188,13 +183,11 @@ class Sweep:
         if key not in self.finished:
             raise InputError(f"{doing}: {self._why_not(key)}.")
         cells = self.finished[key]
-        if not all(self.store.token_path(cell.name).exists() for cell in cells):
-            return self.read(cells, [weights])
-        with_tokens = [self.store.read_with_tokens(cell.name, weights) for cell in cells]
-        return parts.joined(with_tokens, [cell.chains for cell in cells], [weights])
+        draws = [self.store.read_observed(cell.name) for cell in cells]
+        return parts.joined(draws, [cell.chains for cell in cells], [weights])
 
     def read(self, cells: Sequence[Cell], weights: Sequence[str]) -> Draws:
-        """Read some weights of cells, their chains together, without losses per token.
+        """Read some weights of cells, their chains together, without what was observed.
 
         Raises:
             FileError: a cell's file is missing or damaged.

@@ -97,8 +97,9 @@ def track(
             sampler=sampler,
             sampling=sampling,
             store=folder,
+            compute=compute,
         )
-        sweep, _ = run(request, compute or Compute())
+        sweep, _ = run(request)
         return sweep.trajectory()
 
 
@@ -123,9 +124,7 @@ def store_or_temporary(store: str | PathLike[str] | Store | None) -> Iterator[St
         )
 
 
-def run(
-    request: Request, compute: Compute, shard: tuple[int, int] = ALL
-) -> tuple[Sweep, list[str]]:
+def run(request: Request, shard: tuple[int, int] = ALL) -> tuple[Sweep, list[str]]:
     """Compute a share of a sweep.
 
     Returns:
@@ -151,7 +150,7 @@ def run(
         if store.delete_downloads and all(store.has(cell.name) for cell in cells_of[step]):
             _delete_download(request, step)
 
-    reasons = _finish(tasks, len(cells), compute, delete_if_done)
+    reasons = _finish(tasks, len(cells), request.compute, delete_if_done)
     for step in request.checkpoints:
         delete_if_done(step)
     if cells and len(reasons) == len(cells):

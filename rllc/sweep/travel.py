@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rllc.data.data import Data, Tensors
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.files import load_arrays, save_arrays, sync
 from rllc.loss import Distillation, LossFunction
-from rllc.refinement import Rows, fingerprint
 from rllc.sweep.store import Store, is_whole
 
 
@@ -28,14 +28,14 @@ class RowsFile(NamedTuple):
     path: str
     tokens: bool
 
-    def load(self) -> Rows:
+    def load(self) -> Data:
         """Read the rows.
 
         Raises:
             FileError: the file is missing or damaged.
         """
-        tensors = load_rows(self.path)
-        return Tokens(tensors[0]) if self.tokens else tensors
+        parts = load_rows(self.path)
+        return Tokens(parts[0]) if self.tokens else Tensors(parts)
 
 
 class Generator(NamedTuple):
@@ -54,11 +54,13 @@ class Generator(NamedTuple):
         return Distillation(load(self.folder))
 
 
-def rows_file(store: Store, data: Rows) -> RowsFile:
-    """Write a data set into the store, once."""
-    is_tokens = isinstance(data, Tokens)
-    tensors = (data.rows,) if isinstance(data, Tokens) else data
-    return RowsFile(save_rows(store, tensors, fingerprint(data)), is_tokens)
+def portable_data(store: Store, data: Data) -> Data | RowsFile:
+    """Write a data set into the store, once. One of the user's own kind is pickled instead."""
+    if isinstance(data, Tokens):
+        return RowsFile(save_rows(store, (data.rows,), data.fingerprint), tokens=True)
+    if isinstance(data, Tensors):
+        return RowsFile(save_rows(store, data.parts, data.fingerprint), tokens=False)
+    return data
 
 
 def save_rows(store: Store, rows: tuple[torch.Tensor, ...], digest: str) -> str:

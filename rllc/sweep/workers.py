@@ -15,19 +15,19 @@ from typing import Any
 
 from torch import nn
 
+from rllc.data.data import Data
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError, first_line
 from rllc.loss import LossFunction
 from rllc.models.checkpoints import Checkpoint, load
-from rllc.refinement import Rows
 from rllc.sample import sample
 from rllc.samplers import Sampler
-from rllc.sampling import Sampling
+from rllc.sampling import Compute, Sampling
 from rllc.sweep.downloads import note_download
 from rllc.sweep.identity import checkpoint_digest, device_kind, versions
 from rllc.sweep.plan import Cell
 from rllc.sweep.store import Store
-from rllc.sweep.travel import Generator, RowsFile, portable_loss, rows_file
+from rllc.sweep.travel import Generator, RowsFile, portable_data, portable_loss
 from rllc.weights import Weights
 
 
@@ -45,6 +45,7 @@ class Task:
         loss: a function or, for another process, the folder of a generating model.
         sampler: pickled on its way to another process.
         sampling: with the cell's own chains.
+        compute: without an executor.
         about: goes into the cell's file.
         earlier: a finished cell of fewer draws whose chains go on.
     """
@@ -53,11 +54,12 @@ class Task:
     store: Store
     checkpoint: Checkpoint
     sha256: str | None
-    data: Rows | RowsFile
+    data: Data | RowsFile
     weights: tuple[Weights, ...]
     loss: LossFunction | Generator | None
     sampler: Sampler
     sampling: Sampling
+    compute: Compute
     about: Mapping[str, Any]
     earlier: Cell | None = None
 
@@ -67,16 +69,11 @@ class Task:
         names = ", ".join(self.cell.weights)
         return f"step {self.cell.step}, data {self.cell.data!r}, weights {names}"
 
-    @property
-    def device(self) -> str | None:
-        """Where it is computed; ``None``: where the model is loaded."""
-        return self.sampling.device
-
     def on(self, device: str | None) -> Task:
         """Return the task for a device; ``None`` leaves it as it is."""
         if device is None:
             return self
-        return replace(self, sampling=replace(self.sampling, device=device))
+        return replace(self, compute=replace(self.compute, device=device))
 
 
 class Bench(threading.local):
@@ -104,7 +101,7 @@ class Bench(threading.local):
             )
         if self.model is None or self.loaded != (task.checkpoint, digest):
             self.loaded = None  # a load that fails leaves a mixture of two checkpoints
-            self.model = load(task.checkpoint, into=self.model, device=task.device)
+            self.model = load(task.checkpoint, into=self.model, device=task.compute.device)
             self.loaded = task.checkpoint, digest
         return self.model, digest
 
@@ -166,10 +163,9 @@ def _draw(task: Task, bench: Bench, model: nn.Module, digest: str) -> tuple[Draw
             loss=bench.opened(task.loss),
             sampler=task.sampler,
             sampling=task.sampling,
-            per_token=task.store.per_token,
-            keep_states=task.store.keep_states,
+            compute=task.compute,
+            observe=task.store.observe,
             resume=resume,
-            progress=False,
         )
 
     if task.earlier is not None:
@@ -195,13 +191,13 @@ def portable(tasks: Sequence[Task]) -> list[Task]:
     Raises:
         InputError: the generating model of a loss cannot be saved.
     """
-    rows: dict[str, Rows | RowsFile] = {}
+    rows: dict[str, Data | RowsFile] = {}
     losses: dict[int, LossFunction | Generator | None] = {}
     travelling = []
     for task in tasks:
         name, loss = task.cell.data, task.loss
         if name not in rows:
-            rows[name] = rows_file(task.store, task.data)
+            rows[name] = portable_data(task.store, task.data)
         if id(loss) not in losses:
             losses[id(loss)] = portable_loss(task.store, loss, str(task.about["loss"]))
         travelling.append(replace(task, data=rows[name], loss=losses[id(loss)]))

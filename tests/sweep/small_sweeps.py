@@ -25,13 +25,8 @@ def quick(
         runs_per_pass: 1 keeps a refinement's company from changing the last bits.
         sampling: changes of :class:`rllc.Sampling`.
     """
-    changed = replace(SHORT, **{"num_probes": 0, "runs_per_pass": runs_per_pass} | sampling)
-    return {"sampling": changed, "compute": rllc.Compute(executor=executor, progress=False)}
-
-
-def alone(**options: Any) -> dict[str, Any]:
-    """Arguments of :func:`rllc.estimate` and :func:`rllc.sample` for the same chains."""
-    return {"sampling": quick(**options)["sampling"], "progress": False}
+    compute = rllc.Compute(executor=executor, runs_per_pass=runs_per_pass, progress=False)
+    return {"sampling": replace(SHORT, **{"num_probes": 0} | sampling), "compute": compute}
 
 
 QUICK = quick()
@@ -50,6 +45,11 @@ def same(one: rllc.Trajectory, other: rllc.Trajectory) -> bool:
         if not np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True):
             return False
     return (one.steps, one.names, one.status) == (other.steps, other.names, other.status)
+
+
+def estimate_alone(model, data, weights, **options: Any) -> rllc.Estimate:
+    """The estimate of one checkpoint, without a sweep."""
+    return rllc.Estimate.of(rllc.sample(model, data, weights, **QUICK | options))
 
 
 def rows_with_seven() -> dict[str, rllc.Tokens]:

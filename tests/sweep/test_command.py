@@ -77,7 +77,7 @@ def test_a_share_is_counted_alone_and_does_not_answer_for_others(
         ({"sampling": {"chains": 3}}, [], "unexpected keyword argument 'chains'"),
         ({"sampler": {"sampler": "nuts"}}, [], "sampler or sampling: from_settings: 'sampler'"),
         ({"sampler": {"sampler": "sgld", "lr": -1}}, [], "sgld: `lr` must be a positive number"),
-        ({"per_token": 1}, [], "`per_token` must be true or false, got 1"),
+        ({"keep_states": 1}, [], "`keep_states` must be true or false, got 1"),
     ],
 )
 def test_errors_of_the_command_line(run, tmp_path, capsys, changes, arguments, message) -> None:

@@ -74,13 +74,18 @@ def kept_bytes(folder: Path, prefixes: tuple[str, ...]) -> int:
 
 
 def test_the_size_on_disk_is_that_of_the_files(run, tmp_path) -> None:
-    store = rllc.Store(tmp_path, per_token=True)
+    observe = {
+        "losses": rllc.minibatch_losses(),
+        "moments": rllc.losses_on(DATA["b"], keep="moments"),
+    }
+    store = rllc.Store(tmp_path, observe=observe)
     cost = rllc.sweep_cost(run, DATA, "0:1", store=store, **QUICK)
     rllc.track(run, DATA, "0:1", store=store, **QUICK)
-    states = kept_bytes(tmp_path / "states", ("states",))
-    tokens = kept_bytes(tmp_path / "tokens", ("rise", "baseline"))
-    assert cost.disk == pytest.approx({"states": states, "losses per token": tokens}, rel=0.05)
-    nothing_kept = replace(store, keep_states=False, per_token=False)
+    expected = {"states": kept_bytes(tmp_path / "states", ("states",))}
+    for name in observe:
+        expected[f"observed {name!r}"] = kept_bytes(tmp_path / "observed" / name, (name,))
+    assert cost.disk == pytest.approx(expected, rel=0.05)
+    nothing_kept = replace(store, keep_states=False, observe={})
     more = rllc.sweep_cost(run, DATA, "0:1", store=nothing_kept, **quick(num_draws=6))
     assert more.disk == {}
     assert "on disk" not in str(more)

@@ -13,12 +13,15 @@ from small_sweeps import DATA, quick, same
 import rllc
 
 
+OBSERVE = {"losses": rllc.minibatch_losses(), "rows": rllc.minibatch_rows()}
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """The bytes of cells and of all that is kept beside them, by name."""
     kept = {}
-    for name in ("cells", "states", "tokens"):
-        for path in folder.glob(f"{name}/*.npz"):
-            kept[f"{name}/{path.name}"] = path.read_bytes()
+    for name in ("cells", "states", "observed"):
+        for path in folder.glob(f"{name}/**/*.npz"):
+            kept[str(path.relative_to(folder))] = path.read_bytes()
     return kept
 
 
@@ -35,11 +38,11 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_more_draws_leave_the_store_that_one_longer_run_leaves(
     run, tmp_path, drawn, sampler, changes
 ) -> None:
-    """Byte for byte, states included, in two steps and with the losses of each token."""
+    """Byte for byte, states and what is observed included, in two steps."""
     first = rllc.checkpoints(run)[:1]
 
     def track(folder: Path, num_draws: int) -> rllc.Trajectory:
-        store = rllc.Store(folder, per_token=True)
+        store = rllc.Store(folder, observe=OBSERVE)
         settings = quick(num_draws=num_draws, **changes)
         return rllc.track(first, DATA["a"], rllc.heads, sampler=sampler, store=store, **settings)
 
@@ -56,6 +59,24 @@ def test_more_draws_leave_the_store_that_one_longer_run_leaves(
     assert len(states) == 2
     assert same(rllc.Sweep.open(went_on).trajectory(), expected)
     assert np.isfinite(expected.value).all()
+
+
+def test_moments_of_more_draws_are_those_of_one_longer_run(run, tmp_path, drawn) -> None:
+    """To the last digits: a mean of means is not the same bits as one mean."""
+    first = rllc.checkpoints(run)[:1]
+    observe = {"b": rllc.losses_on(DATA["b"], keep="moments")}
+
+    def track(folder: Path, num_draws: int) -> rllc.Draws:
+        store = rllc.Store(folder, observe=observe)
+        rllc.track(first, DATA["a"], "0:1", store=store, **quick(num_draws=num_draws))
+        return rllc.Sweep.open(folder).draws(0, "0:1")
+
+    track(tmp_path / "went on", 4)
+    went_on, unbroken = track(tmp_path / "went on", 9), track(tmp_path / "unbroken", 9)
+    assert drawn == [(0, 4), (4, 9), (0, 9)]
+    for name in ("b", "b.covariance"):
+        expected = unbroken.observed[name]
+        np.testing.assert_allclose(went_on.observed[name], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_more_draws_and_more_chains_and_more_heads_at_once(run, tmp_path, drawn, computed) -> None:

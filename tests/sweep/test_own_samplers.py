@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from own_samplers import lazy, renamed
-from small_sweeps import DATA, alone, quick, same
+from small_sweeps import DATA, estimate_alone, quick, same
 from test_pools import Weighing
 
 import rllc
@@ -46,8 +46,7 @@ def test_it_is_what_is_sampled_and_not_another_of_its_name(run, tmp_path) -> Non
     with Weighing() as executor:
         trajectory = rllc.track(first, DATA["a"], "0:1", sampler=own, **quick(executor))
     expected, other = (
-        rllc.estimate(model, DATA["a"], "0:1", sampler=sampler, **alone())
-        for sampler in (own, paper)
+        estimate_alone(model, DATA["a"], "0:1", sampler=sampler) for sampler in (own, paper)
     )
     assert trajectory.value[0, 0] == expected.value[0]
     assert trajectory.value[0, 0] != other.value[0]

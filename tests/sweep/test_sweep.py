@@ -7,10 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_sweeps import DATA, QUICK, alone, cell_files, quick
+from small_sweeps import DATA, QUICK, cell_files, quick
 
 import rllc
 from rllc.sweep.store import Store
+
+
+def chain_count(moment: rllc.Moment) -> torch.Tensor:
+    return torch.full((len(moment.chain),), 7.0)
+
+
+def broken_measure(moment: rllc.Moment) -> torch.Tensor:
+    raise ZeroDivisionError("nothing to divide by")
 
 
 def test_opening_reads_names_and_a_trajectory_reads_numbers(run, tmp_path, monkeypatch) -> None:
@@ -68,62 +76,86 @@ def test_a_folder_that_cannot_be_read_for_a_moment_can_be_asked_again(
     assert np.isfinite(sweep.trajectory().value).all()
 
 
-# Draws, and losses per token.
+# Draws, and what was observed along them.
+
+OBSERVE = {
+    "losses": rllc.minibatch_losses(),
+    "rows": rllc.minibatch_rows(),
+    "distance": rllc.distance(),
+    "on b": rllc.losses_on(DATA["b"], keep="moments"),
+    "start": rllc.Observable(chain_count, at="start"),
+}
 
 
-def test_losses_per_token_come_back_as_they_were_to_half_precision(run, tmp_path) -> None:
-    """Against rllc.sample, for chains that came in two cells; rows against the data itself."""
-    store, both = rllc.Store(tmp_path, per_token=True), ["1:0", "1:1"]
+def test_what_was_observed_comes_back_as_rllc_sample_gives_it(run, tmp_path) -> None:
+    """For chains that came in two cells; and the rows against the data itself."""
+    store, both = rllc.Store(tmp_path, observe=OBSERVE), ["1:0", "1:1"]
     for num_chains in (2, 3):
-        settings = {"num_chains": num_chains, "runs_per_pass": 1}
-        rllc.track(run, DATA, both, store=store, **quick(**settings))
+        settings = quick(num_chains=num_chains, runs_per_pass=1)
+        rllc.track(run, DATA, both, store=store, **settings)
     model = rllc.load(run, 10)
-    expected = rllc.sample(model, DATA, both, per_token=True, **alone(**settings))
+    expected = rllc.sample(model, DATA, both, observe=OBSERVE, **settings)
+    row = list(expected.names).index(("1:1", "b"))
     draws = rllc.Sweep.open(tmp_path).draws(10, "L1H1", "b")
-    key = "1:1", "b"
-    assert list(draws.tokens) == [key]
-    losses, baseline = draws.tokens[key], draws.token_baseline["b"]
-    assert losses.dtype == np.float32
-    assert np.array_equal(draws.rows["b"], expected.rows["b"])
-    rise = losses - baseline
-    exact_rise = expected.tokens[key] - expected.token_baseline["b"]
-    assert exact_rise.shape == (3, 5, 4, 6)
-    np.testing.assert_allclose(rise, exact_rise, rtol=2**-10, atol=2e-6)
-    np.testing.assert_allclose(losses, expected.tokens[key], atol=3e-3)
-    (row,) = [i for i, pair in enumerate(zip(expected.weights, expected.data)) if pair == key]  # noqa: B905
+    assert list(draws.names) == [("1:1", "b")]
+    assert draws.observed.keys() == expected.observed.keys()
+    assert draws.settings["observed"] == expected.settings["observed"]
+    for name, array in expected.observed.items():
+        np.testing.assert_array_equal(draws.observed[name], array[[row]], err_msg=name)
+        assert draws.observed[name].dtype == array.dtype
     assert np.array_equal(draws.loss[0], expected.loss[row])
-    np.testing.assert_allclose(rise.mean((2, 3)), (draws.loss - draws.baseline)[0], atol=2e-4)
-    rows = torch.from_numpy(draws.rows["b"][2])
+    rise = draws.observed["losses"][0]
+    assert rise.shape == (3, 5, 4, 6)
+    losses_rise = (draws.loss - draws.baseline)[0]
+    np.testing.assert_allclose(rise.mean((2, 3), dtype=float), losses_rise, atol=2e-4)
+    rows = torch.from_numpy(draws.observed["rows"][0, 0, 2])
     with torch.no_grad():
-        at_center = rllc.next_token(model, DATA["b"].rows[rows].long()).numpy()
-    np.testing.assert_allclose(baseline[2], at_center, rtol=2**-10)
+        at_center = rllc.next_token(model, DATA["b"].rows[rows].long())
+    assert float(at_center.mean()) == pytest.approx(draws.baseline[0, 0, 2], rel=1e-6)
 
 
-def test_losses_per_token_are_kept_only_on_request_and_then_of_finished_cells_too(
+def test_what_is_observed_is_kept_only_on_request_and_then_of_finished_cells_too(
     run, tmp_path, computed
 ) -> None:
-    def track(per_token: bool) -> rllc.Draws:
-        store = rllc.Store(tmp_path, per_token=per_token)
+    def track(**observe: rllc.Observable) -> rllc.Draws:
+        store = rllc.Store(tmp_path, observe=observe)
         rllc.track(run, DATA["a"], "0:1", store=store, **QUICK)
         return rllc.Sweep.open(tmp_path).draws(10, "0:1")
 
-    assert track(per_token=False).tokens == {}
-    assert not (tmp_path / "tokens").exists()
+    assert "distance" not in track().observed
+    assert not (tmp_path / "observed").exists()
     cells = cell_files(tmp_path)
-    assert len(track(per_token=True).tokens) == 1
+    assert track(distance=rllc.distance()).observed["distance"].shape == (1, 2, 5)
     assert len(computed) == 4
     assert cell_files(tmp_path) == cells
-    track(per_token=True)
+    track(distance=rllc.distance())
     assert len(computed) == 4
+    # Another one is computed beside it, and what is there stays.
+    assert {"distance", "rows"} <= track(rows=rllc.minibatch_rows()).observed.keys()
+    assert len(computed) == 6
 
 
-def test_losses_per_token_of_a_diverged_chain_are_no_numbers(run, tmp_path) -> None:
-    store = rllc.Store(tmp_path, per_token=True)
+def test_what_is_observed_of_a_diverged_chain_is_no_number(run, tmp_path) -> None:
+    store = rllc.Store(tmp_path, observe={"losses": rllc.minibatch_losses()})
     rllc.track(run, DATA["a"], "0:1", sampler=rllc.sgld(lr=3.0), store=store, **QUICK)
     draws = rllc.Sweep.open(tmp_path).draws(10, "0:1")
-    losses = draws.tokens["0:1", "tokens"]
+    losses = draws.observed["losses"][0]
     assert np.isnan(draws.loss).any()
-    assert np.array_equal(np.isnan(losses).all((2, 3)), np.isnan(draws.loss[0]))
+    broken = np.isnan(draws.loss[0])
+    assert np.isnan(losses).all((2, 3))[broken].all()
+
+
+def test_an_observable_that_fails_fails_its_cells_and_is_named(run, tmp_path) -> None:
+    store = rllc.Store(tmp_path, observe={"broken": rllc.Observable(broken_measure)})
+    with pytest.raises(rllc.RllcError, match="all 2 cells failed; .*observable 'broken' failed"):
+        rllc.track(run, DATA["a"], "0:1", store=store, **QUICK)
+    rllc.track(run, DATA["a"], "0:1", store=tmp_path, **QUICK)
+    assert rllc.Sweep.open(tmp_path).failed == {}
+
+
+def test_observables_with_names_that_no_folder_can_have_are_refused(tmp_path) -> None:
+    with pytest.raises(rllc.InputError, match=r"`observe` has the name '\.\./x'; in a store names"):
+        rllc.Store(tmp_path, observe={"../x": rllc.distance()})
 
 
 def test_draws_that_are_not_there_are_named(run, tmp_path) -> None:
