@@ -147,7 +147,7 @@ def test_what_is_observed_of_a_diverged_chain_is_no_number(run, tmp_path) -> Non
 
 def test_an_observable_that_fails_fails_its_cells_and_is_named(run, tmp_path) -> None:
     store = rllc.Store(tmp_path, observe={"broken": rllc.Observable(broken_measure)})
-    with pytest.raises(rllc.RllcError, match="all 2 cells failed; .*observable 'broken' failed"):
+    with pytest.raises(rllc.RllcError, match=r"all 2 cells failed; .*observable 'broken' failed"):
         rllc.track(run, DATA["a"], "0:1", store=store, **QUICK)
     rllc.track(run, DATA["a"], "0:1", store=tmp_path, **QUICK)
     assert rllc.Sweep.open(tmp_path).failed == {}
