@@ -151,6 +151,9 @@ class Watch:
             # The other chains first finish their step, so that all of them can go on from here.
             self.failure = error
             return
+        if name in self.yours and values.is_floating_point():
+            broken = ~alive.reshape(-1, *[1] * (values.dim() - 1))
+            values = values.masked_fill(broken, torch.nan)  # no number of a chain that diverged
         page.put(name, values, p.refinement, p.chain)
 
     def keep(self, observed: Mapping[str, Tensor]) -> None:
@@ -309,7 +312,7 @@ def _check_finite(name: str, values: Tensor, alive: Tensor) -> None:
     """NaN marks what is not there; a run without a single number is an error."""
     if not values.is_floating_point():
         return
-    empty = ~values.isfinite().flatten(1).any(1) & alive
+    empty = ~values.isfinite().reshape(len(values), -1).any(1) & alive
     if bool(empty.any()):
         raise ObservationError(
             name,
