@@ -21,10 +21,14 @@ from rllc.samplers import Prior, Sampler, box, gaussian, hmc, mala, rmsprop_sgld
 from rllc.draws import Draws
 from rllc.estimate import LLC, Estimate, control, estimate
 from rllc.sweep.track import track
+from rllc.sweep.cost import sweep_cost
+from rllc.sweep.store import Store
+from rllc.sweep.sweep import Sweep
 from rllc.faults import Fault, Limits
 from rllc.calibrate import Calibration, calibrate
 from rllc.resolution import Resolution, resolution
-from rllc.trajectory import Tracker, Trajectory
+from rllc.trajectory import Trajectory
+from rllc.tracker import Tracker
 
 # models, checkpoints, training
 from rllc.models.checkpoints import Checkpoint, checkpoints, load

@@ -132,7 +132,8 @@ def sample(
                 bar.update()
                 run.keep(step)
         except ObservationError as error:
-            error.draws = run.draws(keep_states=True) if run.num_draws else None
+            if run.num_draws:
+                error.draws = run.draws(keep_states=True)
             raise
     return run.draws(compute.keep_states)
 

@@ -156,6 +156,9 @@ class Watch:
             # The other chains first finish their step, so that all of them can go on from here.
             self.failure = error
             return
+        if name in self.yours and values.is_floating_point():
+            broken = ~alive.reshape(-1, *[1] * (values.dim() - 1))
+            values = values.masked_fill(broken, torch.nan)  # no number of a chain that diverged
         page.put(name, values, p.refinement, p.chain)
 
     def keep(self, observed: Mapping[str, Tensor]) -> None:

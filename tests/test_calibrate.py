@@ -281,7 +281,9 @@ def test_the_search_recovers_from_two_decades_off_in_any_combination(
                                   "localization": np.logspace(0, 4, 17).tolist()})  # fmt: skip
     least, tries = wide.error[wide.best], []
     for factors in OFF:
-        found = on_the_quadratic(grid=starting(*factors), limits=Limits.for_calibration(max_settings=60))
+        found = on_the_quadratic(
+            grid=starting(*factors), limits=Limits.for_calibration(max_settings=60)
+        )
         assert found.good.any(), factors
         assert found.error[found.best] < (1.6 if known else 3) * least, (
             factors
@@ -292,7 +294,9 @@ def test_the_search_recovers_from_two_decades_off_in_any_combination(
 
 def test_no_more_settings_than_allowed(monkeypatch: Any) -> None:
     monkeypatch.setattr(sys.modules["rllc.calibrate"], "estimate", by_the_law(True))
-    found = on_the_quadratic(grid=starting(localization=100), limits=Limits.for_calibration(max_settings=3))
+    found = on_the_quadratic(
+        grid=starting(localization=100), limits=Limits.for_calibration(max_settings=3)
+    )
     assert len(found) == 3
     assert len(set(zip(found.lr, found.n_beta, found.localization, strict=True))) == 3
 
@@ -340,7 +344,11 @@ def test_it_is_a_function_of_its_arguments_and_leaves_the_model_alone() -> None:
     with unchanged(QUADRATIC):
         found = on_the_quadratic(grid=grid)
     again = rllc.estimate(
-        QUADRATIC, NOWHERE, loss=loss_of_quadratic, compute=rllc.Compute(progress=False), **found.recommended
+        QUADRATIC,
+        NOWHERE,
+        loss=loss_of_quadratic,
+        compute=rllc.Compute(progress=False),
+        **found.recommended,
     )
     assert np.array_equal(again.value, found.estimates[0].value)
     assert again.settings == found.estimates[0].settings
@@ -359,7 +367,12 @@ def hopeless() -> Calibration:
     grid = {"lr": [1e-9, 1e3], "n_beta": [30.0], "localization": [200.0]}
     sampling = rllc.Sampling(num_chains=2, num_draws=30, batch_size=4)
     return calibrate(
-        tiny_model(), tiny_tokens(), ["0:0", "0:1"], sampling=sampling, grid=grid, compute=rllc.Compute(progress=False)
+        tiny_model(),
+        tiny_tokens(),
+        ["0:0", "0:1"],
+        sampling=sampling,
+        grid=grid,
+        compute=rllc.Compute(progress=False),
     )
 
 
@@ -489,7 +502,9 @@ def trained() -> tuple[torch.nn.Module, rllc.Tokens]:
         rows = torch.cat([rows, torch.multinomial(after[rows[:, -1]], 1, generator=stream)], 1)
     config = AttentionOnlyConfig(n_layers=2, d_model=12, n_heads=2, d_head=6, n_ctx=12, d_vocab=12)
     data = rllc.Tokens(rows, "markov")
-    return rllc.train(config, data, num_steps=300, batch_size=64, lr=1e-2, compute=rllc.Compute(progress=False)), data
+    return rllc.train(
+        config, data, num_steps=300, batch_size=64, lr=1e-2, compute=rllc.Compute(progress=False)
+    ), data
 
 
 @pytest.mark.slow
@@ -514,7 +529,14 @@ def test_a_trained_model_is_recovered_from_two_decades_off(
     long = replace(
         found.recommended["sampling"], num_burnin_steps=200, num_steps_bw_draws=2, num_probes=0
     )
-    truth = rllc.estimate(model, data, ["1:0", "1:1"], sampler=fine, sampling=long, compute=rllc.Compute(progress=False))
+    truth = rllc.estimate(
+        model,
+        data,
+        ["1:0", "1:1"],
+        sampler=fine,
+        sampling=long,
+        compute=rllc.Compute(progress=False),
+    )
     parts = found.estimates[i].error_parts
     noise = 5 * np.hypot(parts["noise"], truth.standard_error / truth.value)
     assert (

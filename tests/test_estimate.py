@@ -204,7 +204,9 @@ def test_each_layer_of_a_deep_linear_network_on_full_and_deficient_inputs(
 
 @pytest.fixture(scope="module")
 def est() -> rllc.Estimate:
-    return rllc.estimate(MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, compute=rllc.Compute(progress=False))
+    return rllc.estimate(
+        MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, compute=rllc.Compute(progress=False)
+    )
 
 
 def test_rows_by_name(est: rllc.Estimate) -> None:
@@ -215,7 +217,9 @@ def test_rows_by_name(est: rllc.Estimate) -> None:
     assert one.per_chain == tuple(est.per_chain[3])
     assert np.mean(one.per_chain) == pytest.approx(one.value)
     assert len(est) == 4
-    single = rllc.estimate(MODEL, DATA["code"], "1:2", sampling=SHORT, compute=rllc.Compute(progress=False))
+    single = rllc.estimate(
+        MODEL, DATA["code"], "1:2", sampling=SHORT, compute=rllc.Compute(progress=False)
+    )
     assert single["1:2"].value == pytest.approx(est["1:2", "code"].value, abs=1e-4)
     assert single["1:2"] == single["1:2", "tokens"]
 
@@ -237,7 +241,9 @@ def test_rows_that_are_not_there(est: rllc.Estimate, key: object, message: str) 
 
 
 def test_estimate_is_the_summary_of_sample(est: rllc.Estimate) -> None:
-    draws = rllc.sample(MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, compute=rllc.Compute(progress=False))
+    draws = rllc.sample(
+        MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, compute=rllc.Compute(progress=False)
+    )
     again = rllc.Estimate.of(draws)
     assert np.array_equal(again.value, est.value)
     assert np.allclose(est.value, 30 * (draws.loss - draws.baseline).mean((1, 2)))

@@ -13,9 +13,9 @@ from tiny import SHORT, tiny_model, tiny_tokens
 
 import rllc
 from rllc.calibrate import Calibration, calibrate
+from rllc.names import Names
 from rllc.plots import plot_calibration, plot_resolution
 from rllc.plots.results import _rank_correlation
-from rllc.names import Names
 from rllc.resolution import Resolution
 
 mpl.use("Agg")

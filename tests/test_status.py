@@ -153,7 +153,11 @@ def test_the_control_starts_at_the_center_whatever_the_estimate_does() -> None:
     sampling = rllc.Sampling(2, 5, batch_size=4, start="gaussian")
     assert (
         rllc.control(
-            tiny_model(), tiny_tokens(), "0:1", sampling=sampling, compute=rllc.Compute(progress=False)
+            tiny_model(),
+            tiny_tokens(),
+            "0:1",
+            sampling=sampling,
+            compute=rllc.Compute(progress=False),
         ).settings["start"]
         == "center"
     )
@@ -192,14 +196,25 @@ def test_intervals_cover_the_long_run_value_of_a_trained_model(tmp_path: Path) -
         n_layers=2, d_model=12, n_heads=3, d_head=4, n_ctx=8, d_vocab=11
     )
     model = rllc.train(
-        config, tokens, num_steps=300, batch_size=20, lr=1e-2, out=tmp_path, compute=rllc.Compute(progress=False)
+        config,
+        tokens,
+        num_steps=300,
+        batch_size=20,
+        lr=1e-2,
+        out=tmp_path,
+        compute=rllc.Compute(progress=False),
     )
     heads, sampler = ["0:1"], rllc.sgld(1e-3, 200.0)
 
     def of(chains: int, draws: int, seed: int) -> rllc.Estimate:
         sampling = rllc.Sampling(chains, draws, 20, batch_size=8, seed=seed, num_probes=0)
         return rllc.estimate(
-            model, tokens, heads, sampler=sampler, sampling=sampling, compute=rllc.Compute(progress=False)
+            model,
+            tokens,
+            heads,
+            sampler=sampler,
+            sampling=sampling,
+            compute=rllc.Compute(progress=False),
         )
 
     long = [of(32, 800, 1000 + seed) for seed in range(3)]

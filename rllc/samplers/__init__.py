@@ -37,6 +37,7 @@ from rllc.samplers.rmsprop_sgld import RMSPropSGLDState, rmsprop_sgld
 from rllc.samplers.sampler import Energy, Random, Sampler
 from rllc.samplers.sghmc import SGHMCState, sghmc
 from rllc.samplers.sgld import SGLDState, sgld
+from rllc.samplers.stored import from_settings
 
 __all__ = [
     "Energy",
@@ -50,6 +51,7 @@ __all__ = [
     "SGLDState",
     "Sampler",
     "box",
+    "from_settings",
     "gaussian",
     "hmc",
     "mala",

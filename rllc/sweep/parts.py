@@ -1,0 +1,138 @@
+"""Which part of some draws goes into which file of a cell, and how the parts become draws again.
+
+No other file of the sweep looks into :class:`rllc.Draws`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rllc.draws import Draws
+from rllc.names import Names
+from rllc.sweep.plan import Cell
+
+Chains = tuple[int, int]
+"""Numbers of the first chain and of the one behind the last."""
+
+COVARIANCE = ".covariance"
+"""After an observable's name, where only moments of it are kept."""
+
+
+def for_cell(draws: Draws, observe: Collection[str]) -> Draws:
+    """Return the draws as a cell's own file keeps them.
+
+    Args:
+        observe: names of the observables that have files of their own.
+    """
+    observed = {}
+    for name, array in draws.observed.items():
+        if name.removesuffix(COVARIANCE) not in observe:
+            observed[name] = array
+    settings = {name: value for name, value in draws.settings.items() if name != "observed"}
+    return replace(draws, settings=settings, observed=observed, states={})
+
+
+def observed_arrays(draws: Draws, name: str) -> dict[str, np.ndarray]:
+    """Return what was kept of one observable."""
+    arrays = {}
+    for key in (name, name + COVARIANCE):
+        if key in draws.observed:
+            arrays[key] = draws.observed[key]
+    return arrays
+
+
+def observed_axes(draws: Draws, name: str) -> list[str]:
+    """Return the names of an observable's further axes."""
+    return list(draws.settings["observed"][name])
+
+
+def with_observed(
+    draws: Draws, arrays: Mapping[str, np.ndarray], axes: Mapping[str, Sequence[str]]
+) -> Draws:
+    """Return the draws of a cell with what was observed along them."""
+    return replace(
+        draws,
+        observed={**draws.observed, **arrays},
+        settings={**draws.settings, "observed": dict(axes)},
+    )
+
+
+def endings(draws: Draws) -> Draws:
+    """Return the last draw with the states of the chains: what is needed to go on from there."""
+    last = {name: getattr(draws, name)[..., -1:] for name in ("loss", "baseline")}
+    return replace(for_cell(draws, ()), **last, observed={}, lengths=(), states=draws.states)
+
+
+def end_alike(draws: Draws, ending: Draws) -> bool:
+    """Whether an ending is that of these draws, and not of another machine's roundings."""
+    return np.array_equal(ending.loss[..., 0], draws.loss[..., -1], equal_nan=True)
+
+
+def resumable(draws: Draws, ending: Draws, cell: Cell, weights: Sequence[str]) -> Draws:
+    """Return the draws of some weights with their states, for ``rllc.sample(..., resume=...)``."""
+    chosen = joined([draws], [(0, cell.num_chains)], weights)
+    about = {"first_chain": cell.chains[0], "cell": draws.settings["cell"]}
+    states = {pair: state for pair, state in ending.states.items() if pair[0] in weights}
+    return replace(chosen, settings={**chosen.settings, **about}, states=states)
+
+
+def joined(parts: Sequence[Draws], chains: Sequence[Chains], weights: Sequence[str]) -> Draws:
+    """Return the draws of some weights on one data set, with the chains of several cells together.
+
+    Args:
+        parts: each holds some chains of all of ``weights``, and perhaps more.
+        chains: of each part. A chain that is in two parts is taken from the first.
+    """
+    first = parts[0]
+    rows = [[part.weights.index(name) for name in weights] for part in parts]
+    skips = []
+    num_chains = 0
+    for begin, end in chains:
+        skips.append(num_chains - begin)
+        num_chains = end
+
+    def together(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        new_chains = []
+        for array, chosen, skip in zip(arrays, rows, skips, strict=True):
+            new_chains.append(array[chosen][:, skip:])
+        return np.concatenate(new_chains, axis=1)
+
+    losses = {}
+    for name in ("loss", "baseline", "diverged"):
+        losses[name] = together([getattr(part, name) for part in parts])
+    observed = {}
+    for name, array in first.observed.items():
+        if not all(name in part.observed for part in parts):
+            continue
+        if _has_chains(first, name):
+            observed[name] = together([part.observed[name] for part in parts])
+        else:
+            observed[name] = array[rows[0]]
+    settings = {name: value for name, value in first.settings.items() if name != "cell"}
+    return replace(
+        first,
+        **losses,
+        observed=observed,
+        names=Names.of((name, first.data[0]) for name in weights),
+        lengths=tuple(first.lengths[row] for row in rows[0]),
+        settings={**settings, "num_chains": num_chains, "first_chain": 0},
+    )
+
+
+def _has_chains(draws: Draws, name: str) -> bool:
+    """Whether an observable was measured for each chain, and not once for the refinement."""
+    axes = draws.settings.get("observed", {}).get(name, ())
+    return draws.observed[name].ndim > 1 + len(axes)
+
+
+def state_bytes(draws: Draws) -> int:
+    """Return the bytes of the chains' states on disk."""
+    return sum(array.nbytes for state in draws.states.values() for array in state.values())
+
+
+def observed_bytes(draws: Draws, name: str) -> int:
+    """Return the bytes of what was kept of one observable."""
+    return sum(array.nbytes for array in observed_arrays(draws, name).values())

@@ -1,0 +1,242 @@
+"""What a call of :func:`rllc.track` asks for: its arguments, checked and looked up."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rllc.checks import arguments, check
+from rllc.data.data import Data
+from rllc.engine.layout import digest
+from rllc.errors import FileError, InputError, RllcError
+from rllc.loss import LossFunction
+from rllc.models.checkpoints import Checkpoint, load
+from rllc.models.checkpoints import checkpoints as checkpoints_of
+from rllc.refinement import DataLike, WeightsLike, product
+from rllc.samplers import Sampler
+from rllc.sampling import Compute, Sampling
+from rllc.sweep.identity import checkpoint_digest, loss_name, versions
+from rllc.sweep.plan import Cell, Plan
+from rllc.sweep.store import Store
+from rllc.sweep.workers import Task
+from rllc.weights import Weights
+
+CheckpointsLike = str | os.PathLike[str] | Iterable[Checkpoint]
+ChoiceOfWeights = WeightsLike | Callable[[nn.Module], WeightsLike]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """The arguments of :func:`rllc.track`, checked.
+
+    Args:
+        checkpoints: by step, rising; those on this machine by absolute paths.
+        digests: by step, the SHA-256 of the weights, ``None`` if it is not known yet.
+        data: by name.
+        weights: by name.
+        masks: by name of the weights.
+        loss: as it was given.
+        sampler: as it was given, or the paper's.
+        sampling: as it was given, or the paper's.
+        store: where cells go.
+        compute: how they are computed.
+        model: the first checkpoint that can be loaded.
+        cached: with ``delete_downloads``, by step, what the hub's cache had held of the checkpoints
+            that were tried for ``model``.
+    """
+
+    checkpoints: Mapping[int, Checkpoint]
+    digests: Mapping[int, str | None]
+    data: Mapping[str, Data]
+    weights: Mapping[str, Weights]
+    masks: Mapping[str, Mapping[str, Tensor]]
+    loss: LossFunction | None
+    sampler: Sampler
+    sampling: Sampling
+    store: Store
+    compute: Compute
+    model: nn.Module
+    cached: Mapping[int, frozenset[Path]]
+
+    @classmethod
+    def of(
+        cls,
+        checkpoints: CheckpointsLike,
+        data: DataLike,
+        weights: ChoiceOfWeights,
+        *,
+        loss: LossFunction | None,
+        sampler: Sampler | None,
+        sampling: Sampling | None,
+        store: Store,
+        compute: Compute | None,
+    ) -> Request:
+        """Check the arguments of a call.
+
+        Raises:
+            InputError: there are no checkpoints, or an argument cannot work.
+            FileError: no checkpoint can be loaded.
+        """
+        by_step = _by_step(checkpoints)
+        cached: dict[int, frozenset[Path]] = {}
+        model = _first_model(by_step.values(), cached if store.delete_downloads else None)
+        sampler, sampling = arguments(model, loss, sampler, sampling)
+        _check_first_chain(sampling)
+        chosen = weights(model) if callable(weights) else weights
+        refinements = product(chosen, data)
+        masks = check(model, loss, refinements, sampler, sampling)
+        names = [refinement.weights.name for refinement in refinements]
+        return cls(
+            checkpoints=by_step,
+            digests={step: _digest(checkpoint) for step, checkpoint in by_step.items()},
+            data={refinement.data_name: refinement.data for refinement in refinements},
+            weights={refinement.weights.name: refinement.weights for refinement in refinements},
+            masks=dict(zip(names, masks, strict=True)),
+            loss=loss,
+            sampler=sampler,
+            sampling=sampling,
+            store=store,
+            compute=compute or Compute(),
+            model=model,
+            cached=cached,
+        )
+
+    def empty_plan(self) -> Plan:
+        """Return the plan of this call, without its cells."""
+        separate = {"num_draws", "first_chain"}
+        if self.sampling.target_se is None:
+            # Otherwise all chains together decide when to stop, and their number is a setting.
+            separate.add("num_chains")
+        settings = self.sampler.settings | self.sampling.settings
+        shared = {name: value for name, value in settings.items() if name not in separate}
+        checkpoints = {}
+        for step, checkpoint in self.checkpoints.items():
+            checkpoints[step] = _where(checkpoint, self.digests[step])
+        return Plan(
+            settings=json.loads(json.dumps(shared)),
+            num_draws=self.sampling.num_draws,
+            num_chains=self.sampling.num_chains,
+            loss=loss_name(self.loss),
+            checkpoints=checkpoints,
+            data={name: data_set.fingerprint for name, data_set in self.data.items()},
+            weights={name: digest(masks) for name, masks in self.masks.items()},
+            cells=(),
+            versions=versions(),
+        )
+
+    def task(self, plan: Plan, cell: Cell, earlier: Cell | None) -> Task:
+        """Return all that a worker needs for a cell.
+
+        Args:
+            earlier: the cell whose chains it goes on with.
+        """
+        about = {
+            "checkpoint": dict(plan.checkpoints[cell.step]),
+            "weights": {name: plan.weights[name] for name in cell.weights},
+            "loss": plan.loss,
+            "chains": list(cell.chains),
+        }
+        return Task(
+            cell=cell,
+            store=self.store,
+            checkpoint=self.checkpoints[cell.step],
+            sha256=self.digests[cell.step],
+            data=self.data[cell.data],
+            weights=tuple(self.weights[name] for name in cell.weights),
+            loss=self.loss,
+            sampler=self.sampler,
+            sampling=self.sampling_of(cell),
+            compute=self.compute_of_cells(),
+            about=about,
+            earlier=earlier,
+        )
+
+    def sampling_of(self, cell: Cell) -> Sampling:
+        """Return the sampling of a cell's own chains."""
+        return replace(self.sampling, first_chain=cell.chains[0], num_chains=cell.num_chains)
+
+    def compute_of_cells(self) -> Compute:
+        """Return how one cell is computed, by whichever worker."""
+        kept = self.store.keep_states
+        return replace(self.compute, executor=None, keep_states=kept, progress=False)
+
+
+def _by_step(source: CheckpointsLike) -> dict[int, Checkpoint]:
+    if isinstance(source, str | os.PathLike):
+        listed = checkpoints_of(source)
+    else:
+        listed = list(source)
+    if not listed:
+        raise InputError(f"track({source!r}): expected at least one checkpoint, got none.")
+    by_step: dict[int, Checkpoint] = {}
+    for checkpoint in sorted(listed, key=lambda checkpoint: checkpoint.step):
+        step = checkpoint.step
+        if step in by_step:
+            raise InputError(
+                f"track: {by_step[step]} and {checkpoint} are both step {step}; one sweep is of "
+                f"one training run. Track each run in a store of its own."
+            )
+        by_step[step] = _absolute(checkpoint)
+    return by_step
+
+
+def _absolute(checkpoint: Checkpoint) -> Checkpoint:
+    """Give a checkpoint on this machine an absolute path, for workers in other folders."""
+    source = checkpoint.source
+    if checkpoint.revision is None and (os.path.exists(source) or os.path.isabs(source)):
+        return replace(checkpoint, source=os.path.abspath(source))
+    return checkpoint
+
+
+def _first_model(
+    checkpoints: Iterable[Checkpoint], cached: dict[int, frozenset[Path]] | None
+) -> nn.Module:
+    """Load the first checkpoint that can be loaded.
+
+    Args:
+        cached: filled with what is in the hub's cache of those that are tried.
+    """
+    errors: list[RllcError] = []
+    for checkpoint in checkpoints:
+        if cached is not None:
+            cached[checkpoint.step] = checkpoint.cached()
+        try:
+            return load(checkpoint)
+        except RllcError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _check_first_chain(sampling: Sampling) -> None:
+    if not sampling.first_chain:
+        return
+    advice = "with a larger num_chains and the same store only the new chains are run"
+    if sampling.target_se is not None:
+        advice = "with target_se all chains are run together, so more of them need another store"
+    raise InputError(f"track: `first_chain` must be 0, got {sampling.first_chain}; {advice}.")
+
+
+def _digest(checkpoint: Checkpoint) -> str | None:
+    """Return the SHA-256 of the weights, unless the worker that fetches them has to find it."""
+    if not os.path.exists(checkpoint.source):
+        return None
+    try:
+        return checkpoint_digest(checkpoint)
+    except (FileError, OSError):  # its cells will say so
+        return None
+
+
+def _where(checkpoint: Checkpoint, sha256: str | None) -> dict[str, Any]:
+    return {
+        "step": checkpoint.step,
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "file": checkpoint.file,
+        "sha256": sha256,
+    }

@@ -1,0 +1,242 @@
+"""A sweep as it stands: which estimates there are, which are missing, and which failed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rllc.draws import Draws
+from rllc.errors import FileError, InputError, nearest
+from rllc.estimate import ARRAYS, Estimate
+from rllc.faults import Fault, Limits
+from rllc.names import Names
+from rllc.sweep import parts
+from rllc.sweep.plan import Cell, Plan, covering
+from rllc.sweep.store import Store
+from rllc.trajectory import Trajectory
+from rllc.weights import head_name
+
+Key = tuple[int, str, str]
+"""A checkpoint's step, weights and data: what one estimate is about."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What a store holds of what was asked for. :meth:`open` makes it.
+
+    It lists names only; numbers are read by :meth:`trajectory` and :meth:`draws`. What comes into
+    the folder later is not seen: open it again.
+
+    >>> sweep = rllc.Sweep.open("sweep")                                           # doctest: +SKIP
+    >>> sweep.missing[:1], len(sweep.failed)                                       # doctest: +SKIP
+    (((50000, '1:7', 'prose'),), 0)
+
+    Args:
+        store: the folder.
+        steps: training step of each checkpoint, rising.
+        names: the refinements, weights varying slowest.
+        settings: of sampler and sampling, the same in every cell.
+        finished: by (step, weights, data), the cells that together hold all chains.
+        missing: the (step, weights, data) that have not been computed yet.
+        failed: by (step, weights, data), the reason; the next call of :func:`rllc.track` tries
+            them again.
+    """
+
+    store: Store
+    steps: tuple[int, ...]
+    names: Names
+    settings: Mapping[str, Any]
+    finished: Mapping[Key, tuple[Cell, ...]]
+    missing: tuple[Key, ...]
+    failed: Mapping[Key, str]
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Sweep:
+        """Look into a store: while :func:`rllc.track` runs, after it was killed, or years later.
+
+        Args:
+            folder: the ``store`` of :func:`rllc.track`.
+
+        Raises:
+            FileError: the folder is not a store, or a plan in it is damaged.
+        """
+        store = Store(folder)
+        plans = store.plans()
+        if not plans:
+            raise FileError(
+                f"Sweep.open({os.fspath(folder)!r}): there is no sweep in it; expected a folder "
+                f"that rllc.track(…, store=folder) wrote. A single file is read by "
+                f"rllc.Trajectory.load."
+            )
+        return cls.of(store, plans, plans)
+
+    @classmethod
+    def of(cls, store: Store, plans: Sequence[Plan], asked: Sequence[Plan]) -> Sweep:
+        """Look up what there is of what some plans ask for.
+
+        Settings, chains and draws are those of the last plan. One result never holds two kinds of
+        settings, whatever two processes may have announced at once.
+
+        Args:
+            plans: all whose cells may be used.
+            asked: those whose estimates are listed.
+        """
+        last = asked[-1]
+        plans = [plan for plan in plans if plan.mixes_with(last)]
+        asked = [plan for plan in asked if plan.mixes_with(last)]
+        done, failures = store.finished(), store.failures()
+        cells_at: dict[tuple[int, str], list[Cell]] = {}
+        for cell in {cell.name: cell for plan in plans for cell in plan.cells}.values():
+            cells_at.setdefault((cell.step, cell.data), []).append(cell)
+        finished: dict[Key, tuple[Cell, ...]] = {}
+        failed: dict[Key, str] = {}
+        missing: list[Key] = []
+        for key in dict.fromkeys(_keys(asked)):
+            step, weights, data = key
+            cells = cells_at.get((step, data), [])
+            ready = covering([c for c in cells if c.name in done], weights, last.num_chains)
+            tried = [c for c in cells if weights in c.weights and c.name in failures]
+            if ready is not None:
+                finished[key] = ready
+            elif tried:
+                failed[key] = failures[tried[-1].name]
+            else:
+                missing.append(key)
+        weights = dict.fromkeys(name for plan in asked for name in plan.weights)
+        fingerprints = {name: digest for plan in asked for name, digest in plan.data.items()}
+        return cls(
+            store=store,
+            steps=tuple(sorted({step for plan in asked for step in plan.checkpoints})),
+            names=Names.of((w, d) for w in weights for d in fingerprints),
+            settings={**last.draws_settings, "fingerprints": fingerprints},
+            finished=finished,
+            missing=tuple(missing),
+            failed=failed,
+        )
+
+    def trajectory(self, limits: Limits | None = None) -> Trajectory:
+        """Read the finished cells; NaN with a fault where there is no estimate.
+
+        Args:
+            limits: from where on something is a fault; ``None`` is ``Limits()``.
+        """
+        rows = {step: row for row, step in enumerate(self.steps)}
+        columns = {pair: column for column, pair in enumerate(self.names)}
+        shape = len(rows), len(columns)
+        arrays = {name: np.full(shape, np.nan) for name in ARRAYS}
+        arrays["per_chain"] = np.full((*shape, self.settings["num_chains"]), np.nan)
+        diagnostics: dict[str, np.ndarray] = {}
+        faults = np.empty(shape, dtype=object)
+        faults.fill((Fault("not_asked_for"),))
+        for step, weights, data in self.missing:
+            faults[rows[step], columns[weights, data]] = (Fault("missing"),)
+        for (step, weights, data), reason in self.failed.items():
+            faults[rows[step], columns[weights, data]] = (Fault("failed", {}, reason),)
+        for (step, data, cells), weights in self._by_cells():
+            row = rows[step]
+            columns_there = [columns[name, data] for name in weights]
+            at = row, columns_there
+            try:
+                draws = self.read(cells, weights)
+            except FileError as error:
+                advice = f"{error} rllc.track, called again, computes it anew"
+                for column in columns_there:
+                    faults[row, column] = (Fault("damaged", {}, advice),)
+                continue
+            estimate = Estimate.of(draws, limits)
+            for name in ARRAYS:
+                arrays[name][at] = getattr(estimate, name)
+            for name, values in estimate.diagnostics.items():
+                diagnostics.setdefault(name, np.full(shape, np.nan))[at] = values
+            for column, wrong in zip(columns_there, estimate.faults, strict=True):
+                faults[row, column] = wrong
+        return Trajectory(
+            steps=self.steps,
+            **arrays,
+            faults=tuple(tuple(row) for row in faults),
+            names=self.names,
+            settings=self.settings,
+            diagnostics=diagnostics,
+        )
+
+    def draws(self, step: int, weights: str, data: str | None = None) -> Draws:
+        """Read the draws behind one estimate, all chains together.
+
+        >>> draws = sweep.draws(8500, "1:6", "code")                               # doctest: +SKIP
+        >>> draws.observed["losses"].shape     # with Store(observe={"losses": ...}) # doctest: +SKIP
+        (1, 4, 200, 32, 1023)
+
+        Args:
+            step: of the checkpoint.
+            weights: their name; a head in any spelling.
+            data: ``None`` where there is one data set.
+
+        Raises:
+            InputError: there is no such estimate, or it is missing or failed.
+            FileError: a file in the store is damaged.
+        """
+        doing = f"sweep.draws({step}, {weights!r}, {data!r})"
+        if weights not in self.names.weights:
+            weights = head_name(weights)
+        if data is None:
+            data_sets = list(self.names.data_sets)
+            if len(data_sets) > 1:
+                raise InputError(
+                    f"{doing}: on which data? It has {data_sets}; "
+                    f"type sweep.draws({step}, {weights!r}, {data_sets[0]!r})."
+                )
+            data = data_sets[0]
+        key = step, weights, data
+        if key not in self.finished:
+            raise InputError(f"{doing}: {self._why_not(key)}.")
+        cells = self.finished[key]
+        draws = [self.store.read_observed(cell.name) for cell in cells]
+        return parts.joined(draws, [cell.chains for cell in cells], [weights])
+
+    def read(self, cells: Sequence[Cell], weights: Sequence[str]) -> Draws:
+        """Read some weights of cells, their chains together, without what was observed.
+
+        Raises:
+            FileError: a cell's file is missing or damaged.
+        """
+        draws = [self.store.read(cell.name) for cell in cells]
+        return parts.joined(draws, [cell.chains for cell in cells], weights)
+
+    def _why_not(self, key: Key) -> str:
+        if key in self.failed:
+            return f"it failed: {self.failed[key]}"
+        if key in self.missing:
+            return "it is missing; call rllc.track again"
+        pairs = [(weights, data) for step, weights, data in self.finished if step == key[0]]
+        if pairs:
+            return nearest(key[1:], pairs)
+        return nearest(key[0], dict.fromkeys(step for step, _, _ in self.finished))
+
+    def _by_cells(self) -> Iterator[tuple[tuple[int, str, tuple[Cell, ...]], list[str]]]:
+        """Give the weights whose chains are in the same cells, so that each is read once."""
+        together: dict[tuple[int, str, tuple[Cell, ...]], list[str]] = {}
+        for (step, weights, data), cells in self.finished.items():
+            together.setdefault((step, data, cells), []).append(weights)
+        yield from together.items()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __repr__(self) -> str:
+        steps = f"{len(self.steps)} checkpoints, steps {self.steps[0]}…{self.steps[-1]}"
+        size = f"{len(self.names.selections)} weights × {len(self.names.data_sets)} data"
+        counts = f"{len(self.finished)} finished"
+        counts += f", {len(self.missing)} missing, {len(self.failed)} failed"
+        return f"Sweep({steps}, {size}: {counts})"
+
+
+def _keys(plans: Iterable[Plan]) -> Iterator[Key]:
+    for plan in plans:
+        for step in plan.checkpoints:
+            for weights in plan.weights:
+                for data in plan.data:
+                    yield step, weights, data

@@ -1,0 +1,130 @@
+"""Estimates inside your own training loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from torch import nn
+
+from rllc.errors import InputError
+from rllc.estimate import Estimate, estimate
+from rllc.loss import LossFunction
+from rllc.refinement import DataLike, WeightsLike, fingerprints, product
+from rllc.samplers import Sampler, sgld
+from rllc.sampling import Compute, Sampling
+from rllc.trajectory import Trajectory
+
+
+class Tracker:
+    """Estimates refined LLCs as a model trains: call it with the step and the model.
+
+    >>> import torch
+    >>> tracker = Tracker(torch.randn(64, 2), loss=lambda m, x: m(x)[:, 0] ** 2, at_steps=[0, 2])
+    >>> estimates = [tracker(step, torch.nn.Linear(2, 1)) for step in range(3)]
+    >>> tracker.trajectory.steps
+    (0, 2)
+
+    The model, its gradients, its mode and all global random states are left as they are, so that
+    training goes on as if nothing had happened.
+
+    Args:
+        data: as for :func:`rllc.estimate`; so are ``loss``, ``sampler`` and ``sampling``.
+        weights: as for :func:`rllc.estimate`, or a function of the model that gives them, such as
+            ``rllc.heads``.
+        at_steps: estimate at these steps only; ``None``: at every call.
+        path: a file that holds the trajectory. It is written after each estimate, and read at the
+            start if it is there, so that a training run that is resumed does not estimate again
+            what it has.
+        compute: ``None`` shows no bar, since you have one of your own.
+
+    Raises:
+        InputError: the file at ``path`` was made with other settings or data.
+    """
+
+    def __init__(
+        self,
+        data: DataLike,
+        weights: WeightsLike | Callable[[nn.Module], WeightsLike] = None,
+        *,
+        loss: LossFunction | None = None,
+        sampler: Sampler | None = None,
+        sampling: Sampling | None = None,
+        at_steps: Collection[int] | None = None,
+        path: str | os.PathLike[str] | None = None,
+        compute: Compute | None = None,
+    ) -> None:
+        self.data = data
+        self.weights = weights
+        self.loss = loss
+        self.sampler = sampler or sgld()
+        self.sampling = sampling or Sampling()
+        self.at_steps = None if at_steps is None else frozenset(at_steps)
+        self.path = None if path is None else Path(path)
+        self.compute = compute or Compute(progress=False)
+        self.estimates: dict[int, Estimate] = {}
+        if self.path is not None and self.path.exists():
+            stored = Trajectory.load(self.path)
+            self._check_settings(stored)
+            self.estimates = {step: stored.at(step) for step in stored.steps}
+
+    def __call__(self, step: int, model: nn.Module) -> Estimate | None:
+        """Return the estimate at this step; ``None`` if it is not one of ``at_steps``."""
+        if self.at_steps is not None and step not in self.at_steps:
+            return None
+        weights = self.weights(model) if callable(self.weights) else self.weights
+        self._check_names(weights)
+        if step not in self.estimates:
+            self.estimates[step] = estimate(
+                model,
+                self.data,
+                weights,
+                loss=self.loss,
+                sampler=self.sampler,
+                sampling=self.sampling,
+                compute=self.compute,
+            )
+            if self.path is not None:
+                self.trajectory.save(self.path)
+        return self.estimates[step]
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """All estimates so far.
+
+        Raises:
+            InputError: there are none yet.
+        """
+        return Trajectory.of(self.estimates)
+
+    def __repr__(self) -> str:
+        if not self.estimates:
+            return "Tracker(no estimates yet)"
+        return f"Tracker({self.trajectory!r})"
+
+    def _check_names(self, weights: WeightsLike) -> None:
+        """Compare the refinements with those of the estimates so far."""
+        asked = [refinement.name for refinement in product(weights, self.data)]
+        place = f" in {self.path}" if self.path else ""
+        for step, stored in self.estimates.items():
+            names = list(zip(stored.weights, stored.data, strict=True))
+            if names != asked:
+                raise InputError(
+                    f"Tracker: the estimate at step {step}{place} is of (weights, data) {names}, "
+                    f"but now {asked} are asked for; use the same weights and data, or another "
+                    f"path."
+                )
+
+    def _check_settings(self, stored: Trajectory) -> None:
+        settings = self.sampler.settings | self.sampling.settings
+        settings["fingerprints"] = fingerprints(product(None, self.data))
+        differing = []
+        for name, value in settings.items():
+            if stored.settings.get(name) != value:
+                differing.append(f"{name}: {stored.settings.get(name)} there, {value} here")
+        if differing:
+            raise InputError(
+                f"Tracker: {self.path} was made with other settings or data "
+                f"({'; '.join(differing)}); use the same, or another path."
+            )

@@ -1,0 +1,153 @@
+"""Plans: names of cells, how two plans differ, which cells cover what."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from rllc.sweep.plan import Cell, Plan, cell_name, covering, differences
+
+WHERE = {
+    "step": 10,
+    "source": "/runs/a",
+    "revision": None,
+    "file": "step0000010",
+    "sha256": "c" * 64,
+}
+PLAN = Plan(
+    settings={"lr": 1e-3, "n_beta": 30.0},
+    num_draws=5,
+    num_chains=4,
+    loss="next token",
+    checkpoints={10: WHERE},
+    data={"code": "d" * 64},
+    weights={"0:0": "e" * 64, "0:1": "f" * 64},
+    cells=(Cell("n" * 32, 10, "code", ("0:0", "0:1"), (0, 4)),),
+    versions={"rllc": "1"},
+)
+
+
+def with_settings(**changes: object) -> Plan:
+    return replace(PLAN, settings=PLAN.settings | changes)
+
+
+def at(**changes: object) -> dict[str, object]:
+    """Where a checkpoint is, with changes."""
+    return WHERE | changes
+
+
+def test_a_plan_comes_back_from_its_text() -> None:
+    again = Plan.of(PLAN.text())
+    assert again.text() == PLAN.text()
+    assert again.cells == PLAN.cells
+    assert again.checkpoints == PLAN.checkpoints
+    with pytest.raises(ValueError, match="of another kind"):
+        Plan.of('{"kind": "rllc.Draws"}')
+
+
+def test_a_cell_is_named_by_all_that_its_numbers_depend_on_and_nothing_else() -> None:
+    def name(plan=PLAN, where=WHERE, weights=("0:0",), chains=(0, 4)) -> str:
+        return cell_name(plan, where, "code", weights, chains)
+
+    same = [
+        name(),
+        name(where=at(source="/moved")),
+        name(replace(PLAN, num_chains=8)),  # its own are in `chains`
+        name(replace(PLAN, versions={"rllc": "2"})),
+        name(replace(PLAN, cells=())),
+    ]
+    other = [
+        name(where=at(sha256="0" * 64)),
+        name(where=at(step=11)),
+        name(where=at(sha256=None)),
+        name(where=at(sha256=None, source="/moved")),
+        name(with_settings(lr=2e-3)),
+        name(replace(PLAN, num_draws=6)),
+        name(replace(PLAN, loss="other")),
+        name(replace(PLAN, data={"code": "0" * 64})),
+        name(replace(PLAN, weights=PLAN.weights | {"0:0": "0" * 64})),
+        name(weights=("0:1",)),
+        name(weights=("0:0", "0:1")),
+        name(chains=(0, 2)),
+        name(chains=(4, 8)),
+    ]
+    assert len(set(same)) == 1
+    assert len({*same, *other}) == 1 + len(other)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "changed"),
+    [
+        ("lr: 0.001 there, 0.002 now", with_settings(lr=2e-3)),
+        ("momentum: None there, 1 now", with_settings(momentum=1)),
+        ("loss: 'next token' there, 'm:f' now", replace(PLAN, loss="m:f")),
+        (
+            "checkpoint of step 10, SHA-256: cccccccc… there, 00000000… now",
+            replace(PLAN, checkpoints={10: at(sha256="0" * 64)}),
+        ),
+        (
+            "data 'code', SHA-256: dddddddd… there, 00000000… now",
+            replace(PLAN, data={"code": "0" * 64}),
+        ),
+        (
+            "weights '0:1', SHA-256: ffffffff… there, 00000000… now",
+            replace(PLAN, weights={"0:1": "0" * 64}),
+        ),
+        ("num_draws: 5 there, 4 now (it can only grow)", replace(PLAN, num_draws=4)),
+        ("num_chains: 4 there, 2 now (it can only grow)", replace(PLAN, num_chains=2)),
+    ],
+)
+def test_differences_are_named(sentence: str, changed: Plan) -> None:
+    assert differences([PLAN], changed) == [sentence]
+
+
+def test_revisions_are_compared_where_contents_are_not_known() -> None:
+    main, branch = (
+        replace(PLAN, checkpoints={10: at(sha256=None, revision=revision)})
+        for revision in ("step10", "b")
+    )
+    (sentence,) = differences([main], branch)
+    assert sentence == "checkpoint of step 10, revision: 'step10' there, 'b' now"
+
+
+def test_growing_going_back_and_moving_are_no_differences() -> None:
+    more = replace(
+        PLAN,
+        num_draws=6,
+        num_chains=8,
+        checkpoints={20: at(step=20, sha256="0" * 64)},
+        data={"prose": "0" * 64},
+        weights={"1:0": "0" * 64},
+    )
+    assert differences([PLAN], more) == []
+    assert differences([PLAN, more], PLAN) == []
+    moved = replace(PLAN, checkpoints={10: at(source="/moved")})
+    assert differences([PLAN], moved) == []
+
+
+def reachable_chains(cells, num_rounds: int) -> set[int]:
+    """Where one can get to from chain 0, cell after cell."""
+    reached = {0}
+    for _ in range(num_rounds):
+        for cell in cells:
+            if any(cell.chains[0] <= chain < cell.chains[1] for chain in reached):
+                reached.add(cell.chains[1])
+    return reached
+
+
+def test_covering_is_found_whenever_there_is_one() -> None:
+    """Against all subsets of six cells: a chain of cells from 0 to 8 without a gap."""
+    blocks = [(0, 4), (0, 2), (2, 4), (4, 8), (2, 8), (6, 8)]
+    every = [Cell(str(block), 0, "d", ("w",), block) for block in blocks]
+    for size in range(7):
+        for subset in itertools.combinations(every, size):
+            chosen = covering(subset, "w", 8)
+            assert (chosen is not None) == (8 in reachable_chains(subset, 6))
+            if chosen:
+                chains = {chain for cell in chosen for chain in range(*cell.chains)}
+                assert chains == set(range(8))
+    assert covering(every, "other", 8) is None
+    # No chains beyond those asked for.
+    assert [cell.name for cell in covering(every, "w", 4)] == ["(0, 4)"]

@@ -1,0 +1,182 @@
+"""Executors of all kinds: the same numbers, small parcels, and what happens when one breaks."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections import Counter
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_sweeps import DATA, QUICK, SMALL, quick, same
+from tiny import tiny_model, tiny_tokens
+
+import rllc
+from rllc.sweep.workers import Task, work
+
+
+def test_threads_change_no_bit(run, unbroken) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        assert same(rllc.track(run, DATA, rllc.heads, **quick(threads)), unbroken)
+
+
+# Executors that break.
+
+
+class Fragile(Executor):
+    """Four cells at a time; all are lost when one is of data ``"b"`` at step 10.
+
+    Like loky's, it can be had anew.
+    """
+
+    _max_workers = 4
+    lost: list[str]
+    """Names of cells, each time that one is lost."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.pending = []
+
+    def submit(self, function, /, task):
+        if self.broken:
+            raise BrokenExecutor("broken before")
+        future: Future = Future()
+        self.pending.append((future, function, task))
+        if len(self.pending) == 1:
+            threading.Timer(0.05, self._work).start()  # by then there are more
+        return future
+
+    def _work(self) -> None:
+        pending, self.pending = self.pending, []
+        cells = [task.cell for _, function, task in pending if function is work]
+        self.broken = any((cell.step, cell.data) == (10, "b") for cell in cells)
+        if self.broken:
+            self.lost.extend(cell.name for cell in cells)
+        for future, function, task in pending:
+            if self.broken:
+                future.set_exception(BrokenExecutor("a worker died"))
+            else:
+                future.set_result(function(task))
+
+
+def get_reusable_executor(max_workers: int) -> Fragile:
+    """What loky has beside its executor."""
+    assert max_workers == 4
+    return Fragile()
+
+
+def test_only_the_cells_that_kill_workers_are_failed(run, unbroken, tmp_path, monkeypatch) -> None:
+    """Those that ran beside them are tried again alone; what is left then goes on together."""
+    monkeypatch.setattr(Fragile, "lost", [], raising=False)
+    with pytest.warns(UserWarning, match="2 of 8 cells failed"):
+        trajectory = rllc.track(run, DATA, rllc.heads, store=tmp_path, **quick(Fragile()))
+    failed = rllc.Sweep.open(tmp_path).failed
+    assert set(failed) == {(10, name, "b") for name in unbroken.weights}
+    assert set(failed.values()) == {"its worker died, 3 times (a worker died)"}
+    deaths = sorted(Counter(Fragile.lost).values(), reverse=True)
+    assert deaths[:2] == [3, 3]
+    assert all(count <= 2 for count in deaths[2:])  # once with each killer, before it was known
+    columns = trajectory.names.select(data="a")
+    assert np.array_equal(trajectory.value[:, columns], unbroken.value[:, columns])
+    assert np.array_equal(trajectory.value[0], unbroken.value[0])
+
+
+class Once(Executor):
+    """Breaks with the second cell, and stays broken, as those of the standard library do."""
+
+    __module__ = "concurrent.futures"
+    has_worked = False
+
+    def submit(self, function, /, task):
+        future: Future = Future()
+        if function is work and self.has_worked:
+            future.set_exception(BrokenExecutor("gone"))
+        else:
+            self.has_worked = function is work
+            future.set_result(function(task))
+        return future
+
+
+def test_an_executor_of_others_that_stays_broken_is_said_so(run, tmp_path) -> None:
+    message = r"a worker died, and with it the Once that was given\. Finished"
+    with pytest.raises(rllc.RllcError, match=message):
+        rllc.track(run, DATA["a"], rllc.heads, store=tmp_path, **quick(Once()))
+
+
+class Lossy(ThreadPoolExecutor):
+    """Gives up on some cells by itself, as Dask does on those that kill workers."""
+
+    def submit(self, function, /, task):
+        if function is not work or task.cell.data != "b":
+            return super().submit(function, task)
+        future: Future = Future()
+        future.set_exception(ConnectionError("killed four workers\nlong story"))
+        return future
+
+
+def test_cells_that_an_executor_gives_up_are_failed(run, unbroken, tmp_path) -> None:
+    with Lossy(1) as executor, pytest.warns(UserWarning, match="4 of 8 cells failed"):
+        rllc.track(run, DATA, rllc.heads, store=tmp_path, **quick(executor))
+    failed = rllc.Sweep.open(tmp_path).failed
+    assert set(failed.values()) == {"ConnectionError: killed four workers"}
+    assert [key[2] for key in failed] == ["b"] * 8
+    # The next call does them.
+    assert same(rllc.track(run, DATA, rllc.heads, store=tmp_path, **QUICK), unbroken)
+
+
+def test_workers_that_cannot_see_the_store_are_found_first(run, tmp_path, computed) -> None:
+    class Elsewhere(ThreadPoolExecutor):
+        def submit(self, function, /, task):
+            return super().submit(function, replace(task, store=rllc.Store("/nowhere")))
+
+    message = "does not see `store` = /nowhere; give a folder"
+    with Elsewhere(1) as executor, pytest.raises(rllc.InputError, match=message):
+        rllc.track(run, DATA["a"], "0:0", store=tmp_path, **quick(executor))
+    assert computed == []
+
+
+# What travels.
+
+
+class Weighing(ThreadPoolExecutor):
+    """Pickles what it is given, as an executor of processes does, and weighs it."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.sizes: list[int] = []
+
+    def submit(self, function, /, task: Task):
+        pickled = pickle.dumps(task)
+        self.sizes.append(len(pickled))
+        return super().submit(function, pickle.loads(pickled))
+
+
+def test_what_travels_is_small_and_holds_no_model(run) -> None:
+    """References only, however large the data; a generating model is saved and loaded."""
+    large = tiny_tokens(20_000, seed=3)
+    loss = rllc.distillation(tiny_model(7, **SMALL))
+    with Weighing() as executor:
+        travelled = rllc.track(run, large, rllc.heads, loss=loss, **quick(executor))
+    assert max(executor.sizes) < 5000
+    assert same(travelled, rllc.track(run, large, rllc.heads, loss=loss, **QUICK))
+
+
+def test_a_generating_model_that_cannot_be_saved_is_refused(run) -> None:
+    loss = rllc.distillation(torch.nn.Linear(2, 2))
+    message = r"generating model .* got Linear"
+    with ThreadPoolExecutor(1) as executor, pytest.raises(rllc.InputError, match=message):
+        rllc.track(run, DATA["a"], "0:0", loss=loss, **quick(executor))
+
+
+def first_of_pair(module, batch):
+    return rllc.next_token(module, batch[0])
+
+
+def test_tensors_travel_as_tokens_do(run) -> None:
+    pair = {"pair": (DATA["a"].rows.long(), DATA["b"].rows.long())}
+    with Weighing() as executor:
+        travelled = rllc.track(run, pair, "0:0", loss=first_of_pair, **quick(executor))
+    assert same(travelled, rllc.track(run, pair, "0:0", loss=first_of_pair, **QUICK))
