@@ -147,7 +147,7 @@ def volume(draws: Draws, *, share: float = 0.5, discard: float = 0.2) -> Volume:
 
     >>> loss = np.random.default_rng(0).gamma(1.5, 1 / 100.0, (1, 4, 5000))    # 3 regular weights
     >>> diverged, settings = np.full((1, 4), -1), {"n_beta": 100.0}
-    >>> draws = Draws(loss, np.zeros_like(loss), diverged, ("all",), ("data",), settings)
+    >>> draws = Draws(loss, 0 * loss, diverged, Names(("all",), ("data",)), settings)
     >>> bool(abs(volume(draws).slope[0] - 1.5) < 0.1)
     True
 
@@ -188,7 +188,7 @@ def volume(draws: Draws, *, share: float = 0.5, discard: float = 0.2) -> Volume:
         status=tuple(slope.status for slope in slopes),
         t=np.array([slope.points for slope in slopes]) / n_beta,
         log_volume=np.array([slope.log_volume for slope in slopes]),
-        names=Names(tuple(draws.weights), tuple(draws.data)),
+        names=draws.names,
         settings={**draws.settings, "share": share, "discard": discard},
     )
 
