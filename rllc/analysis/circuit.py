@@ -190,7 +190,8 @@ def ablate_circuit(
     paths = check_paths(model, circuit, doing)
     if not masks:
         raise InputError(
-            f"{doing}: no masks; pass a dict such as {{'simple': mask}} of boolean masks [row, pos]."
+            f"{doing}: no masks; pass a dict such as {{'simple': mask}} of boolean masks "
+            f"[row, pos]."
         )
     checked_masks = {}
     for name, mask in masks.items():
@@ -218,9 +219,9 @@ def ablate_circuit(
 
 
 def _changes(values: np.ndarray, masks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean changes ``[set, mask]`` from the first of ``values [1 + set, row, pos]``.
+    """Return the mean changes from the first of ``values [1 + set, row, pos]``, and their errors.
 
-    And their standard errors.
+    Both are ``[set, mask]``.
     """
     changes = values[1:] - values[:1]
     means, errors = [], []
@@ -255,8 +256,8 @@ def random_sets(
     if count and not num_others:
         paths = ", ".join(str(path) for path in circuit)
         raise InputError(
-            f"ablate_circuit: the circuit has all heads or paths of its kind ({paths}), so there is "
-            f"no other set to compare with; pass num_random=0 or a smaller circuit."
+            f"ablate_circuit: the circuit has all heads or paths of its kind ({paths}), so there "
+            f"is no other set to compare with; pass num_random=0 or a smaller circuit."
         )
     stream = generator("random_sets", seed)
     drawn = {frozenset(circuit)}

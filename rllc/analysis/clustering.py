@@ -164,8 +164,8 @@ def cluster(
     array([0, 0, 0, 1, 1, 1])
 
     Curves with steps are first interpolated to as many points evenly spaced in log step, from the
-    first step above 0 on: a checkpoint counts by the log step that it stands for, not by how densely
-    checkpoints were kept. ``k_shape`` compares by the shape-based distance, 1 − the largest
+    first step above 0 on: a checkpoint counts by the log step that it stands for, not by how
+    densely checkpoints were kept. ``k_shape`` compares by the shape-based distance, 1 − the largest
     normalised cross-correlation over all shifts, so curves that do the same earlier or later are
     alike to it, as to ``dtw_k_means`` (tslearn's, which takes a while to compile when first used).
     ``k_means`` and ``hierarchical`` (Ward's) compare point by point.

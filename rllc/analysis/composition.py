@@ -1,4 +1,4 @@
-"""Composition scores of Elhage et al.: how much of what a head writes a later head's weights read."""
+"""Composition scores of Elhage et al.: how much of what one head writes a later head reads."""
 
 from __future__ import annotations
 
@@ -153,10 +153,10 @@ def compose(
     Args:
         model: any module with TransformerLens's names, such as :class:`rllc.models.AttentionOnly`.
         fold: put what a LayerNorm does to its input, up to the division by its norm, into the
-            matrices that read it: W ← (I − 11ᵀ/d) diag(w) W for W_Q, W_K and W_V, w being its scale.
-            A weight's score then does not depend on where training has put a scale, and what
-            LayerNorm removes counts as not read. The division by the norm scales a whole row of
-            L R's input alike, and is left out.
+            matrices that read it: W ← (I − 11ᵀ/d) diag(w) W for W_Q, W_K and W_V, w being its
+            scale. A weight's score then does not depend on where training has put a scale, and what
+            LayerNorm removes counts as not read. The division by the norm scales a whole row of L
+            R's input alike, and is left out.
         num_random: random heads on each side of the baseline.
         seed: of the baseline.
 
@@ -355,7 +355,7 @@ def _squared_norms(written: Tensor, read: Tensor, num_earlier: Sequence[int]) ->
 
 
 def _blocks(factors: Tensor, side: int) -> Tensor:
-    """Return ``[block, head, d_head, side]`` of ``[head, d_head, d_model]``; zeros fill the last."""
+    """Cut ``[head, d_head, d_model]`` into ``[block, head, d_head, side]``; zeros fill the last."""
     padded = nn.functional.pad(factors, (0, -factors.shape[-1] % side))
     return padded.unflatten(-1, (-1, side)).movedim(-2, 0).contiguous()
 
@@ -377,7 +377,7 @@ def _root(gram: Tensor) -> Tensor:
 
 
 def _fold(W: Tensor, scales: list[Tensor | None]) -> Tensor:
-    """Put scale and centring of the LayerNorm before W ``[layer, head, d_model, d_head]`` into it."""
+    """Put the LayerNorm before W ``[layer, head, d_model, d_head]`` into it: scale and centring."""
     folded = []
     for W_of_layer, scale in zip(W, scales, strict=True):
         folded.append(W_of_layer if scale is None else W_of_layer * scale.detach()[:, None])

@@ -1,18 +1,16 @@
-"""How the loss curves in chosen weights: traces, rank and extreme eigenvalues of the Hessian.
-
-And the trace of the Fisher information.
+"""How the loss curves in chosen weights: Hessian traces, ranks, eigenvalues; Fisher information.
 
 The Hessian is that of the mean loss over stated rows, at the model's weights, in one selection of
 weights (one head, say; the others held fixed). It is only ever multiplied: H u = ∇(∇ℓ · u), by
 differentiating twice through each minibatch (Pearlmutter 1994, "Fast exact multiplication by the
-Hessian"), in memory of the order of one minibatch and one vector. What is estimated is exact for these
-rows, up to the noise of random probes, which every result states.
+Hessian"), in memory of the order of one minibatch and one vector. What is estimated is exact for
+these rows, up to the noise of random probes, which every result states.
 
-Fused attention kernels cannot be differentiated twice, so attention is done by PyTorch's MATH kernel
-meanwhile. A loss of yours must have second derivatives in PyTorch's sense. Beware of custom autograd
-functions that do not, such as fused cross entropies, which compute their gradient in the forward pass,
-or ``once_differentiable`` ones: PyTorch takes their gradient for a constant and says nothing. ReLU
-networks have the curvature between their kinks, not that of the kinks.
+Fused attention kernels cannot be differentiated twice, so attention is done by PyTorch's MATH
+kernel meanwhile. A loss of yours must have second derivatives in PyTorch's sense. Beware of custom
+autograd functions that do not, such as fused cross entropies, which compute their gradient in the
+forward pass, or ``once_differentiable`` ones: PyTorch takes their gradient for a constant and says
+nothing. ReLU networks have the curvature between their kinks, not that of the kinks.
 """
 
 from __future__ import annotations
@@ -86,7 +84,8 @@ def hessian_trace(
         method: ``"hutchinson"``: all probes alike. ``"hutch++"``: a third of the products finds
             where the large eigenvalues are, a third sums them exactly, and the rest estimates the
             remainder: the better, the faster eigenvalues fall.
-        probing: ``None`` is ``Probing()``: 16 probes, each one product with the Hessian, on all rows.
+        probing: ``None`` is ``Probing()``: 16 probes, each one product with the Hessian, on all
+            rows.
         progress: show a bar.
 
     Raises:
@@ -135,8 +134,8 @@ def fisher_trace(
     tr F = mean over tokens i of E_y ‖∇ log p(y | contextᵢ)‖². With labels y drawn from the model's
     own prediction, F is also the Gauss-Newton part of the Hessian of the mean loss, so the trace
     compares with :func:`hessian_trace`. With ``labels="data"`` it is the *empirical* Fisher
-    information, made from the labels that came: another matrix, near F only where the model predicts
-    well (Kunstner et al. 2019).
+    information, made from the labels that came: another matrix, near F only where the model
+    predicts well (Kunstner et al. 2019).
 
     One backward pass gives a whole minibatch: with independent random signs sᵢ = ±1,
     E ‖Σᵢ sᵢ ∇ℓᵢ‖² = Σᵢⱼ E[sᵢsⱼ] ∇ℓᵢ·∇ℓⱼ = Σᵢ ‖∇ℓᵢ‖², because E[sᵢsⱼ] is 1 for i = j and otherwise
@@ -151,7 +150,8 @@ def fisher_trace(
         model: any module; see :func:`hessian_trace`.
         data: as in :func:`rllc.estimate`.
         weights: as in :func:`rllc.estimate`; several give one row each.
-        loss: as in :func:`rllc.estimate`; ℓᵢ is one of the losses it gives, of a token or an example.
+        loss: as in :func:`rllc.estimate`; ℓᵢ is one of the losses it gives, of a token or an
+            example.
         labels: ``"model"``, for next-token losses; ``"data"``; or, for losses of yours,
             ``f(module, batch, generator)`` that gives the batch with labels drawn from what
             ``module`` predicts, random numbers being ``generator``'s.
@@ -225,9 +225,9 @@ def hessian_rank(
         loss: as in :func:`rllc.estimate`.
         threshold: τ.
         relative: whether τ is in units of the largest |λ|, or (``False``) of the Hessian.
-        degree: of the polynomial; costs degree/2 products with the Hessian for each probe. ``None``:
-            the smallest at which eigenvalues of 0, were they all 0, would together count less than
-            0.05; at most 1000.
+        degree: of the polynomial; costs degree/2 products with the Hessian for each probe.
+            ``None``: the smallest at which eigenvalues of 0, were they all 0, would together count
+            less than 0.05; at most 1000.
         probing: see :func:`hessian_trace`.
         progress: show a bar.
 

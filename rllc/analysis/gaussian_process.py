@@ -1,7 +1,7 @@
 """A curve in noise as a Gaussian process: its mean, its slope, and how sure both are.
 
-The kernel is a² exp(−(x − x′)²/2l²). The noise of each value has the variance that is known of it, plus
-s². Values have mean 0 and variance 1.
+The kernel is a² exp(−(x − x′)²/2l²). The noise of each value has the variance that is known of it,
+plus s². Values have mean 0 and variance 1.
 
 Reference: Rasmussen and Williams 2006, "Gaussian processes for machine learning", sections 2.2, 5.4
 and 9.4.

@@ -1,7 +1,7 @@
 """k-Shape: clusters of curves that have one shape, whenever each has it.
 
-Its own implementation, not tslearn's, whose k-Shape takes from 20 seconds to minutes to compile in each
-process before it first runs. A test compares the results with the authors' package.
+Its own implementation, not tslearn's, whose k-Shape takes from 20 seconds to minutes to compile in
+each process before it first runs. A test compares the results with the authors' package.
 
 Reference: Paparrizos and Gravano 2015, "k-Shape".
 """

@@ -191,11 +191,11 @@ def stages(
     """Smooth a curve over log step and divide training where it turns.
 
     The curve is modelled as a Gaussian process in x = log step, with kernel a² exp(−(x − x′)²/2l²),
-    around its own mean, seen with independent noise of variance standard_error² + s². The derivative
-    of a Gaussian process is one too: the turns are the zeros of its mean, and their uncertainty comes
-    from joint samples of it. a, l and s are not fixed at a best fit, which on noisy curves takes
-    noise for turns, but drawn from their posterior (flat in their logarithms), so that what is not
-    known of them is in the uncertainty of the turns.
+    around its own mean, seen with independent noise of variance standard_error² + s². The
+    derivative of a Gaussian process is one too: the turns are the zeros of its mean, and their
+    uncertainty comes from joint samples of it. a, l and s are not fixed at a best fit, which on
+    noisy curves takes noise for turns, but drawn from their posterior (flat in their logarithms),
+    so that what is not known of them is in the uncertainty of the turns.
 
     >>> step = np.unique(np.geomspace(10, 10_000, 60).round())
     >>> [round(turn.step) for turn in stages(np.cos(2 * np.log(step / 10)), step).turns]
@@ -212,8 +212,8 @@ def stages(
         seed: of them.
 
     Raises:
-        InputError: fewer than 5 checkpoints above step 0, values that are not finite, or an argument
-            that cannot be used.
+        InputError: fewer than 5 checkpoints above step 0, values that are not finite, or an
+            argument that cannot be used.
 
     Reference: Rasmussen and Williams 2006, "Gaussian processes for machine learning", sections 2.2,
     5.4 and 9.4; the stages of arXiv 2410.02984 are zeros of dλ̂/d log t of the full model's LLC.

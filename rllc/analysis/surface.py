@@ -1,4 +1,4 @@
-"""The mean loss of stated rows as a function of chosen weights, which can be differentiated twice."""
+"""The mean loss of stated rows as a function of chosen weights, to be differentiated twice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rllc.sampling import Sampling, check_counts
 from rllc.seeds import generator, stable_hash
 
 Labels = Literal["model", "data"] | Callable[[nn.Module, Any, Generator], Any]
-"""Where the labels of Fisher information come from; see :func:`rllc.analysis.curvature.fisher_trace`."""
+"""Where labels come from; see :func:`rllc.analysis.curvature.fisher_trace`."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,8 @@ class Surface:
         if not losses.requires_grad:
             raise InputError(
                 f"curvature in the weights {self.weights!r}: the loss does not depend on them; "
-                f"choose weights that the model uses, and take torch.no_grad() and .detach() out of "
-                f"the loss."
+                f"choose weights that the model uses, and take torch.no_grad() and .detach() "
+                f"out of the loss."
             )
         return losses
 

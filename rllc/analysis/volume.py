@@ -1,4 +1,7 @@
-"""λ by its definition: the slope of log V(t) against log t, V(t) = volume of {v : ℓ(v) − ℓ(w*) ≤ t}."""
+"""λ by its definition: the slope of log V(t) against log t.
+
+V(t) is the volume of {v : ℓ(v) − ℓ(w*) ≤ t}.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Figures of results; each takes ``ax=None`` and returns the Axes. Needs the extra ``plot``.
 
-``estimates``, ``curves`` and ``calibration`` hold the figures; ``figures``, ``labels`` and ``selection``
-what they share with the figures of :mod:`rllc.analysis`.
+``estimates``, ``curves`` and ``calibration`` hold the figures; ``figures``, ``labels`` and
+``selection`` what they share with the figures of :mod:`rllc.analysis`.
 """
 
 from __future__ import annotations

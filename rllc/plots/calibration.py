@@ -22,11 +22,11 @@ _DARK = 0.4
 def plot_calibration(
     calibration: Calibration, ax: Axes | Sequence[Axes] | None = None
 ) -> Axes | np.ndarray:
-    """Draw the error of each setting as a heat map over lr and localization, a panel for each n_beta.
+    """Draw the error of each setting over lr and localization, a heat map for each n_beta.
 
-    The number in a cell is ``Calibration.error``, as a logarithm (0.1 is 10 %, 2.3 a factor of ten);
-    a cross marks a setting that is not good, the frame the one that is recommended. Settings that
-    were not tried are white; those without an error, because chains diverged, are grey.
+    The number in a cell is ``Calibration.error``, as a logarithm (0.1 is 10 %, 2.3 a factor of
+    ten); a cross marks a setting that is not good, the frame the one that is recommended. Settings
+    that were not tried are white; those without an error, because chains diverged, are grey.
 
     >>> ax = plot_calibration(calibration)                                         # doctest: +SKIP
 

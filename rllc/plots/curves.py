@@ -42,7 +42,7 @@ def plot_trajectory(
     *,
     groups: Mapping[str, str] | None = None,
 ) -> Axes | np.ndarray:
-    """Draw λ̂ over training: one line a head with its 95 % band, step on a log axis, a panel a layer.
+    """Draw λ̂ over training: one line a head with its 95 % band, a panel a layer.
 
     >>> axes = plot_trajectory(trajectory, "code", groups={"1:6": "induction"})    # doctest: +SKIP
 
@@ -107,7 +107,8 @@ def plot_curves(
         curves: name to values ``[checkpoint]``; NaN is a gap.
         steps: ``[checkpoint]``: training steps, rising from 0 or later; a log axis where they span
             a factor of ten.
-        error: name to standard errors ``[checkpoint]``, for bands of 95 %; some names may have none.
+        error: name to standard errors ``[checkpoint]``, for bands of 95 %; some names may have
+            none.
         groups: name to role or cluster, such as ``dict(zip(roles.heads, roles.roles))``. Lines of
             one group then share a colour, grey being for names without a group; the legend lists
             the groups, and each line's name and group stand beside its right end. Figures that are

@@ -1,4 +1,4 @@
-"""Figures of estimates: λ̂ of each choice of weights, alone, against a number or another data set."""
+"""Figures of λ̂ of each choice of weights: alone, against a number, on two data sets."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def plot_against(
     Above the figure stands Spearman's ρ, the correlation of ranks (those of equal numbers being
     their mean). Its p-value is the share of 10,000 random permutations, and of the order itself,
     whose ρ is as far from 0: how often numbers dealt out to the weights at random would do as well.
-    It knows nothing of the errors of λ̂, nor that heads of one model are not a sample of independent
-    heads. Names that find no free place beside their dots are left out.
+    It knows nothing of the errors of λ̂, nor that heads of one model are not a sample of
+    independent heads. Names that find no free place beside their dots are left out.
 
     >>> ax = plot_against({"1:6": 14, "1:7": 3}, estimate)                         # doctest: +SKIP
 
