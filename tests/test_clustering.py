@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import rllc
-from rllc.analysis.clustering import Clusters, _k_shape, cluster, plot_clusters, shape_distances
+from rllc.analysis.clustering import Clusters, cluster, plot_clusters
+from rllc.analysis.k_shape import k_shape, shape_distances
 from rllc.errors import InputError
 
 mpl.use("Agg")
@@ -134,7 +135,7 @@ def test_k_shape_finds_what_the_authors_k_shape_finds(seed: int) -> None:
         shapes[k](time - stream.uniform(22, 34)) + 0.05 * stream.standard_normal(60) for k in kinds
     ]
     values = standardised(np.array(values))
-    mine = _k_shape(values, 3, seed)
+    mine = k_shape(values, 3, seed)
     state = np.random.get_state()  # noqa: NPY002 (theirs draws from it)
     runs = []
     for start in range(10):
@@ -231,7 +232,7 @@ def test_of_a_trajectory() -> None:
     assert np.array_equal(found.labels, same.labels)
     with pytest.raises(
         InputError,
-        match=r"on which data\? The trajectory has \['code', 'prose'\]; pass data='code'",
+        match=r"on which data\? It has \['code', 'prose'\]; pass data='code'",
     ):
         cluster(trajectory)
     with pytest.raises(InputError, match="no data 'cod'; did you mean 'code'"):

@@ -15,7 +15,7 @@ import rllc
 from rllc.calibrate import Calibration, calibrate
 from rllc.names import Names
 from rllc.plots import plot_calibration, plot_resolution
-from rllc.plots.results import _rank_correlation
+from rllc.plots.estimates import rank_correlation
 from rllc.resolution import Resolution
 
 mpl.use("Agg")
@@ -333,14 +333,14 @@ def test_dots_against_another_number_with_its_rank_correlation() -> None:
 def test_the_p_value_is_the_share_of_permutations(y) -> None:
     """All 720 of them against 10,000 random ones, whose share is off by 5 standard deviations at most."""
     stats, x = pytest.importorskip("scipy.stats"), np.arange(6.0)
-    rho, p = _rank_correlation(x, np.array(y, dtype=float))
+    rho, p = rank_correlation(x, np.array(y, dtype=float))
     assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
     exact = np.mean(
         [abs(stats.spearmanr(x, dealt).statistic) >= abs(rho) - 1e-9 for dealt in permutations(y)]
     )
     assert p == pytest.approx(exact, abs=5 * np.sqrt(exact * (1 - exact) / 10_000) + 1e-4)
-    assert _rank_correlation(x, np.array(y, dtype=float)) == (rho, p)
-    assert np.isnan(_rank_correlation(x, np.ones(6))).all()
+    assert rank_correlation(x, np.array(y, dtype=float)) == (rho, p)
+    assert np.isnan(rank_correlation(x, np.ones(6))).all()
 
 
 @pytest.mark.parametrize("spread", [0.02, 1.0])

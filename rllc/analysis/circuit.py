@@ -1,4 +1,7 @@
-"""Heads and paths ablated together: what it costs the prediction of chosen tokens, against random sets of the same size."""
+"""Heads and paths ablated together: what it costs the prediction of chosen tokens.
+
+The cost is compared with that of random sets of the same size.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from rllc.analysis import patching
 from rllc.analysis.ablation import Method, replacement
@@ -18,7 +21,7 @@ from rllc.analysis.patching import Path, all_paths, check_paths
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.plots.figures import COVERS_95, new_axes
+from rllc.plots.figures import COLORS, COVERS_95, new_axes
 from rllc.seeds import generator
 from rllc.tables import table
 
@@ -28,10 +31,15 @@ if TYPE_CHECKING:
 
     from rllc.models import AttentionOnly
 
+Kind = tuple[object, ...]
+"""What a path is like: the layers it leads between, and the input it leads into."""
+
 
 @dataclass(frozen=True, eq=False)
 class CircuitCost:
-    """What ablating a circuit costs on each choice of tokens; ``set`` 0 is the circuit, the others random sets.
+    """What ablating a circuit costs on each choice of tokens.
+
+    ``set`` 0 is the circuit, the others are random sets.
 
     Args:
         loss: ``[set, mask]``, nats per token: change of the mean loss on the tokens of a mask.
@@ -60,12 +68,14 @@ class CircuitCost:
     data: str
 
     def p_value(self, mask: str, less: str | None = None) -> float:
-        """Share of sets, this one among them, that cost at least as much loss as the circuit: (1 + #)/(1 + random sets).
+        """Return the share of sets that cost at least as much loss as the circuit.
+
+        The circuit is among them: (1 + #)/(1 + random sets).
 
         Args:
             mask: on which tokens.
-            less: with another mask's name, compare the cost on ``mask`` less the cost on it: is the circuit needed for
-                these tokens more than for those?
+            less: another mask's name, to compare the cost on ``mask`` less the cost on that one: is
+                the circuit needed for these tokens more than for those?
 
         Raises:
             InputError: no such mask.
@@ -81,16 +91,19 @@ class CircuitCost:
         return self.masks.index(mask)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a set and mask: ``set, paths, mask, tokens, loss, loss_error, accuracy, accuracy_error``."""
+        """Return one row a set and mask.
+
+        Columns: ``set, paths, mask, tokens, loss, loss_error, accuracy, accuracy_error``.
+        """
         import pandas as pd
 
-        which, mask = (i.ravel() for i in np.indices(self.loss.shape))
+        set_of_row, mask_of_row = (index.ravel() for index in np.indices(self.loss.shape))
         return pd.DataFrame(
             {
-                "set": ["circuit" if i == 0 else f"random {i}" for i in which],
-                "paths": [", ".join(self.sets[i]) for i in which],
-                "mask": [self.masks[i] for i in mask],
-                "tokens": self.counts[mask],
+                "set": ["circuit" if i == 0 else f"random {i}" for i in set_of_row],
+                "paths": [", ".join(self.sets[i]) for i in set_of_row],
+                "mask": [self.masks[i] for i in mask_of_row],
+                "tokens": self.counts[mask_of_row],
                 "loss": self.loss.ravel(),
                 "loss_error": self.loss_error.ravel(),
                 "accuracy": self.accuracy.ravel(),
@@ -99,30 +112,34 @@ class CircuitCost:
         )
 
     def __repr__(self) -> str:
-        rows = [
-            (
-                "tokens",
-                "count",
-                "loss",
-                "Δloss",
-                "± se",
-                "random",
-                "p",
-                "accuracy",
-                "Δaccuracy",
-                "random",
-            )
-        ]
+        header = (
+            "tokens",
+            "count",
+            "loss",
+            "Δloss",
+            "± se",
+            "random",
+            "p",
+            "accuracy",
+            "Δaccuracy",
+            "random",
+        )
+        rows = [header]
         for i, name in enumerate(self.masks):
-            loss = (
-                f"{self.baseline_loss[i]:.3f}",
-                f"{self.loss[0, i]:.3f}",
-                f"{self.loss_error[0, i]:.3f}",
+            numbers = (
+                self.baseline_loss[i],
+                self.loss[0, i],
+                self.loss_error[0, i],
+                _mean(self.loss[1:, i]),
+                self.p_value(name),
+                self.baseline_accuracy[i],
+                self.accuracy[0, i],
+                _mean(self.accuracy[1:, i]),
             )
-            beside = f"{_mean(self.loss[1:, i]):.3f}", f"{self.p_value(name):.3f}"
-            right = self.baseline_accuracy[i], self.accuracy[0, i], _mean(self.accuracy[1:, i])
-            rows.append((name, str(self.counts[i]), *loss, *beside, *(f"{a:.3f}" for a in right)))
-        title = f"Circuit {', '.join(self.sets[0])} on {self.data} ({self.method}, {len(self.sets) - 1} random sets)"
+            rows.append((name, str(self.counts[i]), *(f"{number:.3f}" for number in numbers)))
+        circuit = ", ".join(self.sets[0])
+        num_random = len(self.sets) - 1
+        title = f"Circuit {circuit} on {self.data} ({self.method}, {num_random} random sets)"
         return table(title, rows)
 
 
@@ -139,12 +156,12 @@ def ablate_circuit(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> CircuitCost:
-    """Ablate heads and paths together, and as many random ones, and see what it costs the prediction of chosen tokens.
+    """Ablate heads and paths together, and as many random ones, and see what it costs.
 
-    A random set has the circuit's number of heads in each layer, and its number of paths between each pair of layers into
-    each kind of input; they are drawn from all such sets but the circuit, none twice, and are all of them where these are
-    fewer. So
-    ``p_value(mask)`` is a permutation test of "these heads matter more for these tokens than others like them".
+    A random set has the circuit's number of heads in each layer, and its number of paths between
+    each pair of layers into each kind of input. The sets are drawn from all such sets but the
+    circuit, none twice, and are all of them where these are fewer. So ``p_value(mask)`` is a
+    permutation test of "these heads matter more for these tokens than others like them".
 
     >>> masks = {"simple": bigrams, "complex": others}                             # doctest: +SKIP
     >>> ablate_circuit(model, tokens, ["0:6", "0:2->1:3.K", "1:3"], masks)         # doctest: +SKIP
@@ -152,91 +169,142 @@ def ablate_circuit(
     Args:
         model: an :class:`rllc.models.AttentionOnly`.
         tokens: the rows.
-        circuit: heads (``"0:6"``: all that it writes) and direct paths (``"0:2->1:3.K"``, ``"1:3->logits"``).
-        masks: boolean ``[row, pos]`` by name: the tokens whose prediction counts, such as the last tokens of simple and of
-            complex multigrams.
-        method: as in :func:`rllc.analysis.ablation.ablate`: ``"zero"``, ``"mean"``, ``"position_mean"``, ``"resample"``.
+        circuit: heads (``"0:6"``: all that it writes) and direct paths (``"0:2->1:3.K"``,
+            ``"1:3->logits"``).
+        masks: boolean ``[row, pos]`` by name: the tokens whose prediction counts, such as the last
+            tokens of simple and of complex multigrams.
+        method: as in :func:`rllc.analysis.ablation.ablate`: ``"zero"``, ``"mean"``,
+            ``"position_mean"``, ``"resample"``.
         reference: rows for the mean and for resampling; ``None``: ``tokens``.
         num_random: random sets, at most; 20 let the p value reach 1/21.
         seed: of the random sets and of resampling.
         batch_size: rows of a pass; ``None`` is about 4096 tokens. Results do not depend on it.
 
     Raises:
-        InputError: the model, a path, the rows or a mask are not what they must be, or there is no other set of this size.
+        InputError: the model, a path, the rows or a mask are not what they must be, or there is no
+            other set of this size.
     """
     doing = "ablate_circuit"
     model = check_model(model, doing)
-    rows, name = check_rows(model, tokens, doing)
+    rows, name_of_rows = check_rows(model, tokens, doing)
     paths = check_paths(model, circuit, doing)
     if not masks:
         raise InputError(
-            f"{doing}: no masks; pass a dict such as {{'simple': mask}} of boolean masks [row, pos]."
+            f"{doing}: no masks; pass a dict such as {{'simple': mask}} of boolean masks "
+            f"[row, pos]."
         )
-    chosen = {str(key): check_mask(mask, rows, str(key), doing) for key, mask in masks.items()}
+    checked_masks = {}
+    for name, mask in masks.items():
+        checked_masks[str(name)] = check_mask(mask, rows, str(name), doing)
     sets = [paths, *random_sets(model, paths, num_random, seed)]
     values = replacement(model, rows, method, reference, seed, doing)
-    found = patching.replace(model, rows, sets, values, correct=True, batch_size=batch_size)
-    right = found.correct.astype(np.float32)  # type: ignore[union-attr]
-    changes = (found.loss[1:] - found.loss[:1], right[1:] - right[:1])
-    loss, accuracy = (
-        [mean_over_tokens(each, mask) for mask in chosen.values()] for each in changes
-    )
+    outcome = patching.replace(model, rows, sets, values, correct=True, batch_size=batch_size)
+    assert outcome.correct is not None
+    correct = outcome.correct.astype(np.float32)
+    loss, loss_error = _changes(outcome.loss, checked_masks)
+    accuracy, accuracy_error = _changes(correct, checked_masks)
     return CircuitCost(
-        loss=np.stack([mean for mean, _ in loss], 1),
-        loss_error=np.stack([error for _, error in loss], 1),
-        accuracy=np.stack([mean for mean, _ in accuracy], 1),
-        accuracy_error=np.stack([error for _, error in accuracy], 1),
-        baseline_loss=np.array([found.loss[0][mask].mean() for mask in chosen.values()]),
-        baseline_accuracy=np.array([right[0][mask].mean() for mask in chosen.values()]),
-        counts=np.array([int(mask.sum()) for mask in chosen.values()]),
-        masks=tuple(chosen),
-        sets=tuple(tuple(str(p) for p in one) for one in sets),
+        loss=loss,
+        loss_error=loss_error,
+        accuracy=accuracy,
+        accuracy_error=accuracy_error,
+        baseline_loss=np.array([outcome.loss[0][mask].mean() for mask in checked_masks.values()]),
+        baseline_accuracy=np.array([correct[0][mask].mean() for mask in checked_masks.values()]),
+        counts=np.array([int(mask.sum()) for mask in checked_masks.values()]),
+        masks=tuple(checked_masks),
+        sets=tuple(tuple(str(path) for path in paths_of_set) for paths_of_set in sets),
         method=method,
-        data=name,
+        data=name_of_rows,
     )
+
+
+def _changes(values: np.ndarray, masks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean changes from the first of ``values [1 + set, row, pos]``, and their errors.
+
+    Both are ``[set, mask]``.
+    """
+    changes = values[1:] - values[:1]
+    means, errors = [], []
+    for mask in masks.values():
+        mean, error = mean_over_tokens(changes, mask)
+        means.append(mean)
+        errors.append(error)
+    return np.stack(means, 1), np.stack(errors, 1)
 
 
 def random_sets(
     model: AttentionOnly, circuit: Iterable[Path], count: int, seed: int = 0
 ) -> list[tuple[Path, ...]]:
-    """Different sets with as many heads in each layer, and as many paths of each kind, as a circuit has; never itself.
+    """Draw different sets with as many heads in each layer and paths of each kind as a circuit.
 
-    Fewer than ``count`` where there are no more.
+    The circuit itself is never one of them; there are fewer than ``count`` where no more exist.
+
+    Args:
+        model: whose heads and paths.
+        circuit: the heads and paths to resemble.
+        count: how many sets.
+        seed: of the draws.
 
     Raises:
         InputError: there is no other such set.
     """
-    c = model.config
-    wanted = Counter(_kind(p) for p in circuit)
-    heads = (Path((layer, head)) for layer in range(c.n_layers) for head in range(c.n_heads))
-    pools: dict[tuple[object, ...], list[Path]] = {}
+    circuit = tuple(circuit)
+    num_of_kind = Counter(_kind(path) for path in circuit)
+    pools = _pools(model)
+    num_sets = prod(comb(len(pools[kind]), number) for kind, number in num_of_kind.items())
+    num_others = num_sets - 1
+    if count and not num_others:
+        paths = ", ".join(str(path) for path in circuit)
+        raise InputError(
+            f"ablate_circuit: the circuit has all heads or paths of its kind ({paths}), so there "
+            f"is no other set to compare with; pass num_random=0 or a smaller circuit."
+        )
+    stream = generator("random_sets", seed)
+    drawn = {frozenset(circuit)}
+    sets: list[tuple[Path, ...]] = []
+    while len(sets) < min(count, num_others):
+        paths_of_set: list[Path] = []
+        for kind, number in num_of_kind.items():
+            paths_of_set += _choose(pools[kind], number, stream)
+        if frozenset(paths_of_set) not in drawn:
+            drawn.add(frozenset(paths_of_set))
+            sets.append(tuple(paths_of_set))
+    return sets
+
+
+def _pools(model: AttentionOnly) -> dict[Kind, list[Path]]:
+    """Return all heads and paths of a model by kind."""
+    config = model.config
+    heads = [Path(index) for index in np.ndindex(config.n_layers, config.n_heads)]
+    pools: dict[Kind, list[Path]] = {}
     for path in (*heads, *all_paths(model)):
         pools.setdefault(_kind(path), []).append(path)
-    others = prod(comb(len(pools[kind]), k) for kind, k in wanted.items()) - 1
-    if count and not others:
-        raise InputError(
-            f"ablate_circuit: the circuit has all heads or paths of its kind ({', '.join(str(p) for p in circuit)}), so "
-            f"there is no other set to compare with; pass num_random=0 or a smaller circuit."
-        )
-    stream, seen, found = generator("random_sets", seed), {frozenset(circuit)}, []
-    while len(found) < min(count, others):
-        drawn = tuple(
-            pools[kind][i]
-            for kind, k in wanted.items()
-            for i in torch.randperm(len(pools[kind]), generator=stream)[:k].tolist()
-        )
-        if frozenset(drawn) not in seen:
-            seen.add(frozenset(drawn))
-            found.append(drawn)
-    return found
+    return pools
+
+
+def _kind(path: Path) -> Kind:
+    receiving_layer = path.receiver[0] if path.receiver else None
+    return path.sender[0], receiving_layer, path.input
+
+
+def _choose(pool: list[Path], number: int, stream: Generator) -> list[Path]:
+    order = torch.randperm(len(pool), generator=stream)
+    return [pool[i] for i in order[:number].tolist()]
 
 
 def plot_circuit(
     result: CircuitCost, quantity: Literal["loss", "accuracy"] = "loss", ax: Axes | None = None
 ) -> Axes:
-    """What the circuit's ablation costs on each mask, with its 95 % interval, beside random sets (grey).
+    """Draw the cost of a circuit's ablation on each mask, with its 95 % interval.
+
+    Random sets are grey dots beside it.
 
     >>> ax = plot_circuit(ablate_circuit(model, tokens, circuit, masks))           # doctest: +SKIP
+
+    Args:
+        result: what :func:`ablate_circuit` gave.
+        quantity: ``"loss"`` or ``"accuracy"``.
+        ax: where to draw; ``None`` makes a figure.
 
     Raises:
         InputError: ``quantity`` is not ``"loss"`` or ``"accuracy"``.
@@ -245,15 +313,24 @@ def plot_circuit(
         raise InputError(
             f"plot_circuit: `quantity` must be 'loss' or 'accuracy', got {quantity!r}."
         )
-    cost, error = getattr(result, quantity), getattr(result, f"{quantity}_error")
+    cost = getattr(result, quantity)
+    error = getattr(result, f"{quantity}_error")
     ax = new_axes(ax, width=max(3.2, 1.6 + 0.9 * len(result.masks)))
     x = np.arange(len(result.masks))
-    spread = np.linspace(-0.12, 0.12, max(2, len(cost) - 1))[
-        : len(cost) - 1
-    ]  # so that equal values can be told apart
-    for i, others in enumerate(cost[1:].T):
-        label = "random sets of its size" if i == 0 else None
-        ax.plot(x[i] + 0.12 + spread, others, "o", ms=4, alpha=0.5, mew=0, color="0.5", label=label)
+    num_random = len(cost) - 1
+    # Side by side, so that equal values can be told apart.
+    spread = np.linspace(-0.12, 0.12, max(2, num_random))[:num_random]
+    for i, costs_of_random in enumerate(cost[1:].T):
+        ax.plot(
+            x[i] + 0.12 + spread,
+            costs_of_random,
+            "o",
+            ms=4,
+            alpha=0.5,
+            mew=0,
+            color="0.5",
+            label="random sets of its size" if i == 0 else None,
+        )
     ax.errorbar(
         x - 0.15,
         cost[0],
@@ -261,26 +338,18 @@ def plot_circuit(
         fmt="o",
         ms=6,
         capsize=2,
-        color="#D55E00",
+        color=COLORS[1],
         label="circuit",
     )
     ax.axhline(0, color="0.7", lw=0.8, zorder=0)
-    ax.set_xticks(
-        x,
-        [
-            f"{name}\n({count} tokens)"
-            for name, count in zip(result.masks, result.counts, strict=True)
-        ],
-    )
+    names_and_counts = zip(result.masks, result.counts, strict=True)
+    ax.set_xticks(x, [f"{name}\n({count} tokens)" for name, count in names_and_counts])
     ax.set_xlim(-0.5, len(x) - 0.5)
-    ax.set_ylabel(f"change of {quantity}" + (" (nats per token)" if quantity == "loss" else ""))
+    unit = " (nats per token)" if quantity == "loss" else ""
+    ax.set_ylabel(f"change of {quantity}{unit}")
     ax.legend(frameon=False, fontsize="small")
     return ax
 
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
-
-
-def _kind(path: Path) -> tuple[object, ...]:
-    return path.sender[0], path.receiver[0] if path.receiver else None, path.input

@@ -1,0 +1,237 @@
+"""Names beside lines and dots, placed so that they do not lie on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rllc.plots.figures import plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_FONT_SIZE = 8
+_LARGEST_FONT = 8.3
+_LINE_SPACING = 1.35
+
+_DISTANCES = (6, 11, 17, 24, 32, 42, 54)
+"""Points from a dot at which its name may stand."""
+
+_TURNS = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+"""Directions from a dot in which its name may stand."""
+
+
+def name_ends(
+    ax: Axes,
+    x: Sequence[float] | np.ndarray,
+    values: np.ndarray,
+    words: Sequence[str],
+    colors: Sequence[str],
+) -> None:
+    """Write words beside the right end of each line, moved apart where they would overlap.
+
+    To be called when nothing changes the height of the Axes, or what its y axis shows, any more. A
+    thin line leads from each word to the last value; words of lines without a value stand at the
+    bottom.
+
+    Args:
+        ax: where the lines are.
+        x: ``[point]``.
+        values: ``[line, point]``; NaN where a line has a gap.
+        words: one a line.
+        colors: one a line.
+    """
+    height = ax.get_window_extent().height * 72 / ax.figure.dpi  # in points
+    size = min(_LARGEST_FONT, height / (_LINE_SPACING * max(len(words), 1)))
+    ends = np.array([_end(x, curve) for curve in values]).reshape(-1, 2)
+    to_axes = ax.transData + ax.transAxes.inverted()
+    wanted = np.nan_to_num(to_axes.transform(ends)[:, 1])
+    order = np.argsort(wanted, kind="stable")
+    places = _apart(wanted[order], _LINE_SPACING * size / height)
+    for i, place in zip(order, places, strict=True):
+        has_value = np.isfinite(values[i]).any()
+        leader = _leader(colors[i], lw=0.5, alpha=0.6, shrinkA=1, shrinkB=0, relpos=(0, 0.5))
+        ax.annotate(
+            plain(words[i]),
+            tuple(ends[i]) if has_value else (0, 0),
+            (1.05, float(place)),
+            textcoords="axes fraction",
+            fontsize=size,
+            va="center",
+            color=colors[i],
+            annotation_clip=False,
+            arrowprops=leader if has_value else None,
+        )
+
+
+def _end(x: Sequence[float] | np.ndarray, curve: np.ndarray) -> tuple[float, float]:
+    """Return the last point of a line that has a value; its height is NaN where none has."""
+    points = np.flatnonzero(np.isfinite(curve))
+    if not len(points):
+        return x[-1], np.nan
+    return x[points[-1]], curve[points[-1]]
+
+
+def _apart(wanted: np.ndarray, gap: float) -> np.ndarray:
+    """Return places in 0 … 1, at least ``gap`` apart, nearest to the wanted ones, which rise.
+
+    Isotonic regression: places less rank · gap need only not fall, so those in each other's way
+    share their mean.
+    """
+    blocks: list[list[float]] = []
+    for rank, place in enumerate(wanted):
+        blocks.append([place - rank * gap])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] = blocks[-1] + last
+    means = [np.full(len(block), np.mean(block)) for block in blocks]
+    highest = max(0.0, 1 - gap * (len(wanted) - 1))
+    return np.concatenate(means).clip(0, highest) + gap * np.arange(len(wanted))
+
+
+def name_dots(
+    ax: Axes,
+    x: np.ndarray,
+    y: np.ndarray,
+    error: np.ndarray,
+    words: Sequence[str],
+    colors: Sequence[str],
+) -> None:
+    """Write words beside dots, each at the best free place; where there is none, leave it out.
+
+    To be called last: places are found by the pixels of the finished figure.
+
+    Args:
+        ax: where the dots are.
+        x: ``[dot]``.
+        y: ``[dot]``.
+        error: ``[2, dot]``: half the lengths of the error bars along x and y, which words keep off
+            where they can.
+        words: one a dot.
+        colors: one a dot.
+    """
+    ax.figure.canvas.figure.draw_without_rendering()
+    canvas = _Canvas.of(ax, x, y, error)
+    taken = np.empty((0, 4))
+    for i, word in enumerate(words):
+        place = canvas.best_place(i, canvas.size_of(word), taken)
+        if place is None:
+            continue
+        taken = np.vstack([taken, place.box])
+        leader = _leader(colors[i], lw=0.6, shrinkA=0, shrinkB=2)
+        ax.annotate(
+            plain(word),
+            (x[i], y[i]),
+            tuple((place.center - canvas.dots[i]) / canvas.point),
+            textcoords="offset points",
+            fontsize=_FONT_SIZE,
+            ha="center",
+            va="center",
+            color=colors[i],
+            arrowprops=leader if place.needs_leader else None,
+        )
+
+
+class _Place(NamedTuple):
+    """Where a word may stand; boxes are ``(x0, y0, x1, y1)`` in pixels."""
+
+    cost: float
+    box: np.ndarray
+    center: np.ndarray
+    needs_leader: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Canvas:
+    """What is drawn already, in pixels."""
+
+    ax: Axes
+    point: float
+    """Pixels of a typographic point."""
+    dots: np.ndarray
+    """``[dot, 2]``: their centres."""
+    circles: np.ndarray
+    """``[dot, 4]``: boxes around the dots."""
+    bars: np.ndarray
+    """``[bar, 4]``: boxes around the error bars."""
+
+    @classmethod
+    def of(cls, ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray) -> _Canvas:
+        point = ax.figure.dpi / 72
+        dots = _pixels(ax, x, y)
+        across, upright = np.nan_to_num(error)
+        bars_across = np.hstack([_pixels(ax, x - across, y), _pixels(ax, x + across, y)])
+        bars_upright = np.hstack([_pixels(ax, x, y - upright), _pixels(ax, x, y + upright)])
+        return cls(
+            ax=ax,
+            point=point,
+            dots=dots,
+            circles=np.hstack([dots - 4 * point, dots + 4 * point]),
+            bars=np.concatenate([bars_across, bars_upright]) + point * np.array([-1, -1, 1, 1]),
+        )
+
+    def size_of(self, word: str) -> np.ndarray:
+        """Return width and height of a word, by writing it once."""
+        text = self.ax.text(0, 0, plain(word), fontsize=_FONT_SIZE)
+        size = np.array(text.get_window_extent().size)
+        text.remove()
+        return size
+
+    def best_place(self, i: int, size: np.ndarray, taken: np.ndarray) -> _Place | None:
+        """Return the cheapest free place around dot i; ``None`` where none is free."""
+        frame = self.ax.get_window_extent()
+        best = None
+        for distance, turn in product(_DISTANCES, _TURNS):
+            toward = np.array([np.cos(turn), np.sin(turn)])
+            edge = np.clip(toward * 1.5, -1, 1) * size / 2
+            center = self.dots[i] + toward * distance * self.point + edge
+            box = np.concatenate([center - size / 2, center + size / 2])
+            outside = (box[:2] < frame.min).any() or (box[2:] > frame.max).any()
+            if outside or _overlap(box, taken) > 0:
+                continue
+            place = self._place(i, distance, toward, center, box)
+            # Costs that differ by rounding are equal; the first place is then the nearer one.
+            if best is None or place.cost < best.cost - 1e-9:
+                best = place
+        return best
+
+    def _place(
+        self,
+        i: int,
+        distance: int,
+        toward: np.ndarray,
+        center: np.ndarray,
+        box: np.ndarray,
+    ) -> _Place:
+        """Weigh what a word covers, how far off it is, and whether it seems another dot's."""
+        size = box[2:] - box[:2]
+        other_dots = np.delete(self.dots, i, axis=0)
+        to_others = np.linalg.norm(other_dots - center, axis=1)
+        to_own = np.linalg.norm(self.dots[i] - center)
+        is_doubtful = bool((to_others < 1.3 * to_own).any())
+        directions = np.array([toward, toward[::-1] * [-1, 1]])
+        along, across = directions @ (other_dots - self.dots[i]).T
+        on_the_way = (along > 0) & (along < distance * self.point)
+        crossed = (on_the_way & (np.abs(across) < 4 * self.point)).sum()
+        covered = 5 * _overlap(box, self.circles) + 4 * _overlap(box, self.bars)
+        cost = covered / size.prod() + 0.02 * distance + 0.3 * is_doubtful + crossed
+        return _Place(cost, box, center, distance > _DISTANCES[0] or is_doubtful)
+
+
+def _pixels(ax: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return ax.transData.transform(np.column_stack([x, y]))
+
+
+def _overlap(box: np.ndarray, others: np.ndarray) -> float:
+    """Return the summed area of what a box shares with others ``[other, (x0, y0, x1, y1)]``."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return float(sides.clip(min=0).prod(1).sum())
+
+
+def _leader(color: str, **options: Any) -> dict[str, Any]:
+    """Return how to draw the thin line from a word to what it names."""
+    return {"arrowstyle": "-", "color": color, **options}

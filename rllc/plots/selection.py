@@ -1,0 +1,81 @@
+"""What of a result a figure shows: rows of one data set, groups by name, an Axes a panel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rllc.errors import InputError, nearest
+from rllc.plots.figures import row_of_axes
+from rllc.weights import head_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def rows_of_data(data_of_rows: Sequence[str], data: str | None, doing: str) -> list[int]:
+    """Return the rows of a result that are of one data set.
+
+    Args:
+        data_of_rows: the data of each row.
+        data: which; ``None`` where there is one.
+        doing: what the error says is being done.
+
+    Raises:
+        InputError: no such data, or several and none chosen.
+    """
+    data_sets = list(dict.fromkeys(data_of_rows))
+    if data is None and len(data_sets) > 1:
+        raise InputError(f"{doing}: on which data? It has {data_sets}; pass data={data_sets[0]!r}.")
+    if data is not None and data not in data_sets:
+        raise InputError(f"{doing}: no data {data!r}; {nearest(data, data_sets)}")
+    return [row for row, name in enumerate(data_of_rows) if data in (None, name)]
+
+
+def by_head_name(named: Mapping[str, object]) -> dict[str, object]:
+    """Return the same by the names that results use: ``"L1H6"`` becomes ``"1:6"``."""
+    return {head_name(name) or name: value for name, value in named.items()}
+
+
+def groups_by_name(
+    doing: str, names: Sequence[str], groups: Mapping[str, str] | None
+) -> dict[str, str] | None:
+    """Return groups by the names that results use.
+
+    Raises:
+        InputError: none of the groups' names is drawn.
+    """
+    if groups is None:
+        return None
+    named = {name: str(group) for name, group in by_head_name(groups).items()}
+    if not set(names) & set(named):
+        closest = nearest(next(iter(named), ""), names)
+        raise InputError(
+            f"{doing}: `groups` are of {list(groups)[:4]}, but none of these is drawn; {closest}"
+        )
+    return named
+
+
+def panels_for(
+    ax: Axes | Sequence[Axes] | None, parts: Sequence[object], width: float, doing: str, what: str
+) -> list[Axes]:
+    """Return one Axes for each part of a figure: those given, or those of a new figure.
+
+    Raises:
+        InputError: another number of Axes was given.
+    """
+    if ax is None:
+        return row_of_axes(len(parts), width=width)
+    panels = list(np.atleast_1d(np.array(ax, dtype=object)))
+    if len(panels) != len(parts):
+        raise InputError(
+            f"{doing}: expected one Axes for each of {len(parts)} {what}, got {len(panels)}."
+        )
+    return panels
+
+
+def one_or_all(panels: Sequence[Axes]) -> Axes | np.ndarray:
+    """Return the Axes of a figure with one panel, else an array of them."""
+    return panels[0] if len(panels) == 1 else np.array(panels)
