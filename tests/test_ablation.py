@@ -199,9 +199,9 @@ def test_passes_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     model = tiny_model(n_layers=3)
     whole = ablate(model, ROWS, method="resample")
     monkeypatch.setattr(
-        "rllc.analysis.patching._ACTIVATIONS", 8 * 2 * 7 * 12 * 4
+        "rllc.analysis.interventions._ACTIVATIONS", 8 * 2 * 7 * 12 * 4
     )  # four runs a pass
-    monkeypatch.setattr("rllc.analysis.patching._LOGITS", {"cpu": 1})
+    monkeypatch.setattr("rllc.analysis.interventions._LOGITS", {"cpu": 1})
     parts = ablate(model, ROWS, method="resample", batch_size=2)
     assert np.allclose(whole.tokens, parts.tokens, atol=1e-5)
 

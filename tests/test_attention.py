@@ -14,12 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import rllc
 from rllc.analysis.attention import (
     SCORES,
-    patterns,
-    plot_pattern,
     plot_scores,
     repeated_rows,
     scores,
 )
+from rllc.analysis.patterns import patterns, plot_pattern
 from rllc.analysis.rows import mean_over_tokens, ratio
 from rllc.errors import InputError
 from rllc.testing import unchanged
@@ -99,7 +98,7 @@ def test_batches_do_not_change_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     long = tiny_model(n_ctx=60), tiny_tokens(3, pos=60)
     longer = scores(*long)
     monkeypatch.setattr("rllc.analysis.attention._TOKENS", 14)  # two rows a pass
-    monkeypatch.setattr("rllc.analysis.attention._BLOCK", 1)  # 16 queries a block
+    monkeypatch.setattr("rllc.analysis.attention._BLOCK", {"cpu": 1, "cuda": 1})  # 16 queries a block
     for name in SCORES:
         assert np.allclose(getattr(scores(*long), name), getattr(longer, name), atol=1e-6)
         assert np.allclose(

@@ -18,7 +18,7 @@ from torch import nn
 
 import rllc
 from rllc.analysis.ablation import ablate
-from rllc.analysis.attention import patterns
+from rllc.analysis.patterns import patterns
 from rllc.analysis.pages import page, write_pages
 from rllc.analysis.tokens_in_context import KINDS, Thresholds, tokens_in_context
 from rllc.errors import InputError

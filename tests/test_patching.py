@@ -196,7 +196,7 @@ def test_only_counted_tokens_count() -> None:
 def test_passes_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(n_layers=3)
     whole = patch_paths(model, CLEAN, corrupted=CORRUPTED)
-    monkeypatch.setattr("rllc.analysis.patching._ACTIVATIONS", 8 * 2 * 7 * 12 * 4)
+    monkeypatch.setattr("rllc.analysis.interventions._ACTIVATIONS", 8 * 2 * 7 * 12 * 4)
     parts = patch_paths(model, CLEAN, corrupted=CORRUPTED, batch_size=3)
     assert np.allclose(whole.effect, parts.effect, atol=1e-6)
     assert np.allclose(whole.standard_error, parts.standard_error, atol=1e-6)

@@ -18,15 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rllc
 from rllc.analysis.ablation import ablate
-from rllc.analysis.attention import patterns
+from rllc.analysis.brackets import innermost
+from rllc.analysis.patterns import attention_from, patterns
 from rllc.analysis.tokens_in_context import (
     KINDS,
     Multigram,
     Thresholds,
-    attention_from,
     brackets,
     common_start,
-    innermost,
     plot_kinds,
     tokens_in_context,
 )
