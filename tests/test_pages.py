@@ -1,4 +1,4 @@
-"""Pages of heads: their structure and escaping read by a parser, their numbers from the model, and a browser's view."""
+"""Pages of heads: read by a parser, compared with the model, and opened in a browser."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import nn
 
 import rllc
 from rllc.analysis.ablation import ablate
-from rllc.analysis.attention import patterns
 from rllc.analysis.pages import page, write_pages
+from rllc.analysis.patterns import patterns
 from rllc.analysis.tokens_in_context import KINDS, Thresholds, tokens_in_context
 from rllc.errors import InputError
 from rllc.models import AttentionOnly, AttentionOnlyConfig
@@ -45,7 +45,7 @@ class Evil:
 
 
 class Parsed(HTMLParser):
-    """A page as nested elements: every start has its end; texts by class of the element that they are in."""
+    """A page as nested elements, and its texts by the class of the element that they are in."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -70,11 +70,32 @@ class Parsed(HTMLParser):
             self.texts[(attributes.get("class") or tag).split()[0]].append(data)
 
     def named(self, tag: str, **attributes: str) -> list[dict]:
-        return [
-            a
-            for t, a in self.elements
-            if t == tag and all(v in (a.get(k) or "") for k, v in attributes.items())
-        ]
+        """The attributes of the elements with a tag and with attributes that contain texts."""
+        chosen = []
+        for own_tag, own in self.elements:
+            fits = [text in (own.get(name) or "") for name, text in attributes.items()]
+            if own_tag == tag and all(fits):
+                chosen.append(own)
+        return chosen
+
+
+def articles_of(text: str) -> list[str]:
+    return re.findall("<article.*?</article>", text, re.DOTALL)
+
+
+def spans_of(article: str) -> list[dict]:
+    """The attributes of the tokens of an article."""
+    return Parsed(article).named("span", **{"class": "t"})
+
+
+def position_of(span: dict) -> int:
+    return int(re.match(r"position (\d+)", span["title"])[1])
+
+
+def look_of(span: dict) -> dict[int, int]:
+    """Index among the shown tokens to percent."""
+    pairs = [pair.split(":") for pair in span.get("data-look", "").split()]
+    return {int(index): int(percent) for index, percent in pairs}
 
 
 @pytest.fixture(scope="module")
@@ -86,95 +107,94 @@ def copies():
 
 def test_one_article_a_token_with_its_target_framed(copies) -> None:
     model, result = copies
-    mine = result["1:1"]
+    of_head = result["1:1"]
     parsed = Parsed(page(model, result, "1:1", num_tokens=10))
     assert parsed.texts["title"] == parsed.texts["h1"] == ["Head 1:1 on copies"]
-    assert [a["data-kind"] for a in parsed.named("article")] == ["induction"] * 10
+    kinds = [attributes["data-kind"] for attributes in parsed.named("article")]
+    assert kinds == ["induction"] * 10
     targets = parsed.named("span", **{"class": "target"})
-    for i, target in enumerate(targets):
-        token = int(mine.rows[mine.row[i], mine.position[i]])
-        assert target["title"].startswith(
-            f"position {mine.position[i]}, id {token}, Δloss +{mine.effect[i]:.3f} nats"
-        )
     assert len(targets) == 10
-    buttons = [a["data-kind"] for a in parsed.named("button")]
+    for i, target in enumerate(targets):
+        position, effect = of_head.position[i], of_head.effect[i]
+        token = int(of_head.rows[of_head.row[i], position])
+        expected = f"position {position}, id {token}, Δloss +{effect:.3f} nats"
+        assert target["title"].startswith(expected)
+
+
+def test_kinds_are_counted_on_buttons(copies) -> None:
+    model, result = copies
+    parsed = Parsed(page(model, result, "1:1", num_tokens=10))
+    buttons = [attributes["data-kind"] for attributes in parsed.named("button")]
     assert buttons == list(KINDS)
-    assert parsed.texts["kind"][:5] == [
-        "induction 32",
-        "dyck 0",
-        "n-gram 0",
-        "skip n-gram 0",
-        "other 0",
-    ]
+    counts = ["induction 32", "dyck 0", "n-gram 0", "skip n-gram 0", "other 0"]
+    assert parsed.texts["kind"][:5] == counts
     assert "32 tokens in all, the first 10 shown" in parsed.texts["small"]
 
 
 def test_pointing_shows_the_attention_of_the_position_before() -> None:
     model, rows = tiny_model(n_layers=3), tiny_tokens(6, pos=8).rows.long()
     result = tokens_in_context(model, rows, thresholds=EVERYTHING)
-    A = patterns(model, rows).numpy()
-    mine = result["2:1"]
-    text = page(model, result, "2:1", num_tokens=200, context=7)
-    for i, article in enumerate(re.findall("<article.*?</article>", text, re.DOTALL)):
-        spans = Parsed(article).named("span", **{"class": "t"})
-        shown = [int(re.match(r"position (\d+)", a["title"])[1]) for a in spans]
-        assert mine.position[i] in shown
-        assert set(range(max(0, mine.position[i] - 7), mine.position[i] + 1)) <= set(shown)
-        for place, span in zip(shown, spans, strict=True):
-            drawn = {
-                shown[int(j)]: int(p)
-                for j, p in (pair.split(":") for pair in span.get("data-look", "").split())
-            }
-            whole = A[mine.row[i], 2, 1, place - 1] if place else np.zeros(8)
-            expected = {
-                j: round(100 * float(w)) for j, w in enumerate(whole) if w >= 0.01 and j in shown
-            }
-            assert drawn == expected
-    assert i + 1 == min(200, len(mine))
+    pattern = patterns(model, rows).numpy()[:, 2, 1]
+    of_head = result["2:1"]
+    articles = articles_of(page(model, result, "2:1", num_tokens=200, context=7))
+    assert len(articles) == min(200, len(of_head))
+    for i, article in enumerate(articles):
+        spans = spans_of(article)
+        shown = [position_of(span) for span in spans]
+        target = of_head.position[i]
+        assert set(range(max(0, target - 7), target + 1)) <= set(shown)
+        for position, span in zip(shown, spans, strict=True):
+            drawn = {shown[index]: percent for index, percent in look_of(span).items()}
+            if position == 0:  # is not predicted
+                assert drawn == {}
+                continue
+            weights = pattern[of_head.row[i], position - 1]
+            keys = [key for key in shown if weights[key] >= 0.01]
+            assert drawn == {key: round(100 * float(weights[key])) for key in keys}
 
 
-def test_colours_are_the_change_of_loss(copies) -> None:
+def test_colours_are_the_change_of_loss() -> None:
     model, rows = tiny_model(), tiny_tokens(6, pos=8).rows.long()
     ablation = ablate(model, rows)
     result = tokens_in_context(model, rows, ablation=ablation, thresholds=EVERYTHING)
-    mine = result["1:0"]
-    text = page(model, result, "1:0", num_tokens=100)
-    seen = set()
-    for i, article in enumerate(re.findall("<article.*?</article>", text, re.DOTALL)):
-        for span in Parsed(article).named("span", **{"class": "t"}):
-            place = int(re.match(r"position (\d+)", span["title"])[1])
+    of_head = result["1:0"]
+    reds = set()
+    for i, article in enumerate(articles_of(page(model, result, "1:0", num_tokens=100))):
+        for span in spans_of(article):
+            position = position_of(span)
             color = re.search(r"rgba\((\d+),\d+,\d+,([\d.]+)\)", span.get("style", ""))
-            if place == 0:  # is not predicted
+            if position == 0:  # is not predicted
                 assert color is None
                 continue
-            effect = ablation.tokens[3, mine.row[i], place - 1]
+            effect = ablation.tokens[3, of_head.row[i], position - 1]
             strength = min(abs(effect) / 2, 1) * 0.75
             if color is None:
                 assert strength < 0.025
-            else:
-                assert int(color[1]) == (230 if effect > 0 else 0)
-                assert float(color[2]) == pytest.approx(strength, abs=0.0051)
-                seen.add(color[1])
-    assert seen == {"230", "0"}
+                continue
+            red, opacity = int(color[1]), float(color[2])
+            assert red == (230 if effect > 0 else 0)
+            assert opacity == pytest.approx(strength, abs=0.0051)
+            reds.add(red)
+    assert reds == {230, 0}
 
 
 def test_what_is_far_back_is_shown_with_its_surroundings(copies) -> None:
     model, result = copies
-    mine = result["1:1"]
-    first = re.search("<article.*?</article>", page(model, result, "1:1", context=2), re.DOTALL)[0]
-    shown = [int(p) for p in re.findall(r'title="position (\d+)', first)]
-    at, position = mine.attended[0, 0], mine.position[0]
-    expected = {*range(at - 3, at + 4), *range(position - 2, position + 3)} & set(range(19))
-    assert shown == sorted(expected)
-    gaps = sum(b != a + 1 for a, b in zip([-1, *shown], [*shown, 19], strict=True))
+    of_head = result["1:1"]
+    first = articles_of(page(model, result, "1:1", context=2))[0]
+    shown = [position_of(span) for span in spans_of(first)]
+    key, position = of_head.attended[0, 0], of_head.position[0]
+    around_key = set(range(key - 3, key + 4))
+    around_token = set(range(position - 2, position + 3))
+    assert shown == sorted((around_key | around_token) & set(range(19)))
+    steps = np.diff([-1, *shown, 19])
+    gaps = int((steps > 1).sum())
     assert first.count("<i>…</i>") == gaps > 1
 
 
 def test_texts_of_tokens_cannot_break_the_page() -> None:
-    model, rows = (
-        tiny_model(),
-        rllc.Tokens(tiny_tokens(20, pos=8).rows % 6, '"><script>x</script> & more'),
-    )
+    model = tiny_model()
+    rows = rllc.Tokens(tiny_tokens(20, pos=8).rows % 6, '"><script>x</script> & more')
     result = tokens_in_context(model, rows, thresholds=EVERYTHING, tokenizer=Evil())
     assert result["1:1"].multigrams
     text = page(model, result, "1:1", num_tokens=50)
@@ -192,43 +212,43 @@ def test_texts_of_tokens_cannot_break_the_page() -> None:
     assert parsed.named("main", **{"class": "ids"}) == []
 
 
+LOADING = {"src", "href", "srcset", "action", "data", "poster"}
+"""Attributes by which an element loads something."""
+
+
+def attribute_names(parsed: Parsed) -> set[str]:
+    names = set()
+    for _, attributes in parsed.elements:
+        names |= attributes.keys()
+    return names
+
+
 def test_a_page_loads_nothing(copies) -> None:
     model, result = copies
     text = page(model, result, "1:1")
     parsed = Parsed(text)
-    assert not {"src", "href", "srcset", "action", "data", "poster"} & {
-        key for _, a in parsed.elements for key in a
-    }
-    assert "://" not in text
-    assert "url(" not in text
-    assert "@import" not in text
+    assert not LOADING & attribute_names(parsed)
+    for loads in ("://", "url(", "@import"):
+        assert loads not in text
     (policy,) = parsed.named("meta", **{"http-equiv": "Content-Security-Policy"})
-    assert (
-        policy["content"]
-        == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    )
-    assert parsed.named("main", **{"class": "ids"})  # no tokenizer: ids are set apart
+    inline_only = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    assert policy["content"] == inline_only
+
+
+def test_without_a_tokenizer_ids_are_set_apart(copies) -> None:
+    model, result = copies
+    assert Parsed(page(model, result, "1:1")).named("main", **{"class": "ids"})
 
 
 def test_multigrams_are_listed() -> None:
-    rows = torch.tensor(
-        [[0, 1, 2, 5, 6], [0, 3, 4, 6, 7], [0, 5, 1, 2, 8], [0, 8, 9, 3, 4], [0, 6, 7, 1, 2]]
-    )
+    rows = [[0, 1, 2, 5, 6], [0, 3, 4, 6, 7], [0, 5, 1, 2, 8], [0, 8, 9, 3, 4], [0, 6, 7, 1, 2]]
     model = induction_model(bigrams={1: 2, 3: 4})
-    result = tokens_in_context(model, rows)
+    result = tokens_in_context(model, torch.tensor(rows))
     parsed = Parsed(page(model, result, "0:1"))
     assert parsed.texts["summary"] == ["2 memorised multigrams"]
-    means = [m.effect for m in result["0:1"].multigrams]
-    assert parsed.texts["td"] == [
-        "n-gram",
-        "3",
-        "3",
-        f"{means[0]:.2f}",
-        "n-gram",
-        "2",
-        "2",
-        f"{means[1]:.2f}",
-    ]
+    first, second = (f"{multigram.effect:.2f}" for multigram in result["0:1"].multigrams)
+    cells = ["n-gram", "3", "3", first, "n-gram", "2", "2", second]
+    assert parsed.texts["td"] == cells
     assert parsed.texts["q"][:4] == ["1", "2", "3", "4"]
 
 
@@ -249,43 +269,39 @@ def test_files_are_written(copies, tmp_path: Path) -> None:
 
 
 def test_an_index_has_a_row_a_head(tmp_path: Path) -> None:
-    model, rows = (
-        tiny_model(),
-        rllc.Tokens(tiny_tokens(20, pos=8).rows % 6, '"><script>x</script> & {style}'),
-    )
+    model = tiny_model()
+    rows = rllc.Tokens(tiny_tokens(20, pos=8).rows % 6, '"><script>x</script> & {style}')
     result = tokens_in_context(model, rows, thresholds=EVERYTHING)
     paths = write_pages(tmp_path, model, result, num_tokens=1)
-    text = (tmp_path / "index.html").read_text(encoding="utf-8")
-    parsed = Parsed(text)
-    assert (
-        parsed.texts["h1"] == parsed.texts["title"] == ['6 heads on "><script>x</script> & {style}']
-    )
-    links = [a["href"] for a in parsed.named("a")]
-    assert [tmp_path / link for link in links] == list(paths.values())
-    assert all((tmp_path / link).is_file() for link in links)
+    parsed = Parsed((tmp_path / "index.html").read_text(encoding="utf-8"))
+    title = '6 heads on "><script>x</script> & {style}'
+    assert parsed.texts["h1"] == parsed.texts["title"] == [title]
+    links = [tmp_path / attributes["href"] for attributes in parsed.named("a")]
+    assert links == list(paths.values())
+    assert all(link.is_file() for link in links)
     assert parsed.texts["a"] == list(result.heads)
-    assert parsed.texts["th"] == [
-        "head",
-        "tokens",
-        *KINDS,
-        "memorised multigrams",
-        "Δloss (nats per token)",
-        "± se",
-    ]
+    last = ["memorised multigrams", "Δloss (nats per token)", "± se"]
+    assert parsed.texts["th"] == ["head", "tokens", *KINDS, *last]
     cells = np.array(parsed.texts["td"]).reshape(6, -1)
     for head, row in zip(result.heads, cells, strict=True):
-        mine = result[head]
-        kinds = [str(np.sum(mine.kind == kind)) for kind in KINDS]
-        memorised = len({(m.tokens, m.target, m.kind) for m in mine.multigrams})
+        of_head = result[head]
+        kinds = [str(np.sum(of_head.kind == kind)) for kind in KINDS]
+        distinct = {(m.tokens, m.target, m.kind) for m in of_head.multigrams}
+        assert row[:-2].tolist() == [str(len(of_head)), *kinds, str(len(distinct))]
         effect = ablate(model, rows, head)[head]
-        assert row[:-2].tolist() == [str(len(mine)), *kinds, str(memorised)]
         assert row[-2:].astype(float) == pytest.approx(effect, abs=6e-5)
     assert cells[:, 6].astype(int).any()
+
+
+def test_an_index_loads_nothing_but_its_links(tmp_path: Path) -> None:
+    model = tiny_model()
+    result = tokens_in_context(model, tiny_tokens(20, pos=8), thresholds=EVERYTHING)
+    write_pages(tmp_path, model, result, num_tokens=1)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    parsed = Parsed(text)
     (policy,) = parsed.named("meta", **{"http-equiv": "Content-Security-Policy"})
     assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
-    assert not {"src", "srcset", "action", "data", "poster"} & {
-        key for _, a in parsed.elements for key in a
-    }
+    assert attribute_names(parsed) & LOADING == {"href"}
     assert "://" not in text
     assert not parsed.named("script")
 
@@ -314,7 +330,11 @@ def test_one_page_needs_no_index(copies, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_errors_say_what_to_type(copies, call, message) -> None:
+def test_errors_say_what_to_type(
+    copies,
+    call,
+    message,
+) -> None:
     with pytest.raises(InputError, match=message):
         call(*copies)
 
@@ -324,34 +344,30 @@ def test_errors_say_what_to_type(copies, call, message) -> None:
 
 @pytest.fixture
 def browse(tmp_path: Path):
-    """Open a page in headless Chromium, with a script behind its own, and give back the document as it then is."""
-    binary = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if binary is None:
+    """Open a page in headless Chromium, with another script behind its own."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    binaries = [binary for binary in map(shutil.which, names) if binary]
+    if not binaries:
         pytest.skip("no chromium or google-chrome")
-    quiet = [
+    command = [
+        binaries[0],
+        "--headless",
+        "--no-sandbox",
         "--disable-gpu",
         "--no-first-run",
         "--disable-background-networking",
         "--disable-component-update",
         "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
     ]
 
     def run(text: str, script: str) -> Parsed:
         file = tmp_path / "page.html"
-        file.write_text(
-            text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8"
-        )
-        command = [
-            binary,
-            "--headless",
-            "--no-sandbox",
-            *quiet,
-            f"--user-data-dir={tmp_path / 'profile'}",
-        ]
+        text = text.replace("</body>", f"<script>{script}</script></body>")
+        file.write_text(text, encoding="utf-8")
         done = subprocess.run(
-            [*command, "--dump-dom", file.as_uri()],
+            [*command, file.as_uri()],
             capture_output=True,
             text=True,
             timeout=120,
@@ -367,48 +383,46 @@ def test_a_browser_shows_attention_and_runs_nothing_else(browse) -> None:
     model, rows = tiny_model(), rllc.Tokens(tiny_tokens(20, pos=8).rows % 6, "evil")
     result = tokens_in_context(model, rows, thresholds=EVERYTHING, tokenizer=Evil())
     text = page(model, result, "1:1", num_tokens=4)
-    point = """
+    point_and_click = """
         const tokens = document.querySelectorAll("article p")[1].querySelectorAll(".t");
         tokens[2].dispatchEvent(new MouseEvent("mouseover", {bubbles: true}));
-        document.querySelector("button.kind[data-kind='" + document.querySelector("article").dataset.kind + "']").click();
-        document.body.dataset.resources = performance.getEntriesByType("resource").length;
+        const kind = document.querySelector("article").dataset.kind;
+        document.querySelector("button.kind[data-kind='" + kind + "']").click();
+        const resources = performance.getEntriesByType("resource").length;
+        document.body.dataset.resources = resources;
     """
-    seen = browse(text, point)
-    assert seen.texts["title"] == ["Head 1:1 on evil"]
-    (body,) = seen.named("body")
+    browsed = browse(text, point_and_click)
+    assert browsed.texts["title"] == ["Head 1:1 on evil"]
+    (body,) = browsed.named("body")
     assert body["data-resources"] == "0"
-    articles, before = seen.named("article"), Parsed(text).named("article")
-    assert [("hidden" in a) for a in articles] == [
-        a["data-kind"] == before[0]["data-kind"] for a in before
-    ]
-    spans, parts, index = seen.named("span", **{"class": "t"}), [], 0
-    for article in re.findall("<article.*?</article>", text, re.DOTALL):
-        count = len(Parsed(article).named("span", **{"class": "t"}))
-        parts.append(spans[index : index + count])
-        index += count
-    for i, part in enumerate(parts):
-        (asking,) = [s for s in part if ("asked" if i == 1 else "target") in s["class"].split()]
+    kinds = [article["data-kind"] for article in Parsed(text).named("article")]
+    hidden = ["hidden" in article for article in browsed.named("article")]
+    assert hidden == [kind == kinds[0] for kind in kinds]
+    spans = browsed.named("span", **{"class": "t"})
+    for i, article in enumerate(articles_of(text)):
+        count = len(spans_of(article))
+        of_article, spans = spans[:count], spans[count:]
+        mark = "asked" if i == 1 else "target"
+        (asking,) = [span for span in of_article if mark in span["class"].split()]
         if i == 1:
-            assert asking == part[2]
-        looks = {int(pair.split(":")[0]) for pair in asking["data-look"].split()}
-        assert (
-            {j for j, s in enumerate(part) if "box-shadow" in (s.get("style") or "")}
-            == looks
-            != set()
-        )
+            assert asking == of_article[2]
+        barred = {
+            j for j, span in enumerate(of_article) if "box-shadow" in (span.get("style") or "")
+        }
+        assert barred == set(look_of(asking)) != set()
 
 
 @pytest.mark.slow
 def test_a_page_of_long_rows_opens_in_two_seconds(browse) -> None:
-    """The paper's model and context, untrained; the time from the start of navigation to the end of the page's script."""
+    """The paper's model and context, untrained; from the start to the end of the page's script."""
     with torch.random.fork_rng(devices=[]):
         model = AttentionOnly(AttentionOnlyConfig())
     rows = torch.randint(5000, (2, 1024), generator=torch.Generator().manual_seed(0))
-    result = tokens_in_context(
-        model, rows, ablation=ablate(model, rows, "1:6"), thresholds=Thresholds(0.0, attention=0.01)
-    )
+    ablation = ablate(model, rows, "1:6")
+    thresholds = Thresholds(0.0, attention=0.01)
+    result = tokens_in_context(model, rows, ablation=ablation, thresholds=thresholds)
     text = page(model, result, "1:6")
     assert text.count("<article") == 60
     assert text.count('class="t') > 1500
-    seen = browse(text, "document.body.dataset.ms = performance.now()")
-    assert float(seen.named("body")[0]["data-ms"]) < 2000
+    browsed = browse(text, "document.body.dataset.ms = performance.now()")
+    assert float(browsed.named("body")[0]["data-ms"]) < 2000

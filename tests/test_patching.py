@@ -1,4 +1,4 @@
-"""Path patching: against a slow forward pass, against whole heads, and on paths with known effect."""
+"""Path patching: against a slow forward pass, whole heads, and paths with known effect."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ from handmade import bracket_model, bracket_rows, induction_model, repeats
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor, nn
 
-from rllc.analysis.patching import (
-    Path,
-    all_paths,
-    check_paths,
-    from_rows,
-    patch_paths,
-    plot_paths,
-    replace,
-)
+from rllc.analysis.interventions import from_rows, replace
+from rllc.analysis.patching import patch_paths, plot_paths
+from rllc.analysis.paths import Path, all_paths, check_paths
 from rllc.errors import InputError
 from rllc.models import AttentionOnly
 from rllc.testing import unchanged
@@ -36,56 +30,66 @@ def _close():
 
 
 def slow(
-    model: AttentionOnly, rows: Tensor, paths: list[Path], other: dict[tuple[int, int], Tensor]
+    model: AttentionOnly,
+    rows: Tensor,
+    paths: list[Path],
+    other: dict[tuple[int, int], Tensor],
 ) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
     """Logits and every head's output z, head by head; the paths carry the outputs ``other``."""
-    c, P = model.config, model.pos_embed.W_pos[: rows.shape[1]]
+    config = model.config
+    positions = model.pos_embed.W_pos[: rows.shape[1]]
     z: dict[tuple[int, int], Tensor] = {}
     x = model.embed.W_E[rows]
-    if c.positions == "standard":
-        x, P = x + P, 0.0
+    if config.positions == "standard":
+        x, positions = x + positions, 0.0
 
-    def change(path: Path) -> Tensor:
-        layer, head = path.sender
-        return (other[path.sender] - z[path.sender]) @ model.blocks[layer].attn.W_O[head]
+    def change(chosen: list[Path]) -> Tensor:
+        total = torch.zeros(())
+        for path in chosen:
+            layer, head = path.sender
+            W_O = model.blocks[layer].attn.W_O[head]
+            total = total + (other[path.sender] - z[path.sender]) @ W_O
+        return total
+
+    def project(layer: int, head: int, letter: str) -> Tensor:
+        block = model.blocks[layer]
+        incoming = [p for p in paths if (p.receiver, p.input) == ((layer, head), letter)]
+        stream = x + change(incoming)
+        u = F.layer_norm(stream, (config.d_model,), block.ln1.w, block.ln1.b, config.layer_norm_eps)
+        if letter != "V":
+            u = u + positions
+        weight, bias = getattr(block.attn, f"W_{letter}"), getattr(block.attn, f"b_{letter}")
+        return u @ weight[head] + bias[head]
 
     for layer, block in enumerate(model.blocks):
-        a, written = block.attn, a_bias(block)
-        for head in range(c.n_heads):
-            made = {}
-            for letter in "QKV":
-                here = [p for p in paths if (p.receiver, p.input) == ((layer, head), letter)]
-                seen = x + sum((change(p) for p in here), torch.zeros(()))
-                u = F.layer_norm(seen, (c.d_model,), block.ln1.w, block.ln1.b, c.layer_norm_eps)
-                u = u if letter == "V" else u + P
-                made[letter] = u @ getattr(a, f"W_{letter}")[head] + getattr(a, f"b_{letter}")[head]
-            scores = made["Q"] @ made["K"].mT / c.d_head**0.5
-            future = torch.ones_like(scores, dtype=torch.bool).triu(1)
-            z[layer, head] = scores.masked_fill(future, -1e30).softmax(-1) @ made["V"]
-            whole = Path((layer, head)) in paths
-            written = written + (other[layer, head] if whole else z[layer, head]) @ a.W_O[head]
-            if whole:
+        written = block.attn.b_O
+        for head in range(config.n_heads):
+            q, k, v = (project(layer, head, letter) for letter in "QKV")
+            logits = q @ k.mT / config.d_head**0.5
+            future = torch.ones_like(logits, dtype=torch.bool).triu(1)
+            z[layer, head] = logits.masked_fill(future, -1e30).softmax(-1) @ v
+            if Path((layer, head)) in paths:
                 z[layer, head] = other[layer, head]
+            written = written + z[layer, head] @ block.attn.W_O[head]
         x = x + written
-    x = x + sum((change(p) for p in paths if p.input == "logits"), torch.zeros(()))
-    x = F.layer_norm(x, (c.d_model,), model.ln_final.w, model.ln_final.b, c.layer_norm_eps)
+    x = x + change([path for path in paths if path.input == "logits"])
+    final = model.ln_final
+    x = F.layer_norm(x, (config.d_model,), final.w, final.b, config.layer_norm_eps)
     return x @ model.unembed.W_U + model.unembed.b_U, z
 
 
-def a_bias(block: nn.ModuleDict) -> Tensor:
-    return block.attn.b_O
-
-
 def readings(model: AttentionOnly, paths: list[Path]) -> dict[str, np.ndarray]:
+    """What :func:`replace` reads, from the slow forward pass."""
     with torch.no_grad():
-        clean = slow(model, CLEAN, [], {})[0][:, :-1].log_softmax(-1)
-        changed = slow(model, CLEAN, paths, slow(model, CORRUPTED, [], {})[1])[0][
-            :, :-1
-        ].log_softmax(-1)
+        clean, _ = slow(model, CLEAN, [], {})
+        _, other = slow(model, CORRUPTED, [], {})
+        changed, _ = slow(model, CLEAN, paths, other)
+        log_p = clean[:, :-1].log_softmax(-1)
+        log_q = changed[:, :-1].log_softmax(-1)
     return {
-        "loss": F.nll_loss(changed.mT, CLEAN[:, 1:], reduction="none").numpy(),
-        "correct": (changed.argmax(-1) == CLEAN[:, 1:]).numpy(),
-        "kl": (clean.exp() * (clean - changed)).sum(-1).numpy(),
+        "loss": F.nll_loss(log_q.mT, CLEAN[:, 1:], reduction="none").numpy(),
+        "correct": (log_q.argmax(-1) == CLEAN[:, 1:]).numpy(),
+        "kl": (log_p.exp() * (log_p - log_q)).sum(-1).numpy(),
     }
 
 
@@ -114,65 +118,71 @@ SETS = {
 def test_sets_of_paths_equal_a_slow_forward(positions: str) -> None:
     """All sets in one call, float64."""
     model = tiny_model(n_layers=3, positions=positions).double()
-    sets = [[Path.parse(p) for p in paths] for paths in SETS.values()]
-    found = replace(model, CLEAN, sets, from_rows(model, CORRUPTED), correct=True, kl=True)
+    sets = [[Path.parse(path) for path in paths] for paths in SETS.values()]
+    values = from_rows(model, CORRUPTED)
+    result = replace(model, CLEAN, sets, values, correct=True, kl=True)
     for i, paths in enumerate([[], *sets]):
         expected = readings(model, paths)
-        assert np.allclose(found.loss[i], expected["loss"], atol=1e-6)
-        assert np.allclose(found.kl[i], expected["kl"], atol=1e-7)
-        assert np.array_equal(found.correct[i], expected["correct"])
-    assert found.kl[1:].max() > 0.05
+        assert np.allclose(result.loss[i], expected["loss"], atol=1e-6)
+        assert np.allclose(result.kl[i], expected["kl"], atol=1e-7)
+        assert np.array_equal(result.correct[i], expected["correct"])
+    assert result.kl[1:].max() > 0.05
 
 
 @pytest.mark.parametrize("score", ["loss", "kl"])
 def test_every_path_alone(score: str) -> None:
     model = tiny_model(n_layers=3)
     result = patch_paths(model, CLEAN, corrupted=CORRUPTED, score=score)
-    assert len(result) == 3 * 9 * 3 + 9  # pairs of layers × pairs of heads × inputs, and the logits
-    with torch.no_grad():
-        clean, other = (slow(model, rows, [], {}) for rows in (CLEAN, CORRUPTED))
-        for path in all_paths(model)[::5]:
-            changed = slow(model, CLEAN, [path], other[1])[0]
-            p, q = (logits[:, :-1].log_softmax(-1) for logits in (clean[0], changed))
-            kl = (p.exp() * (p - q)).sum(-1)
-            loss = (p - q).gather(-1, CLEAN[:, 1:, None])[..., 0]
-            assert result[str(path)] == pytest.approx(
-                float((loss if score == "loss" else kl).mean()), abs=2e-6
-            )
+    # pairs of layers × pairs of heads × inputs, and the logits
+    assert len(result) == 3 * 9 * 3 + 9
+    unchanged_losses = readings(model, [])["loss"]
+    for path in all_paths(model)[::5]:
+        changed = readings(model, [path])
+        expected = changed["kl"] if score == "kl" else changed["loss"] - unchanged_losses
+        assert result[str(path)] == pytest.approx(float(expected.mean()), abs=2e-6)
 
 
 def test_all_paths_from_a_head_are_the_head() -> None:
     model = tiny_model(n_layers=3)
     for sender in [(0, 1), (1, 2), (2, 0)]:
-        each = [p for p in all_paths(model) if p.sender == sender]
-        found = replace(model, CLEAN, [[Path(sender)], each], from_rows(model, CORRUPTED))
-        assert np.allclose(found.loss[1], found.loss[2], atol=1e-5)
-        assert not np.allclose(found.loss[0], found.loss[1], atol=1e-2)
+        paths = [path for path in all_paths(model) if path.sender == sender]
+        result = replace(model, CLEAN, [[Path(sender)], paths], from_rows(model, CORRUPTED))
+        unchanged_loss, whole_head, all_its_paths = result.loss
+        assert np.allclose(whole_head, all_its_paths, atol=1e-5)
+        assert not np.allclose(unchanged_loss, whole_head, atol=1e-2)
 
 
 def test_what_carries_induction() -> None:
-    """Only keys of the induction head read the previous-token head, and only the logits read the induction head."""
+    """Only keys of the induction head read the previous-token head; only the logits read it."""
     rows = repeats(8)
-    result = patch_paths(induction_model(), rows)
+    loss = patch_paths(induction_model(), rows)
     kl = patch_paths(induction_model(), rows, score="kl")
-    for name in result.paths:
+    for name in loss.paths:
         if name in ("0:0->1:1.K", "1:1->logits"):
-            assert result[name] > 3
+            assert loss[name] > 3
             assert kl[name] > 3
         else:
-            assert result[name] == pytest.approx(0, abs=1e-4)
+            assert loss[name] == pytest.approx(0, abs=1e-4)
             assert kl[name] == pytest.approx(0, abs=1e-4)
 
 
 def test_what_carries_the_depth_of_brackets() -> None:
-    """Not "depth at least 1" to keys: depth and position have one parity, so no row has 0 where another opens to 1."""
-    model, rows = bracket_model(), bracket_rows(20)
-    result = patch_paths(model, rows, score="kl")
+    """The depth goes to queries of layer 1, and the comparisons to queries and keys of layer 2.
+
+    Not "depth at least 1" to keys: depth and position have one parity, so no row has depth 0 where
+    another opens a bracket to 1.
+    """
+    result = patch_paths(bracket_model(), bracket_rows(20), score="kl")
     large = {name for name in result.paths if result[name] > 0.01}
     assert large == {
-        *(f"0:0->1:{i}.Q" for i in range(3)),
-        *(f"1:{i}->2:0.Q" for i in range(3)),
-        *(f"1:{i}->2:0.K" for i in (1, 2)),
+        "0:0->1:0.Q",
+        "0:0->1:1.Q",
+        "0:0->1:2.Q",
+        "1:0->2:0.Q",
+        "1:1->2:0.Q",
+        "1:2->2:0.Q",
+        "1:1->2:0.K",
+        "1:2->2:0.K",
         "2:0->logits",
     }
 
@@ -184,22 +194,24 @@ def test_equal_inputs_carry_nothing() -> None:
 
 def test_only_counted_tokens_count() -> None:
     mask = torch.zeros(CLEAN.shape, dtype=torch.bool)
-    mask[:, 3:5], mask[1, 6] = True, True
-    whole, some, others = (
-        patch_paths(tiny_model(), CLEAN, corrupted=CORRUPTED, where=where).effect
-        for where in (None, mask, ~mask)
-    )
-    assert np.allclose(24 * whole, 9 * some + 15 * others, atol=1e-5)
-    assert not np.allclose(some, others, atol=1e-3)
+    mask[:, 3:5] = True
+    mask[1, 6] = True
+    model = tiny_model()
+    on_all = patch_paths(model, CLEAN, corrupted=CORRUPTED).effect
+    on_mask = patch_paths(model, CLEAN, corrupted=CORRUPTED, where=mask).effect
+    on_others = patch_paths(model, CLEAN, corrupted=CORRUPTED, where=~mask).effect
+    assert np.allclose(24 * on_all, 9 * on_mask + 15 * on_others, atol=1e-5)
+    assert not np.allclose(on_mask, on_others, atol=1e-3)
 
 
 def test_passes_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(n_layers=3)
-    whole = patch_paths(model, CLEAN, corrupted=CORRUPTED)
-    monkeypatch.setattr("rllc.analysis.patching._ACTIVATIONS", 8 * 2 * 7 * 12 * 4)
-    parts = patch_paths(model, CLEAN, corrupted=CORRUPTED, batch_size=3)
-    assert np.allclose(whole.effect, parts.effect, atol=1e-6)
-    assert np.allclose(whole.standard_error, parts.standard_error, atol=1e-6)
+    in_one_pass = patch_paths(model, CLEAN, corrupted=CORRUPTED)
+    four_runs = 8 * 2 * 7 * 12 * 4
+    monkeypatch.setattr("rllc.analysis.interventions._ACTIVATIONS", four_runs)
+    in_parts = patch_paths(model, CLEAN, corrupted=CORRUPTED, batch_size=3)
+    assert np.allclose(in_one_pass.effect, in_parts.effect, atol=1e-6)
+    assert np.allclose(in_one_pass.standard_error, in_parts.standard_error, atol=1e-6)
 
 
 def test_paths_as_text() -> None:
@@ -208,15 +220,18 @@ def test_paths_as_text() -> None:
     assert Path.parse("0:4->logits") == Path((0, 4), None, "logits")
     for path in all_paths(tiny_model(n_layers=3)):
         assert Path.parse(str(path)) == path
+
+
+def test_paths_are_checked_and_taken_once() -> None:
     model = tiny_model()
-    assert check_paths(model, "0:1", "") == check_paths(model, Path((0, 1)), "") == (Path((0, 1)),)
-    assert check_paths(model, ["0:1", "L0H1", "0:2"], "") == (Path((0, 1)), Path((0, 2)))
+    only = (Path((0, 1)),)
+    assert check_paths(model, "0:1", "") == check_paths(model, Path((0, 1)), "") == only
+    assert check_paths(model, ["0:1", "L0H1", "0:2"], "") == (*only, Path((0, 2)))
 
 
 def test_results_as_tables() -> None:
-    result = patch_paths(
-        tiny_model(), tiny_tokens(name="prose"), ["0:1->1:2.K", "1:0->logits"], score="kl"
-    )
+    paths = ["0:1->1:2.K", "1:0->logits"]
+    result = patch_paths(tiny_model(), tiny_tokens(name="prose"), paths, score="kl")
     frame = result.to_dataframe()
     assert list(frame["receiver"]) == ["1:2", "logits"]
     assert list(frame["input"]) == ["K", "logits"]
@@ -227,11 +242,11 @@ def test_results_as_tables() -> None:
 
 def test_figures_show_the_numbers() -> None:
     result = patch_paths(tiny_model(), CLEAN)
-    _, given = plt.subplots()
-    assert plot_paths(result, "Q", ax=given) is given
-    image = given.images[0].get_array()
-    for s, r in np.ndindex(3, 3):
-        assert image[s, r] == result[f"0:{s}->1:{r}.Q"]
+    _, ax = plt.subplots()
+    assert plot_paths(result, "Q", ax=ax) is ax
+    image = ax.images[0].get_array()
+    for sender, receiver in np.ndindex(3, 3):
+        assert image[sender, receiver] == result[f"0:{sender}->1:{receiver}.Q"]
     assert plot_paths(result, "logits").images[0].get_array().shape == (6, 1)
 
 

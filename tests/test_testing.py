@@ -73,9 +73,8 @@ def test_check_loss_passes_token_losses_and_any_module() -> None:
     for weights in (None, rllc.head("0:1"), rllc.parameters("unembed.*")):
         check_loss(model, None, tokens, weights)
     check_loss(model, rllc.distillation(tiny_model(1, n_layers=1)), tokens)
-    check_loss(
-        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), square, torch.randn(6, 3)
-    )
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    check_loss(network, square, torch.randn(6, 3))
 
 
 def test_check_loss_sees_a_wrong_gradient() -> None:
@@ -105,14 +104,19 @@ def test_check_loss_sees_a_wrong_shape() -> None:
 
 def test_check_sampler_passes_sgld_at_its_own_law_and_not_at_another() -> None:
     check_sampler(SGLD, sgld_variance)
+    # SGLD has no accept/reject, so at this step size it is not at the target's law.
     with pytest.raises(AssertionError, match="mean square"):
-        check_sampler(
-            SGLD
-        )  # SGLD has no accept/reject, so at this step size it is not at the target's law
+        check_sampler(SGLD)
 
 
 def altered(step: object = None, init: object = None) -> Sampler:
-    return Sampler("altered", SGLD.lr, SGLD.localization, init or SGLD.init, step or SGLD.step)  # type: ignore[arg-type]
+    return Sampler(
+        "altered",
+        SGLD.lr,
+        SGLD.localization,
+        init or SGLD.init,
+        step or SGLD.step,
+    )  # type: ignore[arg-type]
 
 
 class Impure(NamedTuple):
@@ -120,42 +124,53 @@ class Impure(NamedTuple):
     center: Tensor
 
 
-def test_check_sampler_sees_impure_functions() -> None:
-    def in_place(state: Impure, energy: Energy, noise: Random) -> Impure:
-        new = SGLD.step(state, energy, noise)
-        state.position.copy_(new.position)
-        return new
+def step_in_place(state: Impure, energy: Energy, noise: Random) -> Impure:
+    new = SGLD.step(state, energy, noise)
+    state.position.copy_(new.position)
+    return new
 
-    def elsewhere(state: Impure, energy: Energy, noise: Random) -> Impure:
-        energy(state.position + 1)
-        return SGLD.step(state, energy, noise)
 
-    def global_noise(state: Impure, energy: Energy, noise: Random) -> Impure:
-        new = SGLD.step(state, energy, noise)
-        return new._replace(position=new.position + 1e-3 * torch.randn_like(new.position))
+def step_after_looking_elsewhere(state: Impure, energy: Energy, noise: Random) -> Impure:
+    energy(state.position + 1)
+    return SGLD.step(state, energy, noise)
 
-    def company(state: Impure, energy: Energy, noise: Random) -> Impure:
-        new = SGLD.step(state, energy, noise)
-        return new._replace(position=new.position + 0.1 * new.position.mean(0))
 
-    def flat(state: Impure, energy: Energy, noise: Random) -> Impure:
-        return SGLD.step(state, energy, noise)._replace(center=torch.zeros(()))
+def step_with_global_noise(state: Impure, energy: Energy, noise: Random) -> Impure:
+    new = SGLD.step(state, energy, noise)
+    return new._replace(position=new.position + 1e-3 * torch.randn_like(new.position))
 
-    def double(state: Impure, energy: Energy, noise: Random) -> Impure:
-        new = SGLD.step(state, energy, noise)
-        return new._replace(position=new.position.double())
 
-    for step, message in (
-        (in_place, "wrote into the"),
-        (elsewhere, "first energy"),
-        (global_noise, "torch's random state"),
-        (company, "alone differs"),
-        (double, "stay torch.float32"),
-    ):
-        with pytest.raises(AssertionError, match=message):
-            check_sampler(altered(step))
-    with pytest.raises(AssertionError, match="leading run axis"):
-        check_sampler(altered(flat))
+def step_towards_others(state: Impure, energy: Energy, noise: Random) -> Impure:
+    new = SGLD.step(state, energy, noise)
+    return new._replace(position=new.position + 0.1 * new.position.mean(0))
+
+
+def step_in_double(state: Impure, energy: Energy, noise: Random) -> Impure:
+    new = SGLD.step(state, energy, noise)
+    return new._replace(position=new.position.double())
+
+
+def step_without_run_axis(state: Impure, energy: Energy, noise: Random) -> Impure:
+    return SGLD.step(state, energy, noise)._replace(center=torch.zeros(()))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (step_in_place, "wrote into the"),
+        (step_after_looking_elsewhere, "first energy"),
+        (step_with_global_noise, "torch's random state"),
+        (step_towards_others, "alone differs"),
+        (step_in_double, "stay torch.float32"),
+        (step_without_run_axis, "leading run axis"),
+    ],
+)
+def test_check_sampler_sees_impure_steps(step: object, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_sampler(altered(step))
+
+
+def test_check_sampler_sees_a_wrong_start() -> None:
     with pytest.raises(AssertionError, match="start at the position"):
         check_sampler(altered(init=lambda position: SGLD.init(position + 1)))
 

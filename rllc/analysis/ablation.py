@@ -1,17 +1,19 @@
-"""Taking heads out: what the loss, token by token, rises by when a head's output is replaced."""
+"""Ablation: by how much the loss rises, token by token, when the output of heads is replaced."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import pairwise
+import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rllc.analysis import patching
-from rllc.analysis.patching import Path, Values, check_paths, from_rows
+from rllc.analysis import interventions
+from rllc.analysis.heads import layer_starts
+from rllc.analysis.interventions import Values, from_rows
+from rllc.analysis.paths import Path, check_paths
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens, other_rows
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
@@ -26,13 +28,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from rllc.models import AttentionOnly
+    from rllc.models.attention_only import Activations
 
 Method = Literal["zero", "mean", "position_mean", "resample"]
 METHODS = ("zero", "mean", "position_mean", "resample")
 
+_TOKENS = 4096
+"""Tokens of a pass that averages outputs."""
+
 
 class Effect(NamedTuple):
-    """A change of loss, nats per token, and its standard error over rows."""
+    """A change of the loss, nats per token, and its standard error over rows."""
 
     value: float
     standard_error: float
@@ -43,12 +49,13 @@ class Ablation:
     """What each ablation costs. ``ablation["1:6"]`` is an :class:`Effect`.
 
     Args:
-        delta: ``[ablation]``, nats per token: mean loss with the heads ablated, less the mean loss of the model.
+        delta: ``[ablation]``, nats per token: mean loss with the heads ablated less that of the
+            model.
         standard_error: ``[ablation]``: over rows; NaN with one row.
-        tokens: ``[ablation, row, pos − 1]``: the same for each token; entry k is about token k + 1.
+        tokens: ``[ablation, row, pos − 1]``: the same for each token; entry k is for token k + 1.
         loss: ``[row, pos − 1]``: of the model itself.
         names: of the ablations.
-        method: what took the heads' outputs' place.
+        method: what took the place of the heads' outputs.
         data: name of the rows.
     """
 
@@ -69,24 +76,37 @@ class Ablation:
         Raises:
             InputError: no such ablation.
         """
-        for i, known in enumerate(self.names):
-            if known in (name, head_name(name)):
+        spellings = (name, head_name(name))
+        for i, own in enumerate(self.names):
+            if own in spellings:
                 return Effect(float(self.delta[i]), float(self.standard_error[i]))
         raise InputError(f"ablation[{name!r}]: no such ablation; {nearest(name, self.names)}")
 
-    def where(self, mask: np.ndarray | Tensor, data: str = "some tokens") -> Ablation:
-        """The same ablations, the means being over the tokens that a boolean mask ``[row, pos]`` selects.
+    def where(
+        self,
+        mask: np.ndarray | Tensor,
+        data: str = "some tokens",
+    ) -> Ablation:
+        """The same ablations, averaged over the tokens that a mask selects.
 
         Args:
-            mask: of the shape of the rows; a token counts by how it is predicted, so the first of a row never does.
+            mask: boolean ``[row, pos]``. The first token of a row is not predicted and never
+                counts.
             data: what to call these tokens.
 
         Raises:
             InputError: the mask is not boolean, has another shape, or selects nothing.
         """
-        rows = torch.empty(self.loss.shape[0], self.loss.shape[1] + 1, device="meta")
-        delta, error = mean_over_tokens(self.tokens, check_mask(mask, rows, data, "ablation.where"))
-        return replace(self, delta=delta, standard_error=error, data=data)
+        num_rows, num_predicted = self.loss.shape
+        rows = torch.empty(num_rows, num_predicted + 1, device="meta")
+        predicted = check_mask(mask, rows, data, "ablation.where")
+        delta, error = mean_over_tokens(self.tokens, predicted)
+        return dataclasses.replace(
+            self,
+            delta=delta,
+            standard_error=error,
+            data=data,
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row an ablation: ``heads, delta_loss, standard_error, method, data``."""
@@ -96,16 +116,20 @@ class Ablation:
             "heads": self.names,
             "delta_loss": self.delta,
             "standard_error": self.standard_error,
+            "method": self.method,
+            "data": self.data,
         }
-        return pd.DataFrame(columns | {"method": self.method, "data": self.data})
+        return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
-        rows = [
-            (n, f"{d:.4f}", f"{e:.4f}")
-            for n, d, e in zip(self.names, self.delta, self.standard_error, strict=True)
-        ]
-        title = f"Ablation ({self.method}) on {self.data}: loss {self.loss.mean():.4f}, change in nats per token"
-        return table(title, [("heads", "Δloss", "± se"), *rows])
+        lines = [("heads", "Δloss", "± se")]
+        for name, delta, error in zip(self.names, self.delta, self.standard_error, strict=True):
+            lines.append((name, f"{delta:.4f}", f"{error:.4f}"))
+        title = (
+            f"Ablation ({self.method}) on {self.data}: loss {self.loss.mean():.4f}, "
+            f"change in nats per token"
+        )
+        return table(title, lines)
 
 
 @torch.no_grad()
@@ -119,41 +143,83 @@ def ablate(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Ablation:
-    """The change of loss, per head and per token, when the output z of heads (what W_O reads) is replaced.
+    """The change of the loss, by head and token, when the output z of heads is replaced.
 
-    All ablations are runs of one forward pass that shares what comes before the first replaced head, so a head of the
-    last layer costs little more than the unembedding.
+    z is what W_O reads. All ablations share one forward pass up to the first replaced head, so a
+    head of the last layer costs little more than the unembedding.
 
     >>> ablate(model, tokens)["1:6"]                                               # doctest: +SKIP
 
     Args:
         model: an :class:`rllc.models.AttentionOnly`.
         tokens: the rows that are to be predicted.
-        weights: ``None``: every head alone. Else one or several sets of heads, each replaced together: ``"1:6"``,
-            ``rllc.head("0:4") | rllc.head("1:6")``, a list or a dict of these.
-        method: ``"zero"``: 0; ``"mean"``: the mean of z over ``reference``, one vector a head (the default: it takes
-            away what depends on the context and keeps the head's constant part, which zero also removes);
-            ``"position_mean"``: the mean at each position; ``"resample"``: z of another row at the same position, all
-            heads of a set from the same row.
-        reference: rows for the mean and for resampling; ``None``: ``tokens`` (resampling then takes for every row
-            another one, in a random cycle).
+        weights: ``None``: every head alone. Else one or several sets of heads, each replaced
+            together: ``"1:6"``, ``rllc.head("0:4") | rllc.head("1:6")``, a list or a dict of these.
+        method: ``"zero"``: 0. ``"mean"``: the mean of z over ``reference``, one vector a head. It
+            is the default, as it keeps the head's constant part and removes what depends on the
+            context. ``"position_mean"``: the mean at each position. ``"resample"``: z of another
+            row at the same position, for all heads of a set from the same row.
+        reference: rows for the mean and for resampling; ``None``: ``tokens``. Resampling then
+            takes another row for each, in a random cycle.
         seed: of resampling.
-        batch_size: rows of a pass; ``None`` is about 4096 tokens. Results do not depend on it.
+        batch_size: rows of a pass; ``None`` is about 4096 tokens. It does not change results.
+
+    Returns:
+        :class:`Ablation`, with one entry a head or set.
 
     Raises:
-        InputError: the model, the heads, the rows or the method are not what they must be.
+        InputError: the model, the heads, the rows or the method cannot be used.
 
-    Source: arXiv 2410.02984, appendix (ablation scores); Chan et al. 2022 for resampling.
+    Reference: arXiv 2410.02984, appendix (ablation scores); Chan et al. 2022 for resampling.
     """
-    model = check_model(model, "ablate")
-    rows, name = check_rows(model, tokens, "ablate")
-    chosen = [r.weights for r in product(heads(model) if weights is None else weights, rows)]
-    sets = [check_paths(model, _heads_of(w), "ablate") for w in chosen]
-    values = replacement(model, rows, method, reference, seed, "ablate")
-    loss = patching.replace(model, rows, sets, values, batch_size=batch_size).loss
-    each = loss[1:] - loss[:1]
-    delta, error = mean_over_tokens(each)
-    return Ablation(delta, error, each, loss[0], tuple(w.name for w in chosen), method, name)
+    caller = "ablate"
+    model = check_model(model, caller)
+    rows, name = check_rows(model, tokens, caller)
+    refinements = product(heads(model) if weights is None else weights, rows)
+    chosen = [refinement.weights for refinement in refinements]
+    sets = [check_paths(model, _heads_of(selection), caller) for selection in chosen]
+    values = replacement(model, rows, method, reference, seed, caller)
+    loss = interventions.replace(
+        model,
+        rows,
+        sets,
+        values,
+        batch_size=batch_size,
+    ).loss
+    effects = loss[1:] - loss[:1]
+    delta, error = mean_over_tokens(effects)
+    return Ablation(
+        delta=delta,
+        standard_error=error,
+        tokens=effects,
+        loss=loss[0],
+        names=tuple(selection.name for selection in chosen),
+        method=method,
+        data=name,
+    )
+
+
+def _heads_of(weights: Weights) -> list[Path]:
+    """The heads that a selection is made of.
+
+    Raises:
+        InputError: it is something else than heads, joined by ``|``.
+    """
+
+    def collect(rule: tuple[Any, ...]) -> list[Path]:
+        kind, *rest = rule
+        if kind == "or":
+            left, right = rest
+            return collect(left) + collect(right)
+        if kind == "head":
+            layer, head = rest
+            return [Path((layer, head))]
+        raise InputError(
+            f"ablate: the weights {weights.name!r} are not heads; whole heads are ablated, such as "
+            f"rllc.head('1:6') or rllc.head('0:4') | rllc.head('1:6')."
+        )
+
+    return collect(weights.rule)
 
 
 def replacement(
@@ -162,89 +228,120 @@ def replacement(
     method: Method,
     reference: Tokens | Tensor | None,
     seed: int,
-    doing: str,
+    caller: str,
 ) -> Values:
-    """What the outputs of ablated heads are replaced by on ``rows [row, pos]``; see :func:`ablate`.
+    """What takes the place of the outputs of ablated heads on ``rows [row, pos]``.
+
+    The arguments are those of :func:`ablate`.
 
     Raises:
-        InputError: no such method, or reference rows that are too short or too few for it.
+        InputError: no such method, or too few or too short reference rows for it.
     """
     if method not in METHODS:
-        raise InputError(
-            f"{doing}: `method` must be one of {', '.join(map(repr, METHODS))}, got {method!r}."
-        )
-    c = model.config
+        names = ", ".join(map(repr, METHODS))
+        raise InputError(f"{caller}: `method` must be one of {names}, got {method!r}.")
     if method == "zero":
-        return lambda index, at: [at.z[0].new_zeros(1, c.n_heads, 1, c.d_head)] * c.n_layers
-    source = rows if reference is None else check_rows(model, reference, doing)[0]
-    if method != "mean" and source.shape[1] < rows.shape[1]:
+        return _zeros(model)
+    source = rows if reference is None else check_rows(model, reference, caller)[0]
+    if method == "mean":
+        return _constants(mean_outputs(model, source))
+    if source.shape[1] < rows.shape[1]:
         raise InputError(
-            f"{doing}: method {method!r} takes activations position by position, but the rows of the reference have "
-            f"{source.shape[1]} positions, those of the tokens {rows.shape[1]}; pass longer reference rows."
+            f"{caller}: method {method!r} takes activations position by position, but the rows of "
+            f"the reference have {source.shape[1]} positions, those of the tokens {rows.shape[1]}; "
+            f"pass longer reference rows."
         )
-    if method == "resample":
-        if reference is None:
-            return from_rows(model, rows[other_rows(len(rows), seed, doing)])
-        drawn = torch.randint(len(source), (len(rows),), generator=generator("resample", seed))
-        return from_rows(model, source[drawn.to(source.device)])
-    means = mean_outputs(model, source, per_position=method == "position_mean")
-    return lambda index, at: [m[:, :, : at.tokens.shape[1]] for m in means]
+    if method == "position_mean":
+        return _constants(mean_outputs(model, source, per_position=True))
+    if reference is None:
+        return from_rows(model, rows[other_rows(len(rows), seed, caller)])
+    stream = generator("resample", seed)
+    drawn = torch.randint(len(source), (len(rows),), generator=stream)
+    return from_rows(model, source[drawn.to(source.device)])
+
+
+def _zeros(model: AttentionOnly) -> Values:
+    config = model.config
+
+    def values(index: Tensor, activations: Activations) -> list[Tensor]:
+        zero = activations.z[0].new_zeros(
+            1,
+            config.n_heads,
+            1,
+            config.d_head,
+        )
+        return [zero] * config.n_layers
+
+    return values
+
+
+def _constants(means: list[Tensor]) -> Values:
+    """The same values for all rows: ``[1, head, 1 or pos, d_head]`` a layer."""
+
+    def values(index: Tensor, activations: Activations) -> list[Tensor]:
+        num_positions = activations.tokens.shape[1]
+        return [mean[:, :, :num_positions] for mean in means]
+
+    return values
 
 
 @torch.no_grad()
-def mean_outputs(model: AttentionOnly, rows: Tensor, *, per_position: bool = False) -> list[Tensor]:
-    """Mean output of the heads of each layer before W_O, ``[1, head, 1 or pos − 1, d_head]``.
+def mean_outputs(
+    model: AttentionOnly,
+    rows: Tensor,
+    *,
+    per_position: bool = False,
+) -> list[Tensor]:
+    """The mean output of heads before W_O: for each layer ``[1, head, 1 or pos − 1, d_head]``.
 
     Args:
-        rows: ``[row, pos]``; the last token of a row, which predicts nothing, is left out.
-        per_position: a mean at each position, over rows, instead of one over rows and positions.
+        model: the model.
+        rows: ``[row, pos]``. The last token of a row predicts nothing and is left out.
+        per_position: average over rows only, for each position; else over positions too.
     """
-    c, pos = model.config, rows.shape[1] - 1
+    config = model.config
+    num_positions = rows.shape[1] - 1
     sums = torch.zeros(
-        c.n_layers, c.n_heads, pos, c.d_head, dtype=torch.float64, device=rows.device
+        (config.n_layers, config.n_heads, num_positions, config.d_head),
+        dtype=torch.float64,
+        device=rows.device,
     )
-    for some in rows[:, :-1].split(max(1, 4096 // pos)):
-        for layer, z in enumerate(model.activations(some).z):
+    for batch in rows[:, :-1].split(max(1, _TOKENS // num_positions)):
+        for layer, z in enumerate(model.activations(batch).z):
             sums[layer] += z[0].sum(0, dtype=torch.float64)
-    means = sums / len(rows) if per_position else sums.mean(2, keepdim=True) / len(rows)
-    return list(means.to(model.embed.W_E.dtype)[:, None])
+    if not per_position:
+        sums = sums.mean(2, keepdim=True)
+    means = (sums / len(rows)).to(model.embed.W_E.dtype)
+    return [mean[None] for mean in means]
 
 
 def plot_ablation(result: Ablation, ax: Axes | None = None) -> Axes:
-    """Δloss of each ablation as a dot with its 95 % interval, lines between layers.
+    """The change of the loss by each ablation, with its 95 % interval.
 
     >>> ax = plot_ablation(ablate(model, tokens))                                  # doctest: +SKIP
     """
     ax = new_axes(ax, width=max(4.0, 1.5 + 0.4 * len(result)))
     x = np.arange(len(result))
+    half_width = COVERS_95 * result.standard_error
     ax.errorbar(
-        x, result.delta, yerr=COVERS_95 * result.standard_error, fmt="o", ms=5, capsize=2, lw=1.2
+        x,
+        result.delta,
+        yerr=half_width,
+        fmt="o",
+        ms=5,
+        capsize=2,
+        lw=1.2,
     )
-    layers = [name.split(":")[0] if head_name(name) else "" for name in result.names]
-    for edge in x[1:][[before != after for before, after in pairwise(layers)]]:
-        ax.axvline(edge - 0.5, color="0.85", lw=0.8, zorder=0)
+    for start in layer_starts(result.names):
+        ax.axvline(
+            start - 0.5,
+            color="0.85",
+            lw=0.8,
+            zorder=0,
+        )
     ax.axhline(0, color="0.7", lw=0.8, zorder=0)
-    ax.set_xticks(x, result.names, rotation=0 if max(map(len, result.names)) <= 4 else 60)
+    longest = max(map(len, result.names))
+    ax.set_xticks(x, result.names, rotation=0 if longest <= 4 else 60)
     ax.set_xlabel(f"ablated heads ({result.method.replace('_', ' ')})")
     ax.set_ylabel(f"change of loss on {result.data}\n(nats per token, 95 % interval)")
     return ax
-
-
-def _heads_of(weights: Weights) -> list[Path]:
-    """The heads that a selection is made of.
-
-    Raises:
-        InputError: it is not heads, joined by ``|``.
-    """
-
-    def walk(rule: tuple[Any, ...]) -> list[Path]:
-        if rule[0] == "or":
-            return walk(rule[1]) + walk(rule[2])
-        if rule[0] != "head":
-            raise InputError(
-                f"ablate: the weights {weights.name!r} are not heads; whole heads are ablated, such as rllc.head('1:6') or "
-                f"rllc.head('0:4') | rllc.head('1:6')."
-            )
-        return [Path((rule[1], rule[2]))]
-
-    return walk(weights.rule)

@@ -1,4 +1,4 @@
-"""What each head is for: attention scores, ablations and tokens in context put together into one table."""
+"""Roles: what each head is for, from its attention, its ablation and its tokens in context."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from rllc.analysis import attention
 from rllc.analysis.attention import Scores
-from rllc.analysis.rows import check_model, check_rows
-from rllc.analysis.tokens_in_context import TokensInContext, common_start, tokens_in_context
+from rllc.analysis.contexts import TokensInContext
+from rllc.analysis.heads import index_of, label_heads, layer_starts
+from rllc.analysis.rows import check_model, check_rows, common_start
+from rllc.analysis.tokens_in_context import tokens_in_context
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
 from rllc.tables import table
-from rllc.weights import head_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,7 @@ EVIDENCE = (
     "tokens",
     "memorised",
 )
-"""Three mean attentions, three shares of a head's tokens in context, Δloss and its error, and two counts."""
+"""Three mean attentions, three shares of tokens in context, Δloss and its error, and two counts."""
 
 _COLORS = {
     "previous token": "#0072B2",
@@ -46,18 +47,29 @@ _COLORS = {
     "multigram": "#D55E00",
     "other": "0.6",
 }
+_LABELS = {
+    "previous_token": "previous token",
+    "current_token": "current token",
+    "prefix_matching": "prefix matching",
+    "induction": "induction",
+    "dyck": "Dyck",
+    "multigram": "multigram",
+    "delta_loss": "Δloss",
+    "memorised": "memorised",
+}
+"""The evidence that the figure shows, with its labels."""
 
 
 @dataclass(frozen=True)
 class RoleThresholds:
-    """From where on evidence counts; ours, as the paper gives none.
+    """From where on evidence counts. The paper gives no thresholds; these are ours.
 
     Args:
-        previous_token: mean attention to the previous token that makes a head a previous-token head.
+        previous_token: mean attention to the previous token that makes a previous-token head.
         current_token: the same for the current token.
-        prefix_matching: mean attention to what followed an earlier copy of the token; lower, as it is on rows that the
-            model never saw the like of.
-        share: of a head's tokens in context that must be of one kind.
+        prefix_matching: mean attention to what followed an earlier copy of the token. It is lower,
+            as the random rows are unlike all that the model was trained on.
+        share: share of a head's tokens in context that must be of one kind.
 
     Raises:
         InputError: a number is not in 0 … 1.
@@ -74,9 +86,8 @@ class RoleThresholds:
                 raise InputError(f"RoleThresholds: `{name}` must be from 0 to 1, got {value!r}.")
 
     def __str__(self) -> str:
-        return ", ".join(
-            f"{name.replace('_', ' ')} {value:g}" for name, value in vars(self).items()
-        )
+        parts = [f"{name.replace('_', ' ')} {value:g}" for name, value in vars(self).items()]
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +116,7 @@ class Roles:
         Raises:
             InputError: no such head.
         """
-        name = head_name(head)
-        if name not in self.heads:
-            raise InputError(f"roles[{head!r}]: no such head; {nearest(head, self.heads)}")
-        return self.roles[self.heads.index(name)]
+        return self.roles[index_of(head, self.heads, "roles")]
 
     def having(self, role: str) -> tuple[str, ...]:
         """The heads that have a role.
@@ -118,7 +126,8 @@ class Roles:
         """
         if role not in ROLES:
             raise InputError(f"roles.having({role!r}): no such role; {nearest(role, ROLES)}")
-        return tuple(head for head, own in zip(self.heads, self.roles, strict=True) if own == role)
+        pairs = zip(self.heads, self.roles, strict=True)
+        return tuple(head for head, own in pairs if own == role)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a head: ``head, role``, and the evidence."""
@@ -130,10 +139,14 @@ class Roles:
         shown = [name for name in EVIDENCE if name != "delta_loss_se"]
         lines = [("head", "role", *shown)]
         for i, head in enumerate(self.heads):
-            values = (self.evidence[name][i] for name in shown)
-            numbers = (str(v) if isinstance(v, np.integer) else f"{v:.3f}" for v in values)
+            numbers = [_as_text(self.evidence[name][i]) for name in shown]
             lines.append((head, self.roles[i], *numbers))
-        return table(f"Roles on {self.data} (thresholds: {self.thresholds})", lines, left=(0, 1))
+        title = f"Roles on {self.data} (thresholds: {self.thresholds})"
+        return table(title, lines, left=(0, 1))
+
+
+def _as_text(value: np.generic) -> str:
+    return str(value) if isinstance(value, np.integer) else f"{value:.3f}"
 
 
 def classify(
@@ -151,9 +164,9 @@ def classify(
     The role is the first of these that holds:
 
     - previous token, current token, induction: the mean attention is at least its threshold;
-    - induction, bracket, multigram: the kind (of these) that most of the head's tokens in context have, if it is at least
-      the share ``thresholds.share`` of them: see :func:`rllc.analysis.tokens_in_context.tokens_in_context`;
-    - other: also every head that neither looks nor matters anywhere.
+    - induction, bracket, multigram: of these kinds the one that most of the head's tokens in
+      context have, if its share is at least ``thresholds.share``;
+    - other: also every head that matters nowhere.
 
     >>> classify(model, tokens, brackets=brackets(tokenizer))["1:6"]               # doctest: +SKIP
     'induction'
@@ -161,78 +174,134 @@ def classify(
     Args:
         model: an :class:`rllc.models.AttentionOnly`.
         tokens: the rows on which heads are ablated.
-        brackets: id of an opening bracket to the ids that close it; ``None``: no head is a bracket head.
-        scores: attention scores; ``None`` measures them on random repeated rows, which begin as ``tokens`` do. A model
-            that only repeats after a mark of its language shows that on rows of its language: pass ``scores(model, rows)``.
-        contexts: tokens in context of all heads, when there are some already; their ablation is used too, and
-            ``brackets`` is not.
+        brackets: id of an opening bracket to the ids that close it; ``None``: no head is a bracket
+            head.
+        scores: attention scores. ``None`` measures them on random repeated rows that begin as
+            ``tokens`` do. If a model repeats only after a mark of its language, measure them on
+            rows of its language: ``scores(model, rows)``.
+        contexts: tokens in context of all heads, to be used again, with their ablation; then
+            ``brackets`` is not used.
         thresholds: see :class:`RoleThresholds`.
         seed: of the random rows.
 
-    Raises:
-        InputError: the model or rows are not what they must be, or scores and contexts are of other heads.
+    Returns:
+        :class:`Roles`, with one role a head.
 
-    Source: arXiv 2410.02984, appendix (classification of heads); the thresholds are ours.
+    Raises:
+        InputError: the model or rows cannot be used, or scores and contexts are of other heads.
+
+    Reference: arXiv 2410.02984, appendix (classification of heads); the thresholds are ours.
     """
-    model, thresholds = check_model(model, "classify"), thresholds or RoleThresholds()
+    model = check_model(model, "classify")
     rows, _ = check_rows(model, tokens, "classify")
+    if thresholds is None:
+        thresholds = RoleThresholds()
     if contexts is None:
         contexts = tokens_in_context(model, tokens, brackets=brackets)
     if scores is None:
         scores = attention.scores(model, bos=common_start(rows), seed=seed)
     evidence = _evidence(scores, contexts)
-    heads = contexts.heads
-    roles = tuple(
-        _role({name: float(v[i]) for name, v in evidence.items()}, thresholds)
-        for i in range(len(heads))
+    roles = []
+    for i in range(len(contexts.heads)):
+        of_head = {name: float(values[i]) for name, values in evidence.items()}
+        roles.append(_role(of_head, thresholds))
+    return Roles(
+        heads=contexts.heads,
+        roles=tuple(roles),
+        evidence=evidence,
+        contexts=contexts,
+        thresholds=thresholds,
+        data=contexts.data,
     )
-    return Roles(heads, roles, evidence, contexts, thresholds, contexts.data)
+
+
+def _evidence(scores: Scores, contexts: TokensInContext) -> dict[str, np.ndarray]:
+    """Each kind of evidence as ``[head]``, for the heads of the tokens in context."""
+    for head in contexts.heads:
+        if head not in scores.heads:
+            raise InputError(f"classify: the scores have no head {head!r}; make both of one model.")
+    evidence = {}
+    for score in attention.SCORES:
+        evidence[score] = np.array([scores[head][score] for head in contexts.heads])
+    count = contexts.count()
+    evidence["induction"] = _share("induction", contexts)
+    evidence["dyck"] = _share("dyck", contexts)
+    evidence["multigram"] = _share("n-gram", contexts) + _share("skip n-gram", contexts)
+    effects = [contexts.ablation[head] for head in contexts.heads]
+    evidence["delta_loss"] = np.array([effect.value for effect in effects])
+    evidence["delta_loss_se"] = np.array([effect.standard_error for effect in effects])
+    evidence["tokens"] = count
+    evidence["memorised"] = contexts.memorised
+    return evidence
+
+
+def _share(kind: str, contexts: TokensInContext) -> np.ndarray:
+    """The share of each head's tokens in context that are of a kind; 0 if it has none."""
+    return contexts.count(kind) / np.maximum(contexts.count(), 1)
+
+
+def _role(evidence: Mapping[str, float], thresholds: RoleThresholds) -> str:
+    """The role of one head. A score that was not measured is NaN and never counts."""
+    role_of_score = {
+        "previous_token": "previous token",
+        "current_token": "current token",
+        "prefix_matching": "induction",
+    }
+    for score, role in role_of_score.items():
+        if evidence[score] >= getattr(thresholds, score):
+            return role
+    shares = {
+        "induction": evidence["induction"],
+        "bracket": evidence["dyck"],
+        "multigram": evidence["multigram"],
+    }
+    role = max(shares, key=shares.__getitem__)
+    if evidence["tokens"] and shares[role] >= thresholds.share:
+        return role
+    return "other"
 
 
 def plot_roles(result: Roles, ax: Axes | None = None) -> Axes:
-    """Heads against evidence as a heat map; each head's name has the colour of its role, which stands above it.
+    """Heads against evidence as a heat map, with each head's role in its colour above.
 
-    The three attentions and three shares are on one scale, 0 … 1; Δloss and the number of memorised multigrams, relative to
-    the largest, are written as numbers.
+    The three attentions and three shares are on one scale, 0 … 1. Δloss and the number of
+    memorised multigrams are shaded relative to the largest, and written as numbers.
 
     >>> ax = plot_roles(classify(model, tokens))                                   # doctest: +SKIP
     """
-    shown = (*EVIDENCE[:6], "delta_loss", "memorised")
-    values = np.stack([_relative(name, result.evidence[name]) for name in shown])
     ax = new_axes(ax, width=max(5.0, 2.4 + 0.5 * len(result.heads)))
-    ax.imshow(values, vmin=0, vmax=1, cmap="Greys", aspect="auto")
-    for (y, x), value in np.ndenumerate(values):
-        number = result.evidence[shown[y]][x]
-        text = str(number) if shown[y] == "memorised" else f"{number:.2f}"
-        ax.text(
-            x,
-            y,
-            text,
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="white" if value > 0.6 else "0.2",
-        )
+    shades = np.stack([_shade(name, result.evidence[name]) for name in _LABELS])
+    ax.imshow(shades, vmin=0, vmax=1, cmap="Greys", aspect="auto")
+    for y, name in enumerate(_LABELS):
+        for x, value in enumerate(result.evidence[name]):
+            text = str(value) if name == "memorised" else f"{value:.2f}"
+            color = "white" if shades[y, x] > 0.6 else "0.2"
+            ax.text(x, y, text, ha="center", va="center", fontsize=7, color=color)
     ax.axhline(2.5, color="0.5", lw=1)
     ax.axhline(5.5, color="0.5", lw=1)
-    labels = (
-        "previous token",
-        "current token",
-        "prefix matching",
-        "induction",
-        "Dyck",
-        "multigram",
-        "Δloss",
-        "memorised",
-    )
-    ax.set_yticks(range(len(shown)), labels)
-    ax.set_xticks(
-        range(len(result.heads)), result.heads, rotation=0 if len(result.heads) <= 16 else 90
-    )
-    for label, role in zip(ax.get_xticklabels(), result.roles, strict=True):
+    ax.set_yticks(range(len(_LABELS)), _LABELS.values())
+    label_heads(ax, result.heads)
+    _write_roles(ax, result.roles)
+    for start in layer_starts(result.heads):
+        ax.axvline(start - 0.5, color="0.3", lw=1)
+    ax.set_xlabel("head")
+    return ax
+
+
+def _shade(name: str, values: np.ndarray) -> np.ndarray:
+    """Values as darkness, 0 … 1: attention and shares as they are, others over the largest."""
+    if name not in ("delta_loss", "memorised"):
+        return values
+    largest = max(float(np.nanmax(values)), 1e-12)
+    return np.clip(values / largest, 0, 1)
+
+
+def _write_roles(ax: Axes, roles: Collection[str]) -> None:
+    """Write each head's role above it, and colour its label."""
+    for label, role in zip(ax.get_xticklabels(), roles, strict=True):
         label.set_color(_COLORS[role])
         label.set_fontweight("bold")
-    for x, role in enumerate(result.roles):
+    for x, role in enumerate(roles):
         ax.annotate(
             role,
             (x, 1),
@@ -243,57 +312,3 @@ def plot_roles(result: Roles, ax: Axes | None = None) -> Axes:
             fontsize="small",
             color=_COLORS[role],
         )
-    layers = [head.split(":")[0] for head in result.heads]
-    for x in range(1, len(layers)):
-        if layers[x] != layers[x - 1]:
-            ax.axvline(x - 0.5, color="0.3", lw=1)
-    ax.set_xlabel("head")
-    return ax
-
-
-def _evidence(scores: Scores, contexts: TokensInContext) -> dict[str, np.ndarray]:
-    """Each kind of evidence as ``[head]``, the heads being those of the tokens in context."""
-    missing = [head for head in contexts.heads if head not in scores.heads]
-    if missing:
-        raise InputError(
-            f"classify: the scores have no head {missing[0]!r}; make both of one model."
-        )
-    ablation, count = contexts.ablation, contexts.count()
-    share = {
-        kind: contexts.count(kind) / np.maximum(count, 1)
-        for kind in ("induction", "dyck", "n-gram", "skip n-gram")
-    }
-    return {
-        **{
-            name: np.array([scores[head][name] for head in contexts.heads])
-            for name in attention.SCORES
-        },
-        "induction": share["induction"],
-        "dyck": share["dyck"],
-        "multigram": share["n-gram"] + share["skip n-gram"],
-        "delta_loss": np.array([ablation[head].value for head in contexts.heads]),
-        "delta_loss_se": np.array([ablation[head].standard_error for head in contexts.heads]),
-        "tokens": count,
-        "memorised": contexts.memorised,
-    }
-
-
-def _role(evidence: Mapping[str, float], thresholds: RoleThresholds) -> str:
-    """The role of one head; NaN, such as a score that was not measured, is no evidence."""
-    for name, role in zip(attention.SCORES, ROLES, strict=False):
-        if evidence[name] >= getattr(thresholds, name):
-            return role
-    shares = {
-        "induction": evidence["induction"],
-        "bracket": evidence["dyck"],
-        "multigram": evidence["multigram"],
-    }
-    most = max(shares, key=lambda role: shares[role])
-    return most if evidence["tokens"] and shares[most] >= thresholds.share else "other"
-
-
-def _relative(name: str, values: np.ndarray) -> np.ndarray:
-    """Values as darkness, 0 … 1: attention and shares as they are, the others relative to the largest."""
-    if name not in ("delta_loss", "memorised"):
-        return values
-    return np.clip(values / max(float(np.nanmax(values)), 1e-12), 0, 1)

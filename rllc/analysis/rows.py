@@ -16,57 +16,114 @@ if TYPE_CHECKING:
     from rllc.models import AttentionOnly
 
 
-def check_model(model: nn.Module, doing: str) -> AttentionOnly:
-    """The model, if its heads can be looked into.
+def check_model(model: nn.Module, caller: str) -> AttentionOnly:
+    """The model, if its forward pass can be changed head by head.
+
+    Args:
+        model: any module.
+        caller: the function that error messages name.
 
     Raises:
-        InputError: it is not an :class:`rllc.models.AttentionOnly`.
+        InputError: the model is not an :class:`rllc.models.AttentionOnly`.
     """
     from rllc.models import AttentionOnly
 
-    if not isinstance(model, AttentionOnly):
-        raise InputError(
-            f"{doing}: expected an rllc.models.AttentionOnly, whose forward pass can be replaced head by head, got "
-            f"{type(model).__name__}; other transformers are not supported here. rllc.load(folder) gives an AttentionOnly."
-        )
-    return model
+    if isinstance(model, AttentionOnly):
+        return model
+    raise InputError(
+        f"{caller}: expected an rllc.models.AttentionOnly, whose forward pass can be replaced head "
+        f"by head, got {type(model).__name__}; other transformers are not supported here. "
+        f"rllc.load(folder) gives an AttentionOnly."
+    )
 
 
-def check_rows(model: AttentionOnly, tokens: Tokens | Tensor, doing: str) -> tuple[Tensor, str]:
-    """The rows ``[row, pos]`` (int64, on the model's device) of tokens that the model can read, and their name.
+def check_rows(
+    model: AttentionOnly,
+    tokens: Tokens | Tensor,
+    caller: str,
+) -> tuple[Tensor, str]:
+    """The rows ``[row, pos]`` as int64 on the model's device, and the name of the tokens.
 
     Raises:
-        InputError: the tokens are not rows of ids, or have ids or positions that the model has not.
+        InputError: the tokens are not rows of ids, or the model lacks their ids or positions.
     """
-    if not isinstance(tokens, Tokens):
-        if not isinstance(tokens, Tensor):
-            raise InputError(
-                f"{doing}: expected rllc.Tokens or a tensor [row, pos] of token ids, got {type(tokens).__name__}."
-            )
+    if isinstance(tokens, Tensor):
         tokens = Tokens(tokens)
-    c = model.config
-    if tokens.largest_id >= c.d_vocab:
+    if not isinstance(tokens, Tokens):
         raise InputError(
-            f"{doing}: the tokens {tokens.name!r} have id {tokens.largest_id}, but the model knows ids below {c.d_vocab}; "
-            f"use the tokenizer that the model was trained with."
+            f"{caller}: expected rllc.Tokens or a tensor [row, pos] of token ids, got "
+            f"{type(tokens).__name__}."
         )
-    if tokens.num_positions > c.n_ctx:
+    d_vocab, n_ctx = model.config.d_vocab, model.config.n_ctx
+    if tokens.largest_id >= d_vocab:
         raise InputError(
-            f"{doing}: the rows of {tokens.name!r} have {tokens.num_positions} positions, but the model's context is "
-            f"{c.n_ctx}; take rllc.Tokens(tokens.rows[:, :{c.n_ctx}])."
+            f"{caller}: the tokens {tokens.name!r} have id {tokens.largest_id}, but the model "
+            f"knows ids below {d_vocab}; use the tokenizer that the model was trained with."
+        )
+    if tokens.num_positions > n_ctx:
+        raise InputError(
+            f"{caller}: the rows of {tokens.name!r} have {tokens.num_positions} positions, but the "
+            f"model's context is {n_ctx}; take rllc.Tokens(tokens.rows[:, :{n_ctx}])."
         )
     return tokens.rows.long().to(model.embed.W_E.device), tokens.name
 
 
-def other_rows(count: int, seed: int, doing: str) -> Tensor:
-    """For each row another one, every row once: one random cycle through all rows ``[row]``.
+def check_mask(
+    mask: np.ndarray | Tensor,
+    rows: Tensor,
+    name: str,
+    caller: str,
+) -> np.ndarray:
+    """A mask of tokens ``[row, pos]`` as a mask of predictions ``[row, pos − 1]``.
+
+    The first token of a row is never predicted, so its column goes.
 
     Raises:
-        InputError: there is one row only.
+        InputError: the mask is not boolean, differs from the rows in shape, or selects no
+            predicted token.
+    """
+    values = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    shape = tuple(rows.shape)
+    if values.dtype != bool or values.shape != shape:
+        raise InputError(
+            f"{caller}: the mask {name!r} must be boolean with one entry a token, shape {shape}, "
+            f"got {values.dtype} {values.shape}."
+        )
+    predicted = values[:, 1:]
+    if not predicted.any():
+        raise InputError(
+            f"{caller}: the mask {name!r} selects no token that is predicted (the first of a row "
+            f"is not); leave it out."
+        )
+    return predicted
+
+
+def common_start(rows: Tensor) -> int | None:
+    """The id, such as BOS, that all of several rows begin with; ``None`` if there is none.
+
+    >>> common_start(torch.tensor([[7, 1], [7, 2]]))
+    7
+    """
+    first = rows[:, 0]
+    if len(rows) > 1 and bool((first == first[0]).all()):
+        return int(first[0])
+    return None
+
+
+def other_rows(
+    count: int,
+    seed: int,
+    caller: str,
+) -> Tensor:
+    """Another row for each row ``[row]``: one random cycle through all rows.
+
+    Raises:
+        InputError: there is only one row.
     """
     if count < 2:
         raise InputError(
-            f"{doing}: another row's activations are needed, but there is one row; pass at least 2."
+            f"{caller}: another row's activations are needed, but there is one row; pass at least "
+            f"2."
         )
     order = torch.randperm(count, generator=generator("other_rows", seed))
     other = torch.empty_like(order)
@@ -74,50 +131,46 @@ def other_rows(count: int, seed: int, doing: str) -> Tensor:
     return other
 
 
-def ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over tokens and its standard error, rows being independent.
+def ratio(
+    sums: np.ndarray,
+    counts: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over tokens and its standard error, for independent rows.
 
-    mean = Σ_r s_r / Σ_r n_r; se² = R/(R−1) · Σ_r (s_r − mean · n_r)² / (Σ_r n_r)², the linearised variance of a ratio
-    (Cochran 1977, "Sampling Techniques", section 6.4). With equal counts it is the usual standard error of a mean.
+    With s_r the sum over the tokens of row r and n_r their number, of R rows that have any:
+    mean = Σ_r s_r / Σ_r n_r and se² = R/(R−1) · Σ_r (s_r − mean · n_r)² / (Σ_r n_r)². This is the
+    linearised variance of a ratio; for equal counts, the usual standard error of a mean.
 
     Args:
-        sums: ``[..., row]``: sum of the quantity over a row's tokens.
-        counts: ``[row]``: how many tokens of each row count; R is the number of rows that have any.
+        sums: ``[..., row]``: s_r.
+        counts: ``[row]``: n_r.
 
     Returns:
-        ``(mean [...], standard error [...])``; NaN without tokens, and the error also with one row.
+        mean ``[...]`` and standard error ``[...]``. Both are NaN without tokens, and the error
+        also with one row.
+
+    Reference: Cochran 1977, "Sampling Techniques", section 6.4.
     """
-    total, rows = counts.sum(), int((counts > 0).sum())
+    total = counts.sum()
+    num_rows = int((counts > 0).sum())
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = sums.sum(-1) / total
-        away = sums - mean[..., None] * counts
-        error = np.sqrt(np.square(away).sum(-1) * np.divide(rows, rows - 1)) / total
-    return mean, np.where(rows > 1, error, np.nan)
+        residual = sums - mean[..., None] * counts
+        correction = np.divide(num_rows, num_rows - 1)
+        error = np.sqrt(np.square(residual).sum(-1) * correction) / total
+    return mean, np.where(num_rows > 1, error, np.nan)
 
 
 def mean_over_tokens(
-    each: np.ndarray, where: np.ndarray | None = None
+    values: np.ndarray, mask: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of ``each [..., row, pos]`` over the tokens that ``where [row, pos]`` selects, with its error over rows."""
-    if where is None:
-        where = np.ones(each.shape[-2:], dtype=bool)
-    return ratio(np.where(where, each, 0.0).sum(-1, dtype=np.float64), where.sum(-1))
+    """Mean of ``values [..., row, pos]`` over the tokens of a mask, and its error over rows.
 
-
-def check_mask(mask: np.ndarray | Tensor, rows: Tensor, name: str, doing: str) -> np.ndarray:
-    """A mask of tokens ``[row, pos]`` as a mask of predictions ``[row, pos − 1]``: the first token is never predicted.
-
-    Raises:
-        InputError: not boolean, another shape than the rows', or no predicted token selected.
+    Args:
+        values: a number for each token.
+        mask: ``[row, pos]``, boolean; ``None`` takes all tokens.
     """
-    given = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
-    if given.dtype != bool or given.shape != tuple(rows.shape):
-        raise InputError(
-            f"{doing}: the mask {name!r} must be boolean with one entry a token, shape {tuple(rows.shape)}, got "
-            f"{given.dtype} {given.shape}."
-        )
-    if not given[:, 1:].any():
-        raise InputError(
-            f"{doing}: the mask {name!r} selects no token that is predicted (the first of a row is not); leave it out."
-        )
-    return given[:, 1:]
+    if mask is None:
+        mask = np.ones(values.shape[-2:], dtype=bool)
+    sums = np.where(mask, values, 0.0).sum(-1, dtype=np.float64)
+    return ratio(sums, mask.sum(-1))
