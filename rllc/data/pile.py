@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rllc.data.tokens import Tokens, tokenize
+from rllc.data.packing import tokenize
+from rllc.data.tokens import Tokens
 from rllc.errors import FileError, InputError, first_line, nearest
 
 if TYPE_CHECKING:

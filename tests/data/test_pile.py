@@ -268,7 +268,7 @@ def test_rows_are_those_of_the_texts(write: Any, small_tokenizer: Any) -> None:
 def test_num_rows_stops_reading(
     write: Any, small_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rllc.data.tokens._BLOCK", 100)
+    monkeypatch.setattr("rllc.data.packing._BLOCK", 100)
     path = write("a.jsonl", LINES * 5 + b"a broken line")
     assert (
         len(load_pile(source=path, tokenizer=small_tokenizer, context_length=16, num_rows=3)) == 3
