@@ -1,4 +1,7 @@
-"""Texts, tokenizers and rows of tokens. Importing this package imports neither transformers nor datasets."""
+"""Texts, tokenizers, rows of tokens and minibatches.
+
+Importing this package imports neither transformers nor datasets.
+"""
 
 from __future__ import annotations
 
