@@ -1,10 +1,16 @@
-"""One family of errors. Every message says what was being done, what was expected, what was got and what to type."""
+"""One family of errors.
+
+Every message says what was being done, what was expected, what was got and what to type.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 from typing import Any
+
+_SHOWN = 8
+"""How many names a message lists when none is close to the mistyped one."""
 
 
 class RllcError(Exception):
@@ -30,7 +36,10 @@ class ObservationError(RllcError, RuntimeError):
 
 
 class FileError(RllcError, RuntimeError):
-    """A file or hub repository is missing, damaged, unsafe or not what it should be. Also a ``RuntimeError``."""
+    """A file or hub repository is missing, damaged, unsafe or not what it should be.
+
+    Also a ``RuntimeError``.
+    """
 
 
 def nearest(name: object, known: Iterable[object], count: int = 3) -> str:
@@ -39,20 +48,16 @@ def nearest(name: object, known: Iterable[object], count: int = 3) -> str:
     >>> nearest("blocks.0.atn.W_Q", ["blocks.0.attn.W_Q", "embed.W_E"])
     "did you mean 'blocks.0.attn.W_Q'?"
     """
-    names = [str(k) for k in known]
-    folded = {
-        known_name.casefold(): known_name for known_name in names
-    }  # a wrong case is the likeliest mistake
-    close = [
-        folded[c]
-        for c in difflib.get_close_matches(str(name).casefold(), folded, n=count, cutoff=0.5)
-    ]
+    names = [str(known_name) for known_name in known]
+    # A wrong case is the likeliest mistake, so names are compared without it.
+    by_folded = {known_name.casefold(): known_name for known_name in names}
+    close = difflib.get_close_matches(str(name).casefold(), by_folded, n=count, cutoff=0.5)
     if close:
-        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
-    shown = ", ".join(repr(n) for n in names[:8]) + (
-        f", … ({len(names)} in all)" if len(names) > 8 else ""
-    )
-    return f"known: {shown}"
+        suggestions = " or ".join(repr(by_folded[folded]) for folded in close)
+        return f"did you mean {suggestions}?"
+    listed = ", ".join(map(repr, names[:_SHOWN]))
+    more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return f"known: {listed}{more}"
 
 
 def first_line(error: BaseException) -> str:
@@ -61,4 +66,5 @@ def first_line(error: BaseException) -> str:
     >>> first_line(ValueError("no such file\\nhint: …"))
     'no such file'
     """
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    message = str(error).strip()
+    return message.partition("\n")[0] or type(error).__name__

@@ -1,8 +1,9 @@
-"""Files that are either whole or not there: written to a temporary name, synced, then renamed.
+"""Files that are either complete or absent, and the hashes of their contents.
 
-Writing in place leaves torn files after a crash; a rename within one folder is atomic on POSIX and NTFS. Arrays go to
-``.npz`` without objects (nothing is ever unpickled), with a JSON header, and with the SHA-256 of all bytes before it as
-the last 64: no byte of a file can change unnoticed.
+A file is written under a temporary name, synced, then renamed. Writing in place leaves torn files
+after a crash; a rename within one folder is atomic on POSIX and NTFS. Arrays go to ``.npz`` without
+objects (nothing is ever unpickled), with a JSON header, and with the SHA-256 of all earlier bytes
+as the last 64: no byte of a file can change unnoticed.
 """
 
 from __future__ import annotations
@@ -23,26 +24,35 @@ from torch import Tensor
 from rllc.errors import FileError
 
 _HEADER = "__header__"
+"""The name of the array that holds the JSON header."""
+
 _SEAL = 64
 """Characters of a SHA-256 in hexadecimal: the end of the zip's comment, and so of the file."""
 
+_BLOCK = 1 << 20
+"""Bytes that are read at once."""
 
-def _umask() -> int:
+
+def _read_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-_UMASK = _umask()
-"""Of this process. Read once, because it can only be read by setting it, for all threads."""
+_UMASK = _read_umask()
+"""The process's umask. It can only be read by setting it, for all threads, so it is read once."""
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
-    """Call ``write`` with a temporary path in the same folder, sync what it wrote, and rename it to ``path``.
+# Writing.
 
-    Parent folders are made. When ``write`` raises, the temporary file is removed and ``path`` is as it was.
 
-    >>> path = write_atomically("/tmp/rllc-doctest.txt", lambda p: p.write_text("whole") and None)
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
+    """Call ``write`` with a temporary path in the same folder, sync it, and rename it to ``path``.
+
+    Parent folders are made. When ``write`` raises, the temporary file is removed and ``path`` is as
+    it was.
+
+    >>> path = write_atomically("/tmp/rllc-doctest.txt", lambda p: p.write_text("whole"))
     >>> path.read_text()
     'whole'
     """
@@ -54,6 +64,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     try:
         write(temporary)
         sync(temporary)
+        # mkstemp gives the file to its owner alone; a usual file is readable as the umask says.
         temporary.chmod(0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException:
@@ -61,6 +72,23 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         raise
     sync(path.parent)
     return path
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's contents, or the names in a folder, are on disk.
+
+    Windows can sync files only; there a folder is left alone.
+    """
+    if os.name != "posix" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# Arrays.
 
 
 def save_arrays(
@@ -75,19 +103,21 @@ def save_arrays(
     Args:
         arrays: names to arrays of numbers, booleans or fixed-width strings (no objects).
         header: anything JSON can hold; kept beside the arrays.
-        compress: large arrays of noise shrink by a tenth at 25 MB a second, and are better left as they are.
+        compress: large arrays of noise shrink by a tenth at 25 MB a second, and are better left as
+            they are.
     """
     text = json.dumps({"header": dict(header)}, sort_keys=True)
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    whole[_HEADER] = np.frombuffer(text.encode(), dtype=np.uint8)
+    contents = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contents[_HEADER] = np.frombuffer(text.encode(), dtype=np.uint8)
+    save = np.savez_compressed if compress else np.savez
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            (np.savez_compressed if compress else np.savez)(file, **whole)
+            save(file, **contents)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.comment = b"sha256:" + b"0" * _SEAL
         with open(temporary, "r+b") as file:
-            seal = _seal(file)
+            seal = _sha256_before_seal(file)
             file.seek(-_SEAL, os.SEEK_END)
             file.write(seal)
 
@@ -98,29 +128,49 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     """Read what :func:`save_arrays` wrote: ``(arrays, header)``.
 
     Raises:
-        FileError: the file is missing, truncated, not one of ours, or its contents do not match their checksum.
+        FileError: the file is missing, truncated or not written by rllc, or its contents do not
+            match their checksum.
     """
     path = Path(path)
     if not path.is_file():
         raise FileError(f"reading {path}: there is no such file.")
     try:
-        with open(path, "rb") as file:
-            whole_file = file.seek(0, os.SEEK_END) > _SEAL and _seal(file) == file.read(_SEAL)
+        is_sealed = _is_sealed(path)
         with np.load(path, allow_pickle=False) as archive:
-            whole = {name: archive[name] for name in archive.files}
-        stored = json.loads(bytes(whole.pop(_HEADER)).decode())
-        header = stored["header"]
-    except (
-        Exception
-    ) as error:  # damaged bytes make zipfile, zlib, NumPy and json raise nearly anything
+            arrays = {name: archive[name] for name in archive.files}
+        header = json.loads(bytes(arrays.pop(_HEADER)).decode())["header"]
+    except Exception as error:
+        # Damaged bytes make zipfile, zlib, NumPy and json raise nearly anything.
         raise FileError(
             f"reading {path}: the file is truncated, damaged or not written by rllc ({error})."
         ) from error
-    if not whole_file and stored.get("sha256") != _digest(whole, header):
+    if not is_sealed:
         raise FileError(
-            f"reading {path}: its contents do not match the checksum in it; the file was changed or damaged."
+            f"reading {path}: its contents do not match the checksum in it; the file was changed "
+            f"or damaged."
         )
-    return whole, header
+    return arrays, header
+
+
+def _is_sealed(path: Path) -> bool:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        return size > _SEAL and _sha256_before_seal(file) == file.read(_SEAL)
+
+
+def _sha256_before_seal(file: BinaryIO) -> bytes:
+    """The SHA-256 of all bytes but the last 64, where the file is left standing."""
+    remaining = file.seek(0, os.SEEK_END) - _SEAL
+    file.seek(0)
+    digest = hashlib.sha256()
+    while remaining:
+        block = file.read(min(remaining, _BLOCK))
+        digest.update(block)
+        remaining -= len(block)
+    return digest.hexdigest().encode()
+
+
+# Hashes.
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -151,40 +201,8 @@ def sha256_of(pieces: Iterable[str | bytes | np.ndarray]) -> str:
 
 
 def bytes_of_tensor(tensor: Tensor) -> np.ndarray:
-    """The bytes of a tensor's numbers, row by row, as a flat uint8 array: for :func:`sha256_of`."""
+    """The bytes of a tensor's numbers, row by row, as a flat uint8 array for :func:`sha256_of`."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
-sha256 = sha256_of_file
-
-
-def _seal(file: BinaryIO) -> bytes:
-    """The SHA-256 of all bytes but the last 64, at which the file then stands."""
-    left = file.seek(0, os.SEEK_END) - _SEAL
-    file.seek(0)
-    digest = hashlib.sha256()
-    while left:
-        block = file.read(min(left, 1 << 20))
-        digest.update(block)
-        left -= len(block)
-    return digest.hexdigest().encode()
-
-
-def _digest(arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
-    """What files written before 0.2 have in their header in place of a seal."""
-    digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
-        digest.update(arrays[name].tobytes())
-    return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Have a file's contents, or the names in a folder, on disk before going on. Windows has the former only."""
-    if os.name != "posix" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+sha256 = sha256_of_file  # only until the last caller uses the longer name

@@ -51,11 +51,13 @@ def product(weights: WeightsLike, data: DataLike) -> list[Refinement]:
     Args:
         weights: one :class:`Weights`, a list of them, or a dict that also names them; a string is a
             head. ``None`` is :func:`rllc.everything`.
-        data: :class:`rllc.Tokens`, a tensor of token rows ``[row, pos]``, a tuple of tensors with one
-            leading dimension, any other :class:`rllc.data.Data`, or a dict of these that names them.
+        data: :class:`rllc.Tokens`, a tensor of token rows ``[row, pos]``, a tuple of tensors with
+            one leading dimension, any other :class:`rllc.data.Data`, or a dict of these that names
+            them.
 
     Raises:
-        InputError: nothing is selected, two have one name, or the data is not of one of these forms.
+        InputError: nothing is selected, two have one name, or the data is not of one of these
+            forms.
     """
     named_data = _named_data(data)
     refinements = []
@@ -101,8 +103,8 @@ def _selection(weights: Weights | str) -> Weights:
     if isinstance(weights, str):
         return head(weights)
     raise InputError(
-        f"`weights` must be rllc.Weights, such as rllc.head('1:6') or rllc.parameters('*.W_Q'), got "
-        f"{type(weights).__name__}; for boolean masks use rllc.masks({{parameter: mask}})."
+        f"`weights` must be rllc.Weights, such as rllc.head('1:6') or rllc.parameters('*.W_Q'), "
+        f"got {type(weights).__name__}; for boolean masks use rllc.masks({{parameter: mask}})."
     )
 
 
@@ -139,8 +141,8 @@ def _as_data(data: object, name: str) -> Data:
     if isinstance(data, Data):
         return data
     raise InputError(
-        f"`data` {name!r} must be rllc.Tokens, a tensor [row, pos] of token ids, a tuple of tensors "
-        f"with one leading dimension, other rllc.data.Data, or a dict of these; got "
+        f"`data` {name!r} must be rllc.Tokens, a tensor [row, pos] of token ids, a tuple of "
+        f"tensors with one leading dimension, other rllc.data.Data, or a dict of these; got "
         f"{type(data).__name__}."
     )
 

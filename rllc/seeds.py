@@ -10,8 +10,8 @@ import torch
 def generator(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh generator whose stream is a function of ``key`` alone.
 
-    The key is hashed (SHA-256 of its ``repr``), so streams of different keys are independent, and a stream does not
-    depend on what else is drawn, in which order, or in which process.
+    The key is hashed (SHA-256 of its ``repr``), so streams of different keys are independent, and a
+    stream does not depend on what else is drawn, in which order, or in which process.
 
     >>> a, b = generator(0, "1:6", 2), generator(0, "1:6", 2)
     >>> bool((torch.randn(3, generator=a) == torch.randn(3, generator=b)).all())
@@ -32,4 +32,6 @@ def stable_hash(*key: object) -> int:
     >>> stable_hash("loss", 0, 7) == stable_hash("loss", 0, 7)
     True
     """
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    # torch's seeds are signed, so the 64 bits lose one.
+    return int.from_bytes(digest[:8], "little") >> 1

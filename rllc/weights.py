@@ -1,14 +1,14 @@
 """Which weights: small frozen values that select parts of a model's parameters, and compose.
 
-A selection is resolved against a model only when it is used, so one value serves every checkpoint of a run, can be
-printed, compared, hashed and sent to another process.
+A selection is resolved against a model only when it is used, so one value serves every checkpoint
+of a run, can be printed, compared, hashed and sent to another process.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +18,18 @@ from torch import Tensor, nn
 
 from rllc.errors import InputError, nearest
 
-Index = int | slice | tuple["int | slice", ...]
+Index = int | slice | tuple[int | slice, ...]
+"""Part of a tensor, as in ``tensor[index]``."""
+
+Rule = tuple[Any, ...]
+"""How to find weights in a model: what kind of rule it is, then plain values or further rules."""
+
+Masks = dict[str, Tensor]
+"""A selection in one model: parameter names to boolean masks of their shapes."""
 
 _HEAD = re.compile(r"(?:[lL]?(\d+)\s*[:.]\s*(\d+)|[lL](\d+)[hH](\d+))$")
+_BLOCK = re.compile(r"(?:^|\.)(?:blocks|h|layers|layer)\.(\d+)\.")
+_QUERIES = re.compile(r"blocks\.(\d+)\.attn\.W_Q")
 _HEAD_TENSORS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
 
 
@@ -32,7 +41,8 @@ class Weights:
     >>> circuit.name
     'induction circuit'
 
-    Make one with :func:`everything`, :func:`layer`, :func:`head`, :func:`heads`, :func:`parameters` or :func:`masks`.
+    Make one with :func:`everything`, :func:`layer`, :func:`head`, :func:`heads`, :func:`parameters`
+    or :func:`masks`.
 
     Args:
         name: what tables, figures and files call it.
@@ -40,7 +50,7 @@ class Weights:
     """
 
     name: str
-    rule: tuple[Any, ...]
+    rule: Rule
 
     def __or__(self, other: Weights) -> Weights:
         return Weights(f"{self.name} | {other.name}", ("or", self.rule, other.rule))
@@ -55,19 +65,20 @@ class Weights:
         """The same selection under another name."""
         return replace(self, name=name)
 
-    def masks(self, model: nn.Module) -> dict[str, Tensor]:
-        """The selection in ``model``: a boolean mask for each parameter it touches, of that parameter's shape.
+    def masks(self, model: nn.Module) -> Masks:
+        """The selection in ``model``: a boolean mask for each parameter it touches.
 
         Raises:
-            InputError: the model has no such parameter, head or layer; a mask has another shape; nothing is selected.
+            InputError: the model has no such parameter, head or layer; a mask has another shape
+                than its parameter; nothing is selected.
         """
-        selected = {
-            name: mask for name, mask in _resolve(self.rule, model).items() if bool(mask.any())
-        }
+        resolved = _resolve(self.rule, model)
+        selected = {name: mask for name, mask in resolved.items() if bool(mask.any())}
         if not selected:
             raise InputError(
-                f"Weights {self.name!r} select nothing in {type(model).__name__}; expected at least one weight. "
-                f"Type print(weights.describe(model)) to see what a selection takes."
+                f"Weights {self.name!r} select nothing in {type(model).__name__}; expected at "
+                f"least one weight. Type print(weights.describe(model)) to see what a selection "
+                f"takes."
             )
         return selected
 
@@ -77,14 +88,19 @@ class Weights:
 
     def describe(self, model: nn.Module) -> str:
         """What it takes from ``model``, tensor by tensor, with counts."""
-        parameters = dict(model.named_parameters())
-        lines, total = [], 0
+        lines = []
+        num_selected = 0
         for name, mask in self.masks(model).items():
-            taken, shape = int(mask.sum()), tuple(parameters[name].shape)
-            total += taken
-            lines.append(f"  {name:<28} {shape!s:<18} {taken:>12,} of {mask.numel():,}")
-        whole = sum(p.numel() for p in parameters.values())
-        return "\n".join([f"{self.name}: {total:,} of {whole:,} weights", *lines])
+            count = int(mask.sum())
+            num_selected += count
+            shape = str(tuple(mask.shape))
+            lines.append(f"  {name:<28} {shape:<18} {count:>12,} of {mask.numel():,}")
+        num_weights = sum(parameter.numel() for parameter in model.parameters())
+        title = f"{self.name}: {num_selected:,} of {num_weights:,} weights"
+        return "\n".join([title, *lines])
+
+
+# How selections are made.
 
 
 def everything() -> Weights:
@@ -97,7 +113,9 @@ def everything() -> Weights:
 
 
 def layer(number: int) -> Weights:
-    """All parameters of one block, LayerNorm included: names with ``blocks.N.`` (or ``h.N.``, ``layers.N.``, ``layer.N.``).
+    """All parameters of one block, LayerNorm included.
+
+    A block's parameters have ``blocks.N.``, ``h.N.``, ``layers.N.`` or ``layer.N.`` in their names.
 
     >>> layer(1).name
     'layer 1'
@@ -106,28 +124,34 @@ def layer(number: int) -> Weights:
 
 
 def head(layer: int | str, head: int | None = None) -> Weights:
-    """One attention head: its slices of W_Q, W_K, W_V, W_O, b_Q, b_K and b_V (not b_O, not LayerNorm).
+    """One attention head: its slices of W_Q, W_K, W_V, W_O, b_Q, b_K and b_V.
+
+    b_O and LayerNorm are shared by the heads of a block and are not part of it.
 
     >>> head(1, 6) == head("1:6") == head("L1H6")
     True
 
-    For models with TransformerLens's parameter names (``blocks.1.attn.W_Q [head, d_model, d_head]``, …), which
-    :class:`rllc.models.AttentionOnly` has; for others, select the slices with :func:`parameters`. In the paper's model
-    a head is 32,864 numbers. Source: arXiv 2410.02984, section 2 and its configuration files.
+    For models with TransformerLens's parameter names (``blocks.1.attn.W_Q [head, d_model,
+    d_head]``, …), which :class:`rllc.models.AttentionOnly` has; for others, select the slices with
+    :func:`parameters`. In the paper's model a head is 32,864 numbers.
 
     Raises:
         InputError: the name is not a head's (``"1:6"``, ``"L1H6"`` or two numbers).
+
+    Reference: arXiv 2410.02984, section 2 and its configuration files.
     """
     if isinstance(layer, str):
         name = head_name(layer)
         if name is None or head is not None:
             raise InputError(
-                f"head({layer!r}): expected a head such as '1:6' or 'L1H6', or two numbers: head(1, 6)."
+                f"head({layer!r}): expected a head such as '1:6' or 'L1H6', or two numbers: "
+                f"head(1, 6)."
             )
-        layer, head = (int(part) for part in name.split(":"))
+        layer, head = map(int, name.split(":"))
     if head is None or layer < 0 or head < 0:
         raise InputError(
-            f"head({layer}, {head}): expected a layer and a head from 0 on, as in head(1, 6) or head('1:6')."
+            f"head({layer}, {head}): expected a layer and a head from 0 on, as in head(1, 6) or "
+            f"head('1:6')."
         )
     return Weights(f"{layer}:{head}", ("head", layer, head))
 
@@ -139,9 +163,10 @@ def head_name(written: str) -> str | None:
     ('1:6', None)
     """
     match = _HEAD.match(written.strip())
-    return (
-        ":".join(str(int(part)) for part in match.groups() if part is not None) if match else None
-    )
+    if match is None:
+        return None
+    layer, head = (int(digits) for digits in match.groups() if digits is not None)
+    return f"{layer}:{head}"
 
 
 def heads(model: nn.Module) -> list[Weights]:
@@ -150,13 +175,14 @@ def heads(model: nn.Module) -> list[Weights]:
     Raises:
         InputError: the model's parameters do not follow TransformerLens's names.
     """
-    known = _head_counts(model)
-    if not known:
+    names = _names_of_heads(model)
+    if not names:
         raise InputError(
-            f"heads({type(model).__name__}): expected parameters named like 'blocks.0.attn.W_Q' of shape "
-            f"[head, d_model, d_head]; select other layouts with rllc.parameters(name, index=…)."
+            f"heads({type(model).__name__}): expected parameters named like 'blocks.0.attn.W_Q' of "
+            f"shape [head, d_model, d_head]; select other layouts with rllc.parameters(name, "
+            f"index=…)."
         )
-    return [head(number, h) for number, count in sorted(known.items()) for h in range(count)]
+    return [head(name) for name in names]
 
 
 def parameters(pattern: str, index: Index | None = None) -> Weights:
@@ -166,13 +192,14 @@ def parameters(pattern: str, index: Index | None = None) -> Weights:
     'blocks.*.attn.W_Q[3]'
 
     Args:
-        pattern: a parameter's name, ``*`` and ``?`` allowed, as ``model.named_parameters()`` gives it.
-        index: an integer, a slice, or a tuple of these, as in ``tensor[index]``; ``None`` takes all of the tensor.
+        pattern: a parameter's name, ``*`` and ``?`` allowed, as ``model.named_parameters()`` gives
+            it.
+        index: an integer, a slice, or a tuple of these, as in ``tensor[index]``; ``None`` takes all
+            of the tensor.
     """
-    shown = "" if index is None else "[" + ", ".join(_show(i) for i in _as_tuple(index)) + "]"
-    return Weights(
-        pattern + shown, ("parameters", pattern, None if index is None else _freeze(index))
-    )
+    if index is None:
+        return Weights(pattern, ("parameters", pattern, None))
+    return Weights(pattern + _shown(index), ("parameters", pattern, _frozen(index)))
 
 
 def masks(selected: Mapping[str, Tensor], name: str = "masks") -> Weights:
@@ -183,112 +210,125 @@ def masks(selected: Mapping[str, Tensor], name: str = "masks") -> Weights:
     1
 
     Raises:
-        InputError: a mask is not a boolean tensor. (A wrong shape or name is found when a model is there.)
+        InputError: a mask is not a boolean tensor. A wrong shape or name is an error once the
+            selection meets a model.
     """
     frozen = []
     for parameter, mask in selected.items():
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            got = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
-            raise InputError(
-                f"masks: the mask of {parameter!r} must be a boolean tensor, got {got}; write `mask.bool()` if non-zero "
-                f"means selected."
-            )
-        frozen.append((parameter, tuple(mask.shape), np.packbits(mask.cpu().numpy()).tobytes()))
+        _check_boolean(parameter, mask)
+        bits = np.packbits(mask.cpu().numpy()).tobytes()
+        frozen.append((parameter, tuple(mask.shape), bits))
     return Weights(name, ("masks", tuple(frozen)))
 
 
-def _resolve(rule: tuple[Any, ...], model: nn.Module) -> dict[str, Tensor]:
-    kind, *rest = rule
-    if kind == "or":
-        return _combine(_resolve(rest[0], model), _resolve(rest[1], model))
-    if kind == "and":
-        left, right = _resolve(rest[0], model), _resolve(rest[1], model)
-        return {name: left[name] & right[name] for name in left if name in right}
-    if kind == "not":
-        taken = _resolve(rest[0], model)
-        return {
-            name: ~taken[name] if name in taken else _full(p) for name, p in _floats(model).items()
-        }
-    return {"parameters": _by_name, "layer": _by_layer, "head": _by_head, "masks": _by_mask}[kind](
-        model, *rest
+def _check_boolean(parameter: str, mask: object) -> None:
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        return
+    got = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+    raise InputError(
+        f"masks: the mask of {parameter!r} must be a boolean tensor, got {got}; write "
+        f"`mask.bool()` if non-zero means selected."
     )
 
 
-def _by_name(model: nn.Module, pattern: str, index: Any) -> dict[str, Tensor]:
-    known = _floats(model)
-    names = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
+# How selections meet a model: one function for each kind of rule.
+
+
+def _resolve(rule: Rule, model: nn.Module) -> Masks:
+    kind, *arguments = rule
+    return _KINDS[kind](model, *arguments)
+
+
+def _either(model: nn.Module, left: Rule, right: Rule) -> Masks:
+    masks = _resolve(left, model)
+    for name, mask in _resolve(right, model).items():
+        masks[name] = masks[name] | mask if name in masks else mask
+    return masks
+
+
+def _both(model: nn.Module, left: Rule, right: Rule) -> Masks:
+    masks = _resolve(left, model)
+    others = _resolve(right, model)
+    return {name: mask & others[name] for name, mask in masks.items() if name in others}
+
+
+def _complement(model: nn.Module, rule: Rule) -> Masks:
+    excluded = _resolve(rule, model)
+    masks = {name: _full(parameter) for name, parameter in _floats(model).items()}
+    for name, mask in excluded.items():
+        masks[name] = ~mask
+    return masks
+
+
+def _by_name(model: nn.Module, pattern: str, index: tuple[Any, ...] | None) -> Masks:
+    candidates = _floats(model)
+    names = [name for name in candidates if fnmatch.fnmatchcase(name, pattern)]
     if not names:
         raise InputError(
-            f"parameters({pattern!r}): {type(model).__name__} has none; {nearest(pattern, known)}"
+            f"parameters({pattern!r}): {type(model).__name__} has none; "
+            f"{nearest(pattern, candidates)}"
         )
-    return {
-        name: _full(known[name]) if index is None else _slice(name, known[name], _thaw(index))
-        for name in names
-    }
+    if index is None:
+        return {name: _full(candidates[name]) for name in names}
+    return {name: _slice(name, candidates[name], _thawed(index)) for name in names}
 
 
-def _slice(name: str, parameter: Tensor, index: Index) -> Tensor:
-    mask = torch.zeros(parameter.shape, dtype=torch.bool)
-    try:
-        mask[index] = True
-    except IndexError as error:
-        shown = ", ".join(_show(i) for i in _as_tuple(index))
-        raise InputError(
-            f"parameters({name!r}, index=[{shown}]): the tensor has shape {tuple(parameter.shape)} ({error})."
-        ) from error
-    return mask
-
-
-def _by_layer(model: nn.Module, number: int) -> dict[str, Tensor]:
-    found: dict[int, dict[str, Tensor]] = {}
+def _by_layer(model: nn.Module, number: int) -> Masks:
+    masks_of_layers: dict[int, Masks] = {}
     for name, parameter in _floats(model).items():
-        match = re.search(r"(?:^|\.)(?:blocks|h|layers|layer)\.(\d+)\.", name)
+        match = _BLOCK.search(name)
         if match:
-            found.setdefault(int(match[1]), {})[name] = parameter
-    if number not in found:
+            masks_of_layers.setdefault(int(match[1]), {})[name] = _full(parameter)
+    if number not in masks_of_layers:
+        layers = sorted(masks_of_layers) or "with no known names"
+        raise InputError(f"layer({number!r}): {type(model).__name__} has layers {layers}.")
+    return masks_of_layers[number]
+
+
+def _by_head(model: nn.Module, layer: int, head: int) -> Masks:
+    name = f"{layer}:{head}"
+    names_of_heads = _names_of_heads(model)
+    if name not in names_of_heads:
         raise InputError(
-            f"layer({number!r}): {type(model).__name__} has layers {sorted(found) or 'with no known names'}."
+            f"head({name!r}): {type(model).__name__} has no such head; "
+            f"{nearest(name, names_of_heads)}"
         )
-    return {name: _full(parameter) for name, parameter in found[number].items()}
+    candidates = _floats(model)
+    names = [f"blocks.{layer}.attn.{tensor}" for tensor in _HEAD_TENSORS]
+    return {name: _slice(name, candidates[name], head) for name in names if name in candidates}
 
 
-def _by_head(model: nn.Module, number: int, h: int) -> dict[str, Tensor]:
-    known = _head_counts(model)
-    if h >= known.get(number, 0):
-        every = [f"{layer}:{i}" for layer, count in sorted(known.items()) for i in range(count)]
-        raise InputError(
-            f"head('{number}:{h}'): {type(model).__name__} has no such head; {nearest(f'{number}:{h}', every)}"
-        )
-    here = _floats(model)
-    names = [
-        f"blocks.{number}.attn.{t}" for t in _HEAD_TENSORS if f"blocks.{number}.attn.{t}" in here
-    ]
-    return {name: _slice(name, here[name], h) for name in names}
-
-
-def _by_mask(
-    model: nn.Module, selected: Sequence[tuple[str, tuple[int, ...], bytes]]
-) -> dict[str, Tensor]:
-    known, resolved = _floats(model), {}
+def _by_mask(model: nn.Module, selected: tuple[tuple[str, tuple[int, ...], bytes], ...]) -> Masks:
+    candidates = _floats(model)
+    masks = {}
     for name, shape, bits in selected:
-        if name not in known:
+        if name not in candidates:
             raise InputError(
-                f"masks: {type(model).__name__} has no parameter {name!r}; {nearest(name, known)}"
+                f"masks: {type(model).__name__} has no parameter {name!r}; "
+                f"{nearest(name, candidates)}"
             )
-        if shape != tuple(known[name].shape):
+        expected = tuple(candidates[name].shape)
+        if shape != expected:
             raise InputError(
-                f"masks: the mask of {name!r} must have the parameter's shape {tuple(known[name].shape)}, got {shape}; "
-                f"masks are not broadcast, write mask.expand({tuple(known[name].shape)}) if that is what you mean."
+                f"masks: the mask of {name!r} must have the parameter's shape {expected}, got "
+                f"{shape}; masks are not broadcast, write mask.expand({expected}) if that is what "
+                f"you mean."
             )
-        count = int(np.prod(shape))
-        flat = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=count).astype(bool)
-        resolved[name] = torch.from_numpy(flat).reshape(shape)
-    return resolved
+        packed = np.frombuffer(bits, dtype=np.uint8)
+        flat = np.unpackbits(packed, count=int(np.prod(shape))).astype(bool)
+        masks[name] = torch.from_numpy(flat).reshape(shape)
+    return masks
 
 
-def _combine(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
-    both = {name: left[name] | right[name] if name in right else left[name] for name in left}
-    return both | {name: mask for name, mask in right.items() if name not in left}
+_KINDS: dict[str, Callable[..., Masks]] = {
+    "or": _either,
+    "and": _both,
+    "not": _complement,
+    "parameters": _by_name,
+    "layer": _by_layer,
+    "head": _by_head,
+    "masks": _by_mask,
+}
 
 
 def _floats(model: nn.Module) -> dict[str, Tensor]:
@@ -299,37 +339,61 @@ def _full(parameter: Tensor) -> Tensor:
     return torch.ones(parameter.shape, dtype=torch.bool)
 
 
-def _head_counts(model: nn.Module) -> dict[int, int]:
+def _slice(name: str, parameter: Tensor, index: Index) -> Tensor:
+    mask = torch.zeros(parameter.shape, dtype=torch.bool)
+    try:
+        mask[index] = True
+    except IndexError as error:
+        raise InputError(
+            f"parameters({name!r}, index={_shown(index)}): the tensor has shape "
+            f"{tuple(parameter.shape)} ({error})."
+        ) from error
+    return mask
+
+
+def _names_of_heads(model: nn.Module) -> list[str]:
     counts = {}
     for name, parameter in model.named_parameters():
-        match = re.fullmatch(r"blocks\.(\d+)\.attn\.W_Q", name)
+        match = _QUERIES.fullmatch(name)
         if match and parameter.dim() == 3:
             counts[int(match[1])] = parameter.shape[0]
-    return counts
+    return [f"{layer}:{head}" for layer in sorted(counts) for head in range(counts[layer])]
+
+
+# Indices as values. Slices cannot be hashed before Python 3.12, so a rule holds their three
+# numbers.
 
 
 def _as_tuple(index: Index) -> tuple[int | slice, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
-def _freeze(index: Index) -> tuple[Any, ...]:
-    """Slices are not hashable before Python 3.12, so a slice is kept as its three numbers."""
+def _frozen(index: Index) -> tuple[Any, ...]:
+    parts = []
     for part in _as_tuple(index):
         if not isinstance(part, int | slice):
             raise InputError(
-                f"parameters(index={index!r}): expected integers and slices; for a boolean mask use rllc.masks."
+                f"parameters(index={index!r}): expected integers and slices; for a boolean mask "
+                f"use rllc.masks."
             )
-    return tuple(
-        ("slice", p.start, p.stop, p.step) if isinstance(p, slice) else p for p in _as_tuple(index)
-    )
+        is_slice = isinstance(part, slice)
+        parts.append(("slice", part.start, part.stop, part.step) if is_slice else part)
+    return tuple(parts)
 
 
-def _thaw(index: tuple[Any, ...]) -> Index:
+def _thawed(index: tuple[Any, ...]) -> Index:
     return tuple(slice(*part[1:]) if isinstance(part, tuple) else part for part in index)
 
 
-def _show(part: int | slice) -> str:
+def _shown(index: Index) -> str:
+    """The index as it is written behind a tensor: ``[3, 2:5]``."""
+    return f"[{', '.join(map(_shown_part, _as_tuple(index)))}]"
+
+
+def _shown_part(part: int | slice) -> str:
     if not isinstance(part, slice):
         return str(part)
-    ends = [("" if end is None else str(end)) for end in (part.start, part.stop)]
-    return ":".join(ends) + ("" if part.step is None else f":{part.step}")
+    start = "" if part.start is None else part.start
+    stop = "" if part.stop is None else part.stop
+    step = "" if part.step is None else f":{part.step}"
+    return f"{start}:{stop}{step}"

@@ -43,7 +43,7 @@ class Data(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one collated row, without the batch axis; of the first part if there are several."""
+        """Shape of one row (of its first part, if there are several), without the batch axis."""
         ...
 
     def take(self, rows: Tensor, device: torch.device) -> Batch:

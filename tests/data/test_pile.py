@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 import zstandard
 
-from rllc.data import PILE_SUBSETS, load_pile, pile, pile_texts, tokenize, train_tokenizer
+from rllc.data import (
+    PILE_SUBSETS,
+    load_pile,
+    pile,
+    pile_texts,
+    sources,
+    tokenize,
+    train_tokenizer,
+)
 from rllc.errors import FileError, InputError
 
 DOCUMENTS = [
@@ -75,7 +83,7 @@ def test_files_of_many_frames_are_read_whole(tmp_path: Path, frames: int) -> Non
 def test_documents_do_not_depend_on_the_pieces_in_which_a_file_is_read(
     write: Any, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(pile, "_CHUNK", chunk)
+    monkeypatch.setattr(sources, "_CHUNK", chunk)
     assert list(pile_texts(source=write("a.jsonl.zst"))) == TEXTS
 
 
@@ -268,7 +276,7 @@ def test_rows_are_those_of_the_texts(write: Any, small_tokenizer: Any) -> None:
 def test_num_rows_stops_reading(
     write: Any, small_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rllc.data.tokens._BLOCK", 100)
+    monkeypatch.setattr("rllc.data.packing._BLOCK", 100)
     path = write("a.jsonl", LINES * 5 + b"a broken line")
     assert (
         len(load_pile(source=path, tokenizer=small_tokenizer, context_length=16, num_rows=3)) == 3
@@ -319,7 +327,7 @@ def test_a_connection_that_breaks_is_an_error_that_names_the_url(
                 raise RuntimeError("payload is not completed")
             return super().read(101)
 
-    monkeypatch.setattr(pile, "_open_url", lambda url: Breaking(LINES))
+    monkeypatch.setattr(sources, "_open_url", lambda url: Breaking(LINES))
     with pytest.raises(
         FileError, match=r"reading https://x.org/a.jsonl: payload is not completed. Try again"
     ):
@@ -365,7 +373,7 @@ def test_rows_of_a_hub_data_set_are_named_after_it(
     small_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        pile, "_open_hub", lambda name, split, revision: [{"contents": text} for text in TEXTS]
+        sources, "_open_hub", lambda name, split, revision: [{"contents": text} for text in TEXTS]
     )
     tokens = load_pile(source="timaeus/dsir-pile-1m", tokenizer=small_tokenizer, context_length=16)
     assert tokens.name == "dsir-pile-1m"
@@ -385,13 +393,13 @@ def test_an_unreachable_data_set_is_an_error_that_names_it(monkeypatch: pytest.M
         yield DOCUMENTS[0]
         raise OSError("reset by peer")
 
-    monkeypatch.setattr(pile, "_open_hub", offline)
+    monkeypatch.setattr(sources, "_open_hub", offline)
     with pytest.raises(
         FileError,
         match=r"'owner/name' of the hub, split 'val': no route. Check id, split and network",
     ):
         pile_texts(source="owner/name", split="val")
-    monkeypatch.setattr(pile, "_open_hub", breaking)
+    monkeypatch.setattr(sources, "_open_hub", breaking)
     texts = pile_texts(source="owner/name")
     assert next(texts) == TEXTS[0]
     with pytest.raises(FileError, match=r"failed at document 1 \(reset by peer\). Try again"):
