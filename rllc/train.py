@@ -108,7 +108,7 @@ def train(
 
     Args:
         config: of a causal language model, such as :class:`rllc.models.AttentionOnlyConfig`; its weights are drawn from
-            ``seed``. Or a model to start from, which is copied and stays as it is.
+            ``seed``. Or a model to start from, which is copied and stays as it is; one in float64 trains in float64.
         tokens: rows ``[row, pos]``. Each row is used once before any is used again.
         num_steps: optimiser steps in all, counted from the start of the run; 50,000 in the paper.
         batch_size: rows a step; 100 rows of 1024 tokens in the paper.
@@ -130,7 +130,7 @@ def train(
         progress: show a bar with the loss.
 
     Returns:
-        The model, float32, on ``device``, in eval mode.
+        The model, float32 unless it was given in float64, on ``device``, in eval mode.
 
     Raises:
         InputError: an argument cannot be used, or the folder holds a run with other settings or data (they are listed).
@@ -243,10 +243,10 @@ def _loss(model: Any, batch: Tensor, autocast: torch.dtype | None) -> Tensor:
     """Mean next-token cross entropy in nats.
 
     For AttentionOnly through the sweep over chunks that sampling uses: 1.5 to 2 times faster a step on a CPU than
-    logits and cross entropy, which for small models are most of the work.
+    logits and cross entropy, which for small models are most of the work. The sweep works in float32.
     """
     with nullcontext() if autocast is None else torch.autocast(batch.device.type, autocast):
-        if not is_attention_only(model):
+        if not is_attention_only(model) or model.dtype == torch.float64:
             return model(input_ids=batch, labels=batch).loss
         hidden = model.normalise("ln_final", model.activations(batch[:, :-1]).residual[-1], {})
     target = Target((batch.shape[0], batch.shape[1] - 1), batch[:, 1:].flatten(), None)
@@ -336,7 +336,8 @@ def _initial(
     """The model before the first step, and where it is to be trained."""
     if isinstance(config, nn.Module):
         place = next(config.parameters()).device if device is None else torch.device(device)
-        return copy.deepcopy(config).float(), place
+        model = copy.deepcopy(config)
+        return model if model.dtype == torch.float64 else model.float(), place
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
