@@ -25,24 +25,23 @@ from rllc.data import Minibatches, Tokens
 from rllc.errors import FileError, InputError, RllcError
 from rllc.files import load_arrays
 from rllc.models import AttentionOnly, AttentionOnlyConfig
-from rllc.train import schedule, train
+from rllc.training import Training, schedule, train
 
 CONFIG = AttentionOnlyConfig(n_layers=2, d_model=8, n_heads=2, d_head=4, n_ctx=8, d_vocab=12)
 TOKENS = Tokens(torch.randint(0, 12, (20, 7), generator=torch.Generator().manual_seed(0)), "toy")
-SETTINGS: dict[str, Any] = {"num_steps": 12, "batch_size": 6, "lr": 1e-2, "progress": False}
+SETTINGS: dict[str, Any] = {"num_steps": 12, "batch_size": 6, "lr": 1e-2}
 STEPS = (0, 3, 4, 10, 12)
+ARGUMENTS = ("seed", "resume", "device", "progress")
+"""Of ``train``; all others are settings of ``Training``."""
 
 
 def run(
     out: Path | None = None, config: Any = CONFIG, tokens: Any = TOKENS, **settings: Any
 ) -> Any:
-    return train(
-        config,
-        tokens,
-        **SETTINGS
-        | {"out": out, "schedule": STEPS if "num_steps" not in settings else None}
-        | settings,
-    )
+    arguments = {name: settings.pop(name) for name in ARGUMENTS if name in settings}
+    checkpoints = "paper" if "num_steps" in settings else STEPS
+    training = Training(**SETTINGS | {"checkpoints": checkpoints} | settings)
+    return train(config, tokens, out, training=training, **{"progress": False} | arguments)
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -115,11 +114,6 @@ def slow_training(model: torch.nn.Module, tokens: Tokens, seed: int, clip: float
     return losses
 
 
-def model_in_float64(seed: int) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    return AttentionOnly(CONFIG).double()
-
-
 @pytest.mark.parametrize("clip", [1.0, 0.05])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_against_a_slow_loop(tmp_path, seed, clip):
@@ -127,9 +121,9 @@ def test_against_a_slow_loop(tmp_path, seed, clip):
 
     In float32 it is not: then AdamW makes such errors into full steps, of another sign on another processor.
     """
-    model = run(tmp_path, config=model_in_float64(seed), seed=seed, gradient_clip=clip)
+    model = run(tmp_path, seed=seed, gradient_clip=clip, dtype="float64")
     assert model.dtype == torch.float64
-    slow = model_in_float64(seed)
+    slow = rllc.load(tmp_path, step=0).double()
     losses = slow_training(slow, TOKENS, seed, clip)
     assert np.load(tmp_path / "losses.npz")["loss"] == pytest.approx(losses, rel=1e-6)
     for name, tensor in weights(model).items():
@@ -137,11 +131,12 @@ def test_against_a_slow_loop(tmp_path, seed, clip):
 
 
 def test_loss_is_the_models_own():
-    from rllc.train import _loss
+    from rllc.training.run import mean_loss
 
     model = run()
     batch = TOKENS.rows[:5].long()
-    ours, theirs = _loss(model, batch, None), model(input_ids=batch, labels=batch).loss
+    ours = mean_loss(model, batch, None)
+    theirs = model(input_ids=batch, labels=batch).loss
     parameters = list(model.parameters())
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     for a, b in zip(
@@ -286,7 +281,7 @@ def test_another_architecture_with_dropout(tmp_path):
         resid_pdrop=0.3,
     )
     unbroken = run(config=config)
-    run(tmp_path, config=config, num_steps=4, schedule=())
+    run(tmp_path, config=config, num_steps=4, checkpoints=())
     model = run(tmp_path, config=config)
     assert isinstance(model, GPT2LMHeadModel)
     assert same(unbroken, model)
@@ -352,7 +347,7 @@ def test_resume_after_a_stop(tmp_path, monkeypatch):
 @pytest.mark.parametrize("after", [False, True])
 def test_resume_after_a_stop_in_every_write(tmp_path, monkeypatch, after):
     """Stops right before and right after each rename: the moments at which a folder is between two states."""
-    few = {"num_steps": 3, "schedule": (0, 1)}
+    few = {"num_steps": 3, "checkpoints": (0, 1)}
     run(tmp_path / "unbroken", **few)
     expected = contents(tmp_path / "unbroken")
     real, count = os.replace, 0
@@ -498,10 +493,10 @@ def test_resume_false(tmp_path):
         ({"gradient_clip": 0}, r"`gradient_clip` must be positive, got 0"),
         ({"autocast": "float16"}, r"`autocast` must be None or 'bfloat16', got 'float16'"),
         (
-            {"schedule": [0, 13]},
-            r"`schedule` must hold whole numbers from 0 to `num_steps` = 12, got 13",
+            {"checkpoints": [0, 13]},
+            r"`checkpoints` must hold whole numbers from 0 to `num_steps` = 12, got 13",
         ),
-        ({"schedule": [0.5]}, r"`schedule` must hold whole numbers .* got 0\.5"),
+        ({"checkpoints": [0.5]}, r"`checkpoints` must hold whole numbers .* got 0\.5"),
         ({"batch_size": 0}, r"`batch_size` must be at least 1, got 0"),
         ({"batch_size": 21}, r"a batch of 21 rows needs at least as many rows, got 20"),
         (
@@ -620,7 +615,7 @@ import json, os, resource, signal, sys, threading, time
 import torch
 from rllc.data import Minibatches, Tokens
 from rllc.models import AttentionOnlyConfig
-from rllc.train import train
+from rllc.training import Training, train
 out, delay, largest = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
 config = AttentionOnlyConfig(n_layers=2, d_model=16, n_heads=2, d_head=8, n_ctx=16, d_vocab=50)
 rows = torch.randint(0, 50, (64, 16), generator=torch.Generator().manual_seed(0))
@@ -634,7 +629,8 @@ def starting(self, t):
 Minibatches.__getitem__ = starting
 if largest:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-train(config, Tokens(rows), num_steps=400, batch_size=8, out=out, resume_every=7, progress=False)
+training = Training(num_steps=400, batch_size=8, resume_every=7)
+train(config, Tokens(rows), out, training=training, progress=False)
 os._exit(0)
 """
 
