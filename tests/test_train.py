@@ -26,6 +26,7 @@ from rllc.errors import FileError, InputError, RllcError
 from rllc.files import load_arrays
 from rllc.models import AttentionOnly, AttentionOnlyConfig
 from rllc.training import Training, schedule, train
+from rllc.training.optimisers import Muon, orthogonalise
 
 CONFIG = AttentionOnlyConfig(n_layers=2, d_model=8, n_heads=2, d_head=4, n_ctx=8, d_vocab=12)
 TOKENS = Tokens(torch.randint(0, 12, (20, 7), generator=torch.Generator().manual_seed(0)), "toy")
@@ -306,6 +307,143 @@ def test_progress_bar(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+# Optimisers and rates.
+
+
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    """Newton-Schulz acts on singular values alone: five times s -> 3.4445 s - 4.775 s^3 + 2.0315 s^5."""
+    U, s, V = torch.linalg.svd(matrix, full_matrices=False)
+    s = s / (s.norm() + 1e-7)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return U @ s.diag() @ V
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 4), (3, 4, 8), (2, 5, 5)])
+def test_orthogonalise_keeps_singular_vectors(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)).double()
+    expected = torch.stack([orthogonalised(matrix) for matrix in matrices])
+    torch.testing.assert_close(orthogonalise(matrices), expected, atol=1e-6, rtol=0)
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    # The scale of a gradient does not matter, and one of zero gives no step.
+    torch.testing.assert_close(orthogonalise(1e3 * matrices), expected, atol=1e-6, rtol=0)
+    assert not orthogonalise(torch.zeros(shape)).any()
+
+
+def test_against_torchs_muon():
+    """On square matrices, where torch's scale is 1. Its products are bfloat16: 3 decimal digits."""
+    generator = torch.Generator().manual_seed(0)
+    stack = torch.nn.Parameter(torch.randn(3, 6, 6, generator=generator))
+    single = [torch.nn.Parameter(matrix.clone()) for matrix in stack.detach()]
+    ours = Muon([stack], lr=0.02, weight_decay=0.05)
+    theirs = torch.optim.Muon(single, lr=0.02, weight_decay=0.05, momentum=0.95)
+    for _ in range(4):
+        stack.grad = torch.randn(stack.shape, generator=generator)
+        for parameter, gradient in zip(single, stack.grad, strict=True):
+            parameter.grad = gradient.clone()
+        ours.step()
+        theirs.step()
+    difference = stack.detach() - torch.stack([parameter.detach() for parameter in single])
+    # Four steps of 0.02, each entry of which is at most about 1, to 2 %.
+    assert difference.abs().max() < 0.02 * 4 * 0.02
+
+
+def test_muon_against_a_slow_loop(tmp_path):
+    """Heads' matrices by the written-down Muon, all else by torch's AdamW; rates rise and fall."""
+    settings = {"muon_lr": 0.03, "muon_weight_decay": 0.1, "weight_decay": 0.02, "dtype": "float64"}
+    rates = {"warmup_steps": 4, "decay": "linear", "decay_steps": 5, "gradient_clip": 0.5}
+    model = run(tmp_path, optimizer="muon", **settings, **rates)
+    slow = rllc.load(tmp_path, step=0).double()
+    matrices = {n: p for n, p in slow.named_parameters() if ".attn.W_" in n}
+    assert len(matrices) == 2 * 4
+    rest = [p for n, p in slow.named_parameters() if n not in matrices]
+    adamw = torch.optim.AdamW(rest, lr=1e-2, weight_decay=0.02)
+    momenta = {name: torch.zeros_like(p) for name, p in matrices.items()}
+    batches = Minibatches(len(TOKENS), 6, seed=("train", 0))
+    rate = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 0.82, 0.64, 0.46, 0.28]
+    for t in range(12):
+        ids = TOKENS.rows[batches[t]].long()
+        slow.zero_grad()
+        slow(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(slow.parameters(), 0.5)
+        adamw.param_groups[0]["lr"] = 1e-2 * rate[t]
+        adamw.step()
+        with torch.no_grad():
+            for name, p in matrices.items():
+                momenta[name] = 0.95 * momenta[name] + 0.05 * p.grad
+                nesterov = 0.05 * p.grad + 0.95 * momenta[name]
+                for head in range(2):
+                    p[head] *= 1 - 0.03 * rate[t] * 0.1
+                    p[head] -= 0.03 * rate[t] * orthogonalised(nesterov[head])
+    for name, tensor in weights(model).items():
+        assert torch.allclose(tensor, slow.state_dict()[name], rtol=0, atol=1e-7), name
+
+
+def test_muon_needs_heads():
+    config = GPT2Config(vocab_size=12, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    with pytest.raises(InputError, match="'muon' is for parameters .* GPT2LMHeadModel has none"):
+        run(config=config, optimizer="muon")
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine", "linear"])
+def test_rates(decay):
+    def rate(step: int, **settings: Any) -> float:
+        return Training(num_steps=100, decay=decay, **settings).rate(step)
+
+    assert rate(0) == 1
+    assert rate(0, warmup_steps=10) == pytest.approx(0.1)
+    assert rate(100) == pytest.approx(1 if decay == "constant" else 0.1)
+    assert rate(50) == pytest.approx(1 if decay == "constant" else 0.55)
+    if decay != "constant":
+        assert rate(60, decay_steps=40) == 1
+        assert rate(80, decay_steps=40) == pytest.approx(0.55)
+        assert rate(100, decay_steps=40) == pytest.approx(0.1)
+    falls = [rate(step) for step in range(101)]
+    assert all(a >= b for a, b in itertools.pairwise(falls))
+
+
+def test_a_run_with_muon_and_decay_resumes(tmp_path):
+    settings = {"optimizer": "muon", "warmup_steps": 3, "decay": "cosine", "checkpoints": (0, 5)}
+    unbroken = run(**settings)
+    real = Minibatches.__getitem__
+
+    def stopping(self: Minibatches, t: int) -> torch.Tensor:
+        if t == 8:
+            raise Stop
+        return real(self, t)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Minibatches, "__getitem__", stopping)
+        with pytest.raises(Stop):
+            run(tmp_path, **settings)
+    assert rllc.checkpoints(tmp_path)[-1].step == 5
+    assert same(run(tmp_path, **settings), unbroken)
+    # Rates that fall depend on the length of the run, so it cannot be made longer.
+    with pytest.raises(InputError, match="num_steps: 12 there, 13 now"):
+        run(tmp_path, **settings, num_steps=13)
+
+
+def test_fast_is_a_preset():
+    training = Training.fast(num_steps=50, weight_decay=0.1)
+    assert (training.optimizer, training.num_steps, training.weight_decay) == ("muon", 50, 0.1)
+    assert training.checkpoint_steps() == schedule(50, "log")
+    assert Training() == Training(num_steps=50_000, batch_size=100, lr=1e-3, weight_decay=0.05)
+    assert Training().checkpoint_steps() == schedule(50_000)
+
+
+def test_log_schedule():
+    steps = schedule(10_000, "log")
+    assert steps[:4] == (0, 1, 2, 3)
+    ratios = np.array(steps[-20:]) / np.array(steps[-21:-1])
+    # Steps are rounded, by less than a hundredth here.
+    assert ratios == pytest.approx(10**0.1, rel=0.02)
+    assert schedule(1, "log") == (0, 1)
+    with pytest.raises(InputError, match="a schedule is 'paper' or 'log', got 'linear'"):
+        schedule(10, "linear")
+
+
 # Resume.
 
 
@@ -491,6 +629,19 @@ def test_resume_false(tmp_path):
         ),
         ({"weight_decay": -0.1}, r"`weight_decay` must be finite and not negative, got -0\.1"),
         ({"gradient_clip": 0}, r"`gradient_clip` must be positive, got 0"),
+        ({"muon_lr": 0}, r"`muon_lr` must be positive and finite, got 0; usual: 0\.02"),
+        ({"muon_weight_decay": -1}, r"`muon_weight_decay` must be finite and not negative, got -1"),
+        ({"optimizer": "sgd"}, r"`optimizer` must be 'adamw' or 'muon', got 'sgd'"),
+        ({"decay": "step"}, r"`decay` must be 'constant' or 'cosine' or 'linear', got 'step'"),
+        ({"dtype": "bfloat16"}, r"`dtype` must be 'float32' or 'float64', got 'bfloat16'"),
+        ({"warmup_steps": -1}, r"`warmup_steps` must be a whole number of steps, got -1"),
+        ({"decay": "linear", "decay_steps": 0}, r"`decay_steps` must be a whole number .* got 0"),
+        ({"decay_steps": 3}, r"`decay_steps` = 3 has no effect on a constant rate"),
+        (
+            {"decay": "linear", "decay_steps": 13},
+            r"`decay_steps` = 13 is more than `num_steps` = 12",
+        ),
+        ({"checkpoints": "often"}, r"a schedule is 'paper' or 'log', got 'often'"),
         ({"autocast": "float16"}, r"`autocast` must be None or 'bfloat16', got 'float16'"),
         (
             {"checkpoints": [0, 13]},
