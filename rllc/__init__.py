@@ -32,7 +32,7 @@ from rllc.tracker import Tracker
 
 # models, checkpoints, training
 from rllc.models.checkpoints import Checkpoint, checkpoints, load
-from rllc.train import schedule, train
+from rllc.training import Training, schedule, train
 
 # figures, and all of a sweep on one page
 from rllc.plots import plot_against, plot_calibration, plot_curves, plot_data_pair

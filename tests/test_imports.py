@@ -134,7 +134,7 @@ def test_models_and_data_do_not_know_that_sampling_exists(name: str) -> None:
     other = {"models": "data", "data": "models"}[name]
     for module in under(name):
         assert not tops(known(module, typing=True)) & (
-            SAMPLING - {"engine"} | {"plots", "analysis", "train", "testing", other}
+            SAMPLING - {"engine"} | {"plots", "analysis", "training", "testing", other}
         ), module
 
 
@@ -153,7 +153,7 @@ def test_the_engine_does_not_know_models_or_results() -> None:
             "sweep",
             "plots",
             "analysis",
-            "train",
+            "training",
         }, module
 
 

@@ -7,10 +7,11 @@ model (``run = 1``) and hundreds of sampling chains at once, and what they share
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,10 +47,17 @@ class AttentionOnlyConfig(PreTrainedConfig):
             in every layer (Press et al. 2021, "Shortformer"; the paper's choice); ``"standard"``: added once to the
             residual stream.
         layer_norm_eps: added to the variance.
-        init_scale: matrices start as N(0, (init_scale / sqrt(d_model))²), biases at 0 (TransformerLens's default).
+        init_scale: matrices start as N(0, (init_scale / sqrt(d_model))²), biases at 0
+            (TransformerLens's default).
+        init_positions: ``"normal"``: the table of positions starts like the matrices;
+            ``"sinusoidal"``: with sines and cosines of amplitude 1, see :func:`sinusoids`. It is
+            learned either way.
+        init_embedding: standard deviation of the embedding; ``None``: as the matrices.
+        init_late_qk: factor on W_Q and W_K of all layers but the first. Below 1, heads of late
+            layers begin with even attention, and leave looking back one token to the first layer.
 
     Raises:
-        InputError: a size is below 1 or ``positions`` is neither of the two.
+        InputError: a size is below 1, or a choice is none of those given.
     """
 
     model_type = "rllc_attention_only"
@@ -71,7 +79,33 @@ class AttentionOnlyConfig(PreTrainedConfig):
     positions: str = "shortformer"
     layer_norm_eps: float = 1e-5
     init_scale: float = 0.8
+    init_positions: str = "normal"
+    init_embedding: float | None = None
+    init_late_qk: float = 1.0
     tie_word_embeddings: bool = False
+
+    @classmethod
+    def fast(cls, **changes: Any) -> AttentionOnlyConfig:
+        """A small model and a start from which an induction head forms in two minutes of a CPU.
+
+        >>> AttentionOnlyConfig.fast(d_vocab=1000).d_model
+        128
+
+        For use with :meth:`rllc.Training.fast`, which has the figures.
+
+        Args:
+            changes: fields to replace, by name.
+        """
+        recipe: dict[str, Any] = {
+            "d_model": 128,
+            "d_head": 16,
+            "n_ctx": 256,
+            "d_vocab": 512,
+            "init_positions": "sinusoidal",
+            "init_embedding": 0.5,
+            "init_late_qk": 0.3,
+        }
+        return cls(**recipe | changes)
 
     def __post_init__(self, **kwargs: object) -> None:
         for name in ("n_layers", "d_model", "n_heads", "d_head", "n_ctx", "d_vocab"):
@@ -80,14 +114,20 @@ class AttentionOnlyConfig(PreTrainedConfig):
                 raise InputError(
                     f"AttentionOnlyConfig: `{name}` must be an integer of at least 1, got {value!r}."
                 )
-        for name in ("layer_norm_eps", "init_scale"):
-            if not getattr(self, name) > 0:
+        for name in ("layer_norm_eps", "init_scale", "init_embedding", "init_late_qk"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
                 raise InputError(
-                    f"AttentionOnlyConfig: `{name}` must be positive, got {getattr(self, name)!r}."
+                    f"AttentionOnlyConfig: `{name}` must be positive, got {value!r}."
                 )
         if self.positions not in ("shortformer", "standard"):
             raise InputError(
                 f"AttentionOnlyConfig: `positions` must be 'shortformer' or 'standard', got {self.positions!r}."
+            )
+        if self.init_positions not in ("normal", "sinusoidal"):
+            raise InputError(
+                f"AttentionOnlyConfig: `init_positions` must be 'normal' or 'sinusoidal', got "
+                f"{self.init_positions!r}."
             )
         super().__post_init__(**kwargs)
 
@@ -139,9 +179,18 @@ class AttentionOnly(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if not isinstance(module, Tensors):
             return
+        c = self.config
+        std = c.init_scale / c.d_model**0.5
+        late = any(module is block["attn"] for block in self.blocks[1:])
         for name, tensor in module.named_parameters(recurse=False):
-            if name.startswith("W_"):
-                init.normal_(tensor, std=self.config.init_scale / self.config.d_model**0.5)
+            if name == "W_pos" and c.init_positions == "sinusoidal":
+                init.copy_(tensor, sinusoids(c.n_ctx, c.d_model))
+            elif name == "W_E" and c.init_embedding is not None:
+                init.normal_(tensor, std=c.init_embedding)
+            elif name in ("W_Q", "W_K") and late:
+                init.normal_(tensor, std=c.init_late_qk * std)
+            elif name.startswith("W_"):
+                init.normal_(tensor, std=std)
             elif name == "w":
                 init.ones_(tensor)
             else:
@@ -356,6 +405,23 @@ class AttentionOnly(PreTrainedModel):
             at.z[layer][0].transpose(0, 1)[rows].transpose(1, 2)
         )  # [run, batch, head, pos, d_head]
         return at.residual[layer + 1] + _combine(z, own["W_O"]) - _combine(z_before, before["W_O"])
+
+
+def sinusoids(n_ctx: int, d_model: int, shortest: float = 2.5) -> Tensor:
+    """Sines and cosines of the position, ``[pos, d_model]``, as a start for a table of positions.
+
+    Half the columns are sin(2πt/p), half cos(2πt/p), with periods p in geometric progression from
+    ``shortest`` to n_ctx / 2. Shifting all positions by one is then a rotation, so a head's Q and K
+    can look back one token from the first step on.
+
+    >>> sinusoids(4, 6).shape
+    torch.Size([4, 6])
+    """
+    half = (d_model + 1) // 2
+    longest = max(n_ctx / 2, shortest)
+    periods = torch.logspace(math.log10(shortest), math.log10(longest), half)
+    angles = 2 * math.pi * torch.arange(n_ctx)[:, None] / periods
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :d_model]
 
 
 class Tensors(nn.Module):

@@ -1,0 +1,298 @@
+"""The folder of a run, in which every file is whole or not there.
+
+- ``step0000100/``: a checkpoint in ``save_pretrained`` form, with ``sha256.json``;
+  :func:`rllc.load` verifies it;
+- ``training.json``: settings, fingerprint of the data, and versions of what trained;
+- ``losses.npz``: ``loss [step]``, in nats per token; entry t is the loss of minibatch t at the
+  weights after t steps;
+- ``resume.pt``: model, optimisers and losses at one step, from which the same call goes on.
+
+Minibatches and random numbers are functions of (seed, step), and kernels are deterministic, so a
+run that was killed and resumed has, bit for bit, the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rllc.errors import FileError, InputError, first_line
+from rllc.files import save_arrays, sha256, sync, write_atomically
+from rllc.models.checkpoints import SUMS
+from rllc.training.reproducible import digest, environment
+from rllc.training.run import Run
+
+_KIND = "rllc.train"
+
+
+class RunFolder:
+    """A run's folder, or, for ``None``, nowhere: then nothing is read and nothing written."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.resumed: int | None = None
+        """The step of ``resume.pt`` when the folder was taken up."""
+
+    @classmethod
+    @contextmanager
+    def locked(cls, path: str | os.PathLike[str] | None) -> Iterator[RunFolder]:
+        """Make the folder and keep other processes from training in it.
+
+        Raises:
+            FileError: it cannot be written, or another process is training in it.
+        """
+        if path is None:
+            yield cls(None)
+            return
+        path = Path(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            # Closed below; opening it here alone is what fails on a folder without rights.
+            lock = open(path / ".lock", "a")  # noqa: SIM115
+        except OSError as error:
+            raise FileError(
+                f"training: the folder `out` = {path} cannot be written ({error}). Give another, "
+                f"or change its rights."
+            ) from error
+        with lock:
+            _lock(lock, path)
+            _remove_leftovers(path)
+            yield cls(path)
+
+    def take_up(self, run: Run, settings: Mapping[str, Any], data: str, resume: bool) -> int:
+        """Go on with the run that the folder holds, if its settings are these.
+
+        Returns:
+            The step at which the run stands; 0 for a new one.
+
+        Raises:
+            InputError: the folder's run has other settings, or has taken more steps.
+            FileError: the folder holds a run and ``resume`` is false, or a file is damaged.
+        """
+        if self.path is None:
+            return 0
+        described = self._description()
+        if described and not resume:
+            raise FileError(
+                f"training: {self.path} holds a run already, and `resume` is False. Give another "
+                f"folder, remove that one, or say resume=True to go on with it."
+            )
+        if described:
+            _compare(described["settings"], settings, self.path)
+        state = self._state()
+        step = 0 if state is None else state["step"]
+        num_steps = run.training.num_steps
+        if step > num_steps:
+            raise InputError(
+                f"training: the run in {self.path} has taken {step} steps, more than `num_steps` = "
+                f"{num_steps}. See rllc.checkpoints({str(self.path)!r}) for what it holds, or "
+                f"train in another folder."
+            )
+        sessions = described.get("sessions", [])
+        versions = environment(run.model.device)
+        if state is not None:
+            self.resumed = step
+            run.restore(state)
+            if step < num_steps:
+                _warn_of_changes(sessions[-1]["environment"], versions, self.path, step)
+        if not sessions or step < num_steps:
+            session = {
+                "from_step": step,
+                "num_steps": num_steps,
+                "schedule": list(run.training.checkpoint_steps()),
+                "data_name": data,
+                "environment": versions,
+            }
+            self._write_description(settings, [*sessions, session])
+        return step
+
+    def write_checkpoint(self, model: Any, step: int) -> None:
+        """One ``save_pretrained`` folder, renamed into place when it is whole and on disk."""
+        if self.path is None:
+            return
+        final = self.path / f"step{step:07d}"
+        temporary = self.path / f".{final.name}.tmp"
+        with self._writing(final.name):
+            with _no_bars():
+                model.save_pretrained(temporary)
+            sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+            text = json.dumps(sums, indent=1)
+            written = final / SUMS
+            if written.is_file() and written.read_text(encoding="utf-8") == text:
+                # The checkpoint that a resumed run starts from.
+                shutil.rmtree(temporary)
+                return
+            (temporary / SUMS).write_text(text, encoding="utf-8")
+            for path in (*temporary.iterdir(), temporary):
+                sync(path)
+            old = self.path / f".{final.name}.old.tmp"
+            if final.exists():
+                # Changed by someone, or made with other versions before the run was killed.
+                os.replace(final, old)
+            os.replace(temporary, final)
+            sync(self.path)
+            shutil.rmtree(old, ignore_errors=True)
+
+    def write_resume(self, run: Run, step: int) -> None:
+        """``losses.npz``, then ``resume.pt``."""
+        if self.path is None or step == self.resumed:
+            return
+        state = run.state(step)
+        losses = {"loss": state["losses"].numpy()}
+        with self._writing("resume.pt"):
+            save_arrays(self.path / "losses.npz", losses, {"kind": "rllc.losses"})
+            write_atomically(self.path / "resume.pt", lambda at: torch.save(state, at))
+
+    def _write_description(self, settings: Mapping[str, Any], sessions: list[Any]) -> None:
+        assert self.path is not None
+        description = {"kind": _KIND, "settings": settings, "sessions": sessions}
+        text = json.dumps(description, indent=1)
+
+        def write(at: Path) -> None:
+            at.write_text(text, encoding="utf-8")
+
+        with self._writing("training.json"):
+            write_atomically(self.path / "training.json", write)
+
+    def _description(self) -> dict[str, Any]:
+        """What ``training.json`` says, ``{}`` for a folder without a run."""
+        assert self.path is not None
+        path = self.path / "training.json"
+        if not path.exists():
+            self._check_without_run()
+            return {}
+        try:
+            description = json.loads(path.read_text(encoding="utf-8"))
+            if description["kind"] != _KIND or not isinstance(description["settings"], dict):
+                raise ValueError("it is of another kind")
+        except (ValueError, KeyError, TypeError) as error:
+            raise FileError(
+                f"training: {path} is damaged or was not written by rllc.train ({error}). Give an "
+                f"empty folder as `out`."
+            ) from error
+        return description
+
+    def _check_without_run(self) -> None:
+        assert self.path is not None
+        names = sorted(path.name for path in self.path.iterdir())
+        for name in names:
+            if name == "resume.pt" or name.startswith("step"):
+                raise FileError(
+                    f"training: {self.path} has {name} but no training.json, so it is not known of "
+                    f"which run. Give an empty folder as `out`."
+                )
+
+    def _state(self) -> dict[str, Any] | None:
+        assert self.path is not None
+        path = self.path / "resume.pt"
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if state.pop("sha256") != digest(state):
+                raise ValueError("its contents do not match the checksum in it")
+        except Exception as error:  # damaged bytes can make the reader fail in any way
+            raise FileError(
+                f"training: {path} is damaged ({type(error).__name__}: {first_line(error)}). The "
+                f"checkpoints beside it are not touched; remove it to train again from step 0, or "
+                f"train in another folder."
+            ) from error
+        return state
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # torch, safetensors and the system name a full disk differently
+            raise FileError(
+                f"training: writing {name} in {self.path} failed ({error}). All that was written "
+                f"before is whole; make room and call again to go on from there."
+            ) from error
+
+
+def _lock(file: Any, path: Path) -> None:
+    """Held until the process ends, however it ends. Not on Windows, nor where locks are missing."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileError(
+            f"training: another process is training in {path}. Wait for it, or give another folder."
+        ) from None
+    except (ImportError, OSError):
+        pass
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files of a killed run."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on with a run of other settings, and list what differs."""
+    before = _flat(old)
+    now = _flat(json.loads(json.dumps(new)))
+    lines = []
+    for name in before | now:
+        # Other versions of transformers know more or fewer fields of a configuration.
+        if name.startswith("config.") and not (name in before and name in now):
+            continue
+        if before.get(name) != now.get(name):
+            lines.append(f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now\n")
+    if lines:
+        raise InputError(
+            f"training: {path} holds a run with other settings or data:\n{''.join(lines)}"
+            f"Give the same to go on with it, or another folder as `out`."
+        )
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names joined by points."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _warn_of_changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], path: Path, step: int
+) -> None:
+    changes = [
+        f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]
+    ]
+    if changes:
+        warnings.warn(
+            f"training: going on with {path} from step {step} with {', '.join(changes)}; the "
+            f"result may differ in its last bits from that of an unbroken run.",
+            stacklevel=4,
+        )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers shows a bar for each model it writes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
