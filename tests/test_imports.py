@@ -119,6 +119,7 @@ def test_these_know_only_numbers(name: str) -> None:
 def test_errors_seeds_and_files_know_nothing() -> None:
     assert known("rllc.errors") == set()
     assert known("rllc.seeds") == set()
+    assert known("rllc.threads") == set()
     assert known("rllc.files") <= {"errors"}
     assert outside("rllc.errors") == set()
 
