@@ -19,6 +19,11 @@ SAMPLING = {
     "samplers",
     "sample",
     "sampling",
+    "watch",
+    "recording",
+    "diagnose",
+    "search",
+    "tracker",
     "observe",
     "observables",
     "checks",
@@ -113,14 +118,16 @@ def test_the_walk_sees_imports() -> None:
 def test_these_know_only_numbers(name: str) -> None:
     for module in under(name):
         assert outside(module, lazy=False) <= NUMBERS, module
-        assert known(module) <= {m.removeprefix("rllc.") for m in under(name)} | LEAVES, module
+        own = {m.removeprefix("rllc.") for m in under(name)}
+        assert known(module) <= own | LEAVES | {"names"}, module
 
 
-def test_errors_seeds_and_files_know_nothing() -> None:
+def test_errors_seeds_names_and_files_know_nothing() -> None:
     assert known("rllc.errors") == set()
     assert known("rllc.seeds") == set()
     assert known("rllc.threads") == set()
     assert known("rllc.files") <= {"errors"}
+    assert known("rllc.names") <= {"errors", "weights"}
     assert outside("rllc.errors") == set()
 
 

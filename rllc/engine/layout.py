@@ -1,14 +1,14 @@
-"""From masks to index vectors: where each refined weight sits in a chain's flat position vector, and back.
+"""Where each refined weight sits in a chain's flat position vector, and back.
 
-Refinements that touch the same parameters in the same pattern (all heads of one layer, say) form a group, whose chains
-are rows of one ``position [run, dim]`` tensor and go through the model together.
+Refinements that touch the same parameters in the same pattern (all heads of one layer, say) form a
+group. Its chains are rows of one ``position [run, dim]`` tensor and go through the model together.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ class Moved(NamedTuple):
     block: Tensor
     """``[run, row, ...]``, ``...`` being the parameter's other axes."""
     rows: Tensor | None
-    """``[run, row]``: which rows; ``None`` says all of them, in order. Parameters with equal rows share one tensor."""
+    """``[run, row]``: which rows; ``None``: all, in order. Parameters with equal rows share one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Slot:
     rows: Tensor | None
     """``[refinement, row]``: leading indices with a selected weight; ``None``: all, for every refinement."""
     within: Tensor | None
-    """``[refinement, stop - start]``: which numbers of those rows, flattened; ``None``: all of them."""
+    """``[refinement, stop - start]``: which numbers of those rows, flattened; ``None``: all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,37 +49,40 @@ class Group:
 
 
 def groups(masks: Sequence[Mapping[str, Tensor]]) -> list[Group]:
-    """Group selections by pattern: the same parameters, as many rows of each, as many weights of these rows.
+    """Group selections by pattern: the same parameters, as many rows of each, as many weights.
 
-    >>> first, second = torch.tensor([[True] * 3, [False] * 3]), torch.tensor([[False] * 3, [True] * 3])
-    >>> [(g.members, g.dim) for g in groups([{"W": first}, {"W": second}, {"W": first | second}])]
-    [((0, 1), 3), ((2,), 6)]
+    >>> top, bottom = torch.tensor([[True], [False]]), torch.tensor([[False], [True]])
+    >>> grouped = groups([{"W": top}, {"W": bottom}, {"W": top | bottom}])
+    >>> [(group.members, group.dim) for group in grouped]
+    [((0, 1), 1), ((2,), 2)]
 
     Args:
         masks: for each refinement, a boolean mask for each parameter it touches (``Weights.masks``).
     """
-    patterns: dict[tuple[tuple[str, int, int], ...], list[int]] = {}
-    for i, selected in enumerate(masks):
-        key = tuple(
-            (name, int(_touched(mask).numel()), int(mask.sum()))
-            for name, mask in sorted(selected.items())
-        )
-        patterns.setdefault(key, []).append(i)
-    return [_group(members, key, [masks[i] for i in members]) for key, members in patterns.items()]
+    members_of: dict[tuple[Pattern, ...], list[int]] = {}
+    for refinement, selected in enumerate(masks):
+        patterns = []
+        for name in sorted(selected):
+            mask = selected[name]
+            patterns.append(Pattern(name, len(_touched_rows(mask)), int(mask.sum())))
+        members_of.setdefault(tuple(patterns), []).append(refinement)
+    grouped = []
+    for patterns_of_group, members in members_of.items():
+        grouped.append(_group(members, patterns_of_group, [masks[i] for i in members]))
+    return grouped
 
 
 def center(group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
-    """The selected weights as they stand in the model, in float32: ``[refinement, dim]``, one row a member."""
+    """The selected weights as they stand in the model, in float32: ``[refinement, dim]``."""
     parts = []
     for slot in group.slots:
-        values = parameters[slot.name].detach().float().reshape(_rows_shape(slot.shape))
-        block = (
-            values.expand(len(group.members), *values.shape)
-            if slot.rows is None
-            else values[slot.rows]
-        )
-        flat = block.flatten(1)
-        parts.append(flat if slot.within is None else flat.gather(1, slot.within))
+        values = _with_rows(parameters[slot.name].detach().float())
+        if slot.rows is None:
+            block = values.expand(len(group.members), *values.shape)
+        else:
+            block = values[slot.rows]
+        weights = block.flatten(1)
+        parts.append(weights if slot.within is None else weights.gather(1, slot.within))
     return torch.cat(parts, 1)
 
 
@@ -89,24 +92,28 @@ def unpack(
     """Position vectors as blocks of rows, differentiable in ``position``.
 
     Args:
+        group: says which numbers of a position belong to which weights.
         position: ``[run, dim]``.
         member: ``[run]``, which member of the group each run belongs to.
         parameters: the model's, for the weights of touched rows that were not selected.
     """
+    runs = len(member)
     moved: dict[str, Moved] = {}
-    gathered: dict[
-        int, Tensor
-    ] = {}  # one index tensor for slots with equal rows, so that equality is identity
+    # Slots with equal rows share one index tensor, so that equality is identity.
+    gathered: dict[int, Tensor] = {}
     for slot in group.slots:
         rows = None
         if slot.rows is not None:
-            rows = gathered.setdefault(id(slot.rows), slot.rows[member])
+            if id(slot.rows) not in gathered:
+                gathered[id(slot.rows)] = slot.rows[member]
+            rows = gathered[id(slot.rows)]
         block = position[:, slot.start : slot.stop]
-        values = parameters[slot.name].detach().reshape(_rows_shape(slot.shape))
+        values = _with_rows(parameters[slot.name].detach())
         if slot.within is not None:
-            frozen = values.expand(len(member), *values.shape) if rows is None else values[rows]
-            block = frozen.flatten(1).to(block.dtype).scatter(1, slot.within[member], block)
-        moved[slot.name] = Moved(block.reshape(len(member), -1, *values.shape[1:]), rows)
+            frozen = values.expand(runs, *values.shape) if rows is None else values[rows]
+            frozen = frozen.flatten(1).to(block.dtype)
+            block = frozen.scatter(1, slot.within[member], block)
+        moved[slot.name] = Moved(block.reshape(runs, -1, *values.shape[1:]), rows)
     return moved
 
 
@@ -116,59 +123,82 @@ def stack(moved: Moved, parameter: Tensor) -> Tensor:
     runs = block.shape[0]
     if rows is None:
         return block.reshape(runs, *parameter.shape)
-    base = parameter.detach().reshape(_rows_shape(tuple(parameter.shape)))
-    index = rows.reshape(rows.shape + (1,) * (base.dim() - 1)).expand_as(block)
-    whole = base.to(block.dtype).expand(runs, *base.shape).scatter(1, index, block)
-    return whole.reshape(runs, *parameter.shape)
+    base = _with_rows(parameter.detach())
+    one_a_row = rows.shape + (1,) * (base.dim() - 1)
+    index = rows.reshape(one_a_row).expand_as(block)
+    stacked = base.to(block.dtype).expand(runs, *base.shape).scatter(1, index, block)
+    return stacked.reshape(runs, *parameter.shape)
 
 
 def to(group: Group, device: torch.device) -> Group:
     """The group with its index tensors on ``device``; slots that shared one still do."""
-    there: dict[int, Tensor] = {}
+    moved: dict[int, Tensor] = {}
 
     def move(index: Tensor | None) -> Tensor | None:
-        return None if index is None else there.setdefault(id(index), index.to(device))
+        if index is None:
+            return None
+        if id(index) not in moved:
+            moved[id(index)] = index.to(device)
+        return moved[id(index)]
 
-    slots = tuple(
-        Slot(s.name, s.shape, s.start, s.stop, move(s.rows), move(s.within)) for s in group.slots
-    )
-    return Group(group.members, slots, group.dim)
+    slots = [replace(slot, rows=move(slot.rows), within=move(slot.within)) for slot in group.slots]
+    return replace(group, slots=tuple(slots))
 
 
 def digest(masks: Mapping[str, Tensor]) -> str:
     """Which weights a selection takes, whatever it is called: SHA-256 of its masks."""
-    found = hashlib.sha256()
+    checksum = hashlib.sha256()
     for name in sorted(masks):
-        found.update(f"{name} {tuple(masks[name].shape)}".encode())
-        found.update(np.packbits(masks[name].numpy()).tobytes())
-    return found.hexdigest()
+        checksum.update(f"{name} {tuple(masks[name].shape)}".encode())
+        checksum.update(np.packbits(masks[name].numpy()).tobytes())
+    return checksum.hexdigest()
+
+
+class Pattern(NamedTuple):
+    """How much of one parameter a selection takes."""
+
+    name: str
+    num_rows: int
+    num_weights: int
 
 
 def _group(
-    members: list[int], key: Sequence[tuple[str, int, int]], masks: Sequence[Mapping[str, Tensor]]
+    members: list[int], patterns: Sequence[Pattern], masks: Sequence[Mapping[str, Tensor]]
 ) -> Group:
     slots: list[Slot] = []
     start = 0
-    for name, num_rows, count in key:
-        mine = [mask[name].reshape(_rows_shape(tuple(mask[name].shape))) for mask in masks]
-        touched = torch.stack([_touched(mask) for mask in mine])
-        rows = None if num_rows == mine[0].shape[0] else _same(touched, slots)
-        kept = torch.stack([mask[r].flatten() for mask, r in zip(mine, touched, strict=True)])
-        within = None if bool(kept.all()) else torch.stack([k.nonzero().squeeze(1) for k in kept])
-        slots.append(Slot(name, tuple(masks[0][name].shape), start, start + count, rows, within))
-        start += count
+    for name, num_rows, num_weights in patterns:
+        shape = tuple(masks[0][name].shape)
+        with_rows = [_with_rows(selected[name]) for selected in masks]
+        touched = torch.stack([_touched_rows(selected[name]) for selected in masks])
+        rows = None if num_rows == len(with_rows[0]) else _shared(touched, slots)
+        selected_in_rows = []
+        for mask, touched_rows in zip(with_rows, touched, strict=True):
+            selected_in_rows.append(mask[touched_rows].flatten())
+        selected = torch.stack(selected_in_rows)
+        within = None
+        if not bool(selected.all()):
+            within = torch.stack([mask.nonzero().squeeze(1) for mask in selected])
+        slots.append(Slot(name, shape, start, start + num_weights, rows, within))
+        start += num_weights
     return Group(tuple(members), tuple(slots), start)
 
 
-def _same(rows: Tensor, slots: Sequence[Slot]) -> Tensor:
-    """An index tensor already in use when it is equal."""
-    return next((s.rows for s in slots if s.rows is not None and torch.equal(s.rows, rows)), rows)
+def _shared(rows: Tensor, slots: Sequence[Slot]) -> Tensor:
+    """An index tensor that a slot already has, when it is equal."""
+    for slot in slots:
+        if slot.rows is not None and torch.equal(slot.rows, rows):
+            return slot.rows
+    return rows
 
 
-def _touched(mask: Tensor) -> Tensor:
-    return mask.reshape(_rows_shape(tuple(mask.shape))).flatten(1).any(1).nonzero().squeeze(1)
+def _touched_rows(mask: Tensor) -> Tensor:
+    """The rows of a parameter with a selected weight."""
+    return _with_rows(mask).flatten(1).any(1).nonzero().squeeze(1)
 
 
-def _rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape with a leading row axis and at least one more: scalars count as one row, vectors as rows of one."""
-    return (1, 1) if not shape else (shape[0], 1) if len(shape) == 1 else shape
+def _with_rows(values: Tensor) -> Tensor:
+    """Values with a leading row axis and one more: a scalar is one row, a vector has rows of one."""
+    if values.dim() == 0:
+        return values.reshape(1, 1)
+    return values[:, None] if values.dim() == 1 else values
