@@ -1,4 +1,4 @@
-"""rllc: refined local learning coefficients of attention heads, over training, with honest error bars."""
+"""rllc: refined local learning coefficients of attention heads, with honest error bars."""
 
 from __future__ import annotations
 

@@ -117,9 +117,7 @@ class AttentionOnlyConfig(PreTrainedConfig):
         for name in ("layer_norm_eps", "init_scale", "init_embedding", "init_late_qk"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise InputError(
-                    f"AttentionOnlyConfig: `{name}` must be positive, got {value!r}."
-                )
+                raise InputError(f"AttentionOnlyConfig: `{name}` must be positive, got {value!r}.")
         if self.positions not in ("shortformer", "standard"):
             raise InputError(
                 f"AttentionOnlyConfig: `positions` must be 'shortformer' or 'standard', got {self.positions!r}."
