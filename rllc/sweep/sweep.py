@@ -12,7 +12,8 @@ import numpy as np
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError, nearest
 from rllc.estimate import ARRAYS, Estimate
-from rllc.faults import Fault, Limits
+from rllc.faults import Fault
+from rllc.limits import Limits
 from rllc.names import Names
 from rllc.sweep import parts
 from rllc.sweep.plan import Cell, Plan, covering
