@@ -89,21 +89,24 @@ class Sweep:
         plans = [plan for plan in plans if plan.mixes_with(last)]
         asked = [plan for plan in asked if plan.mixes_with(last)]
         done, failures = store.finished(), store.failures()
-        cells_at: dict[tuple[int, str], list[Cell]] = {}
+        ready: dict[Key, list[Cell]] = {}
+        reasons: dict[Key, str] = {}
         for cell in {cell.name: cell for plan in plans for cell in plan.cells}.values():
-            cells_at.setdefault((cell.step, cell.data), []).append(cell)
+            for name in cell.weights:
+                key = cell.step, name, cell.data
+                if cell.name in done:
+                    ready.setdefault(key, []).append(cell)
+                elif cell.name in failures:
+                    reasons[key] = failures[cell.name]
         finished: dict[Key, tuple[Cell, ...]] = {}
         failed: dict[Key, str] = {}
         missing: list[Key] = []
         for key in dict.fromkeys(_keys(asked)):
-            step, weights, data = key
-            cells = cells_at.get((step, data), [])
-            ready = covering([c for c in cells if c.name in done], weights, last.num_chains)
-            tried = [c for c in cells if weights in c.weights and c.name in failures]
-            if ready is not None:
-                finished[key] = ready
-            elif tried:
-                failed[key] = failures[tried[-1].name]
+            cells = covering(ready.get(key, ()), last.num_chains)
+            if cells is not None:
+                finished[key] = cells
+            elif key in reasons:
+                failed[key] = reasons[key]
             else:
                 missing.append(key)
         weights = dict.fromkeys(name for plan in asked for name in plan.weights)
