@@ -21,8 +21,9 @@ from small_sweeps import quick, write_run
 from tiny import tiny_tokens
 
 import rllc
+from rllc.faults import PROBLEMS
 from rllc.sweep.plan import Cell
-from rllc.sweep.report import kinds_of, report
+from rllc.sweep.report import report, title_of
 from rllc.sweep.store import Store
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -172,12 +173,22 @@ def test_a_finished_sweep(finished, whole) -> None:
         assert int(counts.get(kind, 0)) == sum(f"{kind}:" in status for status in statuses)
 
 
-def test_a_status_is_counted_by_its_kinds() -> None:
-    status = "spikes in 12 draws: lower lr; still rising: more burn-in, or larger lr"
-    assert kinds_of(status) == ("spikes in … draws", "still rising")
-    assert kinds_of("ok") == ("ok",)
-    assert kinds_of("failed: OSError: a; b") == ("failed",)
-    assert kinds_of("diverged: chain 0 at step 3; lower lr") == ("diverged",)
+def test_every_kind_of_fault_has_a_title_without_numbers() -> None:
+    titles = [title_of(kind) for kind in PROBLEMS]
+    assert len(set(titles)) == len(titles)
+    for title in titles:
+        assert not set(title) & set("{}:0123456789"), title
+    assert title_of("diverged") == "diverged"
+
+
+def test_limits_decide_what_is_not_ok(finished, tmp_path, no_figures) -> None:
+    lax = rllc.Limits(max_rhat=100, max_noise=1e9, max_drift=1e9, max_spikes=100)
+    page = Page(report(finished, tmp_path / "page.html", limits=lax))
+    counts = dict(page.rows["Statuses"][1:])
+    trajectory = rllc.Sweep.open(finished).trajectory(lax)
+    kinds = [fault.kind for row in trajectory.faults for faults in row for fault in faults]
+    assert set(kinds) == {"negative"}
+    assert counts == {"ok": str(24 - len(kinds)), "negative": str(len(kinds))}
 
 
 def test_settings_and_versions(finished, run, whole) -> None:
