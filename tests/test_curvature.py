@@ -229,7 +229,7 @@ def test_hessian_rank_where_no_eigenvalue_is_near_the_threshold(curvatures: list
 
 
 def test_hessian_rank_of_a_head_with_a_gap() -> None:
-    """A head whose layer sees two tokens only has as many large eigenvalues as linear algebra says."""
+    """A head whose layer sees two tokens only has as many large eigenvalues as it should."""
     model = tiny_model()
     tokens = rllc.Tokens(torch.randint(2, (6, 4), generator=generator("two")))
     weights = rllc.parameters("blocks.1.attn.b_V") | rllc.parameters("blocks.1.attn.W_O", (1,))

@@ -1,4 +1,4 @@
-"""Products with the Hessian of a model's loss, against dense Hessians; and what they leave alone."""
+"""Products with the Hessian of a model's loss, against dense ones; and what they leave alone."""
 
 from __future__ import annotations
 
