@@ -11,8 +11,15 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import rllc
 from rllc.errors import InputError
-from rllc.models.attention_only import HEAD_TENSORS, AttentionOnly, AttentionOnlyConfig, Moved
+from rllc.models.attention_only import (
+    HEAD_TENSORS,
+    AttentionOnly,
+    AttentionOnlyConfig,
+    Moved,
+    sinusoids,
+)
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "transformer_lens.safetensors"
 SIZES = {"n_layers": 3, "d_model": 10, "n_heads": 3, "d_head": 4, "n_ctx": 9, "d_vocab": 13}
@@ -473,3 +480,78 @@ def test_transformers_names_of_the_sizes():
         "vocab_size",
     )
     assert tuple(getattr(config, name) for name in names) == (2, 256, 8, 32, 1024, 5000)
+
+
+# Other starts.
+
+
+def test_sinusoids_are_rotated_by_a_shift():
+    """sin(a + b) and cos(a + b) are linear in sin(a), cos(a): one matrix shifts every position."""
+    table = sinusoids(64, 16).double()
+    shift, *_ = torch.linalg.lstsq(table[:-1], table[1:])
+    torch.testing.assert_close(table[:-1] @ shift, table[1:], atol=1e-4, rtol=0)
+    sines, cosines = table[:, :8], table[:, 8:]
+    torch.testing.assert_close(sines**2 + cosines**2, torch.ones(64, 8).double(), atol=1e-5, rtol=0)
+    # The first period is 2.5 positions, the last half the context.
+    torch.testing.assert_close(
+        table[5, [0, 8]], torch.tensor([0.0, 1.0]).double(), atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(
+        table[32, [7, 15]], torch.tensor([0.0, 1.0]).double(), atol=1e-4, rtol=0
+    )
+
+
+def test_a_start_of_another_kind():
+    config = AttentionOnlyConfig(
+        n_layers=3, init_positions="sinusoidal", init_embedding=0.5, init_late_qk=0.3
+    )
+    model = AttentionOnly(config)
+    assert torch.equal(model.pos_embed.W_pos, sinusoids(1024, 256))
+    usual = 0.8 / math.sqrt(256)
+    expected = {"embed.W_E": 0.5, "unembed.W_U": usual}
+    for layer in range(3):
+        for letter in "QKVO":
+            late = 0.3 if layer and letter in "QK" else 1.0
+            expected[f"blocks.{layer}.attn.W_{letter}"] = late * usual
+    for name, sigma in expected.items():
+        parameter = model.get_parameter(name)
+        # As in the test of the usual start, 5.7 standard errors.
+        bound = 5.7 * sigma / math.sqrt(2 * parameter.numel())
+        assert abs(parameter.std().item() - sigma) < bound, name
+
+
+def test_a_start_of_another_kind_is_loaded_as_it_is(tmp_path):
+    model = AttentionOnly(AttentionOnlyConfig.fast(d_model=16, d_head=2, n_ctx=8, d_vocab=12))
+    model.save_pretrained(tmp_path)
+    for loaded in (rllc.load(tmp_path), AttentionOnly.from_pretrained(tmp_path)):
+        assert loaded.config.init_embedding == 0.5
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_a_configuration_from_before_there_were_other_starts(tmp_path):
+    AttentionOnly(AttentionOnlyConfig(**SIZES)).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    for name in ("init_positions", "init_embedding", "init_late_qk"):
+        del fields[name]
+    path.write_text(json.dumps(fields))
+    config = rllc.load(tmp_path).config
+    assert (config.init_positions, config.init_embedding, config.init_late_qk) == (
+        "normal",
+        None,
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init_positions": "random"}, "must be 'normal' or 'sinusoidal', got 'random'"),
+        ({"init_embedding": 0.0}, "`init_embedding` must be positive, got 0.0"),
+        ({"init_late_qk": -1.0}, "`init_late_qk` must be positive, got -1.0"),
+    ],
+)
+def test_starts_that_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        AttentionOnlyConfig(**change)
