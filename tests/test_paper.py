@@ -96,7 +96,7 @@ def times_written(out: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_the_paper_in_small_and_again(tmp_path) -> None:
-    printed = run_paper(tmp_path, "tiny", processes=2)
+    printed = run_paper(tmp_path, "tiny", processes=1)
     out = tmp_path / "here"
     page = (out / "report.html").read_text(encoding="utf-8")
     figures = list((out / "seed0" / "figures").glob("*.png"))
