@@ -1,4 +1,4 @@
-"""What shifts λ̂: the start, the step, the pairing of minibatches, and the prior. Formulas on arrays.
+"""What shifts λ̂: the start, the step, the pairing of minibatches, and the prior, as formulas.
 
 Each is exact on a quadratic loss ℓ = ½ Σ hᵢvᵢ² (``rllc.theory.SGLDLaw`` has the whole law). In the
 direction i a chain of SGLD with step ε, localization γ and nβ is an AR(1) process of decay
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rllc.errors import InputError
-from rllc.uncertainty import Mean, mean_of_draws
+from rllc.uncertainty import Mean, mean_of_draws, satterthwaite
 
 
 def relaxation(lr: float, localization: float, num_steps_bw_draws: int = 1) -> float | None:
@@ -98,11 +98,12 @@ def pairing_bias(
 
     Σᵢ (ε/2)(nβ)² Cᵢ/(K − 1) · Σ_{1≤k<K} ρᵢ^{k−1}(1 − k/K)
 
-    Without replacement a chain has moved against the gradients of minibatches that the present one
-    is not, and so, on average, along its gradient. Of the control variate's mean this is the
-    value, so that λ̂ with control variate is free of it.
+    Without replacement a chain has moved against the gradients of minibatches other than the
+    present one, and so, on average, along its gradient. The mean of the control variate is this
+    very number, so that λ̂ with control variate is free of it.
 
-    >>> round(pairing_bias([0.0], [0.01], 3, lr=1e-3, localization=200.0, n_beta=300.0), 4)
+    >>> settings = {"lr": 1e-3, "localization": 200.0, "n_beta": 300.0}
+    >>> round(pairing_bias([0.0], [0.01], 3, **settings), 4)
     0.2175
 
     Args:
@@ -119,19 +120,21 @@ def pairing_bias(
     """
     if num_minibatches < 1:
         raise InputError(
-            f"pairing_bias: num_minibatches is how many make an epoch, at least 1; got {num_minibatches}."
+            f"pairing_bias: num_minibatches is how many make an epoch, at least 1; "
+            f"got {num_minibatches}."
         )
     if num_minibatches == 1:
         return 0.0
-    curvatures, variance = np.broadcast_arrays(
-        np.asarray(curvatures, dtype=np.float64), np.asarray(gradient_variance, dtype=np.float64)
-    )
-    decay = 1 - lr * (n_beta * curvatures + localization) / 2
-    # Horner's scheme for Σ_k ρ^{k−1}(1 − k/K): one direction after another, K steps.
+    curvatures = np.asarray(curvatures, dtype=np.float64)
+    variance = np.asarray(gradient_variance, dtype=np.float64)
+    rate = n_beta * curvatures + localization
+    decay = 1 - lr * rate / 2
+    # Horner's scheme for Σ_k ρ^{k−1}(1 − k/K), for all directions at once.
     memory = np.zeros_like(decay)
     for k in range(num_minibatches - 1, 0, -1):
         memory = memory * decay + (1 - k / num_minibatches)
-    gained = lr / 2 * n_beta**2 * variance / (num_minibatches - 1) * memory
+    covariance = variance / (num_minibatches - 1)
+    gained = lr / 2 * n_beta**2 * covariance * memory
     return float(gained.sum())
 
 
@@ -147,15 +150,18 @@ def added_by_gradient_noise(
 
     It widens the chain beyond what the step itself adds, and is of the first order in ε, too.
 
-    >>> round(added_by_gradient_noise([1.0], [0.01], lr=1e-3, localization=200.0, n_beta=300.0), 4)
+    >>> settings = {"lr": 1e-3, "localization": 200.0, "n_beta": 300.0}
+    >>> round(added_by_gradient_noise([1.0], [0.01], **settings), 4)
     0.0771
 
     Arguments are those of :func:`pairing_bias`.
     """
     curvatures = np.asarray(curvatures, dtype=np.float64)
+    variance = np.asarray(gradient_variance, dtype=np.float64)
     rate = n_beta * curvatures + localization
-    wider = lr / 4 * n_beta**2 * np.asarray(gradient_variance, dtype=np.float64)
-    added = n_beta * curvatures / 2 * wider / (rate * (1 - lr * rate / 4))
+    width = 1 / (rate * (1 - lr * rate / 4))
+    wider = width * lr / 4 * n_beta**2 * variance
+    added = n_beta * curvatures / 2 * wider
     return float(added.sum())
 
 
@@ -166,8 +172,8 @@ def corrected(estimate: Mean, added: ArrayLike, by_noise: ArrayLike = 0.0) -> Me
     >>> float(corrected(raw, np.full((4, 5), 0.1)).value.round(3))
     1.1
 
-    The value subtracts the mean of the discretisation that probes measured, ⅛ nβ δ·(∇ℓ(v′) − ∇ℓ(v))
-    for steps δ = v′ − v, whose mean on a quadratic is Σ ½nβhᵢσᵢ²·εaᵢ/4. Probes are few and far
+    The value subtracts the mean of what probes measured, ⅛ nβ δ·(∇ℓ(v′) − ∇ℓ(v)) for steps
+    δ = v′ − v, which on a quadratic is Σ ½nβhᵢσᵢ²·εaᵢ/4. Probes are few and far
     apart, so they count as independent, of each other and of λ̂. The parts' errors add in squares.
 
     Args:
@@ -181,10 +187,13 @@ def corrected(estimate: Mean, added: ArrayLike, by_noise: ArrayLike = 0.0) -> Me
     added = np.asarray(added, dtype=np.float64)
     count = added.shape[-2] * added.shape[-1]
     step = independent_mean(added.reshape(*added.shape[:-2], count))
-    variance, dof = _sum_of_variances(
-        [(estimate.standard_error**2, estimate.dof), (step.standard_error**2, step.dof)]
+    variance = estimate.standard_error**2
+    step_variance = step.standard_error**2
+    return Mean(
+        value=estimate.value - step.value - by_noise,
+        standard_error=np.sqrt(variance + step_variance),
+        dof=satterthwaite((variance, estimate.dof), (step_variance, step.dof)),
     )
-    return Mean(estimate.value - step.value - by_noise, np.sqrt(variance), dof)
 
 
 def prior_deviation(lr: float, localization: float) -> float:
@@ -239,8 +248,9 @@ def control_mean(x: ArrayLike, *, shared: bool = True) -> Mean:
 def ratio(above: Mean, below: Mean) -> Mean:
     """The ratio of two independent means, with its error by the delta method.
 
-    >>> ratio(Mean(np.array(3.0), np.array(0.1), np.inf), Mean(np.array(4.0), np.array(0.1), np.inf)).value
-    array(0.75)
+    >>> above, below = independent_mean([2.9, 3.1]), independent_mean([3.9, 4.1])
+    >>> float(ratio(above, below).value)
+    0.75
 
     Of λ̂ and its control this is 1 where the prior alone explains λ̂, and on a quadratic
     γ·Σ hᵢ/(nβhᵢ + γ) / Σ hᵢ as ε → 0.  se² = (se_above² + ratio²·se_below²)/below².
@@ -251,20 +261,13 @@ def ratio(above: Mean, below: Mean) -> Mean:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = above.value / below.value
-        variance, dof = _sum_of_variances(
-            [
-                (np.square(above.standard_error / below.value), above.dof),
-                (np.square(value * below.standard_error / below.value), below.dof),
-            ]
-        )
-        clear = np.abs(below.value) > 2 * below.standard_error
-    return Mean(*(np.where(clear, v, np.nan) for v in (value, np.sqrt(variance), dof)))
-
-
-def _sum_of_variances(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of independent variance estimates, and Satterthwaite's degrees of freedom of it."""
-    total = sum(variance for variance, _ in parts)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        dof = total**2 / sum(variance**2 / dof for variance, dof in parts)
-    largest = np.maximum.reduce(np.broadcast_arrays(*(dof for _, dof in parts)))
-    return total, np.where(total == 0, largest, dof)
+        from_above = np.square(above.standard_error / below.value)
+        from_below = np.square(value * below.standard_error / below.value)
+    error = np.sqrt(from_above + from_below)
+    dof = satterthwaite((from_above, above.dof), (from_below, below.dof))
+    clear = np.abs(below.value) > 2 * below.standard_error
+    return Mean(
+        value=np.where(clear, value, np.nan),
+        standard_error=np.where(clear, error, np.nan),
+        dof=np.where(clear, dof, np.nan),
+    )

@@ -41,17 +41,19 @@ def student_quantile(level: float, dof: ArrayLike) -> np.ndarray:
     if not 0 < level < 1:
         raise InputError(f"student_quantile: level must be between 0 and 1; got {level}.")
     outside = 1 - level
-    start = NormalDist().inv_cdf(1 - outside / 2)
-    dof = np.minimum(np.asarray(dof, dtype=np.float64), _MANY)
-    t = np.full(dof.shape, start)
+    dof = np.asarray(dof, dtype=np.float64)
+    dof = np.minimum(dof, _MANY)
+    normal = NormalDist().inv_cdf(1 - outside / 2)
+    t = np.full(dof.shape, normal)
     # The log of the tail is concave in log t. Newton's steps therefore never oscillate: the first
     # may pass the solution, all others come down to it.
     for _ in range(50):
         tail = student_tail(t, dof)
         slope = -2 * t * _student_density(t, dof) / tail
-        step = (math.log(outside) - np.log(tail)) / slope
+        missing = math.log(outside) - np.log(tail)
+        step = missing / slope
         t = t * np.exp(step)
-        if not (np.abs(step) > 1e-12).any():
+        if not np.any(np.abs(step) > 1e-12):
             break
     return t
 
@@ -69,9 +71,11 @@ def student_tail(t: ArrayLike, dof: ArrayLike) -> np.ndarray:
     Returns:
         Probabilities [...]; NaN where an argument is NaN.
     """
-    dof = np.minimum(np.asarray(dof, dtype=np.float64), _MANY)
-    square = np.square(np.asarray(t, dtype=np.float64))
-    return incomplete_beta(dof / (dof + square), dof / 2, 0.5)
+    dof = np.asarray(dof, dtype=np.float64)
+    dof = np.minimum(dof, _MANY)
+    square = np.square(t)
+    share = dof / (dof + square)
+    return incomplete_beta(share, dof / 2, 0.5)
 
 
 def f_tail(ratio: ArrayLike, dof: ArrayLike, dof_below: ArrayLike) -> np.ndarray:
@@ -88,9 +92,12 @@ def f_tail(ratio: ArrayLike, dof: ArrayLike, dof_below: ArrayLike) -> np.ndarray
     Returns:
         Probabilities [...]; NaN where an argument is NaN.
     """
-    above = np.minimum(np.asarray(dof, dtype=np.float64), _MANY)
-    below = np.minimum(np.asarray(dof_below, dtype=np.float64), _MANY)
-    return incomplete_beta(below / (below + above * np.asarray(ratio)), below / 2, above / 2)
+    above = np.asarray(dof, dtype=np.float64)
+    above = np.minimum(above, _MANY)
+    below = np.asarray(dof_below, dtype=np.float64)
+    below = np.minimum(below, _MANY)
+    share = below / (below + above * ratio)
+    return incomplete_beta(share, below / 2, above / 2)
 
 
 def incomplete_beta(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> np.ndarray:
@@ -107,33 +114,46 @@ def incomplete_beta(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> np.ndarray:
     Returns:
         I_x(a, b) [...]; NaN where an argument is NaN.
     """
-    x, a, b = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in (x, a, b)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        front = _log_gamma(a + b) - _log_gamma(a) - _log_gamma(b) + a * np.log(x) + b * np.log1p(-x)
-        front = np.exp(np.where((x == 0) | (x == 1), -np.inf, front))
+    x = np.asarray(x, dtype=np.float64)
+    a = np.asarray(a, dtype=np.float64)
+    b = np.asarray(b, dtype=np.float64)
+    x, a, b = np.broadcast_arrays(x, a, b)
+    front = _beta_front(x, a, b)
     # The fraction converges fast below the mean of the distribution; beyond it, take 1 − I_{1−x}.
     beyond = x > (a + 1) / (a + b + 2)
     near = np.where(beyond, 1 - x, x)
     first = np.where(beyond, b, a)
     second = np.where(beyond, a, b)
-    part = front * _beta_fraction(near, first, second) / first
+    fraction = _beta_fraction(near, first, second)
+    part = front * fraction / first
     return np.where(beyond, 1 - part, part)
+
+
+def _beta_front(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """xᵃ(1 − x)ᵇ / B(a, b), 0 at both ends."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        powers = a * np.log(x) + b * np.log1p(-x)
+    log_beta = _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
+    at_end = (x == 0) | (x == 1)
+    return np.where(at_end, 0.0, np.exp(powers - log_beta))
 
 
 def _beta_fraction(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The continued fraction of I_x(a, b), by the modified method of Lentz."""
     c = np.ones_like(x)
-    d = 1 / _away_from_zero(1 - (a + b) * x / (a + 1))
+    first = 1 - (a + b) * x / (a + 1)
+    d = 1 / _away_from_zero(first)
     value = d
     for m in range(1, 20_000):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        place = a + 2 * m
+        even = m * (b - m) * x / (place - 1) / place
+        odd = -(a + m) * (a + b + m) * x / place / (place + 1)
         for coefficient in (even, odd):
             d = 1 / _away_from_zero(1 + coefficient * d)
             c = _away_from_zero(1 + coefficient / c)
             change = c * d
             value = value * change
-        if not (np.abs(change - 1) > 1e-14).any():
+        if not np.any(np.abs(change - 1) > 1e-14):
             break
     return value
 
@@ -143,8 +163,11 @@ def _away_from_zero(x: np.ndarray) -> np.ndarray:
 
 
 def _student_density(t: np.ndarray, dof: np.ndarray) -> np.ndarray:
-    log_scale = _log_gamma((dof + 1) / 2) - _log_gamma(dof / 2) - np.log(np.pi * dof) / 2
-    return np.exp(log_scale - (dof + 1) / 2 * np.log1p(t**2 / dof))
+    half = dof / 2
+    log_scale = _log_gamma(half + 0.5) - _log_gamma(half)
+    log_scale = log_scale - np.log(np.pi * dof) / 2
+    log_power = (half + 0.5) * np.log1p(t**2 / dof)
+    return np.exp(log_scale - log_power)
 
 
 def _log_gamma(x: np.ndarray) -> np.ndarray:
