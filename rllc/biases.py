@@ -17,7 +17,7 @@ from rllc.uncertainty import Mean, mean_of_draws, satterthwaite
 
 
 def relaxation(lr: float, localization: float, num_steps_bw_draws: int = 1) -> float | None:
-    """r = (1 − εγ/2)^(2·steps), how much a draw of λ̂ in the slowest direction remembers of the last.
+    """r = (1 − εγ/2)^(2·steps): what a draw in the slowest direction remembers of the one before.
 
     >>> round(relaxation(1e-3, 200.0), 4)
     0.81
@@ -60,7 +60,7 @@ def share_missing(
     num_burnin_steps: int = 0,
     num_steps_bw_draws: int = 1,
 ) -> float:
-    """The share of λ̂ that flat directions lack in chains that start at w*: mean of (1 − εγ/2)^(2t).
+    """The share of λ̂ that flat directions lack when chains start at w*: mean of (1 − εγ/2)^(2t).
 
     >>> round(share_missing(1e-3, 200.0, num_draws=40), 3)
     0.107
@@ -210,8 +210,8 @@ def prior_deviation(lr: float, localization: float) -> float:
     """
     if not 0 < lr * localization < 4:
         raise InputError(
-            f"prior_deviation: chains at n_beta = 0 need 0 < lr·localization < 4; got lr = {lr} and "
-            f"localization = {localization}."
+            f"prior_deviation: chains at n_beta = 0 need 0 < lr·localization < 4; got lr = {lr} "
+            f"and localization = {localization}."
         )
     return (localization * (1 - lr * localization / 4)) ** -0.5
 

@@ -17,13 +17,13 @@ from numpy.typing import ArrayLike
 from rllc.errors import InputError
 
 _MANY = 1e6
-"""Degrees of freedom above which Student's t is the normal distribution to a few parts in a million."""
+"""Degrees of freedom above which Student's t is the normal to a few parts in a million."""
 
 _SMALLEST = 1e-300
 
 
 def student_quantile(level: float, dof: ArrayLike) -> np.ndarray:
-    """The t with P(|T| ≤ t) = ``level`` for Student's T: how many standard errors an interval needs.
+    """The t with P(|T| ≤ t) = ``level`` for Student's T: half an interval, in standard errors.
 
     >>> student_quantile(0.95, [1, 3, np.inf]).round(3)
     array([12.706,  3.182,  1.96 ])
@@ -96,7 +96,7 @@ def f_tail(ratio: ArrayLike, dof: ArrayLike, dof_below: ArrayLike) -> np.ndarray
     above = np.minimum(above, _MANY)
     below = np.asarray(dof_below, dtype=np.float64)
     below = np.minimum(below, _MANY)
-    share = below / (below + above * ratio)
+    share = below / (below + above * np.asarray(ratio))
     return incomplete_beta(share, below / 2, above / 2)
 
 
