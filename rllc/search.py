@@ -252,11 +252,11 @@ class Search:
     def _points(self, best: Point, size: int) -> Iterator[Point]:
         """Where to go from ``best``, the most promising first."""
         estimate = self.tried[best]
-        here = self._setting(best)
-        assert here is not None
+        old = self._setting(best)
+        assert old is not None
         sharpest = sharpest_curvature(self.tried.values())
         if sharpest and any(estimate.faults):
-            lr = self.axes[0].nearest(_STEP / _curvature(here, sharpest))
+            lr = self.axes[0].nearest(_STEP / _curvature(old, sharpest))
             if abs(lr - best[0]) > 1:
                 yield (lr, *best[1:])
         for move, sign in self._moves(best):
@@ -264,10 +264,10 @@ class Search:
                 i + sign * size * (name in _MOVES[move])
                 for name, i in zip(Setting._fields, best, strict=True)
             ]
-            there = self._setting(point)
-            if there is None:
+            new = self._setting(point)
+            if new is None:
                 continue
-            lrs = [there.lr] if move == "lr" else _lrs_that_follow(here, there, sharpest)
+            lrs = [new.lr] if move == "lr" else _lrs_that_follow(old, new, sharpest)
             for lr in dict.fromkeys(self.axes[0].nearest(value) for value in lrs):
                 yield from self._with_second_try((lr, *point[1:]), best, sharpest)
 
@@ -402,12 +402,12 @@ def _curvature(setting: Setting, h: float) -> float:
     return setting.n_beta * h + setting.localization
 
 
-def _lrs_that_follow(here: Setting, there: Setting, sharpest: float) -> list[float]:
+def _lrs_that_follow(old: Setting, new: Setting, sharpest: float) -> list[float]:
     """Return which lr may go with another nβ and γ."""
     if sharpest:
-        return [here.lr * _curvature(here, sharpest) / _curvature(there, sharpest)]
-    ratios = (here.n_beta / there.n_beta, here.localization / max(there.localization, 1e-30))
-    return [here.lr, here.lr * max(ratios, key=_distance)]
+        return [old.lr * _curvature(old, sharpest) / _curvature(new, sharpest)]
+    ratios = (old.n_beta / new.n_beta, old.localization / max(new.localization, 1e-30))
+    return [old.lr, old.lr * max(ratios, key=_distance)]
 
 
 def _distance(ratio: float) -> float:

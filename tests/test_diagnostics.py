@@ -1,4 +1,4 @@
-"""Diagnostics against arviz and slow loops, and the coverage of the standard error on chains with a known mean."""
+"""Diagnostics against arviz and slow loops; coverage of the standard error on known chains."""
 
 from __future__ import annotations
 
@@ -26,24 +26,23 @@ ALL = (
 
 
 def autoregressive(shape, rho, *, shared=0.0, components=0, seed=0):
-    """Stationary AR(1) chains [repetition, chain, draw] of mean 0; a share of the noise is common to the chains.
+    """Stationary AR(1) chains [repetition, chain, draw] of mean 0, with noise partly in common.
 
-    ``components`` > 0 gives what λ̂ is made of instead: a sum of so many squared AR(1) processes, less its mean, whose
-    autocorrelation at lag 1 is ``rho`` too.
+    ``components`` > 0 gives what λ̂ is made of instead: a sum of so many squared AR(1) processes,
+    less its mean, whose autocorrelation at lag 1 is ``rho`` too.
     """
     rng = np.random.default_rng(seed)
     repetitions, chains, draws = shape
     rho = np.sqrt(rho) if components else rho
-    lanes = (repetitions, max(components, 1))
+    lanes = max(components, 1)
 
     def noise():
-        common, own = (
-            rng.standard_normal((lanes[0], 1, lanes[1])),
-            rng.standard_normal((lanes[0], chains, lanes[1])),
-        )
+        common = rng.standard_normal((repetitions, 1, lanes))
+        own = rng.standard_normal((repetitions, chains, lanes))
         return np.sqrt(shared) * common + np.sqrt(1 - shared) * own
 
-    v, x = noise(), np.empty(shape)
+    v = noise()
+    x = np.empty(shape)
     for t in range(draws):
         v = rho * v + np.sqrt(1 - rho**2) * noise()
         x[..., t] = (v**2 - 1).sum(-1) if components else v[..., 0]
@@ -131,11 +130,12 @@ def slow_standard_error(x):
     total = within + (x.mean(1).var(ddof=1) if chains > 1 else 0)
     pairs, lag = 0, 0
     while lag < draws - 3:  # Geyer's initial positive sequence, on chains that are not split
-        rho = [
-            1 - (within * draws / (draws - 1) - np.mean([covariance(c, k) for c in x])) / total
-            for k in (lag, lag + 1)
-        ]
-        rho[0] = 1.0 if lag == 0 else rho[0]
+        rho = []
+        for k in (lag, lag + 1):
+            covariance_of_chains = np.mean([covariance(chain, k) for chain in x])
+            rho.append(1 - (within * draws / (draws - 1) - covariance_of_chains) / total)
+        if lag == 0:
+            rho[0] = 1.0
         if sum(rho) <= 0:
             break
         pairs, lag = pairs + 1, lag + 2
@@ -174,14 +174,8 @@ def coverage(x):
     return np.mean(np.abs(x.mean((1, 2))) <= 1.96 * diagnostics.standard_error(x))
 
 
-SHARED = [
-    (1, 0.0),
-    (2, 0.0),
-    (2, 0.9),
-    (4, 0.0),
-    (4, 0.5),
-    (4, 0.9),
-]  # chains, share of their noise in common
+SHARED = [(1, 0.0), (2, 0.0), (2, 0.9), (4, 0.0), (4, 0.5), (4, 0.9)]
+"""Number of chains, and the share of their noise that is common."""
 
 
 @pytest.mark.parametrize(("chains", "shared"), SHARED)
@@ -209,19 +203,17 @@ def test_coverage_with_many_repetitions(components, chains, draws, rho, shared):
 
 @pytest.mark.parametrize("num_draws", [100, 400])
 def test_coverage_of_the_exact_law_of_sgld_with_shared_minibatches_and_no_burnin(num_draws):
-    """λ̂ on a noisy quadratic, chains from w*, each draw measured on the shared minibatch of the next step."""
+    """λ̂ on a noisy quadratic, chains from w*, draws measured on the next step's minibatch."""
     law = SGLDLaw(
         np.geomspace(0.1, 4, 6), lr=0.02, localization=2.0, n_beta=10.0, gradient_variance=1.0
     )
     rng = np.random.default_rng(0)
-    v, draws = np.zeros((250, 4, 6)), np.empty((250, 4, num_draws))
+    v = np.zeros((250, 4, 6))
+    draws = np.empty((250, 4, num_draws))
     noise = rng.standard_normal((250, 1, 6))
     for t in range(num_draws):
-        v = (
-            v * law.decay
-            - law.lr / 2 * law.n_beta * noise
-            + np.sqrt(law.lr) * rng.standard_normal(v.shape)
-        )
+        force = law.n_beta * noise
+        v = v * law.decay - law.lr / 2 * force + np.sqrt(law.lr) * rng.standard_normal(v.shape)
         noise = rng.standard_normal((250, 1, 6))
         draws[..., t] = law.n_beta * (0.5 * law.curvatures * v**2 + noise * v).sum(-1)
     error = diagnostics.standard_error(draws)
@@ -269,10 +261,10 @@ def test_geweke_is_the_difference_of_its_parts():
 @pytest.mark.parametrize("diagnostic", ALL)
 def test_leading_axes_are_a_loop(diagnostic):
     x = autoregressive((6, 3, 41), 0.5).reshape(2, 3, 3, 41)
-    whole = diagnostic(x)
-    assert whole.shape == (2, 3)
+    together = diagnostic(x)
+    assert together.shape == (2, 3)
     for i in np.ndindex(2, 3):
-        np.testing.assert_array_max_ulp(whole[i], diagnostic(x[i]), maxulp=8)
+        np.testing.assert_array_max_ulp(together[i], diagnostic(x[i]), maxulp=8)
     assert diagnostic(x[:0]).shape == (0, 3)
 
 
@@ -296,7 +288,7 @@ def test_too_few_draws_are_nan_and_no_crash(diagnostic, draws, chains):
 
 @pytest.mark.parametrize("diagnostic", ALL)
 def test_invariance(diagnostic):
-    """Chains can be listed in any order; a shift changes nothing; a scale only scales the errors."""
+    """Chains come in any order; a shift changes nothing; a scale only scales the errors."""
     x = autoregressive((1, 3, 60), 0.5)[0]
     scale = 2.5 if diagnostic in (diagnostics.mcse, diagnostics.standard_error) else 1.0
     assert diagnostic(x[[2, 0, 1]]) == pytest.approx(diagnostic(x), rel=1e-9)

@@ -1,4 +1,4 @@
-"""Estimates: exact truths for value, error and effective sample size; names, tables, files, faults."""
+"""Estimates: exact truths for their numbers; names, tables, files and faults."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_diagnostics_are_the_exact_ones(many: rllc.Estimate) -> None:
 
 
 class DeepLinear(nn.Module):
-    """y = W_3 W_2 W_1 x, each layer a partial isometry, W_2 of rank 2: its exact minimum is itself."""
+    """y = W_3 W_2 W_1 x, each layer a partial isometry, W_2 of rank 2; at its exact minimum."""
 
     def __init__(self, widths: tuple[int, ...], ranks: tuple[int, ...]) -> None:
         super().__init__()
