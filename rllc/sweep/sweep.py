@@ -191,8 +191,10 @@ class Sweep:
         """Read the draws behind one estimate, all chains together.
 
         >>> draws = sweep.draws(8500, "1:6", "code")                               # doctest: +SKIP
-        >>> draws.observed["losses"].shape     # with Store(observe={"losses": ...}) # doctest: +SKIP
+        >>> draws.observed["losses"].shape                                         # doctest: +SKIP
         (1, 4, 200, 32, 1023)
+
+        What was observed is what ``rllc.Store(..., observe={"losses": ...})`` asked for.
 
         Args:
             step: of the checkpoint.
