@@ -38,8 +38,8 @@ class Trajectory:
         rhat: ``[checkpoint, refinement]``.
         ess: ``[checkpoint, refinement]``.
         per_chain: ``[checkpoint, refinement, chain]``.
-        faults: ``[checkpoint][refinement]``: what is wrong with each estimate, and why where a sweep
-            has none.
+        faults: ``[checkpoint][refinement]``: what is wrong with each estimate, and why there is none
+            where a sweep has none.
         names: of the refinements.
         settings: of sampler and sampling, the same at every checkpoint.
         diagnostics: by name, ``[checkpoint, refinement]``, as in :class:`rllc.Estimate`.

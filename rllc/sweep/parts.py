@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from rllc.draws import Draws
-from rllc.names import Names
 from rllc.sweep.plan import Cell
 
 Chains = tuple[int, int]
@@ -31,8 +31,14 @@ def for_cell(draws: Draws, observe: Collection[str]) -> Draws:
     for name, array in draws.observed.items():
         if name.removesuffix(COVARIANCE) not in observe:
             observed[name] = array
-    settings = {name: value for name, value in draws.settings.items() if name != "observed"}
+    settings = _without(draws.settings, "observed")
     return replace(draws, settings=settings, observed=observed, states={})
+
+
+def _without(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    rest = dict(settings)
+    rest.pop(name, None)
+    return rest
 
 
 def observed_arrays(draws: Draws, name: str) -> dict[str, np.ndarray]:
@@ -62,21 +68,33 @@ def with_observed(
 
 def endings(draws: Draws) -> Draws:
     """Return the last draw with the states of the chains: what is needed to go on from there."""
-    last = {name: getattr(draws, name)[..., -1:] for name in ("loss", "baseline")}
-    return replace(for_cell(draws, ()), **last, observed={}, lengths=(), states=draws.states)
+    return replace(
+        for_cell(draws, ()),
+        loss=draws.loss[..., -1:],
+        baseline=draws.baseline[..., -1:],
+        observed={},
+        lengths=(),
+        states=draws.states,
+    )
 
 
 def end_alike(draws: Draws, ending: Draws) -> bool:
     """Whether an ending is that of these draws, and not of another machine's roundings."""
-    return np.array_equal(ending.loss[..., 0], draws.loss[..., -1], equal_nan=True)
+    last = draws.loss[..., -1:]
+    return np.array_equal(ending.loss, last, equal_nan=True)
 
 
 def resumable(draws: Draws, ending: Draws, cell: Cell, weights: Sequence[str]) -> Draws:
     """Return the draws of some weights with their states, for ``rllc.sample(..., resume=...)``."""
     chosen = joined([draws], [(0, cell.num_chains)], weights)
-    about = {"first_chain": cell.chains[0], "cell": draws.settings["cell"]}
-    states = {pair: state for pair, state in ending.states.items() if pair[0] in weights}
-    return replace(chosen, settings={**chosen.settings, **about}, states=states)
+    settings = dict(chosen.settings)
+    settings["first_chain"] = cell.chains[0]
+    settings["cell"] = draws.settings["cell"]
+    states = {}
+    for pair in chosen.names:
+        if pair in ending.states:
+            states[pair] = ending.states[pair]
+    return replace(chosen, settings=settings, states=states)
 
 
 def joined(parts: Sequence[Draws], chains: Sequence[Chains], weights: Sequence[str]) -> Draws:
@@ -102,23 +120,25 @@ def joined(parts: Sequence[Draws], chains: Sequence[Chains], weights: Sequence[s
 
     losses = {}
     for name in ("loss", "baseline", "diverged"):
-        losses[name] = together([getattr(part, name) for part in parts])
+        arrays = [getattr(part, name) for part in parts]
+        losses[name] = together(arrays)
     observed = {}
     for name, array in first.observed.items():
         if not all(name in part.observed for part in parts):
             continue
-        if _has_chains(first, name):
-            observed[name] = together([part.observed[name] for part in parts])
-        else:
+        if not _has_chains(first, name):
             observed[name] = array[rows[0]]
-    settings = {name: value for name, value in first.settings.items() if name != "cell"}
+            continue
+        arrays = [part.observed[name] for part in parts]
+        observed[name] = together(arrays)
+    counts = {"num_chains": num_chains, "first_chain": 0}
     return replace(
         first,
         **losses,
         observed=observed,
-        names=Names.of((name, first.data[0]) for name in weights),
+        names=first.names.take(rows[0]),
         lengths=tuple(first.lengths[row] for row in rows[0]),
-        settings={**settings, "num_chains": num_chains, "first_chain": 0},
+        settings=_without(first.settings, "cell") | counts,
     )
 
 
@@ -130,9 +150,14 @@ def _has_chains(draws: Draws, name: str) -> bool:
 
 def state_bytes(draws: Draws) -> int:
     """Return the bytes of the chains' states on disk."""
-    return sum(array.nbytes for state in draws.states.values() for array in state.values())
+    size = 0
+    for state in draws.states.values():
+        for array in state.values():
+            size += array.nbytes
+    return size
 
 
 def observed_bytes(draws: Draws, name: str) -> int:
     """Return the bytes of what was kept of one observable."""
-    return sum(array.nbytes for array in observed_arrays(draws, name).values())
+    arrays = observed_arrays(draws, name)
+    return sum(array.nbytes for array in arrays.values())

@@ -95,9 +95,11 @@ class Plan:
             raise ValueError("it is of another kind")
         cells = []
         for cell in fields.pop("cells"):
-            lists = {name: tuple(cell.pop(name)) for name in ("weights", "chains")}
-            cells.append(Cell(**cell, **lists))
-        checkpoints = {int(step): where for step, where in fields.pop("checkpoints").items()}
+            weights, chains = cell.pop("weights"), cell.pop("chains")
+            cells.append(Cell(**cell, weights=tuple(weights), chains=tuple(chains)))
+        checkpoints = {}
+        for step, where in fields.pop("checkpoints").items():
+            checkpoints[int(step)] = where
         return cls(**fields, checkpoints=checkpoints, cells=tuple(cells))
 
 
@@ -164,38 +166,42 @@ def differences(earlier: Sequence[Plan], plan: Plan) -> list[str]:
     """
     sentences = []
     for other in earlier:
-        sentences += _compared(other, plan)
+        names = [*other.settings, *plan.settings]
+        sentences += _compared(names, other.settings, plan.settings)
+        there, now = _fingerprints(other), _fingerprints(plan)
+        # More checkpoints, data and weights are welcome; those in both must be the same.
+        sentences += _compared(there.keys() & now.keys(), there, now)
     for name in ("num_chains", "num_draws"):
         counts = {getattr(other, name) for other in earlier}
         count = getattr(plan, name)
-        if counts and count < max(counts) and count not in counts:
-            sentences.append(f"{name}: {max(counts)} there, {count} now (it can only grow)")
+        if counts and count not in counts and count < max(counts):
+            most = max(counts)
+            sentences.append(f"{name}: {most} there, {count} now (it can only grow)")
     return list(dict.fromkeys(sentences))
 
 
-def _compared(old_plan: Plan, new_plan: Plan) -> list[str]:
-    # Through JSON, in which the old one has been, so that tuples and lists are the same.
-    old, new = json.loads(old_plan.text()), json.loads(new_plan.text())
-    pairs = []
-    for name in old["settings"] | new["settings"]:
-        pairs.append((name, old["settings"].get(name), new["settings"].get(name)))
-    pairs.append(("loss", old["loss"], new["loss"]))
-    for step in old["checkpoints"].keys() & new["checkpoints"].keys():
-        pairs += _compared_checkpoints(step, old["checkpoints"][step], new["checkpoints"][step])
-    for what in ("data", "weights"):
-        for name in old[what].keys() & new[what].keys():
-            pairs.append((f"{what} {name!r}, SHA-256", old[what][name], new[what][name]))
-    differing = [pair for pair in sorted(pairs, key=str) if pair[1] != pair[2]]
-    return [f"{name}: {_short(a)} there, {_short(b)} now" for name, a, b in differing]
+def _compared(names: Iterable[str], there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    sentences = []
+    for name in sorted(set(names)):
+        old, new = there.get(name), now.get(name)
+        if old != new:
+            sentences.append(f"{name}: {_short(old)} there, {_short(new)} now")
+    return sentences
 
 
-def _compared_checkpoints(
-    step: str, old: Mapping[str, Any], new: Mapping[str, Any]
-) -> list[tuple[str, str, str]]:
-    for name, title in (("sha256", "SHA-256"), ("revision", "revision")):
-        if None not in (old[name], new[name]):
-            return [(f"checkpoint of step {step}, {title}", old[name], new[name])]
-    return []
+def _fingerprints(plan: Plan) -> dict[str, str]:
+    """Return what says that contents are the same, as far as it is known."""
+    fingerprints = {"loss": plan.loss}
+    for step, where in plan.checkpoints.items():
+        if where["sha256"] is not None:
+            fingerprints[f"checkpoint of step {step}, SHA-256"] = where["sha256"]
+        elif where["revision"] is not None:
+            fingerprints[f"checkpoint of step {step}, revision"] = where["revision"]
+    for name, digest in plan.data.items():
+        fingerprints[f"data {name!r}, SHA-256"] = digest
+    for name, digest in plan.weights.items():
+        fingerprints[f"weights {name!r}, SHA-256"] = digest
+    return fingerprints
 
 
 def _short(value: Any) -> str:

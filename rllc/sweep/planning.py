@@ -16,6 +16,9 @@ from rllc.sweep.store import Store
 Place = tuple[int, str]
 """A checkpoint's step and a data set."""
 
+NewCells = dict[tuple[tuple[int, int], "Cell | None"], list[str]]
+"""By chains, and the cell that they go on from: names of weights."""
+
 
 class Resumable(NamedTuple):
     """A finished cell whose chains can go on, and how many draws each of them has."""
@@ -114,7 +117,7 @@ def _cells(
         shorter: cells of fewer draws that can go on. A new cell takes the chains of one of them.
     """
     chosen: dict[Cell, None] = {}  # a set that keeps its order
-    new: dict[tuple[tuple[int, int], Cell | None], list[str]] = {}
+    new: NewCells = {}
     for name in request.weights:
         chain = 0
         while chain < plan.num_chains:
@@ -171,8 +174,10 @@ def announce(planned: Planned, store: Store) -> None:
     seen = before | {plan.text()}
     clashing = []
     for other in store.plans():
+        if other.text() in seen:
+            continue
         # More draws or chains are no clash, whichever of the two came first.
-        if other.text() not in seen and differences([plan], other) and differences([other], plan):
+        if differences([plan], other) and differences([other], plan):
             clashing.append(other)
     try:
         refuse_differences(clashing, plan, store)
@@ -201,8 +206,9 @@ def refuse_differences(earlier: Sequence[Plan], plan: Plan, store: Store) -> Non
 def _warn_of_versions(earlier: Plan, plan: Plan, store: Store) -> None:
     changes = []
     for name, version in earlier.versions.items():
-        if version != plan.versions.get(name):
-            changes.append(f"{name} {version} -> {plan.versions.get(name)}")
+        now = plan.versions.get(name)
+        if version != now:
+            changes.append(f"{name} {version} -> {now}")
     if changes:
         warnings.warn(
             f"track: going on with {store.folder} with {', '.join(changes)}; new cells may differ "

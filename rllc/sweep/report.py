@@ -80,18 +80,18 @@ def report(
             f"rllc.track(…, store=folder) wrote."
         )
     sweep = Sweep.of(store, plans, plans)
-    html = _page(sweep, sweep.trajectory(limits), plans, num_traces).encode("utf-8", "replace")
+    text = _page(sweep, sweep.trajectory(limits), plans, num_traces)
     target = Path(folder, "report.html") if path is None else Path(path)
     try:
-        return write_atomically(target, lambda temporary: _write(temporary, html))
+        return write_atomically(target, lambda temporary: _write(temporary, text))
     except OSError as error:
         raise FileError(
             f"report: writing {target} failed ({error}); give another file as `path`."
         ) from error
 
 
-def _write(path: Path, html: bytes) -> None:
-    path.write_bytes(html)
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _page(sweep: Sweep, trajectory: Trajectory, plans: Sequence[Plan], num_traces: int) -> str:
@@ -167,10 +167,10 @@ def _trajectories(trajectory: Trajectory) -> str:
         panel_axes = [new_axes() for _ in layers]
         plot_trajectory(trajectory, data, ax=panel_axes)
         # Each panel is a picture of its own, so that they wrap on a phone; the scale is one.
-        limits = np.array([axes.get_ylim() for axes in panel_axes])
+        bottoms, tops = np.transpose([axes.get_ylim() for axes in panel_axes])
         images = []
         for axes in panel_axes:
-            axes.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+            axes.set_ylim(bottoms.min(), tops.max())
             axes.set_ylabel(panel_axes[0].get_ylabel())
             images.append(image(axes, f"λ̂ over training on {data}, {axes.get_title()}"))
         caption = f"λ̂ on {data} with its 95 % band. "
@@ -192,10 +192,11 @@ def _traces(sweep: Sweep, trajectory: Trajectory, num_traces: int) -> str:
         step = trajectory.steps[row]
         weights, data = trajectory.weights[column], trajectory.data[column]
         draws = sweep.read(sweep.finished[step, weights, data], [weights])
-        caption = f"Step {step}, {weights} on {data}: R-hat {rhat[row, column]:.3f}; "
-        caption += f"{status_of(trajectory.faults[row][column])}."
+        status = status_of(trajectory.faults[row][column])
+        caption = f"Step {step}, {weights} on {data}: R-hat {rhat[row, column]:.3f}; {status}."
         axes = plot_traces(draws, ax=new_axes())
-        shown.append(figure(image(axes, f"Trace of {weights} on {data} at step {step}"), caption))
+        trace = image(axes, f"Trace of {weights} on {data} at step {step}")
+        shown.append(figure(trace, caption))
     healthy = "A healthy trace rises from 0, levels off, has no spikes, and its chains agree."
     return f"{note(healthy)}\n{panels(shown)}"
 
@@ -235,8 +236,11 @@ def _absent(reasons: Mapping[Key, str]) -> str:
         weights_of.setdefault((step, data, reason), []).append(weights)
     steps_of: dict[tuple[str, str, str], list[str]] = {}
     for (step, data, reason), names in weights_of.items():
-        steps_of.setdefault((", ".join(names), data, reason), []).append(str(step))
-    rows = [(", ".join(steps), *rest) for rest, steps in steps_of.items()]
+        row = ", ".join(names), data, reason
+        steps_of.setdefault(row, []).append(str(step))
+    rows = []
+    for row, steps in steps_of.items():
+        rows.append((", ".join(steps), *row))
     return table(rows, ("steps", "weights", "data", "reason"))
 
 

@@ -113,12 +113,13 @@ class Store:
         Raises:
             FileError: one of the files is damaged.
         """
-        dated = []
+        plans = []
         for path in (self.folder / "sweeps").glob("*.json"):
             with suppress(FileNotFoundError):  # it has just been withdrawn
-                dated.append((path.stat().st_mtime_ns, path.name, read_plan(path)))
-        dated.sort(key=lambda entry: entry[:2])
-        return [plan for _, _, plan in dated]
+                date = path.stat().st_mtime_ns
+                plans.append((date, path.name, read_plan(path)))
+        plans.sort(key=lambda dated: dated[:2])
+        return [plan for _, _, plan in plans]
 
     def announce(self, plan: Plan) -> None:
         """Write a plan down, which also shows that the folder can be written.
@@ -170,6 +171,9 @@ class Store:
         """Return the path of the file with what was observed along a cell's chains."""
         return self.folder / "observed" / observable / f"{name}.npz"
 
+    def _reason_path(self, name: str) -> Path:
+        return self.folder / "failed" / f"{name}.json"
+
     def has(self, name: str) -> bool:
         """Whether a cell has all files that are to be kept, its states excepted."""
         paths = [self.path(name)]
@@ -194,10 +198,12 @@ class Store:
     def failures(self) -> dict[str, str]:
         """Return the cells that have no file because they failed, with the reason."""
         reasons = {}
-        for name in sorted(_stems(self.folder / "failed", "*.json") - self.finished()):
-            path = self.folder / "failed" / f"{name}.json"
+        failed = _stems(self.folder / "failed", "*.json") - self.finished()
+        for name in sorted(failed):
+            path = self._reason_path(name)
             try:
-                reasons[name] = str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+                fields = json.loads(path.read_text(encoding="utf-8"))
+                reasons[name] = str(fields["reason"])
             except FileNotFoundError:  # it has just been finished
                 continue
             except (ValueError, KeyError, OSError) as error:
@@ -227,7 +233,7 @@ class Store:
             if self.keep_states:
                 parts.endings(draws).save(self.state_path(name))
             replace(cell_draws, settings=settings).save(self.path(name))
-            (self.folder / "failed" / f"{name}.json").unlink(missing_ok=True)
+            self._reason_path(name).unlink(missing_ok=True)
             replaced = earlier is not None and set(earlier.weights) == set(draws.weights)
             if self.keep_states and replaced:
                 self.state_path(earlier.name).unlink(missing_ok=True)
@@ -243,7 +249,7 @@ class Store:
         """Write down why a cell has no file."""
         with self.writing(f"why cell {name} failed"):
             text = json.dumps({"reason": reason}, ensure_ascii=False)
-            write_text(self.folder / "failed" / f"{name}.json", text)
+            write_text(self._reason_path(name), text)
 
     def read(self, name: str) -> Draws:
         """Read a finished cell; ``settings["cell"]`` says what it was made from.
@@ -294,12 +300,14 @@ class Store:
         """
         damaged = [name for name in names if not is_whole(self.path(name))]
         for name in damaged:
-            with self.writing(f"damaged/{name}.npz"):
-                (self.folder / "damaged").mkdir(exist_ok=True)
+            path = self.path(name)
+            aside = self.folder / "damaged" / path.name
+            with self.writing(f"damaged/{path.name}"):
+                aside.parent.mkdir(exist_ok=True)
                 # Another sweep may have computed it again meanwhile.
-                if not is_whole(self.path(name)):
+                if not is_whole(path):
                     with suppress(FileNotFoundError):
-                        os.replace(self.path(name), self.folder / "damaged" / f"{name}.npz")
+                        os.replace(path, aside)
         return damaged
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from rllc.weights import head_name
 
 Key = tuple[int, str, str]
 """A checkpoint's step, weights and data: what one estimate is about."""
+
+Cells = tuple[Cell, ...]
+Faults = tuple[Fault, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +55,7 @@ class Sweep:
     steps: tuple[int, ...]
     names: Names
     settings: Mapping[str, Any]
-    finished: Mapping[Key, tuple[Cell, ...]]
+    finished: Mapping[Key, Cells]
     missing: tuple[Key, ...]
     failed: Mapping[Key, str]
 
@@ -92,14 +96,15 @@ class Sweep:
         done, failures = store.finished(), store.failures()
         ready: dict[Key, list[Cell]] = {}
         reasons: dict[Key, str] = {}
-        for cell in {cell.name: cell for plan in plans for cell in plan.cells}.values():
+        planned = dict.fromkeys(cell for plan in plans for cell in plan.cells)
+        for cell in planned:
             for name in cell.weights:
                 key = cell.step, name, cell.data
                 if cell.name in done:
                     ready.setdefault(key, []).append(cell)
                 elif cell.name in failures:
                     reasons[key] = failures[cell.name]
-        finished: dict[Key, tuple[Cell, ...]] = {}
+        finished: dict[Key, Cells] = {}
         failed: dict[Key, str] = {}
         missing: list[Key] = []
         for key in dict.fromkeys(_keys(asked)):
@@ -110,13 +115,18 @@ class Sweep:
                 failed[key] = reasons[key]
             else:
                 missing.append(key)
-        weights = dict.fromkeys(name for plan in asked for name in plan.weights)
-        fingerprints = {name: digest for plan in asked for name, digest in plan.data.items()}
+        steps: dict[int, Any] = {}
+        weights: dict[str, str] = {}
+        data: dict[str, str] = {}
+        for plan in asked:
+            steps |= plan.checkpoints
+            weights |= plan.weights
+            data |= plan.data
         return cls(
             store=store,
-            steps=tuple(sorted({step for plan in asked for step in plan.checkpoints})),
-            names=Names.of((w, d) for w in weights for d in fingerprints),
-            settings={**last.draws_settings, "fingerprints": fingerprints},
+            steps=tuple(sorted(steps)),
+            names=Names.of(itertools.product(weights, data)),
+            settings={**last.draws_settings, "fingerprints": data},
             finished=finished,
             missing=tuple(missing),
             failed=failed,
@@ -131,10 +141,13 @@ class Sweep:
         rows = {step: row for row, step in enumerate(self.steps)}
         columns = {pair: column for column, pair in enumerate(self.names)}
         shape = len(rows), len(columns)
+        num_chains = self.settings["num_chains"]
         arrays = {name: np.full(shape, np.nan) for name in ARRAYS}
-        arrays["per_chain"] = np.full((*shape, self.settings["num_chains"]), np.nan)
+        arrays["per_chain"] = np.full((*shape, num_chains), np.nan)
         diagnostics: dict[str, np.ndarray] = {}
-        faults: dict[Key, tuple[Fault, ...]] = dict.fromkeys(self.missing, (Fault("missing"),))
+        faults: dict[Key, Faults] = {}
+        for key in self.missing:
+            faults[key] = (Fault("missing"),)
         for key, reason in self.failed.items():
             faults[key] = (Fault("failed", {}, reason),)
         for (step, data, cells), weights in self._by_cells():
@@ -150,7 +163,9 @@ class Sweep:
             for name in ARRAYS:
                 arrays[name][at] = getattr(estimate, name)
             for name, values in estimate.diagnostics.items():
-                diagnostics.setdefault(name, np.full(shape, np.nan))[at] = values
+                if name not in diagnostics:
+                    diagnostics[name] = np.full(shape, np.nan)
+                diagnostics[name][at] = values
             faults |= zip(keys, estimate.faults, strict=True)
         return Trajectory(
             steps=self.steps,
@@ -161,23 +176,25 @@ class Sweep:
             diagnostics=diagnostics,
         )
 
-    def _in_order(
-        self, faults: Mapping[Key, tuple[Fault, ...]]
-    ) -> tuple[tuple[tuple[Fault, ...], ...], ...]:
+    def _in_order(self, faults: Mapping[Key, Faults]) -> tuple[tuple[Faults, ...], ...]:
         """Return faults as a trajectory has them, ``[checkpoint][refinement]``."""
         otherwise = (Fault("not_asked_for"),)
         table = []
         for step in self.steps:
-            keys = [(step, weights, data) for weights, data in self.names]
-            table.append(tuple(faults.get(key, otherwise) for key in keys))
+            row = []
+            for weights, data in self.names:
+                row.append(faults.get((step, weights, data), otherwise))
+            table.append(tuple(row))
         return tuple(table)
 
     def draws(self, step: int, weights: str, data: str | None = None) -> Draws:
         """Read the draws behind one estimate, all chains together.
 
         >>> draws = sweep.draws(8500, "1:6", "code")                               # doctest: +SKIP
-        >>> draws.observed["losses"].shape     # with Store(observe={"losses": ...}) # doctest: +SKIP
+        >>> draws.observed["losses"].shape                                         # doctest: +SKIP
         (1, 4, 200, 32, 1023)
+
+        What was observed is what ``rllc.Store(..., observe={"losses": ...})`` asked for.
 
         Args:
             step: of the checkpoint.
@@ -220,17 +237,20 @@ class Sweep:
             return f"it failed: {self.failed[key]}"
         if key in self.missing:
             return "it is missing; call rllc.track again"
-        pairs = [(weights, data) for step, weights, data in self.finished if step == key[0]]
-        if pairs:
-            return nearest(key[1:], pairs)
-        return nearest(key[0], dict.fromkeys(step for step, _, _ in self.finished))
+        pairs_at: dict[int, list[tuple[str, str]]] = {}
+        for step, *pair in self.finished:
+            pairs_at.setdefault(step, []).append(tuple(pair))
+        step, *pair = key
+        if step not in pairs_at:
+            return nearest(step, pairs_at)
+        return nearest(tuple(pair), pairs_at[step])
 
-    def _by_cells(self) -> Iterator[tuple[tuple[int, str, tuple[Cell, ...]], list[str]]]:
-        """Give the weights whose chains are in the same cells, so that each is read once."""
-        together: dict[tuple[int, str, tuple[Cell, ...]], list[str]] = {}
+    def _by_cells(self) -> Iterable[tuple[tuple[int, str, Cells], list[str]]]:
+        """Return the weights whose chains are in the same cells, so that each is read once."""
+        together: dict[tuple[int, str, Cells], list[str]] = {}
         for (step, weights, data), cells in self.finished.items():
             together.setdefault((step, data, cells), []).append(weights)
-        yield from together.items()
+        return together.items()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -238,14 +258,11 @@ class Sweep:
     def __repr__(self) -> str:
         steps = f"{len(self.steps)} checkpoints, steps {self.steps[0]}…{self.steps[-1]}"
         size = f"{len(self.names.selections)} weights × {len(self.names.data_sets)} data"
-        counts = f"{len(self.finished)} finished"
-        counts += f", {len(self.missing)} missing, {len(self.failed)} failed"
+        finished, missing, failed = map(len, (self.finished, self.missing, self.failed))
+        counts = f"{finished} finished, {missing} missing, {failed} failed"
         return f"Sweep({steps}, {size}: {counts})"
 
 
 def _keys(plans: Iterable[Plan]) -> Iterator[Key]:
     for plan in plans:
-        for step in plan.checkpoints:
-            for weights in plan.weights:
-                for data in plan.data:
-                    yield step, weights, data
+        yield from itertools.product(plan.checkpoints, plan.weights, plan.data)

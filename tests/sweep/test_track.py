@@ -58,7 +58,8 @@ def test_a_store_changes_no_bit(unbroken_store, unbroken) -> None:
 
 
 def test_the_model_and_random_states_are_left_alone(run) -> None:
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    torch_state = torch.get_rng_state()
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
     rllc.track(run, DATA["a"], "0:1", **QUICK)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
