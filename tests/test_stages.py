@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -10,103 +12,114 @@ import rllc
 from rllc.analysis.gaussian_process import posterior
 from rllc.analysis.stages import plot_stages, stages
 from rllc.errors import InputError
+from rllc.names import Names
 
 mpl.use("Agg")
 STEPS = np.unique(np.geomspace(10, 10_000, 60).round())
-TURNS = 10 * np.exp(np.pi / 2 * np.arange(1, 5))  # of cos(2 log(step / 10)): 48, 231, 1113, 5355
 WAVE = np.cos(2 * np.log(STEPS / 10))
+TURNS = 10 * np.exp(np.pi / 2 * np.arange(1, 5))  # 48, 231, 1113, 5355
 
 
 def noise(seed: int, scale: float = 0.15) -> np.ndarray:
     return scale * np.random.default_rng(seed).standard_normal(len(STEPS))
 
 
-def trajectory_of(values: np.ndarray, steps: np.ndarray, errors: np.ndarray) -> rllc.Trajectory:
+def trajectory_of(values: np.ndarray, errors: np.ndarray) -> rllc.Trajectory:
     """One whose second refinement, everything on b, has these values."""
-    both = np.stack([np.zeros_like(values), values, np.ones_like(values)], 1)
-    error = np.stack([np.zeros_like(values), errors, np.zeros_like(values)], 1)
-    names = {"weights": ("everything", "everything", "0:1"), "data": ("a", "b", "b")}
-    status = (("ok",) * 3,) * len(steps)
-    chains = both[:, :, None]
+    zeros = np.zeros_like(values)
+    value = np.stack([zeros, values, np.ones_like(values)], 1)
     return rllc.Trajectory(
-        tuple(int(s) for s in steps), both, error, both, both, chains, status, **names, settings={}
+        steps=tuple(int(step) for step in STEPS),
+        value=value,
+        standard_error=np.stack([zeros, errors, zeros], 1),
+        rhat=value,
+        ess=value,
+        per_chain=value[:, :, None],
+        faults=(((),) * 3,) * len(STEPS),
+        names=Names(("everything", "everything", "0:1"), ("a", "b", "b")),
+        settings={},
     )
 
 
 def test_turns_of_a_curve_without_noise() -> None:
-    found = stages(WAVE, STEPS)
-    assert [turn.step for turn in found.turns] == pytest.approx(TURNS, rel=1e-3)
-    assert [turn.kind for turn in found.turns] == ["minimum", "maximum"] * 2
-    assert all(turn.probability == 1 for turn in found.turns)
-    assert len(found) == 5
-    assert found.boundaries == (10, *(turn.step for turn in found.turns), 10_000)
+    result = stages(WAVE, STEPS)
+    steps = [turn.step for turn in result.turns]
+    assert steps == pytest.approx(TURNS, rel=1e-3)
+    assert [turn.kind for turn in result.turns] == ["minimum", "maximum"] * 2
+    assert all(turn.probability == 1 for turn in result.turns)
+    assert len(result) == 5
+    assert result.boundaries == (10, *steps, 10_000)
 
 
 def test_a_curve_that_only_rises_is_one_stage() -> None:
-    found = stages(np.log(STEPS) + noise(0, 0.02), STEPS)
-    assert len(found) == 1
-    assert found.to_dataframe()["direction"].tolist() == ["rises"]
+    result = stages(np.log(STEPS) + noise(0, 0.02), STEPS)
+    assert len(result) == 1
+    assert result.to_dataframe()["direction"].tolist() == ["rises"]
 
 
 def test_noise_is_not_taken_for_stages() -> None:
-    """Six curves of noise alone have at most one turn that is 90 % sure, where a best fit finds many in each."""
-    assert (
-        sum(len(stages(noise(seed, 1.0), STEPS, num_samples=300).turns) for seed in range(6)) <= 1
-    )
+    """Curves of noise hardly have turns that are 90 % sure; a best fit finds many in each."""
+    num_turns = 0
+    for seed in range(6):
+        num_turns += len(stages(noise(seed, 1.0), STEPS, num_samples=300).turns)
+    assert num_turns <= 1
 
 
 def test_intervals_hold_the_turns() -> None:
     """48 turns in 95 % intervals: fewer than 36 would have a chance of 1e-7."""
-    held = 0
+    num_held = 0
     for seed in range(12):
-        found = stages(WAVE + noise(seed), STEPS, num_samples=400, probability=0)
-        sure = sorted(found.turns, key=lambda turn: -turn.probability)[:4]
-        for turn, truth in zip(sorted(sure, key=lambda turn: turn.step), TURNS, strict=True):
-            held += turn.low < truth < turn.high
+        result = stages(WAVE + noise(seed), STEPS, num_samples=400, probability=0)
+        surest = sorted(result.turns, key=lambda turn: -turn.probability)[:4]
+        in_order = sorted(surest, key=lambda turn: turn.step)
+        for turn, truth in zip(in_order, TURNS, strict=True):
+            num_held += turn.low < truth < turn.high
             assert turn.step == pytest.approx(truth, rel=0.25)
-    assert held >= 36
+    assert num_held >= 36
 
 
 def test_intervals_are_narrower_with_less_noise() -> None:
-    rough, fine = (stages(WAVE + noise(1, scale), STEPS) for scale in (0.2, 0.05))
-    for a, b in zip(rough.turns, fine.turns, strict=True):
-        assert b.high / b.low < a.high / a.low
-        assert b.low <= b.step <= b.high
+    rough = stages(WAVE + noise(1, 0.2), STEPS)
+    fine = stages(WAVE + noise(1, 0.05), STEPS)
+    for wide, narrow in zip(rough.turns, fine.turns, strict=True):
+        assert narrow.high / narrow.low < wide.high / wide.low
+        assert narrow.low <= narrow.step <= narrow.high
 
 
 def test_the_process_is_that_of_scikit_learn() -> None:
     """Mean and covariance; of the slope, those of differences of the curve over 2e-3."""
     process = pytest.importorskip("sklearn.gaussian_process")
     kernels = pytest.importorskip("sklearn.gaussian_process.kernels")
-    x, y = np.log(STEPS), WAVE + noise(2)
-    variance, grid = np.linspace(0.01, 0.1, len(x)), np.linspace(x[0], x[-1], 9)
-    mean, cov, slope, slope_cov = posterior(x, y, variance, 1.3, 0.7, grid)
+    x = np.log(STEPS)
+    y = WAVE + noise(2)
+    variance = np.linspace(0.01, 0.1, len(x))
+    grid = np.linspace(x[0], x[-1], 9)
+    curve = posterior(x, y, variance, 1.3, 0.7, grid)
     kernel = kernels.ConstantKernel(1.3**2) * kernels.RBF(0.7)
-    other = process.GaussianProcessRegressor(kernel, alpha=variance, optimizer=None).fit(
-        x[:, None], y
-    )
-    their_mean, their_cov = other.predict(grid[:, None], return_cov=True)
-    assert mean == pytest.approx(their_mean, abs=1e-8)
-    assert cov == pytest.approx(their_cov, abs=1e-8)
+    regressor = process.GaussianProcessRegressor(kernel, alpha=variance, optimizer=None)
+    theirs = regressor.fit(x[:, None], y)
+    mean, covariance = theirs.predict(grid[:, None], return_cov=True)
+    assert curve.mean == pytest.approx(mean, abs=1e-8)
+    assert curve.covariance == pytest.approx(covariance, abs=1e-8)
     sides = np.concatenate([grid - 1e-3, grid + 1e-3])
-    near, near_cov = other.predict(sides[:, None], return_cov=True)
+    mean, covariance = theirs.predict(sides[:, None], return_cov=True)
     difference = np.kron([-1, 1], np.eye(9)) / 2e-3
-    assert slope == pytest.approx(difference @ near, abs=1e-4)
-    assert slope_cov == pytest.approx(difference @ near_cov @ difference.T, abs=1e-3)
+    assert curve.slope == pytest.approx(difference @ mean, abs=1e-4)
+    of_slope = difference @ covariance @ difference.T
+    assert curve.slope_covariance == pytest.approx(of_slope, abs=1e-3)
 
 
 def test_length_scale_and_noise_are_found() -> None:
-    """Of a curve that was drawn from a process whose length scale is 0.8, amplitude 2 and noise 0.1."""
+    """Of a curve drawn from a process with length scale 0.8, amplitude 2 and noise 0.1."""
     x = np.linspace(0, 8, 100)
-    kernel = 4 * np.exp(-((x[:, None] - x[None]) ** 2) / (2 * 0.8**2)) + 1e-9 * np.eye(100)
+    squares = (x[:, None] - x[None]) ** 2
+    covariance = 4 * np.exp(-squares / (2 * 0.8**2)) + 1e-9 * np.eye(100)
     stream = np.random.default_rng(3)
-    values = np.linalg.cholesky(kernel) @ stream.standard_normal(
-        100
-    ) + 0.1 * stream.standard_normal(100)
-    found = stages(values, np.exp(x))
-    assert found.length_scale == pytest.approx(0.8, rel=0.3)
-    assert found.noise == pytest.approx(0.1, rel=0.3)
-    assert 1 < found.amplitude < 5
+    curve = np.linalg.cholesky(covariance) @ stream.standard_normal(100)
+    result = stages(curve + 0.1 * stream.standard_normal(100), np.exp(x))
+    assert result.length_scale == pytest.approx(0.8, rel=0.3)
+    assert result.noise == pytest.approx(0.1, rel=0.3)
+    assert 1 < result.amplitude < 5
 
 
 def test_values_with_large_errors_count_little() -> None:
@@ -119,12 +132,13 @@ def test_values_with_large_errors_count_little() -> None:
 
 
 def test_turns_do_not_depend_on_units() -> None:
+    """To within other samples of the same posterior."""
     values = WAVE + noise(4)
     one = stages(values, STEPS)
     other = stages(5 - 3 * values, 7 * STEPS)
-    for a, b in zip(one.turns, other.turns, strict=True):
-        assert b.step == pytest.approx(7 * a.step, rel=1e-2)  # other samples of the same posterior
-        assert {a.kind, b.kind} == {"minimum", "maximum"}
+    for turn, other_turn in zip(one.turns, other.turns, strict=True):
+        assert other_turn.step == pytest.approx(7 * turn.step, rel=1e-2)
+        assert {turn.kind, other_turn.kind} == {"minimum", "maximum"}
     assert other.noise == pytest.approx(3 * one.noise, rel=0.1)
 
 
@@ -137,58 +151,73 @@ def test_step_0_is_left_out() -> None:
 def test_the_same_seed_gives_the_same_and_global_random_numbers_stay() -> None:
     values = WAVE + noise(5)
     np.random.seed(0)  # noqa: NPY002 (the global state is what is looked at)
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    assert stages(values, STEPS).turns == stages(values, STEPS).turns
-    assert stages(values, STEPS).turns != stages(values, STEPS, seed=1).turns
-    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    turns = stages(values, STEPS).turns
+    assert stages(values, STEPS).turns == turns
+    assert stages(values, STEPS, seed=1).turns != turns
+    assert np.array_equal(state, np.random.get_state()[1])  # noqa: NPY002
 
 
 def test_of_a_trajectory() -> None:
     errors = np.full(len(STEPS), 0.1)
-    trajectory = trajectory_of(WAVE, STEPS, errors)
-    found = stages(trajectory, data="b")
-    assert found.turns == stages(WAVE, STEPS, errors).turns
-    assert found.name == "LLC of everything on b"
+    trajectory = trajectory_of(WAVE, errors)
+    result = stages(trajectory, data="b")
+    assert result.turns == stages(WAVE, STEPS, errors).turns
+    assert result.name == "LLC of everything on b"
     assert len(stages(trajectory, weights="0:1")) == 1
-    with pytest.raises(
-        InputError, match="weights='everything': matches 2 refinements; name the `data`"
-    ):
-        stages(trajectory)
-    with pytest.raises(InputError, match="weights='1:6', data='b': matches nothing; did you mean"):
-        stages(trajectory, weights="1:6", data="b")
-    with pytest.raises(InputError, match="a Trajectory brings its own `steps`"):
-        stages(trajectory, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "weights='everything': matches 2 refinements; name the `data`"),
+        (
+            {"weights": "1:6", "data": "b"},
+            "weights='1:6', data='b': matches nothing; did you mean",
+        ),
+        ({"steps": STEPS}, "a Trajectory brings its own `steps`"),
+    ],
+)
+def test_a_trajectory_that_does_not_say_which(arguments: dict[str, Any], message: str) -> None:
+    trajectory = trajectory_of(WAVE, np.full(len(STEPS), 0.1))
+    with pytest.raises(InputError, match=message):
+        stages(trajectory, **arguments)
 
 
 def test_the_table_goes_from_turn_to_turn() -> None:
-    found = stages(WAVE + noise(6), STEPS)
-    table = found.to_dataframe()
-    assert table["start"].tolist() == list(found.boundaries[:-1])
-    assert table["end"].tolist() == list(found.boundaries[1:])
+    result = stages(WAVE + noise(6), STEPS)
+    table = result.to_dataframe()
+    assert table["start"].tolist() == list(result.boundaries[:-1])
+    assert table["end"].tolist() == list(result.boundaries[1:])
     assert table["direction"].tolist() == ["falls", "rises", "falls", "rises", "falls"]
-    assert table["end_low"].tolist()[:-1] == [turn.low for turn in found.turns]
+    assert table["end_low"].tolist()[:-1] == [turn.low for turn in result.turns]
     assert table["end_probability"].isna().tolist() == [False] * 4 + [True]
-    assert table["end_value"].tolist()[:-1] == pytest.approx(
-        [found.at(turn.step) for turn in found.turns]
-    )
-    title, header, *rows = repr(found).splitlines()
+    values_at_turns = [result.at(turn.step) for turn in result.turns]
+    assert table["end_value"].tolist()[:-1] == pytest.approx(values_at_turns)
+    title, header, *rows = repr(result).splitlines()
     assert title == "5 stages of curve"
     assert header.split()[:3] == ["stage", "from", "to"]
     assert [row.split()[0] for row in rows] == ["1", "2", "3", "4", "5"]
-    doubtful = stages(WAVE + noise(6), STEPS, probability=1.0)
-    assert len(doubtful.turns) + len(doubtful.doubtful) == len(found.turns) + len(found.doubtful)
+
+
+def test_turns_are_either_sure_or_doubtful() -> None:
+    usual = stages(WAVE + noise(6), STEPS)
+    strict = stages(WAVE + noise(6), STEPS, probability=1.0)
+    assert all(turn.probability == 1 for turn in strict.turns)
+    num_turns = len(usual.turns) + len(usual.doubtful)
+    assert len(strict.turns) + len(strict.doubtful) == num_turns
 
 
 def test_the_figure_shows_values_curve_and_turns() -> None:
     plt = pytest.importorskip("matplotlib.pyplot")
-    found = stages(WAVE + noise(7), STEPS)
+    result = stages(WAVE + noise(7), STEPS)
     _, ax = plt.subplots()
-    assert plot_stages(found, ax=ax) is ax
-    lines = {line.get_label(): line for line in ax.lines}
-    assert np.array_equal(lines["smoothed"].get_ydata(), found.mean)
-    assert np.array_equal(ax.containers[0].lines[0].get_ydata(), found.values)
+    assert plot_stages(result, ax=ax) is ax
+    (smoothed,) = (line for line in ax.lines if line.get_label() == "smoothed")
+    assert np.array_equal(smoothed.get_ydata(), result.mean)
+    assert np.array_equal(ax.containers[0].lines[0].get_ydata(), result.values)
     dashed = [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"]
-    assert dashed == [turn.step for turn in found.turns]
+    assert dashed == [turn.step for turn in result.turns]
     assert [text.get_text() for text in ax.texts] == ["1", "2", "3", "4", "5"]
     plt.close("all")
 
@@ -215,6 +244,7 @@ def test_the_figure_shows_values_curve_and_turns() -> None:
         ({"num_samples": 0}, "`num_samples` must be at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_smoothed_is_refused(arguments: dict, message: str) -> None:
+def test_what_cannot_be_smoothed_is_refused(arguments: dict[str, Any], message: str) -> None:
+    arguments = {"curve": WAVE, "steps": STEPS, **arguments}
     with pytest.raises(InputError, match=f"stages: .*{message}"):
-        stages(**{"curve": WAVE, "steps": STEPS} | arguments)
+        stages(**arguments)

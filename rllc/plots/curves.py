@@ -148,7 +148,7 @@ def plot_curves(
 def plot_resolution(resolution: Resolution, ax: Axes | None = None) -> Axes:
     """Draw λ̂ as a curve over nβ, on a log axis: one line a refinement with its 95 % band.
 
-    Points whose status is not ok are crosses; those of diverged chains stand at zero.
+    Points with faults are crosses; those of diverged chains stand at zero.
 
     >>> ax = plot_resolution(curve)                                                # doctest: +SKIP
 
@@ -170,7 +170,7 @@ def plot_resolution(resolution: Resolution, ax: Axes | None = None) -> Axes:
             label=plain(f"{weights}, {data}" if several_data else weights),
             marker="o",
         )
-        wrong = np.array([status[row] != "ok" for status in resolution.status])
+        wrong = np.array([bool(faults[row]) for faults in resolution.faults])
         ax.plot(
             resolution.n_beta[wrong],
             np.nan_to_num(values[wrong]),
