@@ -18,9 +18,12 @@ import rllc
 from rllc.analysis import attention
 from rllc.analysis.ablation import ablate
 from rllc.analysis.attention import SCORES, Scores, scores
-from rllc.analysis.roles import EVIDENCE, ROLES, Roles, RoleThresholds, classify, plot_roles
+from rllc.analysis.kinds import KINDS
+from rllc.analysis.roles import EVIDENCE, ROLES, Roles, RoleThresholds, classify, decide, plot_roles
 from rllc.analysis.tokens_in_context import Thresholds, tokens_in_context
+from rllc.data.synthetic import RULES, Language, Synthetic
 from rllc.errors import InputError
+from rllc.models import AttentionOnlyConfig
 from rllc.testing import unchanged
 
 mpl.use("Agg")
@@ -53,85 +56,106 @@ def test_a_hand_built_bracket_head_is_one() -> None:
     roles = classify(bracket_model(), rows, brackets={1: 3, 2: 4})
     assert roles.having("bracket") == ("2:0",)
     assert set(roles.roles) == {"bracket", "other"}
-    share = roles.evidence["dyck"][roles.heads.index("2:0")]
     contexts = roles.contexts["2:0"]
     tokens = contexts.rows[contexts.row, contexts.position]
-    assert share == np.isin(tokens, [3, 4]).mean()  # all closing brackets that it matters for
+    is_closing = np.isin(tokens, [3, 4])  # all closing brackets that it matters for
+    assert contexts.count("dyck")[0] == is_closing.sum()
 
 
 def test_without_brackets_no_head_is_a_bracket_head() -> None:
     assert classify(bracket_model(), bracket_rows(40)).having("bracket") == ()
 
 
-def test_a_head_that_has_memorised_is_a_multigram_head() -> None:
-    """A current-token head with a table, judged by what it matters for, not by where it looks."""
-    rows = torch.tensor(
-        [[BOS, 1, 2, 5, 6], [BOS, 3, 4, 6, 7], [BOS, 5, 1, 2, 8], [BOS, 8, 9, 3, 4]]
-    )
-    model = induction_model(bigrams={1: 2, 3: 4})
-    assert classify(model, rows)["0:1"] == "current token"
-    nowhere = RoleThresholds(
-        current_token=1.0,
-        previous_token=1.0,
-        prefix_matching=1.0,
-    )
-    blurred = scores(model, bos=BOS)
-    blurred = replace(blurred, current_token=0.9 * blurred.current_token)
-    roles = classify(
-        model,
-        rows,
-        thresholds=nowhere,
-        scores=blurred,
-    )
+def test_a_head_that_recalls_bigrams_is_a_multigram_head() -> None:
+    """Even if it looks at nothing but the current token: the table is what it is for."""
+    bigrams = {1: 2, 3: 4, 5: 6, 7: 8}
+    rows = []
+    for first, second in bigrams.items():
+        for third, fourth in bigrams.items():
+            rows.append([BOS, first, second, 9, third, fourth])
+    model = induction_model(bigrams=bigrams)
+    roles = classify(model, torch.tensor(rows))
     assert roles["0:1"] == "multigram"
     i = roles.heads.index("0:1")
-    assert roles.evidence["memorised"][i] == 2
-    assert roles.evidence["multigram"][i] == 1
+    assert roles.evidence["current_token"][i] == pytest.approx(1, abs=1e-4)
+    multigrams = roles.contexts["0:1"].multigrams
+    assert {((first,), second) for first, second in bigrams.items()} <= {
+        (multigram.tokens, multigram.target) for multigram in multigrams
+    }
+    assert 0.05 < roles.evidence["multigram"][i] < 1
+    without_table = classify(induction_model(), torch.tensor(rows))
+    assert without_table["0:1"] == "current token"
 
 
-def evidence_of(head: dict[str, float]) -> dict[str, float]:
-    return dict.fromkeys(EVIDENCE, 0.0) | {"tokens": 10.0} | head
+USUAL = dict.fromkeys(EVIDENCE, 0.0) | {
+    "previous_token": 0.2,
+    "current_token": 0.15,
+    "prefix_matching": 0.01,
+    "tokens": 1000,
+}
+"""A head like the others of its layer, which nothing explains."""
+
+
+def role_of(head: dict[str, float], others: dict[str, float] | None = None) -> str:
+    """The role of a head among seven others, which are as usual but for ``others``."""
+    heads = [f"0:{i}" for i in range(8)]
+    evidence = {}
+    for name, usual in USUAL.items():
+        values = np.full(8, (others or {}).get(name, usual))
+        values[0] = head.get(name, usual)
+        evidence[name] = values
+    return decide(heads, evidence, RoleThresholds())[0]
 
 
 @pytest.mark.parametrize(
-    ("evidence", "role"),
+    ("head", "role"),
     [
         ({}, "other"),
-        (
-            {"previous_token": 0.5, "induction": 1.0},
-            "previous token",
-        ),  # where it looks goes before what it is for
-        ({"current_token": 0.5, "multigram": 1.0}, "current token"),
-        ({"prefix_matching": 0.3, "multigram": 1.0}, "induction"),
-        ({"prefix_matching": 0.29}, "other"),
-        (
-            {"prefix_matching": float("nan"), "induction": 0.4},
-            "induction",
-        ),  # not measured is no evidence
-        (
-            {
-                "induction": 0.4,
-                "dyck": 0.45,
-                "multigram": 0.15,
-            },
-            "bracket",
-        ),
+        ({"previous_token": 0.41}, "previous token"),
+        ({"previous_token": 0.39}, "other"),  # less than twice the others
+        ({"current_token": 0.31}, "current token"),
+        ({"current_token": 0.29}, "other"),  # twice the others, but little
+        ({"prefix_matching": 0.3, "multigram": 0.04}, "induction"),
+        ({"prefix_matching": float("nan"), "induction": 0.2}, "induction"),  # not measured
+        # a little memory does not make a previous-token head a multigram head
+        ({"previous_token": 0.95, "multigram": 0.15, "induction": 0.3}, "previous token"),
+        # but a head that recalls n-grams may rest on the current token
+        ({"current_token": 0.6, "multigram": 0.11}, "multigram"),
+        # the largest share counts, however many tokens nothing explains
+        ({"induction": 0.2, "dyck": 0.25, "multigram": 0.15}, "bracket"),
         ({"dyck": 0.35, "multigram": 0.4}, "multigram"),
-        ({"dyck": 0.29, "multigram": 0.29}, "other"),
-        ({"multigram": 0.3}, "multigram"),
-        ({"tokens": 0.0}, "other"),
+        ({"multigram": 0.05}, "multigram"),
+        ({"multigram": 0.04}, "other"),
+        # a multigram is recognised only where it comes twice, a bracket at once
+        ({"multigram": 0.06, "dyck": 0.14}, "multigram"),
+        ({"induction": 0.15}, "induction"),
+        ({"dyck": -0.1, "multigram": -0.2}, "other"),  # less than by chance
+        ({"multigram": 0.9, "tokens": 9}, "other"),  # too few tokens to tell
     ],
 )
-def test_roles_from_evidence(evidence: dict[str, float], role: str) -> None:
-    from rllc.analysis.roles import _role
-
-    assert _role(evidence_of(evidence), RoleThresholds()) == role
+def test_roles_from_evidence(head: dict[str, float], role: str) -> None:
+    assert role_of(head) == role
 
 
-def test_without_any_share_wanted_a_head_that_matters_nowhere_is_still_other() -> None:
-    from rllc.analysis.roles import _role
+def test_a_head_stands_out_from_its_own_layer_only() -> None:
+    high = {"current_token": 0.5}
+    assert role_of(high) == "current token"
+    assert role_of(high, others=high) == "other"
+    evidence = {name: np.full(4, value) for name, value in USUAL.items()}
+    evidence["current_token"] = np.array([0.1, 0.5, 0.5, 0.5])
+    roles = decide(("0:0", "0:1", "1:0", "1:1"), evidence, RoleThresholds())
+    assert roles == ("other", "current token", "other", "other")
 
-    assert _role(evidence_of({"tokens": 0.0}), RoleThresholds(share=0.0)) == "other"
+
+def test_a_head_alone_in_its_layer_stands_out() -> None:
+    evidence = {name: np.array([value]) for name, value in USUAL.items()}
+    evidence["previous_token"] = np.array([0.35])
+    assert decide(("0:0",), evidence, RoleThresholds()) == ("previous token",)
+
+
+def test_an_untrained_model_has_no_roles() -> None:
+    roles = classify(tiny_model(), ROWS)
+    assert set(roles.roles) == {"other"}
 
 
 def test_evidence_is_what_the_analyses_say() -> None:
@@ -153,7 +177,9 @@ def test_evidence_is_what_the_analyses_say() -> None:
     for i, head in enumerate(roles.heads):
         of_head = contexts[head]
         for name, kinds in kinds_of_share.items():
-            assert evidence[name][i] == pytest.approx(np.isin(of_head.kind, kinds).mean())
+            share = np.isin(of_head.kind, kinds).mean()
+            chance = of_head.chance[0, [KINDS.index(kind) for kind in kinds]].sum()
+            assert evidence[name][i] == pytest.approx((share - chance) / (1 - chance))
         assert evidence["tokens"][i] == len(of_head)
         assert evidence["memorised"][i] == len(of_head.multigrams) > 0
     assert tuple(evidence) == EVIDENCE
@@ -219,8 +245,8 @@ def test_results_as_tables(copies: Roles) -> None:
     )
     lines = repr(copies).splitlines()
     assert lines[0] == (
-        "Roles on copies (thresholds: previous token 0.5, current token 0.5, "
-        "prefix matching 0.3, share 0.3)"
+        "Roles on copies (thresholds: attention 0.3, 2 times the layer's other heads, 6 times "
+        "multigrams; beyond chance 0.15 (multigrams 0.05) of 10 tokens or more)"
     )
     assert lines[1].split() == [
         "head",
@@ -228,7 +254,7 @@ def test_results_as_tables(copies: Roles) -> None:
         *(name for name in EVIDENCE if name != "delta_loss_se"),
     ]
     assert lines[6].split()[:5] == ["1:1", "induction", "0.045", "0.000", "1.000"]
-    assert lines[6].split()[-2:] == ["80", "0"]
+    assert lines[6].split()[-3:] == ["80", "0", "0.000"]
 
 
 def test_figure_shows_evidence_and_roles(copies: Roles) -> None:
@@ -287,8 +313,58 @@ def test_roles_have_names_and_colours() -> None:
             r"roles.having\('brackets'\): no such role; did you mean 'bracket'",
         ),
         (lambda m: RoleThresholds(share=2), "`share` must be from 0 to 1, got 2"),
+        (lambda m: RoleThresholds(stands_out=-1), "`stands_out` must be from 0 to inf, got -1"),
+        (lambda m: RoleThresholds(tokens=0), "`tokens` must be an integer of at least 1, got 0"),
     ],
 )
 def test_errors_say_what_to_type(call, message) -> None:
     with pytest.raises(InputError, match=message):
         call(tiny_model())
+
+
+GROUPS = {
+    "multigram": ("ngram", "skip_ngram"),
+    "induction": ("induction", "copy"),
+    "bracket": ("dyck", "sexpr"),
+}
+"""Role to the rules of the language that it serves."""
+
+
+def effects_by_role(roles: Roles, sample: Synthetic) -> np.ndarray:
+    """What ablating each head costs the tokens of the rules that each role serves.
+
+    It comes from the rules of the language alone, not from where heads look. ``[head, role]``.
+    """
+    rule = np.array(RULES)[sample.rule[:, 1:]]
+    columns = []
+    for rules in GROUPS.values():
+        of_rules = np.isin(rule, rules)
+        columns.append((roles.contexts.ablation.tokens * of_rules).mean((1, 2)))
+    return np.stack(columns, 1)
+
+
+@pytest.mark.slow
+def test_roles_on_a_trained_model_are_the_rules_that_heads_serve() -> None:
+    """Of heads that serve one group of rules twice as much as any other, most have its role.
+
+    Over seeds 0, 1 and 2 it was 12 of 14 heads that serve one group half again as much, 15 of 20 of
+    all. Heads that serve two groups about equally make up the rest.
+    """
+    language = Language()
+    rows = language.sample(10_000, seed=1).tokens
+    config = AttentionOnlyConfig(n_layers=2, d_model=64, n_heads=4, d_head=16, n_ctx=64, d_vocab=96)
+    model = rllc.train(config, rows, num_steps=2000, batch_size=32, lr=1e-2, seed=0, progress=False)
+    sample = language.sample(300, seed=100)
+    roles = classify(model, sample.tokens, brackets=language.brackets)
+    assert roles.having("previous token")
+    assert roles.having("induction")
+    assert roles.having("multigram")
+    effects = effects_by_role(roles, sample)
+    agreements = []
+    for role, effect in zip(roles.roles, effects, strict=True):
+        second, first = np.sort(effect)[-2:]
+        if role in GROUPS and first > 2 * second:
+            served = list(GROUPS)[int(effect.argmax())]
+            agreements.append(served == role)
+    assert len(agreements) >= 2
+    assert np.mean(agreements) >= 0.6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -18,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rllc
 from rllc.analysis.ablation import ablate
+from rllc.analysis.kinds import Explain, by_chance
+from rllc.analysis.multigrams import Context
 from rllc.analysis.patterns import patterns
 from rllc.analysis.tokens_in_context import (
     KINDS,
@@ -347,6 +350,61 @@ def test_the_part_of_one_head() -> None:
         assert (tokens == multigram.target).all()
 
 
+def test_chance_is_the_mean_over_all_ways_to_deal_the_targets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A head that reads 1 1 2 2 3 before 7 7 8 8 9: all 120 orders against many random ones."""
+    tokens, targets = [1, 1, 2, 2, 3], [7, 7, 8, 8, 9]
+    shares, counts = [], []
+    for order in itertools.permutations(targets):
+        pairs = Counter(zip(tokens, order, strict=True))
+        recurring = [count for count in pairs.values() if count > 1]
+        shares.append(sum(recurring) / 5)
+        counts.append(len(recurring))
+    contexts = []
+    for row, (token, target) in enumerate(zip(tokens, targets, strict=True)):
+        contexts.append(Context(row, np.array([0, token, target]), 1, (1,), target))
+    deals = 2000
+    monkeypatch.setattr("rllc.analysis.kinds._DEALS", deals)
+    explain = Explain({}, frozenset({0}), min_rows=2, fixed=0.5)
+    kind = np.full(5, "other", dtype=object)
+    chance, memorised = by_chance(contexts, kind, explain, seed=0)
+    assert chance[:2].tolist() == [0, 0]
+    error = np.std(shares) / deals**0.5
+    assert abs(chance[2:].sum() - np.mean(shares)) < 5 * error
+    assert abs(memorised - np.mean(counts)) < 5 * np.std(counts) / deals**0.5
+
+
+def test_shares_beyond_chance() -> None:
+    result = tokens_in_context(induction_model(), repeats(num_rows=20))["1:1"]
+    assert result.count("induction") == len(result)
+    assert result.beyond_chance("induction")[0] == pytest.approx(1)
+    chance = result.chance[0, 0]
+    assert 0 < chance < 0.3
+    half = replace(result, kind=np.where(np.arange(len(result)) % 2, result.kind, "other"))
+    assert half.beyond_chance("induction")[0] == pytest.approx((0.5 - chance) / (1 - chance))
+
+
+def test_recurrence_alone_is_not_memory() -> None:
+    """What is read and what comes next are independent: most recurs, nothing beyond chance."""
+    explain = Explain({}, frozenset({0}), min_rows=2, fixed=0.5)
+    stream = np.random.default_rng(0)
+    shares, beyond = [], []
+    for _ in range(30):
+        contexts = []
+        for row in range(400):
+            token, target = stream.integers(1, 21, 2).tolist()
+            contexts.append(Context(row, np.array([0, token, target]), 1, (1,), target))
+        members = explain.by_memory(dict(enumerate(contexts)))
+        share = sum(map(len, members.values())) / len(contexts)
+        kind = np.full(len(contexts), "other", dtype=object)
+        chance, _ = by_chance(contexts, kind, explain, seed=0)
+        shares.append(share)
+        beyond.append(share - chance[2:].sum())
+    assert np.mean(shares) > 0.5
+    assert abs(np.mean(beyond)) < 5 * np.std(beyond) / 30**0.5
+
+
 def test_kinds_add_up() -> None:
     result = tokens_in_context(tiny_model(), ROWS % 5, thresholds=EVERYTHING)
     total = sum(result.count(kind) for kind in KINDS)
@@ -479,6 +537,10 @@ def broken(model: AttentionOnly):
         (
             lambda m: tokens_in_context(m, ROWS).count("bracket"),
             "no kind 'bracket'; known: 'induction'",
+        ),
+        (
+            lambda m: tokens_in_context(m, ROWS).beyond_chance("other"),
+            "no kind 'other' that explains tokens; known: 'induction'",
         ),
         (lambda m: Thresholds(effect=-1), "`effect` must be from 0 to inf, got -1"),
         (lambda m: Thresholds(attention=0.001), r"`attention` must be from 0\.01 to 1, got 0\.001"),

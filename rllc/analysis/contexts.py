@@ -14,6 +14,7 @@ import numpy as np
 
 from rllc.analysis.ablation import Ablation
 from rllc.analysis.heads import index_of, label_heads
+from rllc.analysis.kinds import KINDS
 from rllc.analysis.multigrams import Multigram
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
@@ -22,9 +23,6 @@ from rllc.tables import table
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-KINDS = ("induction", "dyck", "n-gram", "skip n-gram", "other")
-"""What a token in context can be; the first kind that fits counts."""
 
 _COLORS = {
     "induction": "#009E73",
@@ -116,6 +114,9 @@ class TokensInContext:
         attention: ``[token, key]``: how much, 0 … 1.
         multigram: ``[token]``: index into ``multigrams``; −1 for other kinds.
         multigrams: those of all heads, for each head the commonest first.
+        chance: ``[head, kind]``, for all kinds but the last: the share of a head's tokens that are
+            of this kind by chance; see :meth:`beyond_chance`.
+        memorised_by_chance: ``[head]``: the same for the number of multigrams.
         rows: ``[row, pos]``: the ids.
         ablation: the effects on all tokens.
         thresholds: what it was made with.
@@ -133,6 +134,8 @@ class TokensInContext:
     attention: np.ndarray
     multigram: np.ndarray
     multigrams: tuple[Multigram, ...]
+    chance: np.ndarray
+    memorised_by_chance: np.ndarray
     rows: np.ndarray
     ablation: Ablation
     thresholds: Thresholds
@@ -166,6 +169,8 @@ class TokensInContext:
             attention=self.attention[tokens],
             multigram=new_index[self.multigram[tokens]],
             multigrams=tuple(self.multigrams[i] for i in kept),
+            chance=self.chance[[index]],
+            memorised_by_chance=self.memorised_by_chance[[index]],
         )
 
     def count(self, kind: str | None = None) -> np.ndarray:
@@ -179,6 +184,34 @@ class TokensInContext:
         if kind not in KINDS:
             raise InputError(f"tokens_in_context: no kind {kind!r}; {nearest(kind, KINDS)}")
         return np.bincount(self.head[self.kind == kind], minlength=len(self.heads))
+
+    def beyond_chance(self, *kinds: str) -> np.ndarray:
+        """The share of each head's tokens that are of some kinds, beyond chance, ``[head]``.
+
+        With s the share and c that by chance, it is (s − c)/(1 − c): 1 if all tokens are of these
+        kinds; 0 in the mean for a head whose attention has nothing to do with what comes next, and
+        for a head without tokens. c is the share when the targets are dealt at random among the
+        head's tokens, while what it attends to stays.
+
+        Args:
+            kinds: some of :data:`KINDS`, but not ``"other"``.
+
+        Raises:
+            InputError: no such kind.
+
+        Reference: Cohen 1960, "A Coefficient of Agreement for Nominal Scales", for the correction.
+        """
+        share, chance = np.zeros(len(self.heads)), np.zeros(len(self.heads))
+        for kind in kinds:
+            if kind not in KINDS[:-1]:
+                raise InputError(
+                    f"tokens_in_context.beyond_chance: no kind {kind!r} that explains tokens; "
+                    f"{nearest(kind, KINDS[:-1])}"
+                )
+            share += self.count(kind) / np.maximum(self.count(), 1)
+            chance += self.chance[:, KINDS.index(kind)]
+        room = 1 - chance
+        return np.divide(share - chance, room, out=np.zeros_like(share), where=room > 1e-9)
 
     @property
     def memorised(self) -> np.ndarray:

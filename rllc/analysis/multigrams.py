@@ -37,11 +37,8 @@ class Context(NamedTuple):
     """The position before the token."""
     attended: tuple[int, ...]
     """Positions, most attended first."""
-
-    @property
-    def target(self) -> int:
-        """The id of the token."""
-        return int(self.ids[self.query + 1])
+    target: int
+    """The id of the token."""
 
     def without(self, ids: Collection[int]) -> Context:
         """The same, without the attended positions that have these ids."""

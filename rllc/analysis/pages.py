@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from rllc.analysis.contexts import KINDS, TokensInContext
+from rllc.analysis.contexts import TokensInContext
 from rllc.analysis.heads import numbers_of
+from rllc.analysis.kinds import KINDS
 from rllc.analysis.multigrams import Multigram
 from rllc.analysis.page_templates import INDEX, PAGE, SCRIPT, STYLE
 from rllc.analysis.patterns import attention_from

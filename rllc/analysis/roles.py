@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rllc.analysis import attention
 from rllc.analysis.attention import Scores
 from rllc.analysis.contexts import TokensInContext
-from rllc.analysis.heads import index_of, label_heads, layer_starts
+from rllc.analysis.heads import index_of, label_heads, layer_starts, numbers_of
 from rllc.analysis.rows import check_model, check_rows, common_start
 from rllc.analysis.tokens_in_context import tokens_in_context
 from rllc.data.tokens import Tokens
@@ -36,8 +36,10 @@ EVIDENCE = (
     "delta_loss_se",
     "tokens",
     "memorised",
+    "memorised_by_chance",
 )
-"""Three mean attentions, three shares of tokens in context, Δloss and its error, and two counts."""
+"""Three mean attentions; three shares of the tokens in context beyond chance; Δloss and its error;
+the number of tokens in context; and of memorised multigrams, as found and by chance."""
 
 _COLORS = {
     "previous token": "#0072B2",
@@ -60,34 +62,64 @@ _LABELS = {
 """The evidence that the figure shows, with its labels."""
 
 
+_ROLE_OF_SCORE = {
+    "previous_token": "previous token",
+    "current_token": "current token",
+    "prefix_matching": "induction",
+}
+_ROLE_OF_SHARE = {"induction": "induction", "dyck": "bracket", "multigram": "multigram"}
+
+
 @dataclass(frozen=True)
 class RoleThresholds:
-    """From where on evidence counts. The paper gives no thresholds; these are ours.
+    """From where on evidence counts. The paper states no thresholds; these are ours.
 
     Args:
-        previous_token: mean attention to the previous token that makes a previous-token head.
-        current_token: the same for the current token.
-        prefix_matching: mean attention to what followed an earlier copy of the token. It is lower,
-            as the random rows are unlike all that the model was trained on.
-        share: share of a head's tokens in context that must be of one kind.
+        attention: mean attention to the previous, current or induction token from which it can
+            make a role.
+        stands_out: how many times the median of the other heads of its layer it must be.
+        outweighs: how many times the head's share of multigrams it must be. On the models that we
+            trained it is 8 or more for previous-token heads, and below 2 for a head that rests on
+            the current token while it recalls n-grams.
+        share: share of a head's tokens in context, beyond chance, that must be induction or Dyck.
+        memory: share of them that must be multigrams. It is lower, as a multigram is recognised
+            only where it comes twice, and the others from one row.
+        tokens: tokens in context from which their kinds say something.
 
     Raises:
-        InputError: a number is not in 0 … 1.
+        InputError: a number is out of its range.
     """
 
-    previous_token: float = 0.5
-    current_token: float = 0.5
-    prefix_matching: float = 0.3
-    share: float = 0.3
+    attention: float = 0.3
+    stands_out: float = 2.0
+    outweighs: float = 6.0
+    share: float = 0.15
+    memory: float = 0.05
+    tokens: int = 10
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise InputError(f"RoleThresholds: `{name}` must be from 0 to 1, got {value!r}.")
+        for name in ("attention", "share", "memory"):
+            self._check_range(name, 1)
+        for name in ("stands_out", "outweighs"):
+            self._check_range(name, np.inf)
+        if type(self.tokens) is not int or self.tokens < 1:
+            raise InputError(
+                f"RoleThresholds: `tokens` must be an integer of at least 1, got {self.tokens!r}."
+            )
+
+    def _check_range(self, name: str, highest: float) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int | float) or not 0 <= value <= highest:
+            raise InputError(
+                f"RoleThresholds: `{name}` must be from 0 to {highest}, got {value!r}."
+            )
 
     def __str__(self) -> str:
-        parts = [f"{name.replace('_', ' ')} {value:g}" for name, value in vars(self).items()]
-        return ", ".join(parts)
+        return (
+            f"attention {self.attention:g}, {self.stands_out:g} times the layer's other heads, "
+            f"{self.outweighs:g} times multigrams; beyond chance {self.share:g} "
+            f"(multigrams {self.memory:g}) of {self.tokens} tokens or more"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +193,16 @@ def classify(
 ) -> Roles:
     """What each head is for, from where it looks and from the tokens that it matters for.
 
-    The role is the first of these that holds:
+    A head is compared with the other heads of its layer, and with chance. The role is the first of
+    these that holds:
 
-    - previous token, current token, induction: the mean attention is at least its threshold;
-    - induction, bracket, multigram: of these kinds the one that most of the head's tokens in
-      context have, if its share is at least ``thresholds.share``;
+    - previous token, current token, induction: the mean attention to it is at least
+      ``thresholds.attention``, stands out in the layer, and outweighs the head's multigrams. (A
+      head that rests on the current token while it recalls n-grams is a multigram head.)
+    - induction, bracket, multigram: the kind with the largest share of the head's tokens in
+      context beyond chance, of those that reach ``thresholds.share`` or, for multigrams,
+      ``thresholds.memory``. Recurring tokens alone are not memory, as in a small vocabulary much
+      recurs by chance; see :meth:`rllc.analysis.contexts.TokensInContext.beyond_chance`.
     - other: also every head that matters nowhere.
 
     >>> classify(model, tokens, brackets=brackets(tokenizer))["1:6"]               # doctest: +SKIP
@@ -185,7 +222,9 @@ def classify(
         seed: of the random rows.
 
     Returns:
-        :class:`Roles`, with one role a head.
+        :class:`Roles`, with one role a head. Over three seeds of the synthetic language, 10 of the
+        11 heads whose ablation hurts n-grams most were found to be multigram heads, and all 5
+        induction heads; over two halves of a text, 16 of 16 roles were the same.
 
     Raises:
         InputError: the model or rows cannot be used, or scores and contexts are of other heads.
@@ -201,13 +240,9 @@ def classify(
     if scores is None:
         scores = attention.scores(model, bos=common_start(rows), seed=seed)
     evidence = _evidence(scores, contexts)
-    roles = []
-    for i in range(len(contexts.heads)):
-        of_head = {name: float(values[i]) for name, values in evidence.items()}
-        roles.append(_role(of_head, thresholds))
     return Roles(
         heads=contexts.heads,
-        roles=tuple(roles),
+        roles=decide(contexts.heads, evidence, thresholds),
         evidence=evidence,
         contexts=contexts,
         thresholds=thresholds,
@@ -223,42 +258,83 @@ def _evidence(scores: Scores, contexts: TokensInContext) -> dict[str, np.ndarray
     evidence = {}
     for score in attention.SCORES:
         evidence[score] = np.array([scores[head][score] for head in contexts.heads])
-    count = contexts.count()
-    evidence["induction"] = _share("induction", contexts)
-    evidence["dyck"] = _share("dyck", contexts)
-    evidence["multigram"] = _share("n-gram", contexts) + _share("skip n-gram", contexts)
+    evidence["induction"] = contexts.beyond_chance("induction")
+    evidence["dyck"] = contexts.beyond_chance("dyck")
+    evidence["multigram"] = contexts.beyond_chance("n-gram", "skip n-gram")
     effects = [contexts.ablation[head] for head in contexts.heads]
     evidence["delta_loss"] = np.array([effect.value for effect in effects])
     evidence["delta_loss_se"] = np.array([effect.standard_error for effect in effects])
-    evidence["tokens"] = count
+    evidence["tokens"] = contexts.count()
     evidence["memorised"] = contexts.memorised
+    evidence["memorised_by_chance"] = contexts.memorised_by_chance
     return evidence
 
 
-def _share(kind: str, contexts: TokensInContext) -> np.ndarray:
-    """The share of each head's tokens in context that are of a kind; 0 if it has none."""
-    return contexts.count(kind) / np.maximum(contexts.count(), 1)
+def decide(
+    heads: Sequence[str],
+    evidence: Mapping[str, np.ndarray],
+    thresholds: RoleThresholds,
+) -> tuple[str, ...]:
+    """The role of each head from the evidence; see :func:`classify` for the rule.
+
+    A score that was not measured is NaN and never counts.
+
+    Args:
+        heads: names of the heads.
+        evidence: by name (:data:`EVIDENCE`), ``[head]``.
+        thresholds: from where on it counts.
+    """
+    layer = np.array([numbers_of(head)[0] for head in heads])
+    roles = []
+    for i in range(len(heads)):
+        others = np.flatnonzero(layer == layer[i])
+        others = others[others != i]
+        role = _role_by_attention(i, others, evidence, thresholds)
+        if role is None:
+            role = _role_by_tokens(i, evidence, thresholds)
+        roles.append(role)
+    return tuple(roles)
 
 
-def _role(evidence: Mapping[str, float], thresholds: RoleThresholds) -> str:
-    """The role of one head. A score that was not measured is NaN and never counts."""
-    role_of_score = {
-        "previous_token": "previous token",
-        "current_token": "current token",
-        "prefix_matching": "induction",
-    }
-    for score, role in role_of_score.items():
-        if evidence[score] >= getattr(thresholds, score):
+def _role_by_attention(
+    head: int,
+    others: np.ndarray,
+    evidence: Mapping[str, np.ndarray],
+    thresholds: RoleThresholds,
+) -> str | None:
+    """The role of a head that stands out by where it looks; ``None`` if it does not."""
+    memory = evidence["multigram"][head]
+    for score, role in _ROLE_OF_SCORE.items():
+        values = evidence[score]
+        usual = np.median(values[others]) if len(others) else 0.0
+        least = max(
+            thresholds.attention,
+            thresholds.stands_out * usual,
+            thresholds.outweighs * memory,
+        )
+        if values[head] >= least:
             return role
-    shares = {
-        "induction": evidence["induction"],
-        "bracket": evidence["dyck"],
-        "multigram": evidence["multigram"],
+    return None
+
+
+def _role_by_tokens(
+    head: int,
+    evidence: Mapping[str, np.ndarray],
+    thresholds: RoleThresholds,
+) -> str:
+    """The role of a head by the kind that most of its tokens in context have beyond chance."""
+    if evidence["tokens"][head] < thresholds.tokens:
+        return "other"
+    least = {
+        "induction": thresholds.share,
+        "dyck": thresholds.share,
+        "multigram": thresholds.memory,
     }
-    role = max(shares, key=shares.__getitem__)
-    if evidence["tokens"] and shares[role] >= thresholds.share:
-        return role
-    return "other"
+    shares = {name: evidence[name][head] for name in least}
+    reached = [name for name in shares if shares[name] >= least[name]]
+    if not reached:
+        return "other"
+    return _ROLE_OF_SHARE[max(reached, key=shares.__getitem__)]
 
 
 def plot_roles(result: Roles, ax: Axes | None = None) -> Axes:

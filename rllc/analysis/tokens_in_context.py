@@ -7,17 +7,18 @@ what the head attends to. Distinct recurring multigrams are what a head has memo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from rllc.analysis.ablation import Ablation, ablate
-from rllc.analysis.brackets import brackets, check_brackets, innermost
-from rllc.analysis.contexts import KINDS, Thresholds, TokensInContext, plot_kinds
+from rllc.analysis.brackets import brackets, check_brackets
+from rllc.analysis.contexts import Thresholds, TokensInContext, plot_kinds
 from rllc.analysis.heads import names_of_all, numbers_of
-from rllc.analysis.multigrams import Context, Multigram, find_multigrams
+from rllc.analysis.kinds import KINDS, Explain, by_chance
+from rllc.analysis.multigrams import Context, Multigram, Pattern
 from rllc.analysis.patterns import attention_from
 from rllc.analysis.rows import check_model, check_rows, common_start
 from rllc.data.tokens import Tokens
@@ -102,32 +103,31 @@ def tokens_in_context(
         rest = () if start is None else (start,)
     head, row, query = _most_affected(effects, thresholds)
     effect = effects[head, row, query]
-    places = np.array([numbers_of(name) for name in ablation.names])[head]
+    layer_and_head = np.array([numbers_of(name) for name in ablation.names])[head]
     num_keys = max(_MIN_KEYS, 1 + int(1 / thresholds.attention))
-    attended, attention = _most_attended(model, rows, places, row, query, num_keys)
+    attended, attention = _most_attended(model, rows, layer_and_head, row, query, num_keys)
     ids = rows.cpu().numpy().astype(np.int32)
-    contexts = []
-    for i in range(len(row)):
-        positions = attended[i][attention[i] >= thresholds.attention].tolist()
-        contexts.append(
-            Context(
-                int(row[i]),
-                ids[row[i]],
-                int(query[i]),
-                tuple(positions),
-            )
-        )
-    kind = _kinds_without_memory(contexts, closers)
-    unexplained = {i: contexts[i].without(rest) for i in np.flatnonzero(kind == "other")}
-    multigrams, multigram = _memory(
-        unexplained,
-        head,
-        effect,
-        ablation.names,
-        thresholds,
-    )
-    for i in np.flatnonzero(multigram >= 0):
-        kind[i] = multigrams[multigram[i]].kind
+    contexts = _contexts(ids, row, query, attended, attention >= thresholds.attention)
+    explain = Explain(closers, frozenset(rest), thresholds.rows, thresholds.fixed)
+    kind = np.full(len(row), "other", dtype=object)
+    multigram = np.full(len(row), -1)
+    multigrams: list[Multigram] = []
+    chance, memorised_by_chance = [], []
+    for number, head_name in enumerate(ablation.names):
+        tokens = np.flatnonzero(head == number)
+        of_head = [contexts[i] for i in tokens]
+        kind[tokens] = explain.by_row(of_head)
+        shares, count = by_chance(of_head, kind[tokens], explain, head_name)
+        chance.append(shares)
+        memorised_by_chance.append(count)
+        unexplained = tokens[kind[tokens] == "other"]
+        members = explain.by_memory({i: contexts[i] for i in unexplained.tolist()})
+        for pattern in sorted(members, key=lambda pattern: -len(members[pattern])):
+            occurrences = members[pattern]
+            kind[occurrences] = pattern.kind
+            multigram[occurrences] = len(multigrams)
+            found = _multigram(head_name, pattern, row[occurrences], effect[occurrences])
+            multigrams.append(found)
     return TokensInContext(
         heads=ablation.names,
         head=head,
@@ -138,7 +138,9 @@ def tokens_in_context(
         attended=attended,
         attention=attention,
         multigram=multigram,
-        multigrams=multigrams,
+        multigrams=tuple(multigrams),
+        chance=np.array(chance),
+        memorised_by_chance=np.array(memorised_by_chance),
         rows=ids,
         ablation=ablation,
         thresholds=thresholds,
@@ -219,83 +221,44 @@ def _most_attended(
     return attended, attention
 
 
-def _kinds_without_memory(
-    contexts: Sequence[Context],
-    closers: Mapping[int, frozenset[int]],
-) -> np.ndarray:
-    """The kind of each token by its own row alone, ``[token]``: induction, Dyck or other."""
-    kind = np.full(len(contexts), "other", dtype=object)
-    open_brackets: dict[int, np.ndarray] = {}
-    for i, context in enumerate(contexts):
-        if closers and context.row not in open_brackets:
-            open_brackets[context.row] = innermost(context.ids, closers)
-        if _is_induction(context):
-            kind[i] = "induction"
-        elif closers and _is_dyck(context, closers, open_brackets[context.row]):
-            kind[i] = "dyck"
-    return kind
+def _contexts(
+    ids: np.ndarray,
+    row: np.ndarray,
+    query: np.ndarray,
+    keys: np.ndarray,
+    is_attended: np.ndarray,
+) -> list[Context]:
+    """The tokens in context, with those of the positions ``keys [token, key]`` that are attended."""
+    contexts = []
+    for i in range(len(row)):
+        row_ids = ids[row[i]]
+        context = Context(
+            row=int(row[i]),
+            ids=row_ids,
+            query=int(query[i]),
+            attended=tuple(keys[i, is_attended[i]].tolist()),
+            target=int(row_ids[query[i] + 1]),
+        )
+        contexts.append(context)
+    return contexts
 
 
-def _is_induction(context: Context) -> bool:
-    """Whether the head looks at an earlier copy of the token, after a copy of the one before."""
-    ids, query = context.ids, context.query
-    for position in context.attended:
-        if 0 < position < query:
-            same_token = ids[position] == ids[query + 1]
-            same_before = ids[position - 1] == ids[query]
-            if same_token and same_before:
-                return True
-    return False
-
-
-def _is_dyck(
-    context: Context,
-    closers: Mapping[int, frozenset[int]],
-    open_brackets: np.ndarray,
-) -> bool:
-    """Whether the head looks at the innermost open bracket, which the token closes."""
-    opener = open_brackets[context.query]
-    if opener < 0 or opener not in context.attended:
-        return False
-    return context.target in closers[int(context.ids[opener])]
-
-
-def _memory(
-    contexts: Mapping[int, Context],
-    head: np.ndarray,
+def _multigram(
+    head: str,
+    pattern: Pattern,
+    row: np.ndarray,
     effect: np.ndarray,
-    heads: Sequence[str],
-    thresholds: Thresholds,
-) -> tuple[tuple[Multigram, ...], np.ndarray]:
-    """The multigrams of every head, and which one each token is, ``[token]``, −1 for none.
-
-    Args:
-        contexts: those that may be multigrams, by the index of the token.
-        head: ``[token]``: index into ``heads``.
-        effect: ``[token]``.
-        heads: names of the heads.
-        thresholds: what counts as recurring.
-    """
-    multigrams = []
-    multigram = np.full(len(head), -1)
-    for number, name in enumerate(heads):
-        of_head = {i: context for i, context in contexts.items() if head[i] == number}
-        members = find_multigrams(of_head, thresholds.rows, thresholds.fixed)
-        for pattern in sorted(members, key=lambda pattern: -len(members[pattern])):
-            tokens = members[pattern]
-            multigram[tokens] = len(multigrams)
-            rows = {of_head[i].row for i in tokens}
-            found = Multigram(
-                head=name,
-                kind=pattern.kind,
-                tokens=pattern.tokens,
-                target=pattern.target,
-                occurrences=len(tokens),
-                rows=len(rows),
-                effect=float(effect[tokens].mean()),
-            )
-            multigrams.append(found)
-    return tuple(multigrams), multigram
+) -> Multigram:
+    """A multigram from the rows and effects of its occurrences."""
+    return Multigram(
+        head=head,
+        kind=pattern.kind,
+        tokens=pattern.tokens,
+        target=pattern.target,
+        occurrences=len(row),
+        rows=len(np.unique(row)),
+        effect=float(effect.mean()),
+    )
 
 
 def _texts(tokenizer: Any, ids: np.ndarray) -> dict[int, str]:

@@ -1,0 +1,120 @@
+"""What explains a token in context: induction, a bracket that closes, or a recurring multigram."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rllc.analysis.brackets import innermost
+from rllc.analysis.multigrams import Context, Pattern, find_multigrams
+from rllc.seeds import generator
+
+KINDS = ("induction", "dyck", "n-gram", "skip n-gram", "other")
+"""What a token in context can be; the first kind that fits counts."""
+
+_DEALS = 8
+"""Times that targets are dealt to see what comes by chance; shares are then known to about 0.01."""
+
+
+@dataclass(frozen=True)
+class Explain:
+    """The rules that give the tokens in context of a head their kinds.
+
+    Args:
+        closers: opening brackets with the ids that close them.
+        rest: ids that heads attend to when there is nothing to look at.
+        min_rows: rows in which a multigram must occur.
+        fixed: see :class:`rllc.analysis.contexts.Thresholds`.
+    """
+
+    closers: Mapping[int, frozenset[int]]
+    rest: frozenset[int]
+    min_rows: int
+    fixed: float
+    _open_brackets: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    """For the rows that were asked for, the innermost open bracket at each position."""
+
+    def by_row(self, contexts: Sequence[Context]) -> np.ndarray:
+        """The kind of each token by its own row alone: induction, Dyck or other, ``[token]``."""
+        kind = np.full(len(contexts), "other", dtype=object)
+        for i, context in enumerate(contexts):
+            if is_induction(context):
+                kind[i] = "induction"
+            elif self._is_dyck(context):
+                kind[i] = "dyck"
+        return kind
+
+    def by_memory(self, contexts: Mapping[int, Context]) -> dict[Pattern, list[int]]:
+        """The multigrams that recur among tokens, with those that are each."""
+        looks = {i: context.without(self.rest) for i, context in contexts.items()}
+        return find_multigrams(looks, self.min_rows, self.fixed)
+
+    def _is_dyck(self, context: Context) -> bool:
+        """Whether the head looks at the innermost open bracket, which the token closes."""
+        if not self.closers:
+            return False
+        if context.row not in self._open_brackets:
+            self._open_brackets[context.row] = innermost(context.ids, self.closers)
+        opener = self._open_brackets[context.row][context.query]
+        if opener < 0 or opener not in context.attended:
+            return False
+        return context.target in self.closers[int(context.ids[opener])]
+
+
+def is_induction(context: Context) -> bool:
+    """Whether the head looks at an earlier copy of the token, after a copy of the one before."""
+    ids, query = context.ids, context.query
+    for position in context.attended:
+        if 0 < position < query:
+            same_token = ids[position] == context.target
+            same_before = ids[position - 1] == ids[query]
+            if same_token and same_before:
+                return True
+    return False
+
+
+def by_chance(
+    contexts: Sequence[Context],
+    kind: np.ndarray,
+    explain: Explain,
+    seed: int | str,
+) -> tuple[np.ndarray, float]:
+    """What would be found if what a head attends to had nothing to do with what comes next.
+
+    The targets are dealt at random among the head's tokens in context, while what the head attends
+    to stays. For multigrams they are dealt among the tokens that are neither induction nor Dyck.
+
+    Args:
+        contexts: of one head.
+        kind: ``[token]``: their kinds by row.
+        explain: the rules.
+        seed: of the dealing, such as the name of the head.
+
+    Returns:
+        the mean share of each kind but the last ``[kind]``, and the mean number of multigrams.
+    """
+    shares = dict.fromkeys(KINDS[:-1], 0.0)
+    count = 0
+    stream = generator("chance", seed)
+    unexplained = np.flatnonzero(kind == "other").tolist()
+    for _ in range(_DEALS):
+        kinds = explain.by_row(_deal(contexts, stream))
+        for name in ("induction", "dyck"):
+            shares[name] += np.sum(kinds == name)
+        dealt = _deal([contexts[i] for i in unexplained], stream)
+        multigrams = explain.by_memory(dict(enumerate(dealt)))
+        for pattern, tokens in multigrams.items():
+            shares[pattern.kind] += len(tokens)
+        count += len(multigrams)
+    total = max(len(contexts), 1) * _DEALS
+    return np.array(list(shares.values())) / total, count / _DEALS
+
+
+def _deal(contexts: Sequence[Context], stream: torch.Generator) -> list[Context]:
+    """The same contexts with their targets dealt at random."""
+    order = torch.randperm(len(contexts), generator=stream).tolist()
+    pairs = zip(contexts, order, strict=True)
+    return [context._replace(target=contexts[other].target) for context, other in pairs]
