@@ -1,4 +1,4 @@
-"""Data as the rest of the library sees them: rows, minibatches, fingerprints, and what is refused."""
+"""Data as the rest of the library sees them: rows, minibatches, fingerprints, refusals."""
 
 from __future__ import annotations
 
