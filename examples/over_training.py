@@ -76,11 +76,10 @@ def tiny_run(folder: Path, quiet: bool) -> tuple[Path, dict[str, rllc.Tokens]]:
     rllc.train(
         config,
         rllc.data.mix("all", *data.values()),
-        num_steps=200,
-        batch_size=16,
-        lr=5e-3,
-        schedule=[0, 20, 50, 100, 200],
-        out=folder,
+        folder,
+        training=rllc.Training(
+            num_steps=200, batch_size=16, lr=5e-3, checkpoints=[0, 20, 50, 100, 200]
+        ),
         progress=not quiet,
     )
     return folder, data

@@ -502,9 +502,8 @@ def trained() -> tuple[torch.nn.Module, rllc.Tokens]:
         rows = torch.cat([rows, torch.multinomial(after[rows[:, -1]], 1, generator=stream)], 1)
     config = AttentionOnlyConfig(n_layers=2, d_model=12, n_heads=2, d_head=6, n_ctx=12, d_vocab=12)
     data = rllc.Tokens(rows, "markov")
-    return rllc.train(
-        config, data, num_steps=300, batch_size=64, lr=1e-2, compute=rllc.Compute(progress=False)
-    ), data
+    training = rllc.Training(num_steps=300, batch_size=64, lr=1e-2)
+    return rllc.train(config, data, training=training, progress=False), data
 
 
 @pytest.mark.slow

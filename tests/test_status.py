@@ -198,11 +198,9 @@ def test_intervals_cover_the_long_run_value_of_a_trained_model(tmp_path: Path) -
     model = rllc.train(
         config,
         tokens,
-        num_steps=300,
-        batch_size=20,
-        lr=1e-2,
-        out=tmp_path,
-        compute=rllc.Compute(progress=False),
+        tmp_path,
+        training=rllc.Training(num_steps=300, batch_size=20, lr=1e-2),
+        progress=False,
     )
     heads, sampler = ["0:1"], rllc.sgld(1e-3, 200.0)
 

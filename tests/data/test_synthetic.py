@@ -444,7 +444,8 @@ def test_a_small_model_learns_it_and_forms_previous_token_and_induction_heads() 
     language = Language()
     config = AttentionOnlyConfig(n_layers=2, d_model=64, n_heads=4, d_head=16, n_ctx=64, d_vocab=96)
     rows = language.sample(5000, seed=1).tokens
-    model = rllc.train(config, rows, num_steps=1300, batch_size=32, lr=1e-2, progress=False)
+    training = rllc.Training(num_steps=1300, batch_size=32, lr=1e-2)
+    model = rllc.train(config, rows, training=training, progress=False)
 
     held_out = language.sample(200, seed=2)
     with torch.no_grad():
