@@ -1,4 +1,4 @@
-"""rllc: refined local learning coefficients of attention heads, over training, with honest error bars."""
+"""rllc: refined local learning coefficients of attention heads, with honest error bars."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from rllc.sweep.track import track
 from rllc.sweep.cost import sweep_cost
 from rllc.sweep.store import Store
 from rllc.sweep.sweep import Sweep
-from rllc.faults import Fault, Limits
+from rllc.faults import Fault
+from rllc.limits import Limits
 from rllc.calibrate import Calibration, calibrate
 from rllc.resolution import Resolution, resolution
 from rllc.trajectory import Trajectory

@@ -17,7 +17,8 @@ from rllc import search
 from rllc.checks import arguments
 from rllc.errors import InputError, RllcError
 from rllc.estimate import Estimate, estimate
-from rllc.faults import Fault, Limits
+from rllc.faults import Fault
+from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike
 from rllc.samplers import Sampler, sgld
@@ -190,7 +191,7 @@ class Calibration:
         return pd.concat(frames, ignore_index=True)
 
     def __repr__(self) -> str:
-        rows = [("", *search.Setting._fields, "error", "verdict")]
+        rows: list[tuple[str, ...]] = [("", *search.Setting._fields, "error", "verdict")]
         for i, verdict in enumerate(self.verdicts):
             numbers = [f"{number:.3g}" for number in self._setting(i)]
             mark = "→" if i == self.best and self.good[i] else ""

@@ -129,8 +129,8 @@ def _check_batch(model: nn.Module, loss: LossFunction | None, name: str, data: D
         parts = batch if isinstance(batch, tuple) else (batch,)
         shapes = ", ".join(f"{part.dtype} {[len(data), *part.shape[1:]]}" for part in parts)
         raise InputError(
-            f"sampling on data {name!r}: the loss of tokens needs rllc.Tokens or one tensor of token "
-            f"ids [row, pos], got {shapes}; for other data pass loss=f, f(module, batch) giving "
+            f"sampling on data {name!r}: the loss of tokens needs rllc.Tokens or one tensor of "
+            f"token ids [row, pos], got {shapes}; for other data pass loss=f, f(module, batch) giving "
             f"per-example losses."
         )
 
@@ -143,7 +143,8 @@ def _check_token_ids(model: nn.Module, data: Data, name: str) -> None:
     if vocabulary is not None and largest_id is not None and largest_id >= vocabulary:
         raise InputError(
             f"sampling on data {name!r}: it has token id {largest_id}, but the model's vocabulary "
-            f"has {vocabulary} (ids 0 to {vocabulary - 1}); tokenize with the model's own tokenizer."
+            f"has {vocabulary} (ids 0 to {vocabulary - 1}); tokenize with the model's own "
+            f"tokenizer."
         )
     if context is not None and data.shape[0] > context:
         raise InputError(

@@ -7,7 +7,7 @@ The functions of :mod:`rllc.diagnostics` know arrays only. Here they are applied
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,7 +36,9 @@ acceptance near 0 says that steps are too large, one of 1 that they may be too s
 from the variance is :func:`rllc.diagnostics.variance_reading`.
 """
 
-PARTS = ("step", "prior", "noise", "start")
+Part = Literal["step", "prior", "noise", "start"]
+
+PARTS: tuple[Part, ...] = ("step", "prior", "noise", "start")
 """The parts of the error of λ̂, in the order of :func:`parts_of_error`."""
 
 

@@ -117,11 +117,11 @@ def standard_error(x: ArrayLike, discard: float = 0.0, shared: bool = True) -> n
 
     SE = max( t(C·ν)·mcse(x), t(ν)·√V ), with
 
-    - V = [γ̂_0 + 2 Σ_{k≤T} γ̂_k] / (N (1 − (2T+1)/N)): the long-run variance of the series of *chain
-      means*, so that whatever chains have in common (minibatch noise) is counted once and not
-      averaged away. T is the lag at which Geyer's initial positive sequence, found from all chains
-      together, ends. The last factor undoes the bias that comes from subtracting the estimated
-      mean (it is kept above 0.2).
+    - V = [γ̂_0 + 2 Σ_{k≤T} γ̂_k] / (N (1 − (2T+1)/N)): the long-run variance of the series of
+      *chain means*, so that whatever chains have in common (minibatch noise) is counted once and
+      not averaged away. T is the lag at which Geyer's initial positive sequence, found from all
+      chains together, ends. The last factor undoes the bias that comes from subtracting the
+      estimated mean (it is kept above 0.2).
     - mcse: the pooled error for independent chains, the steadier of the two when chains are
       independent, and the one that sees chains sitting at different levels.
     - ν = N/(2T+1): about how many independent pieces N draws make, the degrees of freedom of V;

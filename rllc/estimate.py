@@ -21,7 +21,6 @@ from rllc.errors import FileError, InputError
 from rllc.faults import (
     FINAL,
     Fault,
-    Limits,
     divergence,
     faults_from_json,
     faults_of,
@@ -29,6 +28,7 @@ from rllc.faults import (
     status_of,
 )
 from rllc.files import load_arrays, save_arrays
+from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.names import Names
 from rllc.refinement import DataLike, WeightsLike
@@ -80,8 +80,8 @@ class Estimate:
     Iterating gives all of them.
 
     Args:
-        value: ``[refinement]``: λ̂ = nβ · mean(loss − baseline), no unit. NaN when a chain diverged.
-            Negative ones are kept.
+        value: ``[refinement]``: λ̂ = nβ · mean(loss − baseline), no unit. NaN when a chain
+            diverged. Negative ones are kept.
         standard_error: ``[refinement]``: of the mean over chains and draws, from the chains'
             autocorrelation and from what chains share
             (:func:`rllc.diagnostics.standard_error`), as the last four fifths of the draws show
@@ -377,7 +377,8 @@ def control(
 
     Its value is nβ·E[ℓ(v) − ℓ(w*)] under the prior alone, ½nβ Σhᵢ/γ on a quadratic. An estimate
     that is not clearly below its control says nothing of the shape of the loss. The prior is then
-    all that holds the chains, λ̂ ≈ ½nβ tr(h)/γ, and a larger nβ or a smaller localization is needed.
+    all that holds the chains, λ̂ ≈ ½nβ tr(h)/γ, and a larger nβ or a smaller localization is
+    needed.
 
     >>> import torch
     >>> model, data = torch.nn.Linear(4, 1), torch.eye(4).repeat(16, 1)

@@ -1,7 +1,7 @@
 """The only contract with a model: one loss per run, its gradient, and the loss at w* beside it.
 
-A loss is a function of a module and a batch. :func:`rllc.engine.bind.bind` makes it a :class:`Loss`,
-which evaluates many runs of one model on one minibatch in the fastest exact way there is.
+A loss is a function of a module and a batch. :func:`rllc.engine.bind.bind` makes it a
+:class:`Loss`, which evaluates many runs of one model on one minibatch in the fastest exact way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rllc.errors import InputError
 Batch = Tensor | tuple[Tensor, ...]
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
-"""Yours: ``loss(module, batch)``, giving per-example ``[batch]`` or per-token ``[batch, pos]`` losses."""
+"""Yours: ``loss(module, batch)``, giving losses ``[batch]``, or ``[batch, pos]`` per token."""
 
 
 class Center(NamedTuple):

@@ -113,7 +113,7 @@ class RunningMoments:
         self.mean = mean.reshape(draw.shape)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean ``[refinement, chain, *axes]`` and covariance ``[refinement, chain, value, value]``."""
+        """Mean ``[refinement, chain, *axes]``, covariance ``[refinement, chain, value, value]``."""
         assert self.mean is not None
         assert self.count is not None
         assert self._sums is not None

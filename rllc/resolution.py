@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from rllc.checks import arguments
 from rllc.errors import InputError
 from rllc.estimate import Estimate, estimate
-from rllc.faults import Fault, Limits
+from rllc.faults import Fault
+from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.names import Names
 from rllc.refinement import DataLike, WeightsLike

@@ -40,6 +40,7 @@ from rllc.recording import Column, Page
 from rllc.refinement import DataLike, Refinement, WeightsLike
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
+from rllc.threads import chosen_for
 from rllc.watch import Watch
 
 RISE = 0.2
@@ -126,7 +127,8 @@ def sample(
         disable=not compute.progress,
         leave=False,
     )
-    with bar:
+    num_runs = len(question.refinements) * sampling.num_chains
+    with bar, chosen_for(question.model, num_runs):
         try:
             for step in run.steps():
                 bar.update()

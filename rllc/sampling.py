@@ -20,36 +20,39 @@ class Sampling:
         num_draws: draws kept from each chain.
         num_burnin_steps: steps before the first draw counts. 0 in the paper: chains start at w*.
         num_steps_bw_draws: steps from one draw to the next.
-        batch_size: rows of a minibatch; all chains of all refinements of one data set see the same minibatches.
-        n_beta: nβ, sample size times inverse temperature; multiplies the mean loss per token (or example).
+        batch_size: rows of a minibatch. All chains of all refinements of one data set see the same
+            minibatches.
+        n_beta: nβ, sample size times inverse temperature. It multiplies the mean loss per token (or
+            example).
         seed: of minibatches and noise.
-        first_chain: number of the first chain; a chain's noise depends on its number, so that further chains of an earlier
-            result (``first_chain=4`` after four) are those that a larger call would have run.
-        num_probes: at how many draws a step is looked at a second time, for what ``Estimate.diagnostics`` says of its size
-            (:mod:`rllc.probes`); changes no draw. Costs one evaluation each, and 13 of one chain for the largest curvature. 0
-            is none.
-        start: ``"center"``: chains start at w*, as the paper's. ``"gaussian"``, for :func:`rllc.sgld`: at a draw from the local
-            Gaussian approximation N(w*, 1/(aᵢ(1 − εaᵢ/4))), aᵢ = nβ hᵢ + γ (εaᵢ taken as 2 at most), with the curvature hᵢ of
-            each weight estimated from the variance of minibatch gradients at w* (as below): for a log loss near its minimum the
-            Hessian is the Fisher information. Starting at w* biases λ̂ down, by the share 1/(num_draws · εaᵢ) of each
-            direction or so: 2.5 % at the paper's settings, 25 % at a tenth of its lr. The Gaussian removes it where hᵢ
-            is right or nβ hᵢ is small beside γ; where hᵢ is too low, chains come down from too wide.
-        control_variate: also subtract (g_B − ĝ)·(v − v*) from each draw, g_B being the gradient at w* on the draw's minibatch
-            and ĝ the mean of K = 128 others: to first order, what the minibatch's own slope adds. A draw's position depends
-            neither on its own minibatch nor on those K, and all have the same mean gradient, so this is 0 on average and λ̂
-            stays unbiased. Of the slope's noise a share of about τ/K remains, τ being the chains' autocorrelation time in
-            draws; K is the same for any ``num_draws``, so that the first draws do not depend on how many follow. Costs a
-            backward pass of the whole model a draw, and K forward and backward passes before the first step, once for all
-            refinements of a data set. Those K, which ``start="gaussian"`` costs as well, are 5 % of the time of 200 draws
-            with 8 heads and 19 % with 2, of 40 draws 27 and 92 % (the paper's model, 1,024 tokens a batch, one CPU core);
-            all of it, with 200 draws of one small trained model (and K = 200), 1.15 times the time with 8 heads for 0.75
-            times the variance, but 1.43 times with 2 (``examples/RESULTS.md``). So it pays for many at once.
-        target_se: stop a refinement once its standard error is at most this; absolute, on λ̂'s own scale: for 2 % pass 0.02
-            times the value you expect. Looked at every 20 draws from 40 on; ``num_draws`` is then the most that is drawn.
-            Biased a little: low errors come with low values, so stopping favours these, and intervals cover a little
-            less (on 300 copies of a quadratic 94 % instead of 97 %).
-        autocast: ``"bfloat16"`` does the forward pass's matrix products in that precision, on GPUs and on CPUs with
-            AVX512-BF16 or AMX 2–5 times faster; chain state, noise, softmax and sums stay float32. ``None``: the model's own.
+        first_chain: number of the first chain. A chain's noise depends on its number, so further
+            chains of an earlier result (``first_chain=4`` after four) are those that a larger call
+            would have run.
+        num_probes: at how many draws a step is looked at a second time, to tell whether it is too
+            large; 0 is none. It changes no draw. A probe costs one evaluation; the largest
+            curvature, measured once, 13 of one chain.
+        start: where chains start. ``"center"``: at w*, as in the paper. λ̂ is then too low by the
+            share 1/(num_draws · εaᵢ) or so of each direction: 2.5 % at the paper's settings, 25 %
+            at a tenth of its lr. ``"gaussian"``: at a draw from the local Gaussian approximation
+            N(w*, 1/(aᵢ(1 − εaᵢ/4))), aᵢ = nβ hᵢ + γ (εaᵢ taken as 2 at most), for a sampler whose
+            law gives that width. The curvature hᵢ of each weight is estimated from the variance of
+            128 minibatch gradients at w*: for a log loss near its minimum the Hessian is the Fisher
+            information. This removes the bias where hᵢ is right or nβ hᵢ is small beside γ. Where
+            hᵢ is too low, chains come down from too wide.
+        control_variate: subtract (g_B − ĝ)·(v − v*) from each draw, to first order what the slope
+            of the minibatch adds. g_B is the gradient at w* on the draw's minibatch, ĝ the mean of
+            K = 128 others. It is 0 on average, because a draw depends neither on its own minibatch
+            nor on those K; λ̂ stays unbiased. Of the slope's noise a share of about τ/K remains, τ
+            being the autocorrelation time in draws. It costs a backward pass of the whole model at
+            each draw, and K forward and backward passes before the first step, once for all
+            refinements of a data set, so it pays for many at once (``examples/RESULTS.md``).
+        target_se: stop a refinement once its standard error is at most this, on λ̂'s own scale: for
+            2 % pass 0.02 times the value you expect. It is looked at every 20 draws from 40 on;
+            ``num_draws`` is then the most that is drawn. Low errors come with low values, so
+            stopping favours these a little: on 300 copies of a quadratic intervals covered 94 %
+            instead of 97 %.
+        autocast: ``"bfloat16"`` does the forward pass's matrix products in that precision. Chain
+            state, noise, softmax and sums stay float32. ``None``: the model's own.
         train_mode: run the model in training mode (dropout, batch statistics) instead of eval mode.
 
     Raises:

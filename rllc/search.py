@@ -13,9 +13,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from rllc.diagnose import PARTS
 from rllc.errors import InputError, nearest
 from rllc.estimate import Estimate
-from rllc.faults import Fault, Kind, Limits
+from rllc.faults import Fault, Kind
+from rllc.limits import Limits
 
 
 class Setting(NamedTuple):
@@ -385,7 +387,7 @@ def _trouble(estimate: Estimate) -> Trouble:
 def largest_part(estimate: Estimate, i: int) -> Trouble:
     """Return which part makes most of the error of a refinement."""
     parts = estimate.error_parts
-    return max(parts, key=lambda name: parts[name][i])  # type: ignore[return-value]
+    return max(PARTS, key=lambda name: parts[name][i])
 
 
 def _is_better(new: tuple[bool, float], old: tuple[bool, float]) -> bool:

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -79,7 +80,13 @@ def choose(model: nn.Module, runs: int = 1) -> int:
     weights = sum(parameter.numel() for parameter in model.parameters())
     if weights * runs < SMALL:
         return 1
-    return fastest(min(torch_has, available_cpus()))
+    return _measured_once(min(torch_has, available_cpus()))
+
+
+@cache
+def _measured_once(limit: int) -> int:
+    """Once a process, so that equal calls compute with equally many threads and give equal bits."""
+    return fastest(limit)
 
 
 def set_by_user() -> bool:

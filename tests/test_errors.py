@@ -7,6 +7,9 @@ import pytest
 import rllc
 from rllc.errors import nearest
 
+TEN = [f"{i}{i}" for i in range(10)]
+FIRST_OF_TEN = "known: '00', '11', '22', '33', '44', '55', '66', '77', … (10 in all)"
+
 
 def test_the_family() -> None:
     assert issubclass(rllc.InputError, rllc.RllcError)
@@ -22,8 +25,8 @@ def test_the_family() -> None:
         ("CODE", ["prose", "code"], "did you mean 'code'?"),
         (85, [80, 8], "did you mean '8' or '80'?"),
         ("xyz", ["code", "prose"], "known: 'code', 'prose'"),
-        ("?", [f"{i}{i}" for i in range(10)], "known: '00', '11', '22', '33', '44', '55', '66', '77', … (10 in all)"),
+        ("?", TEN, FIRST_OF_TEN),
     ],
-)  # fmt: skip
+)
 def test_the_nearest_names(name: object, known: list[object], message: str) -> None:
     assert nearest(name, known) == message

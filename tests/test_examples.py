@@ -32,8 +32,9 @@ TINY_FLAGS = [part for name, value in TINY.items() for part in (f"--{name}", str
 
 
 def run(name: str, *arguments: str, folder: Path) -> str:
+    program = ["-m", name] if name.startswith("examples.") else [str(EXAMPLES / name)]
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
+        [sys.executable, *program, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import rllc
-from rllc.analysis.stages import _posterior, plot_stages, stages
+from rllc.analysis.gaussian_process import posterior
+from rllc.analysis.stages import plot_stages, stages
 from rllc.errors import InputError
 
 mpl.use("Agg")
@@ -79,7 +80,7 @@ def test_the_process_is_that_of_scikit_learn() -> None:
     kernels = pytest.importorskip("sklearn.gaussian_process.kernels")
     x, y = np.log(STEPS), WAVE + noise(2)
     variance, grid = np.linspace(0.01, 0.1, len(x)), np.linspace(x[0], x[-1], 9)
-    mean, cov, slope, slope_cov = _posterior(x, y, variance, 1.3, 0.7, grid)
+    mean, cov, slope, slope_cov = posterior(x, y, variance, 1.3, 0.7, grid)
     kernel = kernels.ConstantKernel(1.3**2) * kernels.RBF(0.7)
     other = process.GaussianProcessRegressor(kernel, alpha=variance, optimizer=None).fit(
         x[:, None], y

@@ -4,10 +4,11 @@
 
 Checkpoints of an untrained model, one cell each, of about a second on one thread. Prints:
 
-- the driver: the time of a whole :func:`rllc.track` beside that within its cells (:func:`rllc.sample`), on the clock and as CPU
-  time: planning, loading, checking, writing;
-- processes: the whole call with ``executor=1`` and ``executor=2`` in turn, starting them included, and the ratio of their
-  medians; and the same without the start, from two lengths.
+- the driver: the time of a whole :func:`rllc.track` beside that within its cells
+  (:func:`rllc.sample`), on the clock and as CPU time: planning, loading, checking, writing;
+- processes: the whole call with one process and with two in turn, starting them included, and the
+  ratio of their medians; and the same without the start, from two lengths;
+- opening: :meth:`rllc.Sweep.open` of ten thousand cells, of which none is read.
 """
 
 # %% Checkpoints, and cells of about a second
@@ -15,6 +16,8 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,61 +27,63 @@ import rllc
 import rllc.sweep.workers
 
 WIDE = {"n_layers": 2, "d_model": 128, "n_heads": 8, "d_head": 16, "n_ctx": 64, "d_vocab": 1000}
+Swept = Callable[[str, int, int | None], float]
+"""``swept(store, cells, executor)``: the seconds of a call on the first checkpoints."""
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cells", type=int, default=32)
-    parser.add_argument(
-        "--draws", type=int, default=24, help="of each cell; 24 make it last about a second"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="alternations of one and two processes"
-    )
+    add = parser.add_argument
+    add("--cells", type=int, default=32)
+    add("--draws", type=int, default=24, help="of each cell; 24 make it last about a second")
+    add("--rounds", type=int, default=3, help="alternations of one and two processes")
+    add("--opened", type=int, default=10_000, help="cells of the sweep that is opened")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    tokens = rllc.Tokens(
-        torch.randint(0, 1000, (256, 64), generator=torch.Generator().manual_seed(0)), "random"
-    )
+    random = torch.Generator().manual_seed(0)
+    tokens = rllc.Tokens(torch.randint(0, 1000, (256, 64), generator=random), "random")
+    sampling = rllc.Sampling(num_draws=args.draws, batch_size=8, num_probes=0)
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        for step in range(args.cells):
-            rllc.models.AttentionOnly(rllc.models.AttentionOnlyConfig(**WIDE)).save_pretrained(
-                run / f"step{step:07d}"
-            )
-        sampling = rllc.Sampling(num_draws=args.draws, batch_size=8, num_probes=0)
+        run = write_run(Path(folder) / "run", args.cells)
 
-        def swept(name: str, cells: int, executor: int | None) -> float:
-            """Seconds of a call on the first checkpoints."""
+        def swept(store: str, cells: int, executor: int | None) -> float:
             begin = time.perf_counter()
             rllc.track(
                 rllc.checkpoints(run)[:cells],
                 tokens,
                 rllc.layer(1),
                 sampling=sampling,
-                store=Path(folder) / name,
-                executor=executor,
-                progress=False,
+                store=Path(folder) / store,
+                compute=rllc.Compute(executor=executor, progress=False),
             )
             return time.perf_counter() - begin
 
         swept("warm", 1, None)
         driver(args.cells, swept)
         processes(args.cells, args.rounds, swept)
+        opening(Path(folder) / "warm", args.opened)
+
+
+def write_run(folder: Path, num_checkpoints: int) -> Path:
+    for step in range(num_checkpoints):
+        model = rllc.models.AttentionOnly(rllc.models.AttentionOnlyConfig(**WIDE))
+        model.save_pretrained(folder / f"step{step:07d}")
+    return folder
 
 
 # %% The driver
-def driver(cells: int, swept) -> None:
-    inside = []
+def driver(cells: int, swept: Swept) -> None:
+    wall_times, own_times = [], []
     sample = rllc.sweep.workers.sample
 
     def timed(*arguments, **options):
-        begin = time.perf_counter(), time.process_time()
+        wall, own = time.perf_counter(), time.process_time()
         draws = sample(*arguments, **options)
-        inside.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+        wall_times.append(time.perf_counter() - wall)
+        own_times.append(time.process_time() - own)
         return draws
 
     rllc.sweep.workers.sample = timed
@@ -88,30 +93,50 @@ def driver(cells: int, swept) -> None:
         own = time.process_time() - begin
     finally:
         rllc.sweep.workers.sample = sample
-    in_cells, own_in_cells = (sum(column) for column in zip(*inside, strict=True))
+    in_cells = sum(wall_times)
+    on_the_clock = wall / in_cells - 1
+    as_cpu_time = (own - sum(own_times)) / in_cells
+    duration = in_cells / cells
     print(
-        f"driver: {cells} cells of {in_cells / cells:.2f} s; beside them {wall / in_cells - 1:.2%} on the clock, "
-        f"{(own - own_in_cells) / in_cells:.2%} as CPU time"
+        f"driver: {cells} cells of {duration:.2f} s; beside them {on_the_clock:.2%} on the clock, "
+        f"{as_cpu_time:.2%} as CPU time"
     )
 
 
 # %% One process and two, in turn
-def processes(cells: int, rounds: int, swept) -> None:
+def processes(cells: int, rounds: int, swept: Swept) -> None:
     few = cells // 4
-    took = {(n, count): [] for n in (1, 2) for count in (cells, few)}
+    times = {(number, count): [] for number in (1, 2) for count in (cells, few)}
     for k in range(rounds):
-        for n, count in took:
-            took[n, count].append(swept(f"{n}-{count}-{k}", count, n))
-    median = {key: statistics.median(times) for key, times in took.items()}
-    for n in (1, 2):
-        print(
-            f"{n} process{'es' * (n > 1)}: {cells} cells in {median[n, cells]:.1f} s, {few} in {median[n, few]:.1f} s"
-        )
-    without = [median[n, cells] - median[n, few] for n in (1, 2)]
-    print(
-        f"two are {median[1, cells] / median[2, cells]:.2f} times as fast with their start, "
-        f"{without[0] / without[1]:.2f} times without"
-    )
+        for number, count in times:
+            times[number, count].append(swept(f"{number}-{count}-{k}", count, number))
+    median = {key: statistics.median(listed) for key, listed in times.items()}
+    for number, words in ((1, "1 process"), (2, "2 processes")):
+        all_cells, few_cells = median[number, cells], median[number, few]
+        print(f"{words}: {cells} cells in {all_cells:.1f} s, {few} in {few_cells:.1f} s")
+    with_start = median[1, cells] / median[2, cells]
+    one, two = (median[number, cells] - median[number, few] for number in (1, 2))
+    print(f"two are {with_start:.2f} times as fast with their start, {one / two:.2f} times without")
+
+
+# %% Opening a large sweep
+def opening(folder: Path, num_cells: int) -> None:
+    """The plan of a small sweep, as if it had been of many checkpoints, all of them finished."""
+    small = rllc.Store(folder)
+    (plan,) = small.plans()
+    (cell,) = plan.cells
+    (where,) = plan.checkpoints.values()
+    cells = []
+    for step in range(num_cells):
+        cells.append(replace(cell, name=f"{step:032x}", step=step))
+    checkpoints = {step: {**where, "step": step} for step in range(num_cells)}
+    large = rllc.Store(folder.with_name("large"))
+    large.announce(replace(plan, cells=tuple(cells), checkpoints=checkpoints))
+    for planned in cells:
+        large.path(planned.name).touch()
+    begin = time.perf_counter()
+    sweep = rllc.Sweep.open(large.folder)
+    print(f"opening: {time.perf_counter() - begin:.2f} s for {len(sweep.finished):,} cells")
 
 
 if __name__ == "__main__":  # worker processes import this file

@@ -410,7 +410,8 @@ def _turns(grid: np.ndarray, slope: np.ndarray, slope_samples: np.ndarray) -> li
     edges = [-np.inf, *midpoints, np.inf]
     zeros_of_samples = [_zeros(grid, sample) for sample in slope_samples]
     turns = []
-    for zero, left, right in zip(zeros, edges[:-1], edges[1:], strict=True):
+    for k, zero in enumerate(zeros):
+        left, right = edges[k], edges[k + 1]
         places = []
         for zeros_of_sample in zeros_of_samples:
             alike = [z.x for z in zeros_of_sample if z.sign == zero.sign and left < z.x < right]

@@ -348,7 +348,8 @@ def check_states(chains: Chains, states: Mapping[tuple[str, str], State]) -> Non
                 )
             if str(states[name]["weights"][0]) != chains.digests[row]:
                 raise InputError(
-                    f"sample: in `resume`, {name[0]!r} are other weights of the same name. {OR_ANEW}"
+                    f"sample: in `resume`, {name[0]!r} are other weights of the same name. "
+                    f"{OR_ANEW}"
                 )
             if states[name]["random"].shape[1:] != stream.shape:
                 raise InputError(

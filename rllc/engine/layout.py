@@ -34,14 +34,14 @@ class Slot:
     start: int
     stop: int
     rows: Tensor | None
-    """``[refinement, row]``: leading indices with a selected weight; ``None``: all, for every refinement."""
+    """``[refinement, row]``: leading indices with a selected weight; ``None``: all."""
     within: Tensor | None
     """``[refinement, stop - start]``: which numbers of those rows, flattened; ``None``: all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Refinements whose chains run together: their places in the caller's list, and the slots they share."""
+    """Refinements whose chains run together: their places in a list, and their shared slots."""
 
     members: tuple[int, ...]
     slots: tuple[Slot, ...]
@@ -57,7 +57,7 @@ def groups(masks: Sequence[Mapping[str, Tensor]]) -> list[Group]:
     [((0, 1), 1), ((2,), 2)]
 
     Args:
-        masks: for each refinement, a boolean mask for each parameter it touches (``Weights.masks``).
+        masks: for each refinement, a boolean mask for each parameter (``Weights.masks``).
     """
     members_of: dict[tuple[Pattern, ...], list[int]] = {}
     for refinement, selected in enumerate(masks):
@@ -198,7 +198,7 @@ def _touched_rows(mask: Tensor) -> Tensor:
 
 
 def _with_rows(values: Tensor) -> Tensor:
-    """Values with a leading row axis and one more: a scalar is one row, a vector has rows of one."""
+    """Values with a row axis and one more: a scalar is one row, a vector has rows of one."""
     if values.dim() == 0:
         return values.reshape(1, 1)
     return values[:, None] if values.dim() == 1 else values

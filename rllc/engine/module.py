@@ -165,8 +165,8 @@ def _no_gradient(group: Group) -> InputError:
     names = ", ".join(slot.name for slot in group.slots[:4])
     more = ", …" if len(group.slots) > 4 else ""
     return InputError(
-        f"the loss does not depend on the weights that move ({names}{more}): the model does not use "
-        f"them, or the loss detaches them; choose other weights, and take torch.no_grad() and "
+        f"the loss does not depend on the weights that move ({names}{more}): the model does not "
+        f"use them, or the loss detaches them; choose other weights, and take torch.no_grad() and "
         f".detach() out of the loss."
     )
 

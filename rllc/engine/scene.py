@@ -52,7 +52,7 @@ class Surroundings:
         return self._moments[self._index(group)][1] / (_LOOKS - 1)
 
     def gradients(self, at: Center, batch: Batch, seed: int) -> list[Tensor]:
-        """The gradient at w* on a minibatch ``[member, dim]``, for each group; one backward pass."""
+        """The gradient at w* on a minibatch ``[member, dim]``, for each group, in one pass."""
         names = {slot.name for group in self.groups for slot in group.slots}
         by_parameter = self.loss.gradient(sorted(names), at, batch, seed)
         return [center(group, by_parameter) for group in self.groups]

@@ -51,7 +51,7 @@ class Target(NamedTuple):
     ids: Tensor | None
     """``[position]``: the next tokens, if these are the target."""
     generator: tuple[Tensor, Tensor, Tensor] | None
-    """The generating model's hidden state ``[position, d_model]``, W_U and b_U, if its softmax is."""
+    """If a softmax is: the hidden state ``[position, d_model]``, W_U and b_U of its model."""
 
     @classmethod
     def next_tokens(cls, batch: Tensor) -> Target:

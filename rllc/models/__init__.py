@@ -1,11 +1,15 @@
-"""Models and their checkpoints. Importing this package does not import transformers; using a model does."""
+"""Models and their checkpoints.
+
+Importing this package does not import transformers; using a model does.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from rllc.models.checkpoints import Checkpoint, checkpoints, load
+from rllc.models.checkpoints import Checkpoint, checkpoints
+from rllc.models.loading import load
 
 if TYPE_CHECKING:
     from rllc.models.attention_only import AttentionOnly, AttentionOnlyConfig

@@ -1,11 +1,13 @@
-"""Samplers: pure functions ``init`` and ``step`` over many independent chains at once, one file per algorithm.
+"""Samplers: pure functions ``init`` and ``step`` over many independent chains at once.
 
-Convention (devinterp's): the target is p(v) ∝ exp(−nβ ℓ(v)) times the prior, by default exp(−(γ/2)‖v − v*‖²). A sampler
-is handed the *energy* U(v) = nβ ℓ(v) and its gradient, so it does not know nβ; the prior is its own. In other libraries'
-words:
+Each algorithm has a file of its own, always in the same order: state, constructor, step, law.
+
+Convention (devinterp's): the target is p(v) ∝ exp(−nβ ℓ(v)) times the prior, which is by default
+exp(−(γ/2)‖v − v*‖²). A sampler is handed the *energy* U(v) = nβ ℓ(v) and its gradient; the prior is
+its own. In the words of other libraries:
 
 ================  ================  ================  ==================================
-symbol            here              devinterp         blackjax (sgld)
+symbol            rllc              devinterp         blackjax (sgld)
 ================  ================  ================  ==================================
 ε                 ``lr``            ``lr``            ``step_size`` = ε/2
 γ                 ``localization``  ``localization``  a term of your ``logdensity_fn``
@@ -15,17 +17,17 @@ noise per step    N(0, ε)           N(0, ε)           N(0, 2 · ``step_size``)
 
 What each leaves of its target on a quadratic of precision a = nβh + γ with exact gradients:
 
-====================  ==========================  ============  ======================================================
-sampler               stationary variance         stable        for
-====================  ==========================  ============  ======================================================
-:func:`sgld`          1/(a(1 − εa/4))             εa < 4        the paper's settings, everything compared with them
-:func:`rmsprop_sgld`  1/(a(1 − εGa/4))            εGa < 4       curvatures of very different size
-:func:`sghmc`         1/a                         εa < 4        faster mixing, and no error of the step size
-:func:`mala`          1/a (on every energy)       every ε       a reference for small problems, full batch
-:func:`hmc`           1/a (on every energy)       every ε       the same, for correlated or long targets
-====================  ==========================  ============  ======================================================
+====================  =====================  ========  ==========================================
+sampler               stationary variance    stable    for
+====================  =====================  ========  ==========================================
+:func:`sgld`          1/(a(1 − εa/4))        εa < 4    the paper's settings, and comparisons
+:func:`rmsprop_sgld`  1/(a(1 − εGa/4))       εGa < 4   curvatures of very different size
+:func:`sghmc`         1/a                    εa < 4    faster mixing, no error of the step size
+:func:`mala`          1/a (on every energy)  every ε   a reference for small problems, full batch
+:func:`hmc`           1/a (on every energy)  every ε   the same, for correlated or long targets
+====================  =====================  ========  ==========================================
 
-All take the same priors (:func:`gaussian`, :func:`box`) and use them through the same three functions.
+All take the same priors (:func:`gaussian`, :func:`box`).
 """
 
 from __future__ import annotations

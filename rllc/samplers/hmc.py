@@ -1,4 +1,4 @@
-"""MALA and HMC: full-batch samplers without any error of the step size, as references for small problems."""
+"""MALA and HMC: full-batch samplers without any error of the step size, as references."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rllc.samplers.sampler import Energy, Random, Sampler
 
 
 class HMCState(NamedTuple):
-    """Where the chains are, and where they started: both ``[run, dim]``. Momenta are drawn afresh every step."""
+    """Where the chains are and where they started, ``[run, dim]``; momenta are drawn every step."""
 
     position: Tensor
     center: Tensor
@@ -24,30 +24,32 @@ class HMCState(NamedTuple):
 def mala(
     lr: float = 1e-3, localization: float | None = None, *, prior: Prior | None = None
 ) -> Sampler:
-    """The Metropolis-adjusted Langevin algorithm: sgld's step as a proposal, accepted or not. Full batch only.
+    """The Metropolis-adjusted Langevin algorithm: sgld's step as a proposal. Full batch only.
 
     >>> mala(lr=1e-3, localization=200.0)
     mala(lr=0.001, localization=200)
 
-    Update: v′ = v − (ε/2) [∇U(v) + γ (v − v*)] + √ε N(0, I); it is accepted with probability
-    min(1, p(v′) q(v | v′) / (p(v) q(v′ | v))), q being the density of the proposal; otherwise the chain stays.
+    Update: v′ = v − (ε/2) [∇U(v) + γ (v − v*)] + √ε N(0, I). It is accepted with probability
+    min(1, p(v′) q(v | v′) / (p(v) q(v′ | v))), q being the density of the proposal; otherwise the
+    chain stays.
 
-    Law: the target itself, at any ε: 1/aᵢ on a quadratic of precisions aᵢ. A large ε is not wrong, only slow. Half of the
-    proposals or more should be accepted (0.57 is best in many dimensions, where ε ∝ dim^(−1/3)).
+    Law: the target itself, at any ε: 1/aᵢ on a quadratic of precisions aᵢ. A large ε is not wrong,
+    only slow. Half of the proposals or more should be accepted (0.57 is best in many dimensions,
+    where ε ∝ dim^(−1/3)).
 
-    Two evaluations a step, all rows in each: give ``Sampling(batch_size=len(data))``. On minibatches the ratio is that of
-    a different energy at every step, and the law is wrong.
+    Each step takes two evaluations of all rows: give ``Sampling(batch_size=len(data))``. On
+    minibatches the ratio is that of a different energy at every step, and the law is wrong.
 
     Args:
         lr: ε, as in :func:`rllc.sgld`.
         localization: γ of a Gaussian prior; ``None`` is the paper's 200 unless ``prior`` is given.
-        prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``. Proposals are mirrored at the
-            walls of a box, not refused.
+        prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``. Proposals
+            are mirrored at the walls of a box, not refused.
 
     Raises:
         InputError: a number is out of its range, or both ``localization`` and ``prior`` are given.
 
-    Source: Roberts & Tweedie 1996. It is HMC with one leapfrog step of √ε, and computed so.
+    Reference: Roberts & Tweedie 1996. It is HMC with one leapfrog step of √ε, and computed so.
     """
     prior = chosen("mala", localization, prior)
     step = _Step(lr, 1, 0.0, prior)
@@ -67,28 +69,32 @@ def hmc(
     >>> hmc(lr=1e-3, localization=200.0)
     hmc(lr=0.001, localization=200, num_leapfrog_steps=10, jitter=0.2)
 
-    Update: p ~ N(0, I), η = √ε (1 ± jitter, uniform, one number a run); then ``num_leapfrog_steps`` times
-    p ← p − (η/2) ∇H(v), v ← v + η p, p ← p − (η/2) ∇H(v) with H = U + (γ/2)‖v − v*‖²; the end (v′, p′) is accepted with
-    probability min(1, exp(H(v) + ½‖p‖² − H(v′) − ½‖p′‖²)); otherwise the chain stays.
+    Update: p ~ N(0, I), η = √ε (1 ± jitter, uniform, one number a run); then
+    ``num_leapfrog_steps`` times p ← p − (η/2) ∇H(v), v ← v + η p, p ← p − (η/2) ∇H(v) with
+    H = U + (γ/2)‖v − v*‖². The end (v′, p′) is accepted with probability
+    min(1, exp(H(v) + ½‖p‖² − H(v′) − ½‖p′‖²)); otherwise the chain stays.
 
-    Law: the target itself, at any ε: 1/aᵢ on a quadratic of precisions aᵢ. Most proposals are accepted as long as
-    εaᵢ < 4 for all i; 0.65 to 0.9 is a good rate.
+    Law: the target itself, at any ε: 1/aᵢ on a quadratic of precisions aᵢ. Most proposals are
+    accepted as long as εaᵢ < 4 for all i; 0.65 to 0.9 is a good rate.
 
-    One evaluation more a step than it has leapfrog steps, all rows in each: give ``Sampling(batch_size=len(data))``, as for
-    :func:`mala`. NUTS, which finds the length itself, is in pyro and blackjax.
+    Each step takes one evaluation of all rows more than it has leapfrog steps: give
+    ``Sampling(batch_size=len(data))``, as for :func:`mala`. NUTS, which finds the length itself, is
+    in pyro and blackjax.
 
     Args:
         lr: ε; a leapfrog step goes √ε far in time, so that one step of it is :func:`mala`'s.
         localization: γ of a Gaussian prior; ``None`` is the paper's 200 unless ``prior`` is given.
-        num_leapfrog_steps: how long a proposal is; about π/(2√(εa)) for the smallest precision a that matters.
-        jitter: relative spread of η, so that no direction comes back to where it began at every step; 0 is none.
-        prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``. Trajectories bounce off the walls
-            of a box.
+        num_leapfrog_steps: how long a proposal is; about π/(2√(εa)) for the smallest precision a
+            that matters.
+        jitter: relative spread of η, so that no direction comes back to where it began at every
+            step; 0 is none.
+        prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``. Trajectories
+            bounce off the walls of a box.
 
     Raises:
         InputError: a number is out of its range, or both ``localization`` and ``prior`` are given.
 
-    Source: Duane et al. 1987; Neal 2011, arXiv 1206.1901, sections 3.2 (jitter) and 5.1 (walls).
+    Reference: Duane et al. 1987; Neal 2011, arXiv 1206.1901, sections 3.2 (jitter) and 5.1 (walls).
     """
     prior = chosen("hmc", localization, prior)
     if (
@@ -97,7 +103,8 @@ def hmc(
         or num_leapfrog_steps < 1
     ):
         raise InputError(
-            f"hmc: `num_leapfrog_steps` must be an integer of at least 1, got {num_leapfrog_steps!r}."
+            f"hmc: `num_leapfrog_steps` must be an integer of at least 1, "
+            f"got {num_leapfrog_steps!r}."
         )
     if not 0 <= jitter < 1:
         raise InputError(

@@ -1,8 +1,8 @@
-"""Priors around w*: a Gaussian, a box, or both. Every sampler uses them through the same three functions.
+"""Priors around w*: a Gaussian, a box, or both. All samplers use them through three functions.
 
-devinterp's ``bounding_box_size`` clamps: every step that would leave the box ends on its wall, so that with positive
-probability a weight *is* on the wall. Here walls reflect, which keeps the density inside as it is (on a flat loss it is
-uniform) whatever the step size.
+devinterp's ``bounding_box_size`` clamps: every step that would leave the box ends on its wall, so
+with positive probability a weight *is* on the wall. These walls reflect, which keeps the density
+inside as it is (uniform on a flat loss) whatever the step size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _LOCALIZATION = 200.0
 
 @dataclass(frozen=True)
 class Prior:
-    """A prior on v around the centre v*: p(v) ∝ exp(−(γ/2)‖v − v*‖²) where all |vᵢ − v*ᵢ| ≤ b, and 0 elsewhere.
+    """A prior on v around the centre v*.
+
+    p(v) ∝ exp(−(γ/2)‖v − v*‖²) where all |vᵢ − v*ᵢ| ≤ b, and 0 elsewhere.
 
     :func:`gaussian` and :func:`box` make one. Positions and centres are ``[run, dim]``.
 
@@ -40,12 +42,13 @@ class Prior:
     def __post_init__(self) -> None:
         if not isinstance(self.localization, int | float) or not 0 <= self.localization < math.inf:
             raise InputError(
-                f"prior: `localization` must be a number from 0 on, got {self.localization!r}; the paper uses 200."
+                f"prior: `localization` must be a number from 0 on, got {self.localization!r}; "
+                f"the paper uses 200."
             )
         if not self.half_width > 0:
             raise InputError(
-                f"prior: `half_width` must be positive, got {self.half_width!r}; it is how far each weight may go from "
-                f"w*, such as box(0.1)."
+                f"prior: `half_width` must be positive, got {self.half_width!r}; it is how far "
+                f"each weight may go from w*, such as box(0.1)."
             )
 
     def gradient(self, position: Tensor, center: Tensor) -> Tensor:
@@ -53,27 +56,28 @@ class Prior:
         return (position - center).mul_(self.localization)
 
     def energy(self, position: Tensor, center: Tensor) -> Tensor:
-        """−log p = (γ/2)‖v − v*‖² up to a constant, ``[run]`` in float64, of positions inside the box."""
+        """−log p = (γ/2)‖v − v*‖² up to a constant, inside the box; ``[run]`` in float64."""
         return (position - center).square().sum(1, dtype=torch.float64).mul_(self.localization / 2)
 
     def reflect(self, position: Tensor, center: Tensor) -> tuple[Tensor, Tensor | float]:
-        """What left the box comes back in, mirrored at its walls as often as it takes.
+        """Bring back what left the box, mirrored at its walls as often as it takes.
 
-        Folding keeps volumes and undoes itself when momenta are flipped, so it changes no law inside the box.
+        Folding keeps volumes and undoes itself when momenta are flipped, so it changes no law.
 
         Returns:
-            The position, and the factor ±1 by which each momentum is to be multiplied (1.0 where there is no box).
+            The position, and the factor ±1 by which each momentum is to be multiplied (1.0 where
+            there is no box).
         """
-        if self.half_width == math.inf:
+        if not self.has_walls:
             return position, 1.0
-        width, away = self.half_width, position - center
-        phase = torch.remainder(
-            away + width, 4 * width
-        )  # the path to and fro has period 4b, its way back is odd
-        folded = torch.where(
-            away.abs() > width, center + width - (phase - 2 * width).abs(), position
-        )
-        return folded, torch.where(phase > 2 * width, -1.0, 1.0).to(position.dtype)
+        width = self.half_width
+        away = position - center
+        # The path to and fro has period 4b, and its way back is odd.
+        phase = torch.remainder(away + width, 4 * width)
+        mirrored = center + width - (phase - 2 * width).abs()
+        folded = torch.where(away.abs() > width, mirrored, position)
+        sign = torch.where(phase > 2 * width, -1.0, 1.0).to(position.dtype)
+        return folded, sign
 
     @property
     def has_walls(self) -> bool:
@@ -94,27 +98,31 @@ class Prior:
 
 
 def gaussian(localization: float = _LOCALIZATION) -> Prior:
-    """N(w*, 1/γ) on each weight; ``sgld(localization=100.0)`` is short for ``sgld(prior=gaussian(100.0))``.
+    """N(w*, 1/γ) on each weight.
+
+    ``sgld(localization=100.0)`` is short for ``sgld(prior=gaussian(100.0))``.
 
     >>> gaussian(100.0).gradient(torch.tensor([[1.5]]), center=torch.tensor([[1.0]]))
     tensor([[50.]])
 
     Args:
-        localization: γ. The paper's 200 keeps each weight within about 1/√γ = 0.07 (absolute) of w*.
+        localization: γ. The paper's 200 keeps each weight within about 1/√γ = 0.07 of w*.
     """
     return Prior(localization)
 
 
 def box(half_width: float, localization: float = 0.0) -> Prior:
-    """Uniform within ``half_width`` of w* in each weight: a neighbourhood with walls instead of a pull.
+    """Uniform within ``half_width`` of w* in each weight: walls instead of a pull.
 
     >>> box(0.1).reflect(torch.tensor([[1.15]]), center=torch.tensor([[1.0]]))
     (tensor([[1.0500]]), tensor([[-1.]]))
 
-    Inside, the loss is all that is sampled: no direction is shrunk, as a Gaussian shrinks those of nβh below γ.
+    Inside, only the loss is sampled. No direction is shrunk, as a Gaussian shrinks those of nβh
+    below γ.
 
     Args:
-        half_width: b. A flat direction has standard deviation b/√3: 0.12 is as wide as the paper's γ = 200.
+        half_width: b. A flat direction has standard deviation b/√3: 0.12 is as wide as the paper's
+            γ = 200.
         localization: γ of a Gaussian inside the box, cut off at its walls; 0 is none.
     """
     return Prior(localization, half_width)
@@ -130,7 +138,8 @@ def chosen(sampler: str, localization: float | None, prior: Prior | None) -> Pri
         )
     if localization is not None:
         raise InputError(
-            f"{sampler}: `localization` is short for a Gaussian prior, and `prior` was given too; give one of them. "
-            f"For a Gaussian inside a box: prior=rllc.box({prior.half_width:g}, localization={localization:g})."
+            f"{sampler}: `localization` is short for a Gaussian prior, and `prior` was given too; "
+            f"give one of them. For a Gaussian inside a box: "
+            f"prior=rllc.box({prior.half_width:g}, localization={localization:g})."
         )
     return prior

@@ -1,4 +1,4 @@
-"""SGLD with RMSProp's preconditioner, frozen after its burn-in so that it samples what it should."""
+"""SGLD with RMSProp's preconditioner, held still after an adaptation so that the law is right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rllc.samplers.sampler import Energy, Random, Sampler
 
 
 class RMSPropSGLDState(NamedTuple):
-    """``position``, ``center`` and the running mean s of squared loss gradients, each ``[run, dim]``."""
+    """``[run, dim]`` each: position, centre, and the running mean s of squared loss gradients."""
 
     position: Tensor
     center: Tensor
@@ -34,25 +34,26 @@ def rmsprop_sgld(
     *,
     prior: Prior | None = None,
 ) -> Sampler:
-    """SGLD whose step size in each weight goes by that weight's own gradients, learnt first and then held.
+    """SGLD whose step size in each weight goes by that weight's gradients, learnt first, then held.
 
     >>> rmsprop_sgld(lr=1e-4, localization=200.0)
     rmsprop_sgld(lr=0.0001, localization=200, alpha=0.99, eps=0.1, num_adaptation_steps=100)
 
-    Update, with g = ∇ℓ on the minibatch (the loss alone: neither nβ nor the prior is in the statistics):
+    Update, with g = ∇ℓ on the minibatch (the loss alone: neither nβ nor the prior is in it):
 
-    - s ← α s + (1 − α) g², v̂ = s/(1 − α^t), while t ≤ ``num_adaptation_steps``; both stay as they are afterwards;
+    - s ← α s + (1 − α) g², v̂ = s/(1 − α^t), while t ≤ ``num_adaptation_steps``; held afterwards;
     - G = 1/(√v̂ + e), v ← v − (ε/2) G [∇U(v) + γ (v − v*)] + √(εG) N(0, I).
 
-    Law: once G is held it is any constant positive diagonal, and the law is sgld's with εGᵢ for ε: stationary variance
-    1/(aᵢ(1 − εGᵢaᵢ/4)) for aᵢ = nβ hᵢ + γ, stable iff εGᵢaᵢ < 4. It is exact from the first step after the adaptation
-    on, up to forgetting where the chain was: let ``Sampling(num_burnin_steps=...)`` cover the adaptation.
+    Law: once G is held it is a constant positive diagonal, and the law is sgld's with εGᵢ for ε:
+    stationary variance 1/(aᵢ(1 − εGᵢaᵢ/4)) for aᵢ = nβ hᵢ + γ, stable iff εGᵢaᵢ < 4. It is exact
+    from the first step after the adaptation on, once the chain has forgotten where it was: let
+    ``Sampling(num_burnin_steps=...)`` cover the adaptation.
 
-    A preconditioner that never stops adapting depends on where the chain is, and then the drift lacks (ε/2) Γ with
-    Γᵢ = ∂Gᵢ/∂vᵢ, which nobody computes (devinterp refuses ``add_grad_correction``). Without it chains linger where
-    gradients are large: for ε → 0 the law tends to p(v)/G(v), and λ̂ is too large, the more so the *smaller* the step.
-    For a regular model of 2000 weights (ℓ = ½‖v‖², nβ = 100, γ = 0, full batch), where λ = 1000 (and p/G gives 1,444),
-    measured ± 1 to 3:
+    A preconditioner that never stops adapting depends on where the chain is. The drift then lacks
+    (ε/2) Γ with Γᵢ = ∂Gᵢ/∂vᵢ, which nobody computes (devinterp refuses ``add_grad_correction``).
+    Without it chains linger where gradients are large: for ε → 0 the law tends to p(v)/G(v), and λ̂
+    is too large, the more so the *smaller* the step. For a regular model of 2000 weights
+    (ℓ = ½‖v‖², nβ = 100, γ = 0, full batch), where λ = 1000 (and p/G gives 1,444), measured ± 3:
 
     =====================================================  ========  ========
     λ̂                                                     ε = 1e-4  ε = 2e-5
@@ -64,23 +65,25 @@ def rmsprop_sgld(
     held after 100 steps, the default                      1,013     1,003
     =====================================================  ========  ========
 
-    Neither Γ is right, because G follows the chain with a lag of 1/(1 − α) steps: right would be something between the
-    two that depends on how fast the chain moves. What the last row has above 1,000 is the step size,
-    Σ ½/(1 − εGᵢaᵢ/4), known and shrinking with ε.
+    Neither Γ is right, because G follows the chain with a lag of 1/(1 − α) steps. What the last row
+    has above 1,000 is the step size, Σ ½/(1 − εGᵢaᵢ/4), which is known and shrinks with ε.
 
     Args:
-        lr: ε, before preconditioning. As G ≤ 1/e = 10, 1e-4 never takes a larger step than sgld at 1e-3.
+        lr: ε, before preconditioning. As G ≤ 1/e = 10, 1e-4 never takes a larger step than sgld at
+            1e-3.
         localization: γ of a Gaussian prior; ``None`` is the paper's 200 unless ``prior`` is given.
         alpha: α, the memory of the statistics, 1/(1 − α) = 100 steps.
-        eps: e, in units of ∇ℓ: gradients below it do not enlarge the step any more. 0.1 is the literature's.
-        num_adaptation_steps: steps that feed the statistics; the default is their memory. ``None`` adapts for ever, as
-            the literature does, with the error above.
+        eps: e, in units of ∇ℓ: smaller gradients do not enlarge the step any more. 0.1 is the
+            literature's.
+        num_adaptation_steps: steps that feed the statistics; the default is their memory. ``None``
+            adapts for ever, as the literature does, with the error above.
         prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``.
 
     Raises:
         InputError: a number is out of its range, or both ``localization`` and ``prior`` are given.
 
-    Source: Hitchcock & Hoogland 2025, arXiv 2507.21449 (algorithm); Li et al. 2016, arXiv 1512.07666 (Γ).
+    Reference: Hitchcock & Hoogland 2025, arXiv 2507.21449 (algorithm); Li et al. 2016, arXiv
+    1512.07666 (Γ).
     """
     prior = chosen("rmsprop_sgld", localization, prior)
     _check(alpha, eps, num_adaptation_steps)
@@ -88,7 +91,7 @@ def rmsprop_sgld(
     options = {"alpha": alpha, "eps": eps, "num_adaptation_steps": num_adaptation_steps}
     options |= prior.options
     step = _Step(lr, alpha, eps, most, prior)
-    # Held still, the preconditioner only stretches the step; the acceptance ratio is not worked out.
+    # Held still, the preconditioner only stretches the step. Its acceptance is not worked out.
     law = Law(step_adds=not prior.has_walls)
     return Sampler("rmsprop_sgld", lr, prior.localization, _init, step, options, law=law)
 
@@ -126,7 +129,8 @@ class _Step:
 def _check(alpha: float, eps: float, num_adaptation_steps: int | None) -> None:
     if not 0 < alpha < 1:
         raise InputError(
-            f"rmsprop_sgld: `alpha` must be between 0 and 1, got {alpha!r}; the literature uses 0.99."
+            f"rmsprop_sgld: `alpha` must be between 0 and 1, got {alpha!r}; "
+            f"the literature uses 0.99."
         )
     if not 0 < eps < float("inf"):
         raise InputError(
@@ -135,6 +139,6 @@ def _check(alpha: float, eps: float, num_adaptation_steps: int | None) -> None:
     steps = num_adaptation_steps
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
         raise InputError(
-            f"rmsprop_sgld: `num_adaptation_steps` must be an integer of at least 1, or None to adapt for ever; got "
-            f"{steps!r}."
+            f"rmsprop_sgld: `num_adaptation_steps` must be an integer of at least 1, or None to "
+            f"adapt for ever; got {steps!r}."
         )

@@ -37,7 +37,7 @@ class Energy:
 
 
 class Random:
-    """Each run's own stream of random numbers, so that a run's noise does not depend on its company.
+    """Each run's own stream of random numbers: its noise does not depend on its company.
 
     Args:
         streams: one generator a run.

@@ -1,4 +1,4 @@
-"""Stochastic gradient Hamiltonian Monte Carlo, with a splitting that leaves no error of the step size on quadratics."""
+"""Stochastic gradient Hamiltonian Monte Carlo, with no error of the step size on quadratics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sghmc(
     *,
     prior: Prior | None = None,
 ) -> Sampler:
-    """Langevin dynamics with momentum: one gradient a step, as sgld, but long directions are crossed faster.
+    """Langevin dynamics with momentum: one gradient a step, but flat directions mix faster.
 
     >>> sghmc(lr=1e-3, localization=200.0)
     sghmc(lr=0.001, localization=200, momentum=0.9)
@@ -42,28 +42,30 @@ def sghmc(
     - friction and noise: p ← c p + √(1 − c²) N(0, I);
     - half a drift: v ← v + (η/2) p.
 
-    With c = 0 the momentum is forgotten every step, and this is sgld with the mean of this and the last step's noise for
-    noise (Leimkuhler & Matthews' limit method), so ``lr`` means what it means there.
+    With c = 0 the momentum is forgotten every step. This is then sgld whose noise is the mean of
+    this step's and the last one's (Leimkuhler & Matthews' limit method), so ``lr`` means what it means
+    there.
 
-    Law: on a quadratic with exact gradients the stationary variance is **1/aᵢ** with aᵢ = nβ hᵢ + γ, the target's own,
-    for every stable step size (εaᵢ < 4) and every c, where sgld has 1/(aᵢ(1 − εaᵢ/4)). Gradient noise of covariance C
-    multiplies it by 1 + (ε/4)(nβ)² Cᵢᵢ (1 + c)/((1 − c)(1 − εaᵢ/4)): momentum averages fewer fresh random numbers against
-    the same minibatch noise, so noisy gradients want a smaller c or ε.
+    Law: on a quadratic with exact gradients the stationary variance is **1/aᵢ** with aᵢ = nβ hᵢ +
+    γ, the target's own, for every stable step size (εaᵢ < 4) and every c. Gradient noise of covariance
+    C multiplies it by 1 + (ε/4)(nβ)² Cᵢᵢ (1 + c)/((1 − c)(1 − εaᵢ/4)): momentum averages fewer
+    fresh random numbers against the same minibatch noise, so noisy gradients want a smaller c or ε.
 
-    The other candidate, SGNHT, has no stationary variance in closed form on a quadratic: its thermostat couples all weights.
+    The other candidate, SGNHT, has no stationary variance in closed form on a quadratic: its
+    thermostat couples all weights.
 
     Args:
         lr: ε, the square of the integrator's step.
         localization: γ of a Gaussian prior; ``None`` is the paper's 200 unless ``prior`` is given.
-        momentum: c, what is left of the momentum after a step. In time η a step it is a friction of −ln(c)/η; a direction
-            of precision a mixes fastest near c = (1 − √(εa))².
+        momentum: c, what is left of the momentum after a step. In time η a step it is a friction of
+            −ln(c)/η. A direction of precision a mixes fastest near c = (1 − √(εa))².
         prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``.
 
     Raises:
         InputError: a number is out of its range, or both ``localization`` and ``prior`` are given.
 
-    Source: Chen, Fox & Guestrin 2014 (SGHMC); Leimkuhler & Matthews 2013, the splitting "BAOAB", here begun at its kick,
-    which is then whole. The law is derived from its Lyapunov equation.
+    Reference: Chen, Fox & Guestrin 2014 (SGHMC); Leimkuhler & Matthews 2013, the splitting "BAOAB",
+    here begun at its kick, which is then whole. The law is derived from its Lyapunov equation.
     """
     check_lr("sghmc", lr)
     prior = chosen("sghmc", localization, prior)

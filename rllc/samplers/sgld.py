@@ -23,16 +23,16 @@ class SGLDState(NamedTuple):
 def sgld(
     lr: float = 1e-3, localization: float | None = None, *, prior: Prior | None = None
 ) -> Sampler:
-    """Stochastic gradient Langevin dynamics around w*, without step-size schedule and without accept/reject.
+    """Stochastic gradient Langevin dynamics around w*: no step-size schedule, no accept/reject.
 
     >>> sgld(lr=1e-3, localization=200.0)
     sgld(lr=0.001, localization=200)
 
     Update: v ← v − (ε/2) [∇U(v) + γ (v − v*)] + √ε N(0, I), with U = nβ ℓ on a minibatch.
 
-    Law: on a quadratic U = ½ Σ nβ hᵢ vᵢ² with exact gradients each coordinate is an AR(1) process with ρᵢ = 1 − εaᵢ/2,
-    aᵢ = nβ hᵢ + γ, and stationary variance 1/(aᵢ(1 − εaᵢ/4)); stable iff εaᵢ < 4 (:mod:`rllc.theory`). On a flat loss
-    in a box it is uniform.
+    Law: on a quadratic U = ½ Σ nβ hᵢ vᵢ² with exact gradients each coordinate is an AR(1) process
+    with ρᵢ = 1 − εaᵢ/2, aᵢ = nβ hᵢ + γ, and stationary variance 1/(aᵢ(1 − εaᵢ/4)). It is stable iff
+    εaᵢ < 4 (:mod:`rllc.theory`). On a flat loss in a box it is uniform.
 
     Args:
         lr: ε. The paper's 1e-3 is stable up to curvatures h = (4/ε − γ)/nβ = 127 at its γ and nβ.
@@ -40,9 +40,10 @@ def sgld(
         prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``.
 
     Raises:
-        InputError: ``lr`` is not positive, ``localization`` is negative, or both it and ``prior`` are given.
+        InputError: ``lr`` is not positive, ``localization`` is negative, or both it and ``prior``
+            are given.
 
-    Source: Welling & Teh 2011; arXiv 2410.02984, appendix, for the settings.
+    Reference: Welling & Teh 2011; arXiv 2410.02984, appendix, for the settings.
     """
     check_lr("sgld", lr)
     prior = chosen("sgld", localization, prior)
@@ -62,7 +63,7 @@ class _Step:
 
     def __call__(self, state: SGLDState, energy: Energy, random: Random) -> SGLDState:
         _, gradient = energy(state.position)
-        # v − (ε/2)(∇U + γ(v − v*)) = v + (εγ/2)(v* − v) − (ε/2)∇U: the prior's part in one operation.
+        # v − (ε/2)(∇U + γ(v − v*)) = v + (εγ/2)(v* − v) − (ε/2)∇U: the prior in one operation.
         pull = self.lr * self.prior.localization / 2
         drifted = torch.lerp(state.position, state.center, pull).add_(gradient, alpha=-self.lr / 2)
         moved = drifted.add_(random.normal(), alpha=self.lr**0.5)

@@ -125,7 +125,7 @@ def sweep_cost(
     of the first cell that is missing, on this machine.
 
     Args:
-        checkpoints: as for :func:`rllc.track`; so are all others.
+        checkpoints: as for :func:`rllc.track`; so are the others.
 
     Raises:
         InputError: as :func:`rllc.track`.

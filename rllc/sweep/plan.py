@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rllc.sweep.identity import short_hash
@@ -33,12 +33,8 @@ class Cell:
 
     @property
     def num_chains(self) -> int:
-        """How many chains it holds for each weights."""
+        """How many chains of each weights it holds."""
         return self.chains[1] - self.chains[0]
-
-    def covers(self, weights: str, chain: int) -> bool:
-        """Whether it holds a chain of some weights."""
-        return weights in self.weights and self.chains[0] <= chain < self.chains[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +78,8 @@ class Plan:
 
     def text(self) -> str:
         """Write it as JSON."""
-        return json.dumps({"kind": "rllc.sweep", **asdict(self)}, indent=1, sort_keys=True)
+        fields = {**vars(self), "cells": [vars(cell) for cell in self.cells]}
+        return json.dumps({"kind": "rllc.sweep", **fields}, indent=1, sort_keys=True)
 
     @classmethod
     def of(cls, text: str) -> Plan:
@@ -132,20 +129,25 @@ def cell_name(
     return short_hash(json.dumps(key, sort_keys=True))
 
 
-def covering(cells: Iterable[Cell], weights: str, num_chains: int) -> tuple[Cell, ...] | None:
-    """Return the fewest cells that together hold all chains of some weights.
+def covering(cells: Iterable[Cell], num_chains: int) -> tuple[Cell, ...] | None:
+    """Return the fewest cells that together hold all chains; ``None`` if there are none.
 
-    ``None`` if there are none. Cells with chains beyond ``num_chains`` are left out.
+    Args:
+        cells: all of the same weights. Those with chains beyond ``num_chains`` are left out.
     """
-    candidates = [cell for cell in cells if cell.chains[1] <= num_chains]
     chosen: list[Cell] = []
     chain = 0
     while chain < num_chains:
-        fitting = [cell for cell in candidates if cell.covers(weights, chain)]
-        if not fitting:
+        longest = None
+        for cell in cells:
+            begin, end = cell.chains
+            further = longest is None or end > longest.chains[1]
+            if begin <= chain < end <= num_chains and further:
+                longest = cell
+        if longest is None:
             return None
-        chosen.append(max(fitting, key=lambda cell: cell.chains[1]))
-        chain = chosen[-1].chains[1]
+        chosen.append(longest)
+        chain = longest.chains[1]
     return tuple(chosen)
 
 

@@ -140,7 +140,8 @@ def _cells(
 
 def _covering(cells: Iterable[Cell], weights: str, chain: int, num_chains: int) -> Cell | None:
     for cell in cells:
-        if cell.covers(weights, chain) and cell.chains[1] <= num_chains:
+        begin, end = cell.chains
+        if weights in cell.weights and begin <= chain < end <= num_chains:
             return cell
     return None
 

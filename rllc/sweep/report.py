@@ -12,14 +12,16 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from rllc.errors import FileError, InputError
+from rllc.faults import ABSENT, PROBLEMS, Kind, Limits, status_of
 from rllc.files import write_atomically
 from rllc.plots import plot_traces, plot_trajectory
 from rllc.plots.figures import layer_of
@@ -30,14 +32,15 @@ from rllc.sweep.store import Store
 from rllc.sweep.sweep import Key, Sweep
 from rllc.trajectory import Trajectory
 
-_ABSENT = ("failed", "missing", "damaged", "not asked for")
-"""Kinds of trouble with which there is no estimate."""
+_LISTED_ELSEWHERE = ("failed", "missing", "not_asked_for")
+"""Kinds of faults that are no rows of the last section."""
 
 
 def report(
     folder: str | os.PathLike[str],
     path: str | os.PathLike[str] | None = None,
     *,
+    limits: Limits | None = None,
     num_traces: int = 6,
 ) -> Path:
     """Write one HTML page about a sweep.
@@ -52,6 +55,7 @@ def report(
     Args:
         folder: the ``store`` of :func:`rllc.track`.
         path: of the page; ``None`` is ``report.html`` in the folder.
+        limits: from where on something is a fault; ``None`` is ``rllc.Limits()``.
         num_traces: of how many estimates, those with the largest R-hat, to show the traces. Six
             are three rows on a screen and enough to see which kind of trouble there is.
 
@@ -76,7 +80,7 @@ def report(
             f"rllc.track(…, store=folder) wrote."
         )
     sweep = Sweep.of(store, plans, plans)
-    html = _page(sweep, sweep.trajectory(), plans, num_traces).encode("utf-8", "replace")
+    html = _page(sweep, sweep.trajectory(limits), plans, num_traces).encode("utf-8", "replace")
     target = Path(folder, "report.html") if path is None else Path(path)
     try:
         return write_atomically(target, lambda temporary: _write(temporary, html))
@@ -104,28 +108,29 @@ def _page(sweep: Sweep, trajectory: Trajectory, plans: Sequence[Plan], num_trace
     return page(title, _summary(sweep, trajectory), datetime.now(UTC), sections)
 
 
-def kinds_of(status: str) -> tuple[str, ...]:
-    """Return the kinds of trouble that a status names; ``("ok",)`` if there is none.
+def title_of(kind: Kind) -> str:
+    """Return what all faults of a kind have in common, in words.
 
-    A kind is without what is particular to one estimate: numbers, and what follows a colon.
+    >>> title_of("spikes")
+    'spikes in … draws'
     """
-    troubles = [status]
-    if not status.startswith(("diverged", *_ABSENT)):
-        troubles = status.split("; ")
-    kinds = [trouble.partition(":")[0] for trouble in troubles]
-    return tuple(re.sub(r"\d[\d.,e+%-]*", "…", kind) for kind in kinds)
+    without_numbers = re.sub(r"\{.*?\}", "…", PROBLEMS[kind])
+    return without_numbers.partition(":")[0]
 
 
-def _kinds(trajectory: Trajectory) -> Iterator[tuple[str, ...]]:
-    for row in trajectory.status:
-        for status in row:
-            yield kinds_of(status)
+def _kinds(trajectory: Trajectory) -> Counter[Kind | Literal["ok"]]:
+    """Count the estimates with each kind of fault, and those with none."""
+    counts: Counter[Kind | Literal["ok"]] = Counter()
+    for row in trajectory.faults:
+        for faults in row:
+            counts.update({fault.kind for fault in faults} or {"ok"})
+    return counts
 
 
 def _summary(sweep: Sweep, trajectory: Trajectory) -> str:
-    counts = Counter(kinds[0] for kinds in _kinds(trajectory))
-    num_asked = trajectory.value.size - counts["not asked for"]
-    num_finished = trajectory.value.size - sum(counts[kind] for kind in _ABSENT)
+    counts = _kinds(trajectory)
+    num_asked = trajectory.value.size - counts["not_asked_for"]
+    num_finished = trajectory.value.size - sum(counts[kind] for kind in ABSENT)
     names = sweep.names
     size = f"{len(trajectory)} checkpoints × {len(names.selections)} weights"
     size += f" × {len(names.data_sets)} data sets"
@@ -188,7 +193,7 @@ def _traces(sweep: Sweep, trajectory: Trajectory, num_traces: int) -> str:
         weights, data = trajectory.weights[column], trajectory.data[column]
         draws = sweep.read(sweep.finished[step, weights, data], [weights])
         caption = f"Step {step}, {weights} on {data}: R-hat {rhat[row, column]:.3f}; "
-        caption += f"{trajectory.status[row][column]}."
+        caption += f"{status_of(trajectory.faults[row][column])}."
         axes = plot_traces(draws, ax=new_axes())
         shown.append(figure(image(axes, f"Trace of {weights} on {data} at step {step}"), caption))
     healthy = "A healthy trace rises from 0, levels off, has no spikes, and its chains agree."
@@ -199,10 +204,11 @@ def _traces(sweep: Sweep, trajectory: Trajectory, num_traces: int) -> str:
 
 
 def _statuses(trajectory: Trajectory) -> str:
-    counts: Counter[str] = Counter()
-    for kinds in _kinds(trajectory):
-        counts.update(kinds)
-    html = table(counts.most_common(), ("status", "estimates"))
+    counts = _kinds(trajectory)
+    rows = []
+    for kind, count in counts.most_common():
+        rows.append(("ok" if kind == "ok" else title_of(kind), count))
+    html = table(rows, ("status", "estimates"))
     if set(counts) <= {"ok"}:
         return html
     return html + note("One estimate may have several. What to change stands in the last section.")
@@ -239,12 +245,12 @@ def _not_ok(trajectory: Trajectory) -> str:
     rows = []
     for row, step in enumerate(trajectory.steps):
         for column, (weights, data) in enumerate(trajectory.names):
-            status = trajectory.status[row][column]
-            if kinds_of(status)[0] in ("ok", "failed", "missing", "not asked for"):
+            faults = trajectory.faults[row][column]
+            if not faults or faults[0].kind in _LISTED_ELSEWHERE:
                 continue
             arrays = (trajectory.value, trajectory.standard_error, trajectory.rhat)
             numbers = [_written(array[row, column]) for array in arrays]
-            rows.append((step, weights, data, *numbers, status))
+            rows.append((step, weights, data, *numbers, status_of(faults)))
     if not rows:
         return note("All that are finished are ok.")
     return table(rows, ("step", "weights", "data", "λ̂", "± se", "R-hat", "status"))

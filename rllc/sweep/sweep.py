@@ -12,7 +12,8 @@ import numpy as np
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError, nearest
 from rllc.estimate import ARRAYS, Estimate
-from rllc.faults import Fault, Limits
+from rllc.faults import Fault
+from rllc.limits import Limits
 from rllc.names import Names
 from rllc.sweep import parts
 from rllc.sweep.plan import Cell, Plan, covering
@@ -89,21 +90,24 @@ class Sweep:
         plans = [plan for plan in plans if plan.mixes_with(last)]
         asked = [plan for plan in asked if plan.mixes_with(last)]
         done, failures = store.finished(), store.failures()
-        cells_at: dict[tuple[int, str], list[Cell]] = {}
+        ready: dict[Key, list[Cell]] = {}
+        reasons: dict[Key, str] = {}
         for cell in {cell.name: cell for plan in plans for cell in plan.cells}.values():
-            cells_at.setdefault((cell.step, cell.data), []).append(cell)
+            for name in cell.weights:
+                key = cell.step, name, cell.data
+                if cell.name in done:
+                    ready.setdefault(key, []).append(cell)
+                elif cell.name in failures:
+                    reasons[key] = failures[cell.name]
         finished: dict[Key, tuple[Cell, ...]] = {}
         failed: dict[Key, str] = {}
         missing: list[Key] = []
         for key in dict.fromkeys(_keys(asked)):
-            step, weights, data = key
-            cells = cells_at.get((step, data), [])
-            ready = covering([c for c in cells if c.name in done], weights, last.num_chains)
-            tried = [c for c in cells if weights in c.weights and c.name in failures]
-            if ready is not None:
-                finished[key] = ready
-            elif tried:
-                failed[key] = failures[tried[-1].name]
+            cells = covering(ready.get(key, ()), last.num_chains)
+            if cells is not None:
+                finished[key] = cells
+            elif key in reasons:
+                failed[key] = reasons[key]
             else:
                 missing.append(key)
         weights = dict.fromkeys(name for plan in asked for name in plan.weights)
@@ -130,38 +134,43 @@ class Sweep:
         arrays = {name: np.full(shape, np.nan) for name in ARRAYS}
         arrays["per_chain"] = np.full((*shape, self.settings["num_chains"]), np.nan)
         diagnostics: dict[str, np.ndarray] = {}
-        faults = np.empty(shape, dtype=object)
-        faults.fill((Fault("not_asked_for"),))
-        for step, weights, data in self.missing:
-            faults[rows[step], columns[weights, data]] = (Fault("missing"),)
-        for (step, weights, data), reason in self.failed.items():
-            faults[rows[step], columns[weights, data]] = (Fault("failed", {}, reason),)
+        faults: dict[Key, tuple[Fault, ...]] = dict.fromkeys(self.missing, (Fault("missing"),))
+        for key, reason in self.failed.items():
+            faults[key] = (Fault("failed", {}, reason),)
         for (step, data, cells), weights in self._by_cells():
-            row = rows[step]
-            columns_there = [columns[name, data] for name in weights]
-            at = row, columns_there
+            keys = [(step, name, data) for name in weights]
             try:
                 draws = self.read(cells, weights)
             except FileError as error:
                 advice = f"{error} rllc.track, called again, computes it anew"
-                for column in columns_there:
-                    faults[row, column] = (Fault("damaged", {}, advice),)
+                faults |= dict.fromkeys(keys, (Fault("damaged", {}, advice),))
                 continue
             estimate = Estimate.of(draws, limits)
+            at = rows[step], [columns[name, data] for name in weights]
             for name in ARRAYS:
                 arrays[name][at] = getattr(estimate, name)
             for name, values in estimate.diagnostics.items():
                 diagnostics.setdefault(name, np.full(shape, np.nan))[at] = values
-            for column, wrong in zip(columns_there, estimate.faults, strict=True):
-                faults[row, column] = wrong
+            faults |= zip(keys, estimate.faults, strict=True)
         return Trajectory(
             steps=self.steps,
             **arrays,
-            faults=tuple(tuple(row) for row in faults),
+            faults=self._in_order(faults),
             names=self.names,
             settings=self.settings,
             diagnostics=diagnostics,
         )
+
+    def _in_order(
+        self, faults: Mapping[Key, tuple[Fault, ...]]
+    ) -> tuple[tuple[tuple[Fault, ...], ...], ...]:
+        """Return faults as a trajectory has them, ``[checkpoint][refinement]``."""
+        otherwise = (Fault("not_asked_for"),)
+        table = []
+        for step in self.steps:
+            keys = [(step, weights, data) for weights, data in self.names]
+            table.append(tuple(faults.get(key, otherwise) for key in keys))
+        return tuple(table)
 
     def draws(self, step: int, weights: str, data: str | None = None) -> Draws:
         """Read the draws behind one estimate, all chains together.

@@ -12,6 +12,7 @@ from os import PathLike
 from tqdm.auto import tqdm
 
 from rllc.errors import InputError, RllcError
+from rllc.faults import Limits
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike
 from rllc.samplers import Sampler
@@ -39,6 +40,7 @@ def track(
     sampler: Sampler | None = None,
     sampling: Sampling | None = None,
     store: str | PathLike[str] | Store | None = None,
+    limits: Limits | None = None,
     compute: Compute | None = None,
 ) -> Trajectory:
     """Estimate refined LLCs at each checkpoint of a training run.
@@ -75,12 +77,14 @@ def track(
         sampler: as for :func:`rllc.estimate`.
         sampling: as for :func:`rllc.estimate`.
         store: a folder, or :class:`rllc.Store` to say what is kept in it. ``None`` keeps nothing.
+        limits: from where on something is a fault; ``None`` is ``rllc.Limits()``. They change no
+            number and no file.
         compute: ``rllc.Compute(executor=...)`` says where cells are computed. For other processes
             a loss or sampler of your own must be one that can be pickled: a function, or a frozen
             dataclass with ``__call__``, in a module of its own.
 
     Returns:
-        :class:`rllc.Trajectory` ``[checkpoint, refinement]``; NaN with a status where a cell failed.
+        :class:`rllc.Trajectory` ``[checkpoint, refinement]``; NaN with a fault where a cell failed.
 
     Raises:
         InputError: there are no checkpoints, an argument cannot work, or the store holds a sweep
@@ -100,7 +104,7 @@ def track(
             compute=compute,
         )
         sweep, _ = run(request)
-        return sweep.trajectory()
+        return sweep.trajectory(limits)
 
 
 @contextmanager

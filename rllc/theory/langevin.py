@@ -92,7 +92,7 @@ class SGLDLaw:
     @property
     def innovation(self) -> np.ndarray:
         """q = ε(1 + (ε/4)(nβ)²C) ``[dim]``, the variance that one step adds."""
-        return self.lr * (1 + self.lr / 4 * self.n_beta**2 * self.gradient_variance)
+        return self.lr * (1 + self.lr / 4 * self.n_beta**2 * self._noise)
 
     @property
     def stable(self) -> bool:
@@ -108,7 +108,7 @@ class SGLDLaw:
 
     @property
     def variance(self) -> np.ndarray:
-        """σ² = q/(1 − ρ²) ``[dim]``, stationary variance of each coordinate; ∞ where it has none."""
+        """σ² = q/(1 − ρ²) ``[dim]``, the stationary variance; ∞ where there is none."""
         rate = self._rate
         settles = (rate > 0) & (rate < 4)
         with np.errstate(divide="ignore"):
@@ -236,9 +236,14 @@ class SGLDLaw:
         """εa [dim]."""
         return self.lr * (self.n_beta * self.curvatures + self.localization)
 
+    @property
+    def _noise(self) -> np.ndarray:
+        """C [dim]."""
+        return np.asarray(self.gradient_variance)
+
     def _only_seen(self, array: np.ndarray) -> np.ndarray:
         """The coordinates that the estimate sees."""
-        return array[(self.curvatures != 0) | (self.gradient_variance != 0)]
+        return array[(self.curvatures != 0) | (self._noise != 0)]
 
     def _mean(self, variance: np.ndarray) -> float:
         slope = 0.5 * self.n_beta * self._only_seen(self.curvatures)
@@ -252,7 +257,7 @@ class SGLDLaw:
         at lag k ≥ 1 (their coupling).
         """
         h = self._only_seen(self.curvatures)
-        noise = self._only_seen(self.gradient_variance)
+        noise = self._only_seen(self._noise)
         state = 0.5 * (self.n_beta * h) ** 2
         measured = self.n_beta**2 * noise
         coupling = -0.5 * self.lr * self.n_beta**3 * h * noise

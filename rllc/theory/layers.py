@@ -1,4 +1,4 @@
-"""One layer of a deep linear network at an exact minimum: its learning coefficient, its curvatures."""
+"""One layer of a deep linear network at an exact minimum: its λ and its curvatures."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rllc.errors import RllcError
 from rllc.engine.bind import is_attention_only
 from rllc.engine.unembedding import Target, UnembedLoss
+from rllc.errors import RllcError
 from rllc.seeds import stable_hash
 from rllc.training.optimisers import make_optimisers, set_rate
 from rllc.training.reproducible import digest

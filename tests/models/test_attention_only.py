@@ -493,8 +493,12 @@ def test_sinusoids_are_rotated_by_a_shift():
     sines, cosines = table[:, :8], table[:, 8:]
     torch.testing.assert_close(sines**2 + cosines**2, torch.ones(64, 8).double(), atol=1e-5, rtol=0)
     # The first period is 2.5 positions, the last half the context.
-    torch.testing.assert_close(table[5, [0, 8]], torch.tensor([0.0, 1.0]).double(), atol=1e-4, rtol=0)
-    torch.testing.assert_close(table[32, [7, 15]], torch.tensor([0.0, 1.0]).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        table[5, [0, 8]], torch.tensor([0.0, 1.0]).double(), atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(
+        table[32, [7, 15]], torch.tensor([0.0, 1.0]).double(), atol=1e-4, rtol=0
+    )
 
 
 def test_a_start_of_another_kind():
@@ -533,7 +537,11 @@ def test_a_configuration_from_before_there_were_other_starts(tmp_path):
         del fields[name]
     path.write_text(json.dumps(fields))
     config = rllc.load(tmp_path).config
-    assert (config.init_positions, config.init_embedding, config.init_late_qk) == ("normal", None, 1)
+    assert (config.init_positions, config.init_embedding, config.init_late_qk) == (
+        "normal",
+        None,
+        1,
+    )
 
 
 @pytest.mark.parametrize(

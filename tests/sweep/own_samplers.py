@@ -24,7 +24,7 @@ def start(position: Tensor) -> State:
 
 @dataclass(frozen=True)
 class Lazy:
-    """A step downhill with noise and a share of the last step: a rule of one's own, with a memory."""
+    """A step downhill with noise and a share of the last step."""
 
     lr: float
     memory: float

@@ -1,4 +1,4 @@
-"""The page of a sweep: read back as a browser reads it, from real stores, finished, running, failed, damaged and empty."""
+"""The page of a sweep, read back as a browser reads it, from real stores in every state."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import SHORT, tiny_model, tiny_tokens
+from small_sweeps import quick, write_run
+from tiny import tiny_tokens
 
 import rllc
-from rllc.sweep.report import report
-from rllc.sweep.store import Cell, Store
+from rllc.faults import PROBLEMS
+from rllc.sweep.plan import Cell
+from rllc.sweep.report import report, title_of
+from rllc.sweep.store import Store
 
 matplotlib = pytest.importorskip("matplotlib")
 
 ODD = "<b>&\"x'"
 DATA = {ODD: tiny_tokens(seed=1), "plain": tiny_tokens(seed=2)}
-QUICK = {"sampling": replace(SHORT, num_draws=8, num_probes=0), "progress": False}
-SMALL = {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_head": 4}
+QUICK = quick(num_draws=8)
 VOID = {"meta", "img"}
 MODULE = importlib.import_module("rllc.sweep.report")  # rllc.report is the function
 BROWSER = next(
@@ -88,10 +90,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    for step in (0, 10, 20):
-        tiny_model(step, **SMALL).save_pretrained(folder / f"step{step:07d}")
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"), steps=(0, 10, 20))
 
 
 @pytest.fixture(scope="module")
@@ -114,44 +113,43 @@ def broken(finished, tmp_path_factory) -> tuple[Path, dict[str, Cell]]:
     folder = tmp_path_factory.mktemp("broken") / "sweep"
     shutil.copytree(finished, folder)
     store = Store(folder)
-    cells = {(c.step, c.data, c.weights[0]): c for c in store.sweeps()[0].cells}
-    mine = {
+    (plan,) = store.plans()
+    cells = {(cell.step, cell.data, cell.weights[0]): cell for cell in plan.cells}
+    chosen = {
         "missing": cells[20, "plain", "1:0"],
         "failed": cells[10, ODD, "0:0"],
         "damaged": cells[0, ODD, "0:0"],
     }
-    store.path(mine["missing"].name).unlink()
-    store.path(mine["failed"].name).unlink()
-    store.fail(mine["failed"].name, 'Error: <img src="http://x"> & so on')
-    store.path(mine["damaged"].name).write_bytes(b"damaged")
-    return report(folder, num_traces=3), mine
+    store.path(chosen["missing"].name).unlink()
+    store.path(chosen["failed"].name).unlink()
+    store.fail(chosen["failed"].name, 'Error: <img src="http://x"> & so on')
+    store.path(chosen["damaged"].name).write_bytes(b"damaged")
+    return report(folder, num_traces=3), chosen
 
 
 @pytest.fixture
 def no_figures(monkeypatch) -> None:
     """For tests of words: drawing takes most of the time."""
-    monkeypatch.setattr(
-        MODULE, "_image", lambda ax, words: f'<img alt="{words}" src="data:image/svg+xml;base64,">'
-    )
+    no_image = '<img alt="{}" src="data:image/svg+xml;base64,">'
+    monkeypatch.setattr(MODULE, "image", lambda axes, words: no_image.format(words))
     monkeypatch.setattr(MODULE, "plot_trajectory", lambda *_, **__: None)
 
 
 def triples(rows: list[list[str]]) -> list[tuple[int, str, str]]:
     """``(step, weights, data)`` of the rows of Failed and Missing."""
-    return [
-        (int(s), w, data)
-        for steps, weights, data, _ in rows
-        for s in steps.split(", ")
-        for w in weights.split(", ")
-    ]
+    keys = []
+    for steps, names, data, _ in rows:
+        for step in steps.split(", "):
+            keys += [(int(step), weights, data) for weights in names.split(", ")]
+    return keys
 
 
 # What the page says is what the store holds.
 
 
 def test_a_finished_sweep(finished, whole) -> None:
-    page, there = Page(whole), rllc.Trajectory.open(finished)
-    statuses = [status for row in there.status for status in row]
+    page, trajectory = Page(whole), rllc.Sweep.open(finished).trajectory()
+    statuses = [status for row in trajectory.status for status in row]
     assert (
         "3 checkpoints × 4 weights × 2 data sets. 24 of 24 estimates are finished" in page.text[""]
     )
@@ -159,7 +157,7 @@ def test_a_finished_sweep(finished, whole) -> None:
     assert "Nothing has failed." in page.text["Failed"]
     assert "Nothing is missing." in page.text["Missing"]
 
-    wrong = there.to_dataframe().query("status != 'ok'")
+    wrong = trajectory.to_dataframe().query("status != 'ok'")
     header, *rows = page.rows["Every estimate that is not ok"]
     assert header == ["step", "weights", "data", "λ̂", "± se", "R-hat", "status"]
     assert [[*row[:3], row[6]] for row in rows] == [
@@ -169,36 +167,51 @@ def test_a_finished_sweep(finished, whole) -> None:
     assert numbers == pytest.approx(wrong[["llc", "standard_error", "rhat"]].to_numpy(), abs=5.1e-4)
     assert len(rows) > 0
 
-    told = dict(page.rows["Statuses"][1:])
-    assert int(told["ok"]) == statuses.count("ok") if "ok" in told else "ok" not in statuses
-    for words in ("chains disagree (R-hat)", "negative", "noise exceeds signal", "still falling"):
-        assert int(told.get(words, 0)) == sum(f"{words}:" in status for status in statuses)
+    counts = dict(page.rows["Statuses"][1:])
+    assert int(counts.get("ok", 0)) == statuses.count("ok")
+    for kind in ("chains disagree (R-hat)", "negative", "noise exceeds signal", "still falling"):
+        assert int(counts.get(kind, 0)) == sum(f"{kind}:" in status for status in statuses)
+
+
+def test_every_kind_of_fault_has_a_title_without_numbers() -> None:
+    titles = [title_of(kind) for kind in PROBLEMS]
+    assert len(set(titles)) == len(titles)
+    for title in titles:
+        assert not set(title) & set("{}:0123456789"), title
+    assert title_of("diverged") == "diverged"
+
+
+def test_limits_decide_what_is_not_ok(finished, tmp_path, no_figures) -> None:
+    lax = rllc.Limits(max_rhat=100, max_noise=1e9, max_drift=1e9, max_spikes=100)
+    page = Page(report(finished, tmp_path / "page.html", limits=lax))
+    counts = dict(page.rows["Statuses"][1:])
+    trajectory = rllc.Sweep.open(finished).trajectory(lax)
+    kinds = [fault.kind for row in trajectory.faults for faults in row for fault in faults]
+    assert set(kinds) == {"negative"}
+    assert counts == {"ok": str(24 - len(kinds)), "negative": str(len(kinds))}
 
 
 def test_settings_and_versions(finished, run, whole) -> None:
-    told = dict(Page(whole).rows["Settings and versions"])
-    settings = dict(rllc.Trajectory.open(finished).settings)
+    shown = dict(Page(whole).rows["Settings and versions"])
+    settings = dict(rllc.Sweep.open(finished).settings)
     for name, fingerprint in settings.pop("fingerprints").items():
-        assert told[f"data {name}, SHA-256"] == fingerprint
-    assert {name: told[name] for name in settings} == {
-        k: "–" if v is None else str(v) for k, v in settings.items()
-    }
-    assert (told["loss"], told["weights"], told["steps"]) == (
-        "next token",
-        "0:0, 0:1, 1:0, 1:1",
-        "0, 10, 20",
-    )
-    assert (told["checkpoints"], told["store"]) == (str(run), str(finished))
-    assert told["rllc, version"] == told["this page, by rllc"] == rllc.__version__
-    assert told["numpy, version"] == np.__version__
+        assert shown[f"data {name}, SHA-256"] == fingerprint
+    for name, value in settings.items():
+        assert shown[name] == ("–" if value is None else str(value))
+    assert shown["loss"] == "next token"
+    assert shown["weights"] == "0:0, 0:1, 1:0, 1:1"
+    assert shown["steps"] == "0, 10, 20"
+    assert (shown["checkpoints"], shown["store"]) == (str(run), str(finished))
+    assert shown["rllc, version"] == shown["this page, by rllc"] == rllc.__version__
+    assert shown["numpy, version"] == np.__version__
 
 
 def test_versions_that_changed_are_all_told(finished, tmp_path) -> None:
-    sweep = Store(finished).sweeps()[0]
-    for version in (sweep.versions["torch"], "9.9"):
-        Store(tmp_path).announce(replace(sweep, versions=sweep.versions | {"torch": version}))
-    told = dict(Page(report(tmp_path)).rows["Settings and versions"])
-    assert told["torch, version"] == f"{sweep.versions['torch']}, then 9.9"
+    (plan,) = Store(finished).plans()
+    for version in (plan.versions["torch"], "9.9"):
+        Store(tmp_path).announce(replace(plan, versions=plan.versions | {"torch": version}))
+    shown = dict(Page(report(tmp_path)).rows["Settings and versions"])
+    assert shown["torch, version"] == f"{plan.versions['torch']}, then 9.9"
 
 
 def test_missing_failed_and_damaged(broken) -> None:
@@ -217,28 +230,28 @@ def test_missing_failed_and_damaged(broken) -> None:
         row for row in page.rows["Every estimate that is not ok"] if row[6].startswith("damaged")
     ]
     assert [row[:6] for row in last] == [["0", w, ODD, "–", "–", "–"] for w in ("0:0", "0:1")]
-    told = dict(page.rows["Statuses"][1:])
-    assert [told[what] for what in ("failed", "missing", "damaged")] == ["2"] * 3
+    counts = dict(page.rows["Statuses"][1:])
+    assert [counts[kind] for kind in ("failed", "missing", "damaged")] == ["2"] * 3
 
 
 def test_many_missing_are_few_rows(finished, tmp_path, no_figures) -> None:
     folder = tmp_path / "few"
     shutil.copytree(finished, folder)
-    for cell in Store(folder).sweeps()[0].cells:
+    for cell in Store(folder).plans()[0].cells:
         if cell.data == ODD:
             Store(folder).path(cell.name).unlink()
     page = Page(report(folder))
     assert page.rows["Missing"][1:] == [
         ["0, 10, 20", "0:0, 0:1, 1:0, 1:1", ODD, "not finished yet"]
     ]
-    assert sorted(triples(page.rows["Missing"][1:])) == sorted(rllc.Trajectory.open(folder).missing)
+    assert sorted(triples(page.rows["Missing"][1:])) == sorted(rllc.Sweep.open(folder).missing)
     assert f"On {ODD} there is no estimate yet." in page.text["Over training"]
     assert len(page.images["Over training"]) == 2  # of the other data, two layers
 
 
 def test_a_sweep_that_has_just_begun_needs_no_matplotlib(finished, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    Store(tmp_path).announce(Store(finished).sweeps()[0])
+    Store(tmp_path).announce(Store(finished).plans()[0])
     page = Page(report(tmp_path))
     assert page.images == {}
     assert (
@@ -254,76 +267,71 @@ def test_a_sweep_that_has_just_begun_needs_no_matplotlib(finished, tmp_path, mon
 
 
 def test_traces_are_of_the_worst_r_hat(finished, tmp_path, no_figures) -> None:
-    table = rllc.Trajectory.open(finished).to_dataframe().sort_values("rhat", ascending=False)
+    table = rllc.Sweep.open(finished).trajectory().to_dataframe()
+    table = table.sort_values("rhat", ascending=False)
     for count in (3, 100):
         page = Page(report(finished, tmp_path / "page.html", num_traces=count))
-        traces = [
-            re.match(r"Step (\d+), (\S+) on (.*): R-hat ([\d.]+); ", words)
-            for words in page.captions
-        ]
-        told = [found.groups() for found in traces if found]
-        worst = table[:count]
-        assert told == [
-            (str(r.step), r.weights, r.data, f"{r.rhat:.3f}") for r in worst.itertuples()
-        ]
+        pattern = r"Step (\d+), (\S+) on (.*): R-hat ([\d.]+); "
+        matches = [re.match(pattern, caption) for caption in page.captions]
+        shown = [match.groups() for match in matches if match]
+        expected = []
+        for row in table[:count].itertuples():
+            expected.append((str(row.step), row.weights, row.data, f"{row.rhat:.3f}"))
+        assert shown == expected
         assert len(page.images.get("Traces of the worst R-hat", ())) == min(count, 24)
-    assert (
-        "None were asked for."
-        in Page(report(finished, tmp_path / "page.html", num_traces=0)).text[
-            "Traces of the worst R-hat"
-        ]
-    )
+    page = Page(report(finished, tmp_path / "page.html", num_traces=0))
+    assert "None were asked for." in page.text["Traces of the worst R-hat"]
 
 
 def test_traces_show_all_chains_of_several_cells(run, tmp_path, monkeypatch, no_figures) -> None:
-    seen, inner = [], MODULE.plot_traces
-    monkeypatch.setattr(
-        MODULE,
-        "plot_traces",
-        lambda draws, **options: seen.append(draws) or inner(draws, **options),
-    )
-    for chains in (1, 3):
-        more = QUICK | {"sampling": replace(QUICK["sampling"], num_chains=chains)}
-        rllc.track(rllc.checkpoints(run)[:1], DATA["plain"], ["1:0"], store=tmp_path, **more)
+    shown = []
+    plot_traces = MODULE.plot_traces
+
+    def recording(draws: rllc.Draws, **options):
+        shown.append(draws)
+        return plot_traces(draws, **options)
+
+    monkeypatch.setattr(MODULE, "plot_traces", recording)
+    first = rllc.checkpoints(run)[:1]
+    for num_chains in (1, 3):
+        settings = quick(num_draws=8, num_chains=num_chains)
+        rllc.track(first, DATA["plain"], ["1:0"], store=tmp_path, **settings)
     report(tmp_path)
-    parts = sorted(
-        (Store(tmp_path).read(name) for name in Store(tmp_path).finished()),
-        key=lambda d: d.loss.shape[1],
-    )
+    store = Store(tmp_path)
+    parts = [store.read(name) for name in store.finished()]
+    parts.sort(key=lambda draws: draws.loss.shape[1])
     assert [part.loss.shape[1] for part in parts] == [1, 2]
-    assert len(seen) == 1
-    assert np.array_equal(seen[0].llc[0], np.concatenate([part.llc[0] for part in parts]))
+    (draws,) = shown
+    assert np.array_equal(draws.llc[0], np.concatenate([part.llc[0] for part in parts]))
 
 
 def test_trajectories_have_a_panel_a_layer_and_one_scale(finished, tmp_path, monkeypatch) -> None:
     import matplotlib.pyplot as plt
 
-    before, backend = plt.get_fignums(), matplotlib.get_backend()
-    drawn, inner, start = {}, MODULE.plot_trajectory, datetime.now(UTC)
+    open_figures, backend = plt.get_fignums(), matplotlib.get_backend()
+    start = datetime.now(UTC)
+    drawn: dict[str, list] = {}
+    plot_trajectory = MODULE.plot_trajectory
 
     def recording(trajectory: rllc.Trajectory, data: str, ax: list) -> None:
         drawn[data] = ax
-        inner(trajectory, data, ax=ax)
+        plot_trajectory(trajectory, data, ax=ax)
 
     monkeypatch.setattr(MODULE, "plot_trajectory", recording)
     page = Page(report(finished, tmp_path / "page.html", num_traces=0))
     expected = [f"λ̂ over training on {data}, layer {layer}" for data in DATA for layer in (0, 1)]
     assert [alt for alt, _ in page.images["Over training"]] == expected
-    there = rllc.Trajectory.open(finished)
+    trajectory = rllc.Sweep.open(finished).trajectory()
     for data, axes in drawn.items():
         assert len({ax.get_ylim() for ax in axes}) == 1
         for layer, ax in enumerate(axes):
-            shown = {
-                line.get_label(): line.get_ydata()
-                for line in ax.get_lines()
-                if ":" in str(line.get_label())
-            }
-            assert set(shown) == {f"{layer}:0", f"{layer}:1"}
-            for head, values in shown.items():
-                assert np.array_equal(
-                    values, [there.at(step)[head, data].value for step in there.steps]
-                )
-    assert (plt.get_fignums(), matplotlib.get_backend()) == (before, backend)
+            shown = {str(line.get_label()): line.get_ydata() for line in ax.get_lines()}
+            heads = [label for label in shown if ":" in label]
+            assert set(heads) == {f"{layer}:0", f"{layer}:1"}
+            for head in heads:
+                values = [trajectory.at(step)[head, data].value for step in trajectory.steps]
+                assert np.array_equal(shown[head], values)
+    assert (plt.get_fignums(), matplotlib.get_backend()) == (open_figures, backend)
     made = next(
         value for tag, name, value in page.attributes if (tag, name) == ("time", "datetime")
     )
@@ -362,13 +370,13 @@ def test_names_are_text_and_nothing_is_fetched(broken, whole) -> None:
 
 def test_the_page_is_made_again_in_the_store(run, tmp_path, monkeypatch, no_figures) -> None:
     monkeypatch.chdir(tmp_path)
-    found = rllc.checkpoints(run)
-    rllc.track(found[:1], DATA["plain"], ["0:1"], store="sweep", **QUICK)
+    checkpoints = rllc.checkpoints(run)
+    rllc.track(checkpoints[:1], DATA["plain"], ["0:1"], store="sweep", **QUICK)
     assert report("sweep") == Path("sweep/report.html")
     assert "1 of 1 estimates are finished" in Page(Path("sweep/report.html")).text[""]
-    rllc.track(found, DATA["plain"], ["0:1"], store="sweep", **QUICK)
+    rllc.track(checkpoints, DATA["plain"], ["0:1"], store="sweep", **QUICK)
     assert "3 of 3 estimates are finished" in Page(report("sweep")).text[""]
-    assert rllc.Trajectory.open("sweep").missing == ()  # it does not disturb the store
+    assert rllc.Sweep.open("sweep").missing == ()  # it does not disturb the store
     assert not list(Path("sweep").glob(".*.tmp"))
 
 

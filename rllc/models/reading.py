@@ -1,0 +1,152 @@
+"""Reading the files of a checkpoint, trusting nothing in them.
+
+No pickled code runs, and files are compared with the sums that training recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rllc.errors import FileError, nearest
+from rllc.files import sha256_of_file
+from rllc.models.checkpoints import SUMS
+
+_SHOWN = 8
+"""How many wrong tensors a message names."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file or of a pickle that holds nothing else."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise refused_pickle(path, error) from None
+    except Exception as error:  # damaged bytes can make the readers fail in any way
+        raise FileError(
+            f"loading {path}: the file is truncated, damaged or not a state dict "
+            f"({type(error).__name__}: {error}). Copy or download it again."
+        ) from error
+    _check_state_dict(path, contents)
+    return dict(contents)
+
+
+def _check_state_dict(path: Path, contents: object) -> None:
+    expected = f"loading {path}: expected a state dict (names to tensors)"
+    if not isinstance(contents, Mapping):
+        raise FileError(f"{expected}, got {type(contents).__name__}.")
+    for name, value in contents.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise FileError(
+                f"{expected}, but {name!r} is {type(value).__name__}; save the model's "
+                f"state_dict() alone."
+            )
+
+
+def refused_pickle(path: Path, error: pickle.UnpicklingError) -> FileError:
+    """What to say of a pickle that torch refused to read. torch's own words advise to run it."""
+    match = re.search(r"GLOBAL (\S+)|module (\S+) is blocked", str(error))
+    if match:
+        reason = f"it would call {match[1] or match[2]}"
+    else:
+        reason = "it is damaged, or made of other objects"
+    return FileError(
+        f"loading {path}: refused, nothing of it was run. A checkpoint is a pickle of tensors "
+        f"alone, and {reason}. Copy or download it again; if you trust whoever made it, have its "
+        f"state_dict() saved as .safetensors."
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a ``save_pretrained`` folder."""
+    if not path.is_file():
+        raise FileError(
+            f"loading {path.parent}: no {path.name}; expected a folder that save_pretrained wrote."
+        )
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileError(f"loading {path}: the file is truncated or damaged ({error}).") from error
+    if not isinstance(contents, dict):
+        raise FileError(f"loading {path}: expected a JSON object, got {type(contents).__name__}.")
+    return contents
+
+
+# Checks.
+
+
+def check_sums(folder: Path, weights: Iterable[Path]) -> None:
+    """Compare a folder's files with the sums that training recorded, if it did."""
+    if not (folder / SUMS).is_file():
+        return
+    recorded = read_json(folder / SUMS)
+    names = {*recorded, *(file.name for file in weights)}
+    for name in sorted(names):
+        if name not in recorded:
+            raise FileError(
+                f"loading {folder}: {SUMS} has no sum for {name}; the file was added or {SUMS} "
+                f"changed."
+            )
+        if not (folder / name).is_file():
+            raise FileError(f"loading {folder}: {SUMS} lists {name}, but it is not there.")
+        actual = sha256_of_file(folder / name)
+        if actual != recorded[name]:
+            raise FileError(
+                f"loading {folder / name}: it was damaged or changed since it was written: its "
+                f"SHA-256 is {actual}, {SUMS} says {recorded[name]}. Copy it again, or remove "
+                f"{SUMS} if you changed it on purpose."
+            )
+
+
+def check_tensors(
+    path: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    misshaped: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Raise, naming the tensors, unless names and shapes are those of the model.
+
+    Args:
+        path: the checkpoint.
+        expected: names and shapes of the model's tensors.
+        missing: names that only the model has.
+        unexpected: names that only the checkpoint has.
+        misshaped: the checkpoint's shapes of tensors whose shapes differ.
+    """
+    missing = sorted(missing)
+    unexpected = sorted(unexpected)
+    problems = []
+    for name in missing:
+        similar = f"; {nearest(name, unexpected)}" if unexpected else ""
+        problems.append(f"{name!r} is missing{similar}")
+    for name in unexpected:
+        problems.append(f"{name!r} is unexpected; {nearest(name, missing or expected)}")
+    for name, shape in sorted(misshaped.items()):
+        problems.append(f"{name!r} has shape {shape}, expected {expected[name]}")
+    if problems:
+        listed = "\n  ".join(problems[:_SHOWN])
+        more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise FileError(f"loading {path}: its tensors are not the model's:\n  {listed}{more}")
+
+
+def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise if a number is not finite in float32."""
+    for name, tensor in state.items():
+        num_bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if num_bad:
+            raise FileError(
+                f"loading {path}: {name!r} has {num_bad} of {tensor.numel()} values that are not "
+                f"finite in float32; training diverged before this step, or the file is damaged."
+            )

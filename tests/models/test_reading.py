@@ -1,0 +1,181 @@
+"""Files that are truncated, damaged, changed or malicious are refused, and nothing in them runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from sources import are_equal, small_gpt2, small_model, training_folder, with_masks
+
+from rllc.errors import FileError
+from rllc.models import load
+
+
+def truncate(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+
+
+# Damage.
+
+
+def make_pth(folder: Path) -> Path:
+    torch.save(with_masks(small_model()), folder / "a.pth")
+    return folder / "a.pth"
+
+
+def make_safetensors(folder: Path) -> Path:
+    save_file(small_model().state_dict(), folder / "b.safetensors")
+    return folder / "b.safetensors"
+
+
+def make_weights_without_sums(folder: Path) -> Path:
+    step = training_folder(folder, (0,)) / "step0000000"
+    (step / "sha256.json").unlink()
+    return step / "model.safetensors"
+
+
+@pytest.mark.parametrize("make", [make_pth, make_safetensors, make_weights_without_sums])
+def test_truncated_files(tmp_path, make):
+    file = make(tmp_path)
+    size = file.stat().st_size
+    for length in (size - 1, size // 2, 100, 8, 1, 0):
+        truncate(file, length)
+        message = r"truncated, damaged or not a state dict|it is damaged"
+        with pytest.raises(FileError, match=message):
+            load(file)
+
+
+def test_truncated_file_of_another_model(tmp_path):
+    small_gpt2().save_pretrained(tmp_path / "gpt2")
+    file = tmp_path / "gpt2" / "model.safetensors"
+    truncate(file, file.stat().st_size - 5)
+    with pytest.raises(FileError, match=r"gpt2 through transformers: SafetensorError"):
+        load(tmp_path / "gpt2")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_random_bytes(tmp_path, name):
+    for seed in range(20):
+        (tmp_path / name).write_bytes(np.random.default_rng(seed).bytes(300))
+        with pytest.raises(FileError, match=r"damaged"):
+            load(tmp_path / name)
+
+
+# Recorded sums.
+
+
+def test_flipped_byte_is_found_by_the_recorded_sum(tmp_path):
+    run = training_folder(tmp_path / "run", (0,))
+    weights = run / "step0000000" / "model.safetensors"
+    contents = bytearray(weights.read_bytes())
+    contents[-3] ^= 1
+    weights.write_bytes(contents)
+    message = r"model.safetensors: it was damaged or changed since it was written: its SHA-256"
+    with pytest.raises(FileError, match=message):
+        load(run)
+    (run / "step0000000" / "sha256.json").unlink()
+    assert not are_equal(load(run), small_model(0)), "without a recorded sum nobody can know"
+
+
+def test_recorded_sums_must_cover_the_files(tmp_path):
+    run = training_folder(tmp_path / "run", (0,))
+    path = run / "step0000000" / "sha256.json"
+    sums = json.loads(path.read_text())
+    path.write_text(json.dumps({"config.json": sums["config.json"]}))
+    with pytest.raises(FileError, match=r"sha256.json has no sum for model.safetensors"):
+        load(run)
+    path.write_text(json.dumps(sums | {"extra.bin": "0"}))
+    with pytest.raises(FileError, match=r"sha256.json lists extra.bin, but it is not there"):
+        load(run)
+
+
+# Malice.
+
+
+class Bomb:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def write_bomb(path: Path, target: Path, protocol: int | None) -> None:
+    """A pickle of the given protocol, or a file of ``torch.save``."""
+    contents = {"embed.W_E": Bomb(target)}
+    if protocol is None:
+        torch.save(contents, path)
+    else:
+        path.write_bytes(pickle.dumps(contents, protocol=protocol))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(
+    ("protocol", "reason"),
+    [
+        (None, r"it would call (posix|nt)\.system\."),
+        (2, r"it would call (posix|nt)\.system\."),
+        (4, r"it is damaged, or"),
+    ],
+)
+def test_malicious_pickle_is_refused_and_not_run(tmp_path, protocol, reason):
+    target = tmp_path / "it-ran"
+    path = tmp_path / "checkpoint_0000001.pth"
+    write_bomb(path, target, protocol)
+    message = r"refused, nothing of it was run\. A checkpoint is a pickle of tensors alone, and "
+    with pytest.raises(FileError, match=message + reason):
+        load(path)
+    assert not target.exists()
+    # The bomb works, so its not going off above means something.
+    if protocol is None:
+        torch.load(path, weights_only=False)
+    else:
+        pickle.loads(path.read_bytes())
+    assert target.exists()
+
+
+def test_malicious_pickle_in_a_transformers_folder(tmp_path):
+    target = tmp_path / "it-ran"
+    folder = tmp_path / "gpt2"
+    small_gpt2().config.save_pretrained(folder)
+    torch.save({"transformer.wte.weight": Bomb(target)}, folder / "pytorch_model.bin")
+    with pytest.raises(FileError, match=r"refused, nothing of it was run"):
+        load(folder)
+    assert not target.exists()
+
+
+def test_remote_code_is_not_run(tmp_path):
+    target = tmp_path / "it-ran"
+    classes = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
+    config = {"model_type": "own", "auto_map": classes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(target)!r}, 'w')")
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(FileError, match=r"through transformers: ValueError"):
+        load(tmp_path)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ([1, 2], r"expected a state dict \(names to tensors\), got list"),
+        (
+            {"model": {"embed.W_E": torch.ones(2, 2)}},
+            r"'model' is dict; save the model's state_dict\(\) alone",
+        ),
+        ({3: torch.ones(1)}, r"but 3 is Tensor"),
+    ],
+)
+def test_not_a_state_dict(tmp_path, contents, message):
+    torch.save(contents, tmp_path / "a.pth")
+    with pytest.raises(FileError, match=message):
+        load(tmp_path / "a.pth")
