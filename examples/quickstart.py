@@ -47,7 +47,7 @@ SMALL = Scale(
     rllc.Sampling(
         num_chains=4,
         num_draws=20,
-        num_burnin_steps=20,
+        num_burnin_steps=12,
         num_steps_bw_draws=2,
         batch_size=8,
         n_beta=3000.0,
@@ -55,7 +55,7 @@ SMALL = Scale(
         start="gaussian",
         control_variate=True,
     ),
-    rllc.sgld(lr=1e-4, localization=200.0),
+    rllc.sgld(lr=3e-4, localization=200.0),
     positions=128,
     num_checkpoints=8,
     megabytes=6,
@@ -71,7 +71,7 @@ FULL = Scale(
 )
 TINY = Scale(
     AttentionOnlyConfig.fast(d_model=8, n_heads=2, d_head=4, n_ctx=32, d_vocab=300),
-    rllc.Training.fast(num_steps=4, batch_size=4, decay="constant", decay_steps=None),
+    rllc.Training.fast(num_steps=4, batch_size=4),
     replace(SMALL.sampling, num_chains=2, num_draws=4, batch_size=4, num_burnin_steps=2),
     SMALL.sampler,
     positions=16,
