@@ -8,23 +8,25 @@ import torch.nn.functional as F
 from torch import nn
 
 import rllc
+from rllc.models import AttentionOnly, AttentionOnlyConfig
 
-draws = 5 if "--tiny" in sys.argv else 100
 torch.manual_seed(0)
-model = rllc.models.AttentionOnly(
-    rllc.models.AttentionOnlyConfig(d_model=32, n_heads=4, d_head=8, n_ctx=32, d_vocab=100)
-).eval()
+config = AttentionOnlyConfig(d_model=32, n_heads=4, d_head=8, n_ctx=32, d_vocab=100)
+model = AttentionOnly(config).eval()
 rows = torch.randint(0, 100, (256, 32))
-sampling = rllc.Sampling(num_draws=draws, batch_size=16)
+num_draws = 5 if "--tiny" in sys.argv else 100
+sampling = rllc.Sampling(num_draws=num_draws, batch_size=16)
 
 # %% Your own weights: compose what there is, take slices by name, or give boolean masks
-value_side = (rllc.parameters("*.W_V", index=2) | rllc.parameters("*.W_O", index=2)).named(
-    "V and O of heads 2"
-)
+values = rllc.parameters("*.W_V", index=2)
+outputs = rllc.parameters("*.W_O", index=2)
+value_side = (values | outputs).named("V and O of heads 2")
 circuit = (rllc.head("0:1") | rllc.head("1:3")).named("0:1 and 1:3")
-large = rllc.masks(
-    {name: p.abs() > p.abs().median() for name, p in model.named_parameters()}, "large weights"
-)
+is_large = {
+    name: parameter.abs() > parameter.abs().median()
+    for name, parameter in model.named_parameters()
+}
+large = rllc.masks(is_large, "large weights")
 print(value_side.describe(model))
 print(rllc.estimate(model, rows, [value_side, circuit, large], sampling=sampling))
 
@@ -37,21 +39,14 @@ print(rllc.estimate(model, data, "1:3", sampling=sampling))
 # %% Your own loss: one number a row or a token; here only the second half of each row counts
 def second_half(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     logits = module(batch).logits[:, 15:-1]
-    return F.cross_entropy(logits.flatten(0, 1), batch[:, 16:].flatten(), reduction="none").view(
-        len(batch), -1
-    )
+    return F.cross_entropy(logits.transpose(1, 2), batch[:, 16:], reduction="none")
 
 
 print(rllc.estimate(model, rows, ["0:1", "1:3"], loss=second_half, sampling=sampling))
 
 # %% Another model's predictions as the data: what a one-layer model of the same text would say
-one_layer = rllc.models.AttentionOnly(
-    rllc.models.AttentionOnlyConfig(
-        n_layers=1, d_model=32, n_heads=4, d_head=8, n_ctx=32, d_vocab=100
-    )
-).eval()
-print(
-    rllc.estimate(
-        model, rows, rllc.heads(model), loss=rllc.distillation(one_layer), sampling=sampling
-    )
+small_config = AttentionOnlyConfig(
+    n_layers=1, d_model=32, n_heads=4, d_head=8, n_ctx=32, d_vocab=100
 )
+loss = rllc.distillation(AttentionOnly(small_config).eval())
+print(rllc.estimate(model, rows, rllc.heads(model), loss=loss, sampling=sampling))

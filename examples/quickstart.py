@@ -1,194 +1,343 @@
-"""From text to figure: train a small two-layer attention-only transformer, then follow the refined LLC of each head.
+"""From text to figure: a transformer forms an induction head, and its heads' refined LLCs part.
 
-    python examples/quickstart.py                      # text that every Python has; no network, no download
+    python examples/quickstart.py                      # text that every Python has; no download
     python examples/quickstart.py --data train.jsonl.zst --subsets Github "Wikipedia (en)"
     python examples/quickstart.py --full --data …      # the paper's configuration; for a GPU
 
-Writes to the output folder: checkpoints, tokenizer, a `trajectory.npz`, `estimate.csv` and figures. Interrupted, the same
-command goes on where it stopped.
+Writes to the output folder: checkpoints, tokenizer, `trajectory.npz`, `estimate.csv` and figures.
+Interrupted, the same command goes on where it stopped.
 """
 
 # %% What is asked for
 import argparse
+import itertools
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
-from tqdm.auto import tqdm
+import numpy as np
+import torch
+import torch.nn.functional as F
 
 import rllc
+from rllc.analysis import attention, classify, tokens_in_context
+from rllc.models import AttentionOnlyConfig
 
-SMALL = {
-    "layers": 2,
-    "d_model": 64,
-    "heads": 4,
-    "context": 128,
-    "vocab": 1000,
-    "steps": 2000,
-    "batch": 16,
-}
-SMALL |= {"chains": 4, "draws": 90, "llc_batch": 8, "checkpoints": 5, "lr_train": 5e-3}
-FULL = {
-    "layers": 2,
-    "d_model": 256,
-    "heads": 8,
-    "context": 1024,
-    "vocab": 5000,
-    "steps": 50_000,
-    "batch": 100,
-}
-FULL |= {"chains": 4, "draws": 200, "llc_batch": 32, "checkpoints": 107, "lr_train": 1e-3}
+
+@dataclass(frozen=True)
+class Scale:
+    """Model, training and sampling. LLCs are measured on the first ``positions`` of each row."""
+
+    config: AttentionOnlyConfig
+    training: rllc.Training
+    sampling: rllc.Sampling
+    sampler: rllc.Sampler
+    positions: int
+    num_checkpoints: int
+    megabytes: int
+    """Of each subset of --data."""
+
+
+SMALL = Scale(
+    AttentionOnlyConfig.fast(),
+    rllc.Training.fast(),
+    # At the paper's n_beta of 30 all heads of so young a model look like the prior alone.
+    rllc.Sampling(
+        num_chains=4,
+        num_draws=20,
+        num_burnin_steps=12,
+        num_steps_bw_draws=2,
+        batch_size=8,
+        n_beta=3000.0,
+        num_probes=2,
+        start="gaussian",
+        control_variate=True,
+    ),
+    rllc.sgld(lr=3e-4, localization=200.0),
+    positions=128,
+    num_checkpoints=8,
+    megabytes=6,
+)
+FULL = Scale(
+    AttentionOnlyConfig(),
+    rllc.Training(),
+    rllc.Sampling(start="gaussian", control_variate=True),
+    rllc.sgld(),
+    positions=1024,
+    num_checkpoints=107,
+    megabytes=800,
+)
+TINY = Scale(
+    AttentionOnlyConfig.fast(d_model=8, n_heads=2, d_head=4, n_ctx=32, d_vocab=300),
+    rllc.Training.fast(num_steps=4, batch_size=4),
+    replace(SMALL.sampling, num_chains=2, num_draws=4, batch_size=4, num_burnin_steps=2),
+    SMALL.sampler,
+    positions=16,
+    num_checkpoints=3,
+    megabytes=1,
+)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data", help="Pile files (.jsonl.zst, .jsonl, a folder of them, a URL) or a hub data set"
-    )
-    parser.add_argument(
-        "--subsets", nargs="+", default=["Github", "Wikipedia (en)"], help="subsets of --data"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("rllc-out/quickstart"), help="output folder"
-    )
+    parser.add_argument("--data", help="Pile files (.jsonl.zst, .jsonl), a URL or a hub data set")
+    parser.add_argument("--subsets", nargs="+", default=["Github", "Wikipedia (en)"])
+    parser.add_argument("--out", type=Path, default=Path("rllc-out/quickstart"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--device", help="where to train and sample, such as cuda; default: the CPU"
-    )
-    parser.add_argument(
-        "--full", action="store_true", help="the paper's configuration instead of the small one"
-    )
-    for name, value in SMALL.items():
-        kind = type(value)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, help=f"{value} (paper: {FULL[name]})"
-        )
+    parser.add_argument("--device", help="such as cuda; default: the CPU")
+    parser.add_argument("--full", action="store_true", help="the paper's configuration")
+    parser.add_argument("--tiny", action="store_true", help="seconds, to try that all works")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    args = parser.parse_args(argv)
-    for name, value in (FULL if args.full else SMALL).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    return args
+    return parser.parse_args(argv)
 
 
-# %% Text, tokenizer and rows of tokens: one named data set a subset, and their mixture to train on
-def read(args: argparse.Namespace) -> dict[str, rllc.Tokens]:
+# %% Text, tokenizer and rows of tokens: one named data set a subset
+def read(args: argparse.Namespace, scale: Scale) -> dict[str, rllc.Tokens]:
     if args.data is None:
-        texts = rllc.data.python_corpus(max_bytes=3_000_000, seed=args.seed)
+        texts = rllc.data.python_corpus()
     else:
-        enough = 4 * args.context * 200_000 if args.full else 6_000_000  # characters of each subset
-        texts = {
-            name: list(up_to(enough, rllc.data.pile_texts(name, source=args.data)))
-            for name in args.subsets
-        }
+        texts = {}
+        for name in args.subsets:
+            documents = rllc.data.pile_texts(name, source=args.data)
+            texts[name] = list(first_characters(documents, 10**6 * scale.megabytes))
     folder = args.out / "tokenizer"
     if not folder.exists():
-        every = [text for documents in texts.values() for text in documents]
-        rllc.data.train_tokenizer(every, vocab_size=args.vocab).save_pretrained(folder)
+        every_text = itertools.chain.from_iterable(texts.values())
+        tokenizer = rllc.data.train_tokenizer(every_text, vocab_size=scale.config.d_vocab)
+        tokenizer.save_pretrained(folder)
     tokenizer = rllc.data.load_tokenizer(folder)
-    bars = {
-        name: tqdm(docs, desc=f"tokenizing {name}", unit="text", disable=args.quiet)
-        for name, docs in texts.items()
-    }
     return {
-        name: rllc.data.tokenize(docs, tokenizer, args.context, name=name)
-        for name, docs in bars.items()
+        name: rllc.data.tokenize(documents, tokenizer, scale.config.n_ctx, name=name)
+        for name, documents in texts.items()
     }
 
 
-def up_to(characters, texts):
-    for text in texts:
-        if characters <= 0:
+def first_characters(documents: Iterable[str], count: int) -> Iterator[str]:
+    for document in documents:
+        if count <= 0:
             return
-        characters -= len(text)
-        yield text
+        yield document
+        count -= len(document)
 
 
-# %% Train, then estimate at a handful of checkpoints, evenly spaced in log step
+def balanced(subsets: dict[str, rllc.Tokens], seed: int) -> rllc.Tokens:
+    """As many rows of each subset; rows of small subsets come several times."""
+    most = max(len(rows) for rows in subsets.values())
+    parts = [rows[torch.arange(most) % len(rows)] for rows in subsets.values()]
+    return rllc.data.mix("all", *parts, seed=seed)
+
+
+def first_positions(rows: rllc.Tokens, count: int) -> rllc.Tokens:
+    return rllc.Tokens(rows.rows[:, :count], rows.name)
+
+
+def repeated_text(rows: rllc.Tokens, positions: int) -> rllc.Tokens:
+    """Each row begins with its first token, then has the same segment of text twice."""
+    length = (positions - 1) // 2
+    first, segment = rows.rows[:, :1], rows.rows[:, 1 : 1 + length]
+    return rllc.Tokens(torch.cat([first, segment, segment], dim=1), "repeated")
+
+
+# %% The circuit: how much better the model predicts what it has seen before
+@torch.no_grad()
+def gain_on_second_copy(model: torch.nn.Module, repeated: rllc.Tokens) -> float:
+    """Mean loss on the first copy less that on the second, in nats per token.
+
+    Without the first token of each copy, which nothing announces.
+    """
+    rows = repeated.rows[:32].long().to(model.device)
+    logits = model(rows).logits[:, :-1]
+    loss = F.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").mean(0)
+    length = len(loss) // 2
+    return float(loss[1:length].mean() - loss[length + 1 :].mean())
+
+
+def follow_circuit(
+    checkpoints: list[rllc.Checkpoint], text: rllc.Tokens, device: str | None
+) -> dict[str, np.ndarray]:
+    """What an induction circuit does, over training."""
+    bos = int(text.rows[0, 0])
+    columns: dict[str, list[float]] = {
+        "step": [],
+        "gain on random tokens": [],
+        "gain on text": [],
+        "previous token": [],
+        "prefix matching": [],
+    }
+    for checkpoint in checkpoints:
+        model = rllc.load(checkpoint, device=device)
+        random_tokens = attention.repeated_rows(model, num_rows=32, bos=bos)
+        scores = attention.scores(model, random_tokens)
+        columns["step"].append(checkpoint.step)
+        columns["gain on random tokens"].append(gain_on_second_copy(model, random_tokens))
+        columns["gain on text"].append(gain_on_second_copy(model, text))
+        columns["previous token"].append(float(scores.previous_token.max()))
+        columns["prefix matching"].append(float(scores.prefix_matching.max()))
+    return {name: np.array(values) for name, values in columns.items()}
+
+
+def step_of_formation(circuit: dict[str, np.ndarray]) -> int:
+    """The first checkpoint with half of the last one's gain on random tokens."""
+    gain = circuit["gain on random tokens"]
+    return int(circuit["step"][np.argmax(gain >= gain[-1] / 2)])
+
+
+# %% Sampling
+def sweep(
+    checkpoints: list[rllc.Checkpoint],
+    data: dict[str, rllc.Tokens],
+    scale: Scale,
+    args: argparse.Namespace,
+) -> rllc.Trajectory:
+    # Two processes of one thread are faster than one of two for models as small as this.
+    executor = 2 if args.device is None and not args.tiny else None
+    return rllc.track(
+        checkpoints,
+        data,
+        rllc.heads,
+        sampler=scale.sampler,
+        sampling=replace(scale.sampling, seed=args.seed),
+        store=args.out / "sweep",
+        compute=rllc.Compute(device=args.device, executor=executor, progress=not args.quiet),
+    )
+
+
+def prior_alone(model: torch.nn.Module, rows: rllc.Tokens, scale: Scale) -> rllc.Estimate:
+    """What chains that never see the loss would give. They forget their start in 20 steps of 1e-3."""
+    sampling = replace(
+        scale.sampling,
+        num_chains=2,
+        num_draws=min(10, scale.sampling.num_draws),
+        num_burnin_steps=20,
+        num_steps_bw_draws=1,
+        num_probes=0,
+        start="center",
+        control_variate=False,
+    )
+    return rllc.control(
+        model,
+        rows,
+        rllc.heads(model),
+        sampler=rllc.sgld(lr=1e-3, localization=200.0),
+        sampling=sampling,
+        compute=rllc.Compute(progress=False),
+    )
+
+
+def spread(checkpoints: list[rllc.Checkpoint], count: int) -> list[rllc.Checkpoint]:
+    """The last, and others about evenly spaced in log step, from a fifteenth of it on."""
+    if count >= len(checkpoints):
+        return checkpoints
+    last = checkpoints[-1].step
+    wanted = np.geomspace(max(last / 15, 1), last, count)
+    nearest = {min(checkpoints, key=lambda c: abs(c.step - step)).step for step in wanted}
+    return [checkpoint for checkpoint in checkpoints if checkpoint.step in nearest]
+
+
+# %% The table and the figure
+def print_table(
+    final: rllc.Estimate, prior: rllc.Estimate, roles: dict[str, str], names: list[str]
+) -> None:
+    first, second = names[1:3]
+    columns = "".join(f"{name[:14]:>16}" for name in names)
+    print(f"\n{'head':6}{'role':16}{columns}{f'{first[:8]} - {second[:8]}':>22}  of the prior")
+    for head, role in roles.items():
+        cells = [final[head, name] for name in names]
+        shown = "".join(f"{cell.value:10.1f} ({cell.standard_error:3.1f})" for cell in cells)
+        one, other = final[head, first], final[head, second]
+        difference = one.value - other.value
+        error = np.hypot(one.standard_error, other.standard_error)
+        share = final[head, "all"].value / prior[head].value
+        print(f"{head:6}{role:16}{shown}{difference:14.1f} ({error:3.1f}){share:14.2f}")
+    flagged = sum(status != "ok" for status in final.status)
+    print(
+        f"standard errors in brackets; {flagged} of {len(final.status)} estimates are flagged.\n"
+        f"Last column: the value on all data as a share of what the prior alone gives; near 1 the "
+        f"loss is not seen."
+    )
+
+
+def draw(
+    trajectory: rllc.Trajectory, circuit: dict[str, np.ndarray], roles: dict[str, str], path: Path
+) -> None:
+    from matplotlib import pyplot as plt
+
+    num_layers = len({head.split(":")[0] for head in roles})
+    figure, axes = plt.subplots(
+        1, 1 + num_layers, figsize=(4 + 5 * num_layers, 4.2), layout="constrained"
+    )
+    steps = circuit["step"]
+    for name in ("gain on random tokens", "gain on text"):
+        axes[0].plot(steps, circuit[name], label=f"{name}, nats")
+    for name in ("previous token", "prefix matching"):
+        axes[0].plot(steps, circuit[name], ls="--", label=f"{name}, best head")
+    axes[0].set_xscale("symlog", linthresh=10)
+    axes[0].set_xlabel("training step")
+    axes[0].set_title("text seen twice", fontsize="medium")
+    named = {head: role for head, role in roles.items() if role in ("previous token", "induction")}
+    rllc.plot_trajectory(trajectory, "all", axes[1:], groups=named or None)
+    formed = step_of_formation(circuit)
+    for ax in axes:
+        ax.axvline(formed, color="0.4", ls=":", lw=1)
+    axes[0].annotate(f" circuit forms,\n step {formed}", (formed, axes[0].get_ylim()[1]), va="top")
+    axes[0].legend(frameon=False, fontsize="small", loc="upper left")
+    figure.savefig(path, dpi=150)
+
+
+# %% All of it
 def main(argv: list[str] | None = None) -> rllc.Trajectory:
     matplotlib.use("Agg")
-    args, begin = arguments(argv), time.perf_counter()
-    subsets = read(args)
-    training = rllc.data.mix("all", *subsets.values(), seed=args.seed)
-    print(f"\ndata: {', '.join(map(repr, subsets.values()))}")
+    args = arguments(argv)
+    scale = FULL if args.full else TINY if args.tiny else SMALL
+    begin = time.perf_counter()
+    subsets = read(args, scale)
+    training_rows = balanced(subsets, args.seed)
+    print(f"data: {', '.join(map(repr, subsets.values()))}")
 
-    config = rllc.models.AttentionOnlyConfig(
-        n_layers=args.layers,
-        d_model=args.d_model,
-        n_heads=args.heads,
-        d_head=args.d_model // args.heads,
-        n_ctx=args.context,
-        d_vocab=args.vocab,
-    )
     model = rllc.train(
-        config,
-        training,
-        num_steps=args.steps,
-        batch_size=args.batch,
-        lr=args.lr_train,
+        scale.config,
+        training_rows,
+        args.out / "checkpoints",
+        training=scale.training,
         seed=args.seed,
-        out=args.out / "checkpoints",
         device=args.device,
         progress=not args.quiet,
     )
-    print(
-        f"trained {sum(p.numel() for p in model.parameters()):,} parameters ({time.perf_counter() - begin:.0f} s so far)"
-    )
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    print(f"trained {num_weights:,} weights ({time.perf_counter() - begin:.0f} s so far)")
 
-    chosen = spread(rllc.checkpoints(args.out / "checkpoints"), args.checkpoints)
-    sampling = rllc.Sampling(
-        num_chains=args.chains,
-        num_draws=args.draws,
-        batch_size=args.llc_batch,
-        start="gaussian",  # instead of a rise from w*, which short chains would pay for with a bias
-        control_variate=True,  # a quarter less variance for a seventh more time
-        seed=args.seed,
-        device=args.device,
-    )
-    trajectory = rllc.track(
-        chosen,
-        {"all": training, **subsets},
-        rllc.heads,
-        sampling=sampling,
-        store=args.out / "sweep",
-        progress=not args.quiet,
-    )
+    rows = first_positions(training_rows, scale.positions)
+    data = {"all": rows}
+    data |= {name: first_positions(subset, scale.positions) for name, subset in subsets.items()}
+    data["repeated"] = repeated_text(training_rows, scale.positions)
+    checkpoints = rllc.checkpoints(args.out / "checkpoints")
+    circuit = follow_circuit(checkpoints, data["repeated"], args.device)
+    print("\n" + "  ".join(circuit))
+    for values in zip(*circuit.values(), strict=True):
+        cells = zip(circuit, values, strict=True)
+        print("  ".join(f"{value:{len(name)}.4g}" for name, value in cells))
+    print(f"the circuit forms about step {step_of_formation(circuit)}")
+
+    tokenizer = rllc.data.load_tokenizer(args.out / "tokenizer")
+    brackets = tokens_in_context.brackets(tokenizer)
+    classified = classify(model, rows[:256], brackets=brackets)
+    roles = dict(zip(classified.heads, classified.roles, strict=True))
+    print(f"\n{classified}\n({time.perf_counter() - begin:.0f} s so far)")
+
+    chosen = spread(checkpoints, scale.num_checkpoints)
+    trajectory = sweep(chosen, {"all": rows}, scale, args)
+    last = sweep(chosen[-1:], data, scale, args)
     trajectory.save(args.out / "trajectory.npz")
-
-    # %% The table and the figures
-    final = trajectory.at(trajectory.steps[-1])
-    print(f"\nat step {trajectory.steps[-1]}: {final}")
-    trajectory.to_dataframe().to_csv(args.out / "estimate.csv", index=False)
-    save(rllc.plot_heads(final), args.out / "heads.png")
-    for name in dict.fromkeys(trajectory.data):
-        axes = rllc.plot_trajectory(trajectory, name)
-        save(
-            getattr(axes, "flat", [axes])[0],
-            args.out / f"over_training_{''.join(c for c in name if c.isalnum())}.png",
-        )
-    print(
-        f"\n{time.perf_counter() - begin:.0f} s; figures, checkpoints and trajectory.npz are in {args.out}"
-    )
+    final = last.at(last.steps[-1])
+    final.to_dataframe().to_csv(args.out / "estimate.csv", index=False)
+    print_table(final, prior_alone(model, rows, scale), roles, list(data))
+    draw(trajectory, circuit, roles, args.out / "quickstart.png")
+    print(f"\n{time.perf_counter() - begin:.0f} s; all files are in {args.out}")
     return trajectory
-
-
-def spread(found: list[rllc.Checkpoint], count: int) -> list[rllc.Checkpoint]:
-    """The first, the last, and others about evenly spaced in log step."""
-    if count >= len(found):
-        return found
-    first = max(found[1].step, 1)
-    wanted = [first * (found[-1].step / first) ** (k / max(count - 2, 1)) for k in range(count - 1)]
-    nearest = {min(found, key=lambda c: abs(c.step - step)).step for step in wanted} | {
-        found[0].step,
-        found[-1].step,
-    }
-    return [checkpoint for checkpoint in found if checkpoint.step in nearest]
-
-
-def save(ax, path: Path) -> None:
-    ax.figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Follow refined LLCs in a training loop of your own: call a Tracker with the step and the model.
 
-The model here is a plain torch module, on data that needs no download; yours can be anything.
+The model here is a plain torch module, on data that needs no download. Yours can be anything.
 """
 
 # %% A model and data: a two-layer linear network learns a matrix of rank 2
@@ -11,7 +11,10 @@ from torch import nn
 
 import rllc
 
-num_steps, num_draws = (20, 10) if "--tiny" in sys.argv else (600, 200)
+tiny = "--tiny" in sys.argv
+num_steps = 20 if tiny else 600
+num_draws = 10 if tiny else 200
+
 torch.manual_seed(0)
 teacher = torch.randn(8, 2) @ torch.randn(2, 8) / 4
 inputs = torch.randn(512, 8)
@@ -26,18 +29,23 @@ def loss(module: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.T
 
 
 # %% The tracker: which weights, which data, at which steps
+weights = {
+    "all": rllc.everything(),
+    "first layer": rllc.parameters("0.weight"),
+    "second layer": rllc.parameters("1.weight"),
+}
+sampling = rllc.Sampling(
+    num_draws=num_draws,
+    num_burnin_steps=num_draws // 2,
+    batch_size=128,
+    n_beta=512 / 6.2,  # n / log n: the WBIC temperature
+)
 tracker = rllc.Tracker(
     (inputs, targets),
-    {
-        "all": rllc.everything(),
-        "first layer": rllc.parameters("0.weight"),
-        "second layer": rllc.parameters("1.weight"),
-    },
+    weights,
     loss=loss,
     sampler=rllc.sgld(lr=2e-3, localization=1.0),
-    sampling=rllc.Sampling(
-        num_draws=num_draws, num_burnin_steps=num_draws // 2, batch_size=128, n_beta=512 / 6.2
-    ),
+    sampling=sampling,
     at_steps=range(0, num_steps + 1, num_steps // 4),
 )
 
@@ -50,7 +58,6 @@ for step in range(num_steps + 1):
     optimizer.step()
 
 # %% The result: [checkpoint, refinement], as a table, a file or a figure
-table = tracker.trajectory.to_dataframe()[
-    ["step", "weights", "llc", "standard_error", "rhat", "status"]
-]
-print(table.to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+columns = ["step", "weights", "llc", "standard_error", "rhat", "status"]
+table = tracker.trajectory.to_dataframe()[columns]
+print(table.to_string(index=False, float_format="{:.3f}".format))

@@ -559,7 +559,8 @@ def test_a_trained_model_has_memorised_the_tables_of_its_language() -> None:
     language = Language(shares={"ngram": 0.7, "skip_ngram": 0.3})
     rows = language.sample(4000, seed=1).tokens
     config = AttentionOnlyConfig(n_layers=1, d_model=64, n_heads=4, d_head=16, n_ctx=64, d_vocab=96)
-    model = rllc.train(config, rows, num_steps=600, batch_size=32, lr=1e-2, seed=0, progress=False)
+    training = rllc.Training(num_steps=600, batch_size=32, lr=1e-2)
+    model = rllc.train(config, rows, training=training, progress=False)
     result = tokens_in_context(model, language.sample(200, seed=2).tokens)
     readable = readable_trigrams(language)
     # what ends a unit is no letter, and in no table

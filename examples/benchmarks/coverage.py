@@ -406,9 +406,8 @@ def small_transformer() -> tuple[nn.Module, rllc.Tokens]:
         n_layers=2, d_model=32, n_heads=2, d_head=16, n_ctx=32, d_vocab=96
     )
     with tempfile.TemporaryDirectory() as folder:
-        model = rllc.train(
-            config, rows, num_steps=600, batch_size=32, lr=1e-2, out=folder, progress=False
-        )
+        training = rllc.Training(num_steps=600, batch_size=32, lr=1e-2)
+        model = rllc.train(config, rows, folder, training=training, progress=False)
     return model, rows
 
 

@@ -419,10 +419,8 @@ def trained(args):
     model = rllc.train(
         config,
         tokens,
-        num_steps=1500,
-        batch_size=32,
-        lr=2e-3,
-        out=args.out / "trained",
+        args.out / "trained",
+        training=rllc.Training(num_steps=1500, batch_size=32, lr=2e-3),
         progress=False,
     )
     print(f"trained a small model on {tokens} in {time.perf_counter() - start:.0f} s")

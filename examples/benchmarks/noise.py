@@ -46,9 +46,8 @@ data = rllc.data.mix(
 config = rllc.models.AttentionOnlyConfig(
     d_model=64, n_heads=4, d_head=16, n_ctx=args.context, d_vocab=1000
 )
-model = rllc.train(
-    config, data, num_steps=args.steps, batch_size=16, lr=5e-3, out=args.out, progress=False
-)
+training = rllc.Training(num_steps=args.steps, batch_size=16, lr=5e-3)
+model = rllc.train(config, data, args.out, training=training, progress=False)
 heads = [w.name for w in rllc.heads(model)]
 some = heads[::3]
 

@@ -302,7 +302,8 @@ def trained() -> torch.nn.Module:
     """A small model of the language."""
     config = AttentionOnlyConfig(n_layers=2, d_model=64, n_heads=4, d_head=16, n_ctx=64, d_vocab=96)
     rows = Language().sample(5000, seed=1).tokens
-    return rllc.train(config, rows, num_steps=1300, batch_size=32, lr=1e-2, progress=False)
+    training = rllc.Training(num_steps=1300, batch_size=32, lr=1e-2)
+    return rllc.train(config, rows, training=training, progress=False)
 
 
 @pytest.mark.slow

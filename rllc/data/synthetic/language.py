@@ -45,7 +45,8 @@ class Language:
         config = rllc.models.AttentionOnlyConfig(
             n_layers=2, d_model=64, n_heads=4, d_head=16, n_ctx=64, d_vocab=96
         )
-        model = rllc.train(config, rows, num_steps=2000, batch_size=32, lr=1e-2, seed=0)
+        training = rllc.Training(num_steps=2000, batch_size=32, lr=1e-2)
+        model = rllc.train(config, rows, training=training, seed=0)
 
     Over three seeds (0, 1, 2; rows of seeds 1, 2, 3) the best head of layer 0 then gave 0.64 to
     0.77 of its attention to the previous token on rows of ``induction``, the best of layer 1 0.96
