@@ -75,14 +75,17 @@ def train_one(
         n_ctx=settings.context,
         d_vocab=vocab_size,
     )
-    rllc.train(
-        config,
-        rllc.Tokens(rows, "training"),
+    training = rllc.Training(
         num_steps=settings.steps,
         batch_size=settings.batch,
         lr=settings.lr_train,
+    )
+    rllc.train(
+        config,
+        rllc.Tokens(torch.from_numpy(rows), "training"),
+        settings.folder(seed) / FOLDERS[num_layers],
+        training=training,
         seed=seed,
-        out=settings.folder(seed) / FOLDERS[num_layers],
         device=settings.device,
         progress=progress,
     )
