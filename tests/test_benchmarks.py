@@ -1,47 +1,98 @@
-"""The engine's benchmark runs to its end on tiny sizes, and counts what it says it counts."""
+"""The benchmarks run to their end on tiny sizes, and count what they say they count."""
 
 from __future__ import annotations
 
-import importlib.util
+import re
+from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from test_examples import run
 from tiny import tiny_model
 
-FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+from examples.benchmarks.engine import __main__ as engine
+from examples.benchmarks.engine import clock, flops, full, growth, memory, precision, work
+from rllc import threads
+
+SIZES = {"16 × 4": (16, 4)}
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("engine_benchmark", FOLDER / "engine.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's benchmark on a model of 8 heads of 4, and on short rows."""
     sizes = {"d_model": 32, "n_heads": 8, "d_head": 4, "n_ctx": 64, "d_vocab": 300}
-    monkeypatch.setattr(module, "paper_model", lambda: tiny_model(**sizes))
-    monkeypatch.setattr(module, "SIZES", {"16 × 4": (16, 4)})
-    monkeypatch.setattr(module, "AROUND", {"heads": 2, "chains": 1, "context": 16, "batch": 2})
-    monkeypatch.setattr(
-        module,
-        "AXES",
-        {name: [1, 2] for name in ("heads", "chains", "batch")} | {"context": [8, 16]},
-    )
-    return module
+    for part in (clock, flops, full, growth, memory):
+        monkeypatch.setattr(part, "paper_model", lambda: tiny_model(**sizes))
+    for part in (clock, flops, memory):
+        monkeypatch.setattr(part, "SIZES", SIZES)
+    center = {"heads": 2, "chains": 1, "context": 16, "batch": 2}
+    monkeypatch.setattr(growth, "CENTER", center)
+    axes = {"heads": [1, 2], "chains": [1, 2], "batch": [1, 2], "context": [8, 16]}
+    monkeypatch.setattr(growth, "AXES", axes)
 
 
 @pytest.mark.oracle
-def test_the_engine_is_near_its_ideal_and_devinterp_is_not(
-    engine: ModuleType, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("small")
+def test_the_engine_is_near_its_ideal_and_devinterp_is_not(tmp_path: Path) -> None:
     pytest.importorskip("devinterp")
-    threads = torch.get_num_threads()
-    results = engine.main(
-        ["--parts", "abe", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
-    )
-    torch.set_num_threads(threads)
+    options = ["--parts", "abe", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
+    with threads.using(torch.get_num_threads()):
+        results = engine.main(options)
     counted = results["flops"]["16 × 4"]
     assert counted["ideal"] < counted["ours"] < 1.15 * counted["ideal"] < counted["devinterp"]
     assert set(results["clock"]["16 × 4"]) >= {"float32", "devinterp"}
     assert (tmp_path / "growth.png").stat().st_size > 10_000
     assert (tmp_path / "engine.json").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_the_paper_s_estimate_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    results = full.measure(Namespace(device="cpu"), draws=2, context=16, batch=2)
+    assert results["seconds"] > 0
+    assert "16 heads × 4 chains × 2 draws" in capsys.readouterr().out
+
+
+def test_peak_memory_is_of_the_work() -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("without Linux the peak is of all that the process did")
+    before = memory.resident("VmRSS")
+    block = torch.ones(2**26)  # 256 MiB
+    assert memory.resident("VmRSS") - before == pytest.approx(256, abs=20)
+    del block
+    assert memory.resident("VmHWM") >= before + 236
+
+
+@pytest.mark.oracle
+def test_seconds_to_an_error_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("devinterp")
+    model = tiny_model(n_ctx=16)
+    tokens = work.random_tokens(model, 16, rows=32)
+    monkeypatch.setattr(precision, "trained", lambda args: (model, tokens))
+    monkeypatch.setattr(precision.our_repeats, "__defaults__", (2, 8))
+    monkeypatch.setattr(precision.their_precision, "__defaults__", (8, 2))
+    results = precision.measure(Namespace())
+    assert len(results["llc"]) == len(results["reported"])
+    for init_batches in (16, 64):
+        needed, as_run, worst = results[f"devinterp, w* from {init_batches} batches"]
+        assert needed > 0
+        assert as_run > 0
+        assert worst > 0
+
+
+@pytest.mark.slow
+def test_noise(tmp_path: Path) -> None:
+    options = ["--steps", "3", "--draws", "40", "--rounds", "1", "--context", "16"]
+    options += ["--bytes", "60000", "--skip-bfloat16", "--out", "here"]
+    printed = run("benchmarks/noise.py", *options, folder=tmp_path)
+    assert len(re.findall(r"^ +\d:\d ", printed, re.MULTILINE)) == 8
+    assert printed.count("times the precision a second") == 2
+    assert printed.count("start='gaussian'") == 2
+
+
+@pytest.mark.slow
+def test_threads(tmp_path: Path) -> None:
+    options = ["--rounds", "1", "--steps", "1", "--context", "8"]
+    printed = run("benchmarks/threads.py", *options, folder=tmp_path)
+    rows = re.findall(r"^\| (training|sampling) \| .* \| [\d.]+ \|$", printed, re.MULTILINE)
+    assert rows == ["training", "training", "sampling", "sampling"]

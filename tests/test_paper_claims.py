@@ -15,6 +15,7 @@ from examples.paper import claims, multigrams, significance
 from examples.paper.claims import FAILS, HOLDS, UNTESTED
 from examples.paper.results import Run
 from rllc.analysis.circuit import CircuitCost
+from rllc.names import Names
 
 STEPS = (0, 10, 100, 1000)
 ROLES = {
@@ -53,9 +54,8 @@ def trajectory(curves: Mapping[tuple[str, str], object], error: float = 0.01) ->
         values,
         values,
         values[..., None],
-        (("ok",) * len(curves),) * len(STEPS),
-        weights=tuple(weights for weights, _ in curves),
-        data=tuple(data for _, data in curves),
+        faults=(((),) * len(curves),) * len(STEPS),
+        names=Names.of(curves),
         settings={},
     )
 

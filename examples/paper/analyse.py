@@ -1,8 +1,7 @@
 """One seed from end to end: sweeps, measures, roles, clusters and stages, and figures of them."""
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +46,7 @@ def analyse(settings: Settings, seed: int, data: Data) -> Analysis:
     return Analysis(run, figures, [f"seed {seed}: {note}" for note in notes])
 
 
-def has_all_estimates(trajectories, head: str) -> bool:
+def has_all_estimates(trajectories: Iterable[rllc.Trajectory], head: str) -> bool:
     """Whether λ̂ of a head is finite at each step, in all sweeps and on all data."""
     for trajectory in trajectories:
         columns = [k for k, weights in enumerate(trajectory.weights) if weights == head]
@@ -58,11 +57,12 @@ def has_all_estimates(trajectories, head: str) -> bool:
 
 def bad_estimates(name: str, trajectory: rllc.Trajectory) -> str:
     """How many estimates of a sweep are not ok, and why."""
-    words = [status for row in trajectory.status for status in row]
-    reasons = Counter(re.split(r"[:,\d]", status)[0].strip() for status in words if status != "ok")
-    counts = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
-    total = sum(reasons.values())
-    return f"of {len(words)} estimates ({name}) {total} are not ok: {counts or '–'}"
+    estimates = [faults for row in trajectory.faults for faults in row]
+    # An estimate counts once, under its first fault.
+    reasons = Counter(faults[0].kind for faults in estimates if faults)
+    counts = [f"{count} × {kind.replace('_', ' ')}" for kind, count in reasons.most_common()]
+    words = ", ".join(counts) or "–"
+    return f"of {len(estimates)} estimates ({name}) {reasons.total()} are not ok: {words}"
 
 
 def collect(
@@ -99,8 +99,10 @@ def cluster_heads(
     in_layers = Counter(layer_of(head) for head in heads)
     if min(in_layers[0], in_layers[1]) < 3:
         return None
-    pairs = list(zip(trajectory.weights, trajectory.data, strict=True))
-    levels = {head: trajectory.value[:, pairs.index((head, data))] for head in heads}
+    levels = {}
+    for head in heads:
+        column = trajectory.names.index(head, data)
+        levels[head] = trajectory.value[:, column].tolist()
     return clustering.cluster(levels, steps=trajectory.steps, per_layer=True, seed=seed)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import rllc
-from rllc.analysis.tokens_in_context import brackets
+from rllc.analysis.brackets import brackets
 from rllc.data.synthetic import Language
 
 from .settings import Settings

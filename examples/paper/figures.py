@@ -10,7 +10,7 @@ import pandas as pd
 
 import rllc
 from rllc.analysis import circuit, clustering, roles, stages
-from rllc.analysis.tokens_in_context import plot_kinds
+from rllc.analysis.contexts import plot_kinds
 
 from .results import Run, curves
 

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 import rllc
 from rllc.analysis import ablation, attention, composition, curvature
-from rllc.analysis.tokens_in_context import common_start
+from rllc.analysis.rows import common_start
 from rllc.files import write_atomically
 
 from .data import Data

@@ -63,8 +63,7 @@ class Run:
     ) -> tuple[np.ndarray, np.ndarray]:
         """λ̂ of ``heads``, or of another trajectory, and its standard error at each step."""
         trajectory = self.heads if trajectory is None else trajectory
-        pairs = list(zip(trajectory.weights, trajectory.data, strict=True))
-        column = pairs.index((head, data))
+        column = trajectory.names.index(head, data)
         return trajectory.value[:, column], trajectory.standard_error[:, column]
 
     def last(self, head: str, data: str) -> tuple[float, float]:
@@ -85,7 +84,7 @@ class Run:
     def best_score(self, score: str, layer: int) -> np.ndarray:
         """The largest score of a layer at each step."""
         curves = self.scores_of_layer(score, layer)
-        return np.max(list(curves.values()), axis=0)
+        return np.array(list(curves.values())).max(axis=0)
 
     def forming(self) -> tuple[int, int] | None:
         """Checkpoints between which the induction circuit forms; ``None`` where none does.

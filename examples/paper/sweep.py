@@ -45,7 +45,11 @@ def track(
         start="gaussian",
         control_variate=True,
         seed=seed,
+    )
+    compute = rllc.Compute(
         device=settings.device,
+        executor=settings.processes or None,
+        progress=not settings.quiet,
     )
     trajectory = rllc.track(
         chosen_checkpoints(settings, seed),
@@ -54,8 +58,7 @@ def track(
         loss=loss,
         sampling=sampling,
         store=store,
-        executor=settings.processes or None,
-        progress=not settings.quiet,
+        compute=compute,
     )
     trajectory.to_dataframe().to_csv(folder / f"{name}.csv", index=False)
     rllc.report(store, folder / f"sweep-{name}.html")

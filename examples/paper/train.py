@@ -76,11 +76,13 @@ def train_one(
         d_vocab=vocab_size,
     )
     training = rllc.Training(
-        num_steps=settings.steps, batch_size=settings.batch, lr=settings.lr_train
+        num_steps=settings.steps,
+        batch_size=settings.batch,
+        lr=settings.lr_train,
     )
     rllc.train(
         config,
-        rllc.Tokens(rows, "training"),
+        rllc.Tokens(torch.from_numpy(rows), "training"),
         settings.folder(seed) / FOLDERS[num_layers],
         training=training,
         seed=seed,

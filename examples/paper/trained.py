@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import rllc
 from rllc.analysis import attention, circuit, patching, roles
 from rllc.analysis.pages import write_pages
-from rllc.analysis.tokens_in_context import common_start, tokens_in_context
+from rllc.analysis.rows import common_start
+from rllc.analysis.tokens_in_context import tokens_in_context
 
 from .data import Data
 from .multigrams import multigram_masks
@@ -31,7 +32,7 @@ def look_at_heads(settings: Settings, seed: int, data: Data) -> Trained:
     folder = settings.folder(seed)
     rows = data.random_rows(settings.rows, seed)
     start = common_start(rows.rows)
-    model = rllc.load(folder / "checkpoints", device=settings.device)
+    model: Any = rllc.load(folder / "checkpoints", device=settings.device)
     contexts = tokens_in_context(model, rows, brackets=data.brackets, tokenizer=data.tokenizer)
     scores = attention.scores(model, data.repeats, bos=start, seed=seed)
     head_roles = roles.classify(model, rows, contexts=contexts, scores=scores)

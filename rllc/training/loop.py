@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from rllc.data.tokens import Minibatches, Tokens
 from rllc.errors import InputError
+from rllc.threads import chosen_for
 from rllc.training.folder import RunFolder
 from rllc.training.reproducible import digest, reproducible, seed_step
 from rllc.training.run import Run, initial_model
@@ -92,7 +93,7 @@ def train(
         **training.numbers(),
     }
     run = Run.begin(model if device is None else model.to(device), training)
-    with RunFolder.locked(out) as folder, reproducible(model.device):
+    with RunFolder.locked(out) as folder, reproducible(model.device), chosen_for(model):
         start = folder.take_up(run, settings, tokens.name, resume)
         _take_steps(run, start, folder, tokens, batches, seed, progress)
     return model.eval()

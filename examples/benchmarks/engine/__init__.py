@@ -1,0 +1,1 @@
+"""How fast the sampling engine is; ``python -m examples.benchmarks.engine``."""
