@@ -108,8 +108,11 @@ def mean_of_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = True
     - ν = (C − 1)·max(1, N(1 − r)/(1 + r)) are V's degrees of freedom, N those of S; the sum has
       those of Satterthwaite.
 
-    On quadratics with known laws the error is 0.95 to 1.1 times the actual one and intervals
-    cover 92 to 97 %, at 40 to 200 draws and also where a chain is shorter than its relaxation.
+    On quadratics with known laws (400 directions, 4 × 40 to 16 × 50 draws, lr 1e-3 and 1e-4, full
+    batches and minibatches, prior or loss in charge) the error is 0.95 to 1.17 times the actual
+    one and intervals cover 94 to 99 %, also where a chain is shorter than its relaxation. It is
+    on the large side where the loss makes directions relax faster than r, and where it undoes
+    within a few steps what minibatches shake alike in all chains.
 
     Args:
         x: draws ``[..., chain, draw]``.
