@@ -23,8 +23,7 @@ outputs = rllc.parameters("*.W_O", index=2)
 value_side = (values | outputs).named("V and O of heads 2")
 circuit = (rllc.head("0:1") | rllc.head("1:3")).named("0:1 and 1:3")
 is_large = {
-    name: parameter.abs() > parameter.abs().median()
-    for name, parameter in model.named_parameters()
+    name: parameter.abs() > parameter.abs().median() for name, parameter in model.named_parameters()
 }
 large = rllc.masks(is_large, "large weights")
 print(value_side.describe(model))

@@ -30,8 +30,6 @@ SAMPLING = {
     "draws",
     "estimate",
     "faults",
-    "diagnose",
-    "search",
     "refinement",
     "engine",
     "loss",

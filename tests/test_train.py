@@ -24,7 +24,7 @@ import rllc
 from rllc.data import Minibatches, Tokens
 from rllc.errors import FileError, InputError, RllcError
 from rllc.files import load_arrays
-from rllc.models import AttentionOnly, AttentionOnlyConfig
+from rllc.models import AttentionOnlyConfig
 from rllc.training import Training, schedule, train
 from rllc.training.optimisers import Muon, orthogonalise
 
