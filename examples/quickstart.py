@@ -36,8 +36,8 @@ class Scale:
     sampler: rllc.Sampler
     positions: int
     num_checkpoints: int
-    megabytes: int
-    """Of each subset of --data."""
+    characters: int
+    """Of each subset, at most."""
 
 
 SMALL = Scale(
@@ -58,7 +58,7 @@ SMALL = Scale(
     rllc.sgld(lr=3e-4, localization=200.0),
     positions=128,
     num_checkpoints=8,
-    megabytes=6,
+    characters=8_000_000,
 )
 FULL = Scale(
     AttentionOnlyConfig(),
@@ -67,7 +67,7 @@ FULL = Scale(
     rllc.sgld(),
     positions=1024,
     num_checkpoints=107,
-    megabytes=800,
+    characters=800_000_000,
 )
 TINY = Scale(
     AttentionOnlyConfig.fast(d_model=8, n_heads=2, d_head=4, n_ctx=32, d_vocab=300),
@@ -76,7 +76,7 @@ TINY = Scale(
     SMALL.sampler,
     positions=16,
     num_checkpoints=3,
-    megabytes=1,
+    characters=100_000,
 )
 
 
@@ -98,12 +98,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 # %% Text, tokenizer and rows of tokens: one named data set a subset
 def read(args: argparse.Namespace, scale: Scale) -> dict[str, rllc.Tokens]:
     if args.data is None:
-        texts = rllc.data.python_corpus()
+        texts = rllc.data.python_corpus(max_bytes=scale.characters)
     else:
         texts = {}
         for name in args.subsets:
             documents = rllc.data.pile_texts(name, source=args.data)
-            texts[name] = list(first_characters(documents, 10**6 * scale.megabytes))
+            texts[name] = list(first_characters(documents, scale.characters))
     folder = args.out / "tokenizer"
     if not folder.exists():
         every_text = itertools.chain.from_iterable(texts.values())

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
-from torch import nn
+import torch
 from tqdm.auto import tqdm
 
 from rllc.analysis.curvature_results import Curvature, Eigenvalues, plot_curvature
@@ -55,7 +55,7 @@ _TRACE_ESTIMATORS = {"hutchinson": hutchinson, "hutch++": hutchpp}
 
 
 def hessian_trace(
-    model: nn.Module,
+    model: torch.nn.Module,
     data: DataLike,
     weights: WeightsLike = None,
     *,
@@ -70,7 +70,7 @@ def hessian_trace(
     less. Both methods are unbiased; see :func:`rllc.analysis.spectrum.hutchinson` and ``hutchpp``
     there for formulas and proofs.
 
-    >>> model, data = nn.Linear(4, 1, bias=False), (torch.eye(4),)
+    >>> model, data = torch.nn.Linear(4, 1, bias=False), (torch.eye(4),)
     >>> trace = hessian_trace(model, data, loss=lambda m, x: m(x)[:, 0] ** 2, progress=False)
     >>> round(trace["everything"].value, 4)
     2.0
@@ -120,7 +120,7 @@ def hessian_trace(
 
 
 def fisher_trace(
-    model: nn.Module,
+    model: torch.nn.Module,
     data: DataLike,
     weights: WeightsLike = None,
     *,
@@ -197,7 +197,7 @@ def _predicts_tokens(loss: LossFunction | None) -> bool:
 
 
 def hessian_rank(
-    model: nn.Module,
+    model: torch.nn.Module,
     data: DataLike,
     weights: WeightsLike = None,
     *,
@@ -213,7 +213,8 @@ def hessian_rank(
     The count is the trace of a filter p(H), p a polynomial near 1 beyond τ and near 0 below; see
     :func:`rllc.analysis.spectrum.filtered_rank`.
 
-    >>> model, data = nn.Linear(4, 1, bias=False), (torch.eye(4)[:2],)   # 2 of 4 directions matter
+    >>> model = torch.nn.Linear(4, 1, bias=False)
+    >>> data = (torch.eye(4)[:2],)                                    # 2 of 4 directions matter
     >>> rank = hessian_rank(model, data, loss=lambda m, x: m(x)[:, 0] ** 2, progress=False)
     >>> abs(rank["everything"].value - 2) < 0.05
     True
@@ -288,7 +289,7 @@ def _check_threshold(threshold: float, relative: bool) -> None:
 
 
 def top_eigenvalues(
-    model: nn.Module,
+    model: torch.nn.Module,
     data: DataLike,
     weights: WeightsLike = None,
     *,
@@ -303,7 +304,8 @@ def top_eigenvalues(
 
     See :func:`rllc.analysis.spectrum.lanczos`.
 
-    >>> model, data = nn.Linear(2, 1, bias=False), (torch.tensor([[1.0, 0.0], [0.0, 3.0]]),)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> data = (torch.diag(torch.tensor([1.0, 3.0])),)
     >>> ends = top_eigenvalues(model, data, loss=lambda m, x: m(x)[:, 0] ** 2, count=1,
     ...                        progress=False)
     >>> ends["everything"].round(4)
