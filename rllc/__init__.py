@@ -32,7 +32,8 @@ from rllc.trajectory import Trajectory
 from rllc.tracker import Tracker
 
 # models, checkpoints, training
-from rllc.models.checkpoints import Checkpoint, checkpoints, load
+from rllc.models.checkpoints import Checkpoint, checkpoints
+from rllc.models.loading import load
 from rllc.training import Training, schedule, train
 
 # figures, and all of a sweep on one page

@@ -203,6 +203,3 @@ def sha256_of(pieces: Iterable[str | bytes | np.ndarray]) -> str:
 def bytes_of_tensor(tensor: Tensor) -> np.ndarray:
     """The bytes of a tensor's numbers, row by row, as a flat uint8 array for :func:`sha256_of`."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-
-
-sha256 = sha256_of_file  # only until the last caller uses the longer name

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from rllc.data.data import Batch, Data, Tensors
+from rllc.data.data import Data, Tensors
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.weights import Weights, everything, head
@@ -44,7 +43,7 @@ class Refinement:
 def product(weights: WeightsLike, data: DataLike) -> list[Refinement]:
     """Every choice of weights with every data set, weights varying slowest.
 
-    >>> rows = torch.zeros(4, 3, dtype=torch.long)
+    >>> rows = Tokens([[0, 1, 2]] * 4)
     >>> [r.name for r in product(["0:1", "1:6"], {"code": rows, "prose": rows})][:2]
     [('0:1', 'code'), ('0:1', 'prose')]
 
@@ -145,23 +144,3 @@ def _as_data(data: object, name: str) -> Data:
         f"tensors with one leading dimension, other rllc.data.Data, or a dict of these; got "
         f"{type(data).__name__}."
     )
-
-
-# Only until the last caller uses the members of `Data`.
-
-Rows = Data
-
-
-def take(data: Data, rows: Tensor, device: torch.device) -> Batch:
-    """``data.take(rows, device)``."""
-    return data.take(rows, device)
-
-
-def num_rows(data: Data) -> int:
-    """``len(data)``."""
-    return len(data)
-
-
-def fingerprint(data: Data) -> str:
-    """``data.fingerprint``."""
-    return data.fingerprint

@@ -480,4 +480,4 @@ def test_a_tuple_of_inputs_reaches_the_loss_as_it_is() -> None:
                         sampling=rllc.Sampling(num_draws=2, batch_size=8), compute=QUIET)  # fmt: skip
     expected = F.cross_entropy(model(x), y).item()  # the batch is all rows, in another order
     assert abs(draws.baseline - expected).max() < 1e-6
-    assert refine.num_rows(refine.product(None, data)[0].data) == 8
+    assert len(refine.product(None, data)[0].data) == 8

@@ -12,7 +12,7 @@ from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, tiny_model, tiny_to
 from torch import Tensor
 
 import rllc
-from rllc.data.tokens import Minibatches
+from rllc.data.minibatches import Minibatches
 from rllc.samplers import Jump
 from rllc.sampling import probed
 from rllc.seeds import generator

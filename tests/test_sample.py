@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import rllc
 from rllc import refinement as refine
-from rllc.data.tokens import Minibatches
+from rllc.data.minibatches import Minibatches
 from rllc.engine.layout import digest
 from rllc.errors import InputError
 from rllc.samplers import SGLDState
@@ -79,7 +79,7 @@ def naive_chain(
     lr, localization, n_beta = 1e-3, 200.0, sampling.n_beta
     moved, masks = copy.deepcopy(model), weights.masks(model)
     names = sorted(masks)
-    stream = generator("noise", sampling.seed, digest(masks), refine.fingerprint(data), chain)
+    stream = generator("noise", sampling.seed, digest(masks), data.fingerprint, chain)
     batches = Minibatches(len(data), sampling.batch_size, seed=sampling.seed)
     center = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses, baselines = [], []

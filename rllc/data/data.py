@@ -106,10 +106,6 @@ class Tensors:
         batch = tuple(to_device(part[rows.to(part.device)], device) for part in self.parts)
         return batch[0] if len(batch) == 1 else batch
 
-    def __getitem__(self, index: int) -> Tensor:
-        # Only until the last caller reads `parts`: these data were once a plain tuple.
-        return self.parts[index]
-
 
 def to_device(batch: Tensor, device: torch.device) -> Tensor:
     """Move a minibatch; from the CPU to a GPU without waiting for the GPU's earlier work."""

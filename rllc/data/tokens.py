@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 
 from rllc.data.data import to_device
-from rllc.data.minibatches import Minibatches
 from rllc.errors import FileError, InputError
 from rllc.files import load_arrays, save_arrays, sha256_of
 from rllc.seeds import generator
-
-__all__ = ["Minibatches", "Tokens", "mix"]
 
 _LARGEST_ID = 2**31 - 1
 

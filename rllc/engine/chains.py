@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rllc.data.data import Data
-from rllc.data.tokens import Minibatches
+from rllc.data.minibatches import Minibatches
 from rllc.engine.devices import runs_that_fit
 from rllc.engine.layout import Group, center, digest, groups, to
 from rllc.engine.scene import Scene, Surroundings

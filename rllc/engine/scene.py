@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rllc.data.data import Data
-from rllc.data.tokens import Minibatches
+from rllc.data.minibatches import Minibatches
 from rllc.engine.layout import Group, center
 from rllc.loss import Batch, Center, Loss
 from rllc.sampling import Sampling

@@ -20,7 +20,6 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from rllc.errors import FileError
 from rllc.files import sha256_of_file, sha256_of_text
@@ -233,12 +232,3 @@ def weight_files(folder: Path) -> list[Path]:
         f"loading {folder}: no weights; expected model.safetensors (or pytorch_model.bin) beside "
         f"config.json, as save_pretrained writes them."
     )
-
-
-def __getattr__(name: str) -> Any:
-    # Only until the last caller imports `load` from rllc.models.
-    if name != "load":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from rllc.models.loading import load
-
-    return load

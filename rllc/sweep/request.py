@@ -16,8 +16,9 @@ from rllc.data.data import Data
 from rllc.engine.layout import digest
 from rllc.errors import FileError, InputError, RllcError
 from rllc.loss import LossFunction
-from rllc.models.checkpoints import Checkpoint, load
+from rllc.models.checkpoints import Checkpoint
 from rllc.models.checkpoints import checkpoints as checkpoints_of
+from rllc.models.loading import load
 from rllc.refinement import DataLike, WeightsLike, product
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling

@@ -49,7 +49,7 @@ class Generator(NamedTuple):
         Raises:
             FileError: it is missing or damaged.
         """
-        from rllc.models.checkpoints import load
+        from rllc.models.loading import load
 
         return Distillation(load(self.folder))
 

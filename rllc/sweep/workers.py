@@ -19,7 +19,8 @@ from rllc.data.data import Data
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError, first_line
 from rllc.loss import LossFunction
-from rllc.models.checkpoints import Checkpoint, load
+from rllc.models.checkpoints import Checkpoint
+from rllc.models.loading import load
 from rllc.sample import sample
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling

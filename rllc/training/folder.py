@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from rllc.errors import FileError, InputError, first_line
-from rllc.files import save_arrays, sha256, sync, write_atomically
+from rllc.files import save_arrays, sha256_of_file, sync, write_atomically
 from rllc.models.checkpoints import SUMS
 from rllc.training.reproducible import digest, environment
 from rllc.training.run import Run
@@ -123,7 +123,7 @@ class RunFolder:
         with self._writing(final.name):
             with _no_bars():
                 model.save_pretrained(temporary)
-            sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+            sums = {file.name: sha256_of_file(file) for file in sorted(temporary.iterdir())}
             text = json.dumps(sums, indent=1)
             written = final / SUMS
             if written.is_file() and written.read_text(encoding="utf-8") == text:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rllc.data.tokens import Minibatches, Tokens
+from rllc.data.minibatches import Minibatches
+from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.threads import chosen_for
 from rllc.training.folder import RunFolder
