@@ -383,7 +383,7 @@ def test_muon_against_a_slow_loop(tmp_path):
 
 def test_muon_needs_heads():
     config = GPT2Config(vocab_size=12, n_positions=8, n_embd=8, n_layer=1, n_head=2)
-    with pytest.raises(InputError, match="'muon' is for parameters .* GPT2LMHeadModel has none"):
+    with pytest.raises(InputError, match=r"'muon' is for parameters .* GPT2LMHeadModel has none"):
         run(config=config, optimizer="muon")
 
 

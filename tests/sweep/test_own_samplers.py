@@ -21,7 +21,7 @@ def settings_of(sampler) -> tuple[rllc.Sampler, dict[str, object]]:
     return sampler, {}
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=range(len(SAMPLERS)))
 def test_it_survives_a_sweep_and_a_resume(run, tmp_path, drawn, sampler) -> None:
     sampler, sampling = settings_of(sampler)
     first = rllc.checkpoints(run)[:1]
