@@ -228,7 +228,7 @@ def _contexts(
     keys: np.ndarray,
     is_attended: np.ndarray,
 ) -> list[Context]:
-    """The tokens in context, with those of the positions ``keys [token, key]`` that are attended."""
+    """The tokens in context, with those of ``keys [token, key]`` that are attended."""
     contexts = []
     for i in range(len(row)):
         row_ids = ids[row[i]]
