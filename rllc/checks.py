@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rllc.biases import relaxation_times
 from rllc.data.data import Data
 from rllc.draws import Draws
 from rllc.engine.chains import OR_ANEW
 from rllc.errors import InputError
+from rllc.limits import Limits
 from rllc.loss import Center, Distillation, LossFunction, next_token
 from rllc.refinement import Refinement
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Sampling
+
+_MANY_STEPS = 1000
+"""In so many steps a chain must forget its start to start at the Gaussian by default."""
 
 _ROUNDING = 1e-5
 """By how much, of 1 + itself, a loss in float32 may differ from one machine to another."""
@@ -43,7 +49,10 @@ def arguments(
     _check_kind("sampler", sampler, isinstance(sampler, Sampler), samplers)
     settings = "rllc.Sampling(num_chains=4, num_draws=200)"
     _check_kind("sampling", sampling, isinstance(sampling, Sampling), settings)
-    if sampling.start == "gaussian":
+    if sampling.start is None:
+        gaussian = _has_width(sampler) and _forgets(sampler)
+        sampling = replace(sampling, start="gaussian" if gaussian else "center")
+    elif sampling.start == "gaussian":
         _check_gaussian_start(sampler)
     return sampler, sampling
 
@@ -51,6 +60,22 @@ def arguments(
 def _check_kind(name: str, value: object, right: bool, expected: str) -> None:
     if not right:
         raise InputError(f"sampling: `{name}` must be {expected}; got {type(value).__name__}.")
+
+
+def _has_width(sampler: Sampler) -> bool:
+    """Whether chains may start at a Gaussian of the width that the sampler's law gives."""
+    if sampler.law is None or sampler.law.deviation is None:
+        return False
+    return sampler.localization > 0 and "half_width" not in sampler.options
+
+
+def _forgets(sampler: Sampler) -> bool:
+    """Whether chains forget a start that is too wide, as it is where gradients tell too little.
+
+    It does not depend on the number of draws, so that chains can go on.
+    """
+    times = relaxation_times(sampler.lr, sampler.localization, _MANY_STEPS)
+    return times >= Limits().min_relaxation_times
 
 
 def _check_gaussian_start(sampler: Sampler) -> None:

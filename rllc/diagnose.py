@@ -6,24 +6,39 @@ The functions of :mod:`rllc.diagnostics` know arrays only. Here they are applied
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from rllc import diagnostics
+from rllc.agreement import disagreement, drift, heavy_tails
+from rllc.biases import control_mean, corrected, ratio
 from rllc.draws import Draws
 from rllc.sampling import probed
+from rllc.uncertainty import Mean
 
 DIAGNOSTICS: Mapping[str, str] = {
+    "missing_at_start": "share of λ̂ that flat directions lack because chains start at w*",
+    "relaxation_times": "relaxation times of the slowest direction in a chain",
     "relaxation": "autocorrelation time of λ̂'s draws, in draws: chains × draws / ess",
-    "drift": "Geweke's z after the first fifth; below 0 the trace still rises",
-    "trend": "second half minus first, by its standard error from how chains differ",
+    "drift": "second half minus first, in standard errors; above 0 the trace still rises",
+    "drift_p": "probability of such a drift in chains that have settled",
+    "disagreement_p": "probability of levels as different in chains that agree",
+    "spread": "what chains differ by beyond that, as a share of λ̂",
+    "heavy_tails": "share of all squared steps of λ̂'s draws that the largest 2 % hold",
     "spikes": "number of draws far outside the distribution of the others",
     "acceptance": "mean probability that MALA would accept sgld's steps",
     "discretisation": "share of λ̂ that the step size adds",
+    "corrected": "λ̂ minus what the step size and the minibatches' heat add",
+    "corrected_se": "standard error of that",
     "max_curvature": "largest curvature h of the loss at w* on one minibatch",
     "stability": "4/(ε(nβh + γ)) for the largest h; below 1 that direction blows up",
+    "control": "λ̂ of the prior alone: nβ·E[ℓ(v) − ℓ(w*)] over v from N(w*, I/γ)",
+    "control_ratio": "λ̂ over its control; 1 where the loss does nothing",
+    "control_ratio_se": "standard error of that ratio",
+    "pairing": "share of λ̂ that comes from minibatches of one epoch excluding each other",
     "from_variance": "a second reading of λ, from the variance of the draws",
     "from_variance_se": "standard error of that reading",
     "minibatch_variance": "variance of the draws that comes from the choice of the minibatch",
@@ -42,34 +57,99 @@ PARTS: tuple[Part, ...] = ("step", "prior", "noise", "start")
 """The parts of the error of λ̂, in the order of :func:`parts_of_error`."""
 
 
-def diagnose(
-    draws: Draws, rows: np.ndarray, rise: int, num_draws: int, ess: np.ndarray
-) -> dict[str, np.ndarray]:
+def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict[str, np.ndarray]:
     """Return the diagnostics of refinements that have the same number of draws.
 
     Args:
         draws: of these and other refinements.
         rows: which refinements.
-        rise: how many first draws are left out, because chains then still rise from w*.
         num_draws: how many draws each has.
-        ess: ``[row]``: effective sample size of all draws.
+        mean: λ̂ of these refinements, with its error.
 
     Returns:
         By name, each ``[row]``; what cannot be known from these draws is left out.
     """
-    kept = slice(rise, num_draws)
+    kept = slice(0, num_draws)
     llc = draws.llc[rows, :, kept]
-    value = llc.mean((1, 2))
+    shared = share_minibatches(draws, rows, num_draws)
+    relaxation = draws.settings.get("relaxation")
     numbers = {
-        "drift": diagnostics.geweke(llc, first=0.2),
-        "trend": _trend(llc),
         "spikes": diagnostics.spikes(llc),
+        "heavy_tails": heavy_tails(llc),
+        "relaxation": llc.shape[1] * num_draws / diagnostics.ess(llc, method="mean"),
     }
+    # Where no law tells what chains forget, their own autocorrelation has to.
+    memory = _memory(numbers["relaxation"]) if relaxation is None else relaxation
+    numbers |= _of_start(draws.settings, num_draws, len(rows))
     with np.errstate(divide="ignore", invalid="ignore"):
-        numbers["relaxation"] = llc.shape[1] * num_draws / ess
-        numbers |= _of_variance(draws, rows, kept, value)
-        numbers |= _of_steps(draws, rows, num_draws, value)
+        numbers |= _of_levels(llc, relaxation, memory, shared)
+        numbers |= _of_variance(draws, rows, kept, mean.value)
+        numbers |= _of_steps(draws, rows, num_draws, mean, numbers)
+        numbers |= _of_prior(draws, rows, mean)
+        numbers |= _of_pairing(draws, rows, num_draws, mean.value)
     return numbers | _of_curvature(draws, rows)
+
+
+def _memory(autocorrelation_time: np.ndarray) -> float:
+    time = np.nanmedian(autocorrelation_time) if np.isfinite(autocorrelation_time).any() else 1.0
+    return float(np.clip((time - 1) / (time + 1), 0, 0.99))
+
+
+def _of_start(settings: Mapping[str, Any], num_draws: int, count: int) -> dict[str, np.ndarray]:
+    """What is known of the start before a chain runs."""
+    relaxation = settings.get("relaxation")
+    if relaxation is None:
+        return {}
+    steps = settings["num_steps_bw_draws"]
+    burnin = settings["num_burnin_steps"] / steps
+    times = math.inf
+    missing = 0.0
+    if relaxation > 0:
+        times = -math.log(relaxation) * (burnin + num_draws)
+        total = relaxation * (1 - relaxation**num_draws) / (1 - relaxation)
+        missing = relaxation**burnin * total / num_draws
+    numbers = {"relaxation_times": np.full(count, times)}
+    if settings["start"] == "center":
+        numbers["missing_at_start"] = np.full(count, missing)
+    return numbers
+
+
+def _of_levels(
+    llc: np.ndarray, relaxation: float | None, memory: float, shared: bool
+) -> dict[str, np.ndarray]:
+    """Whether chains have settled, and on one level."""
+    change = drift(llc, relaxation, shared=shared)
+    levels = disagreement(llc, memory)
+    return {
+        "drift": change.value / change.standard_error,
+        "drift_p": change.p_value(),
+        "disagreement_p": levels.p_value,
+        "spread": levels.spread,
+    }
+
+
+def _of_prior(draws: Draws, rows: np.ndarray, mean: Mean) -> dict[str, np.ndarray]:
+    """λ̂ beside that of the prior alone."""
+    rise = draws.observed.get("loss_under_prior")
+    if rise is None:
+        return {}
+    n_beta = draws.settings["n_beta"]
+    control = control_mean(n_beta * rise[rows])
+    against_control = ratio(mean, control)
+    return {
+        "control": control.value,
+        "control_ratio": against_control.value,
+        "control_ratio_se": against_control.standard_error,
+    }
+
+
+def _of_pairing(
+    draws: Draws, rows: np.ndarray, num_draws: int, value: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What the pairing of minibatches adds; with a control variate it has been subtracted."""
+    if "pairing" not in draws.observed:
+        return {}
+    return {"pairing": draws.observed["pairing"][rows] / value}
 
 
 def share_minibatches(draws: Draws, rows: np.ndarray, num_draws: int) -> bool:
@@ -139,16 +219,6 @@ def _lacking_at_start(relaxation: np.ndarray, settings: Mapping[str, Any]) -> np
     return lacking.clip(0, 0.99) * (settings["start"] == "center")
 
 
-def _trend(llc: np.ndarray) -> np.ndarray:
-    num_chains, num_draws = llc.shape[1:]
-    half = num_draws // 2
-    if num_chains < 2 or half < 1:
-        return np.full(len(llc), np.nan)
-    change = llc[..., -half:].mean(-1) - llc[..., :half].mean(-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return change.mean(1) / (change.std(1, ddof=1) / np.sqrt(num_chains))
-
-
 def _of_variance(
     draws: Draws, rows: np.ndarray, kept: slice, value: np.ndarray
 ) -> dict[str, np.ndarray]:
@@ -170,19 +240,23 @@ def _of_variance(
 
 
 def _of_steps(
-    draws: Draws, rows: np.ndarray, num_draws: int, value: np.ndarray
+    draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean, numbers: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """What a second look at some steps tells of their size."""
     settings = draws.settings
     looked_at = probed(settings["num_probes"], settings["num_draws"], settings["target_se"])
     count = sum(draw < num_draws for draw in looked_at)
-    means = {}
-    for name in ("acceptance", "discretisation"):
-        if name in draws.observed:
-            means[name] = draws.observed[name][rows, :, :count].mean((1, 2))
-    if "discretisation" in means:
-        means["discretisation"] /= value
-    return means
+    told: dict[str, np.ndarray] = {}
+    if "acceptance" in draws.observed:
+        told["acceptance"] = draws.observed["acceptance"][rows, :, :count].mean((1, 2))
+    if "discretisation" in draws.observed and count:
+        added = draws.observed["discretisation"][rows, :, :count]
+        told["discretisation"] = added.mean((1, 2)) / mean.value
+        # A minibatch's noise widens a chain; see the part "step" of parts_of_error.
+        heat = np.nan_to_num(numbers.get("minibatch_variance", np.zeros(len(rows))))
+        without = corrected(mean, added, told["discretisation"] * heat / 2)
+        told |= {"corrected": without.value, "corrected_se": without.standard_error}
+    return told
 
 
 def _of_curvature(draws: Draws, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -34,8 +34,12 @@ Kind = Literal[
     "rising",
     "falling",
     "disagree",
+    "heavy_tails",
+    "too_short",
+    "does_not_move",
+    "weights_ignored",
+    "pairing",
     "negative",
-    "no_loss",
     "noise_above_signal",
     "imprecise",
     "above_target",
@@ -59,13 +63,17 @@ PROBLEMS: Mapping[Kind, str] = {
     "few_relaxations": "slow ({relaxations:.1f} relaxation times)",
     "rising": "still rising",
     "falling": "still falling",
-    "disagree": "chains disagree (R-hat)",
+    "disagree": "chains disagree (they differ by {spread:.0%})",
+    "heavy_tails": "heavy tails (few draws hold {share:.0%} of the variance)",
+    "too_short": "too short (flat directions lack {share:.1%})",
+    "does_not_move": "chains do not move",
+    "weights_ignored": "nothing to measure",
+    "pairing": "minibatches of one epoch add {share:.0%}",
     "negative": "negative",
-    "no_loss": "zero",
     "noise_above_signal": "noise exceeds signal",
-    "imprecise": "imprecise (the standard error is {share:.0%} of the value)",
+    "imprecise": "imprecise (± {share:.0%})",
     "above_target": "standard error above target_se",
-    "prior_dominated": "the prior hides {share:.0%}",
+    "prior_dominated": "the prior alone gives this (λ̂ is {share:.2f} of its control)",
 }
 """What each kind says of its numbers."""
 
@@ -85,9 +93,8 @@ class Fault:
 
     Args:
         kind: which fault, one of :data:`Kind`.
-        numbers: what was measured. ``times`` says how many times its limit it is, and
-            ``times_rhat`` the same of R-hat where that is too large as well. ``others`` counts
-            further chains with the same fault.
+        numbers: what was measured. ``times`` says how many times its limit it is. ``others``
+            counts further chains with the same fault.
         advice: what to change; of a failed or damaged cell, the error.
     """
 
@@ -241,28 +248,56 @@ def _few_relaxations(row: Row, settings: Mapping[str, Any], limits: Limits) -> F
     )
 
 
+def _too_short(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    missing = row["missing_at_start"]
+    if missing > limits.max_missing:
+        # The share falls as 1/(relaxation times).
+        enough = settings["num_draws"] / row["relaxation_times"] / limits.max_missing
+        more = max(math.ceil(enough - settings["num_draws"]), 1)
+        advice = _advice(row, limits, f"start='gaussian', or {more} more draws")
+        times = _ratio(missing, limits.max_missing)
+        return _fault("too_short", advice, share=missing, times=times)
+    relaxations = row["relaxation_times"]
+    if relaxations < limits.min_relaxation_times:
+        times = limits.min_relaxation_times / relaxations
+        advice = _advice(row, limits, "more draws")
+        return _fault("few_relaxations", advice, relaxations=relaxations, times=times)
+    return None
+
+
 def _moving(
     row: Row, settings: Mapping[str, Any], limits: Limits, *, kind: Kind, direction: int
 ) -> Fault | None:
-    if not _moves(direction, row, limits):
+    if not (row["drift_p"] < limits.false_alarm and direction * row["drift"] > 0):
         return None
-    numbers = {name: row[name] for name in ("drift", "trend", "rhat")}
-    if direction * row["drift"] < -limits.max_drift:
-        numbers["times"] = _ratio(abs(row["drift"]), limits.max_drift)
-    if row["rhat"] > limits.max_rhat:
-        numbers["times_rhat"] = _times_rhat(row, limits)
-    return _fault(kind, _advice(row, limits, "more burn-in, or larger lr"), **numbers)
+    times = limits.false_alarm / max(row["drift_p"], 1e-12)
+    advice = _advice(row, limits, "more burn-in, or larger lr")
+    return _fault(kind, advice, drift=row["drift"], p=row["drift_p"], times=times)
 
 
 def _disagree(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
-    if not row["rhat"] > limits.max_rhat:
+    unlikely = row["disagreement_p"] < limits.false_alarm
+    if not (unlikely and row["spread"] > limits.min_spread):
         return None
-    # R-hat also compares the halves of each chain. Chains that all move the same way differ in
-    # their halves, and that is what is then said of them.
-    if _moves(1, row, limits) or _moves(-1, row, limits):
+    times = _ratio(row["spread"], limits.min_spread)
+    advice = _advice(row, limits, "more draws or burn-in")
+    return _fault("disagree", advice, spread=row["spread"], p=row["disagreement_p"], times=times)
+
+
+def _heavy_tails(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    share = row["heavy_tails"]
+    if not share > limits.max_heavy_tails:
         return None
-    numbers = {"rhat": row["rhat"], "times_rhat": _times_rhat(row, limits)}
-    return _fault("disagree", _advice(row, limits, "more draws or burn-in"), **numbers)
+    times = _ratio(share, limits.max_heavy_tails)
+    return _fault("heavy_tails", "lower lr, or larger batches", share=share, times=times)
+
+
+def _does_not_move(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    if not (row["value"] == 0 and row["standard_error"] == 0):
+        return None
+    if row["control"] == 0:
+        return _fault("weights_ignored", "the loss does not depend on these weights")
+    return _fault("does_not_move", "lower lr, or start='gaussian'")
 
 
 def _negative(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
@@ -272,21 +307,19 @@ def _negative(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | 
     return _fault("negative", meaning, value=row["value"])
 
 
-def _no_loss(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
-    if not 0 <= row["value"] < limits.min_value:
-        return None
-    return _fault("no_loss", "the loss does not depend on these weights", value=row["value"])
-
-
 def _noisy(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
     value, error = row["value"], row["standard_error"]
-    if not 0 <= value * limits.max_noise < error:
+    if not value >= 0 or error == 0:
         return None
     share = _ratio(error, value)
-    times = _ratio(share, limits.max_noise)
-    if value < error:
+    if share > max(limits.max_noise, 1.0):
+        times = _ratio(share, limits.max_noise)
         return _fault("noise_above_signal", "more draws", share=share, times=times)
-    return _fault("imprecise", "more draws, or larger batches", share=share, times=times)
+    times = max(_ratio(share, limits.max_noise), _ratio(row["imprecision"], limits.max_imprecision))
+    if not times > 1:
+        return None
+    advice = "more draws, or larger batches"
+    return _fault("imprecise", advice, share=row["imprecision"], times=times)
 
 
 def _above_target(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
@@ -297,30 +330,38 @@ def _above_target(row: Row, settings: Mapping[str, Any], limits: Limits) -> Faul
 
 
 def _prior_dominated(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
-    if limits.max_shrinkage >= 1:
+    share = row["control_ratio"]
+    if not share > limits.max_control_ratio:
         return None
-    times = _ratio(row["prior_part"], -math.log1p(-limits.max_shrinkage))
-    if not times > 1:
+    times = _ratio(share, limits.max_control_ratio)
+    return _fault("prior_dominated", "larger n_beta", share=share, times=times)
+
+
+def _pairing(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    share = row["pairing"]
+    if not share > limits.max_pairing:
         return None
-    share = 1 - math.exp(-row["prior_part"])
-    advice = "smaller localization, or larger n_beta"
-    return _fault("prior_dominated", advice, share=share, times=times)
+    advice = "control_variate=True, or batches of all rows"
+    return _fault("pairing", advice, share=share, times=_ratio(share, limits.max_pairing))
 
 
 RULES: tuple[Rule, ...] = (
     _too_few_draws,
+    _does_not_move,
     _spikes,
     _unstable,
     _rarely_accepted,
     _step_bias,
     _step_and_noise_bias,
+    _too_short,
     _few_relaxations,
     partial(_moving, kind="rising", direction=1),
     partial(_moving, kind="falling", direction=-1),
     _disagree,
+    _heavy_tails,
     _negative,
-    _no_loss,
     _noisy,
+    _pairing,
     _above_target,
     _prior_dominated,
 )
@@ -334,18 +375,6 @@ def _fault(kind: Kind, advice: str, **numbers: float) -> Fault:
 
 def _ratio(number: float, limit: float) -> float:
     return number / limit if limit else math.inf
-
-
-def _moves(direction: int, row: Row, limits: Limits) -> bool:
-    """Whether the trace still rises (1) or falls (−1)."""
-    # Geweke's z is below 0 when the trace rises.
-    drifts = direction * row["drift"] < -limits.max_drift
-    together = direction * row["trend"] > limits.max_trend
-    return drifts or (together and row["rhat"] > limits.max_rhat)
-
-
-def _times_rhat(row: Row, limits: Limits) -> float:
-    return _ratio(row["rhat"] - 1, limits.max_rhat - 1)
 
 
 def _advice(row: Row, limits: Limits, usual: str) -> str:

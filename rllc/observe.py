@@ -166,6 +166,15 @@ class Moment:
         """
         return self._stage.run(position, member)
 
+    def rise_at(self, position: Tensor, minibatch: int) -> Tensor:
+        """Return ℓ(v) − ℓ(w*) of each run, ``[run]``, on a minibatch of another stream.
+
+        Args:
+            position: v, ``[run, dim]``.
+            minibatch: its number, from 0 on.
+        """
+        return self._stage.rise_at(position, minibatch)
+
     def origin_gradient(self) -> Tensor:
         """Return the gradient at w* on the step's minibatch, ``[run, dim]``."""
         return self._stage.scene.gradient(self._stage.group)[self._stage.member]
@@ -173,6 +182,10 @@ class Moment:
     def mean_origin_gradient(self) -> Tensor:
         """Return the mean gradient at w* over 128 minibatches of their own, ``[run, dim]``."""
         return self._stage.surroundings.mean(self._stage.group)[self._stage.member]
+
+    def gradient_variance(self) -> Tensor:
+        """Return the variance of a minibatch's gradient at w* in each weight, ``[run, dim]``."""
+        return self._stage.surroundings.variance(self._stage.group)[self._stage.member]
 
     def jump(self) -> Jump:
         """Return the step that begins here, with losses and gradients at both ends.
@@ -237,6 +250,15 @@ class Stage:
         return self.loss.runs(
             self.group, members, position, center, batch, gradient=True, each=member is None
         )
+
+    def rise_at(self, position: Tensor, minibatch: int) -> Tensor:
+        """Losses minus those at w* on a minibatch of a stream of its own, ``[run]``."""
+        batch, center = self.surroundings.beside(minibatch)
+        # The loss that the centre is of; products may be of lower precision than this stage's.
+        runs = self.surroundings.loss.runs(
+            self.group, self.member, position, center, batch, gradient=False, each=False
+        )
+        return runs.losses - center.losses.double().mean()
 
     def batches(self, rows: Data) -> Iterator[tuple[Any, Any]]:
         """Rows in batches of the sampling's size, each with a key to find its centre by."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -19,7 +20,6 @@ from rllc.checks import (
     check_resume,
     check_same_baseline,
 )
-from rllc.diagnostics import standard_error
 from rllc.draws import Draws
 from rllc.engine.bind import bind
 from rllc.engine.chains import Chains, Pass, check_states
@@ -31,8 +31,10 @@ from rllc.observables import (
     acceptance,
     control_variate,
     discretisation,
+    loss_under_prior,
     max_curvature,
     minibatch_variance,
+    pairing,
     stability,
 )
 from rllc.observe import Observable, check_names
@@ -41,11 +43,8 @@ from rllc.refinement import DataLike, Refinement, WeightsLike
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
 from rllc.threads import chosen_for
+from rllc.uncertainty import mean_of_draws
 from rllc.watch import Watch
-
-RISE = 0.2
-"""Share of the draws, at the beginning, from which no noise is estimated: chains that start at w*
-still rise there."""
 
 
 class Step(NamedTuple):
@@ -205,8 +204,12 @@ class _Question:
 
     @property
     def settings(self) -> dict[str, object]:
-        fingerprints = refine.fingerprints(self.refinements)
-        return self.sampler.settings | self.sampling.settings | {"fingerprints": fingerprints}
+        return {
+            **self.sampler.settings,
+            **self.sampling.settings,
+            "relaxation": relaxation_of_draws(self.sampler, self.sampling),
+            "fingerprints": refine.fingerprints(self.refinements),
+        }
 
 
 class _Sample:
@@ -350,10 +353,11 @@ class _Sample:
         paired = loss - baseline
         if "control" in self.watch.columns:
             paired = paired - self.watch.columns["control"].array
-        errors = self.question.sampling.n_beta * standard_error(paired, discard=RISE)
-        for row, error in enumerate(errors):
-            if error <= target:
-                self.stopped.setdefault(row, self.num_draws)
+        relaxation = relaxation_of_draws(self.question.sampler, self.question.sampling)
+        error = mean_of_draws(paired, relaxation).standard_error
+        for row in np.flatnonzero(self.question.sampling.n_beta * error <= target).tolist():
+            if row not in self.stopped:
+                self.stopped[row] = self.num_draws
 
 
 def _built_in(sampler: Sampler, sampling: Sampling) -> dict[str, Observable]:
@@ -364,9 +368,13 @@ def _built_in(sampler: Sampler, sampling: Sampling) -> dict[str, Observable]:
     if not sampling.num_probes:
         return observables
     observables["max_curvature"] = max_curvature(sampler.lr)
+    if 0 < sampler.lr * sampler.localization < 4 and "half_width" not in sampler.options:
+        observables["loss_under_prior"] = loss_under_prior(sampler.lr, sampler.localization)
     law = sampler.law
     if law is None:
         return observables
+    if law.relaxation is not None and not sampling.control_variate:
+        observables["pairing"] = pairing(sampler)
     if law.largest_precision == law.largest_precision:  # it is known
         observables["stability"] = stability(sampler)
     if law.log_acceptance is not None:
@@ -400,3 +408,10 @@ def _positions(positions: list[tuple[Pass, Tensor]], num_chains: int, refinement
     order = torch.cat(chains).argsort()
     assert len(order) == num_chains
     return torch.cat(parts)[order]
+
+
+def relaxation_of_draws(sampler: Sampler, sampling: Sampling) -> float | None:
+    """What a draw remembers of the one before in the slowest direction; ``None`` if not known."""
+    if sampler.law is None or sampler.law.relaxation is None:
+        return None
+    return sampler.law.relaxation**sampling.num_steps_bw_draws

@@ -31,12 +31,15 @@ class Sampling:
         num_probes: at how many draws a step is looked at a second time, to tell whether it is too
             large; 0 is none. It changes no draw. A probe costs one evaluation; the largest
             curvature, measured once, 13 of one chain.
-        start: where chains start. ``"center"``: at w*, as in the paper. λ̂ is then too low by the
+        start: where chains start. ``None``: ``"gaussian"`` for a sampler whose law gives the width
+            of a direction, with a prior to hold it (no walls, and εγ of at least 0.004, so that
+            1000 steps forget a start), else ``"center"``.
+            ``"center"``: at w*, as in the paper. λ̂ is then too low by the
             share 1/(num_draws · εaᵢ) or so of each direction: 2.5 % at the paper's settings, 25 %
             at a tenth of its lr. ``"gaussian"``: at a draw from the local Gaussian approximation
             N(w*, 1/(aᵢ(1 − εaᵢ/4))), aᵢ = nβ hᵢ + γ (εaᵢ taken as 2 at most), for a sampler whose
             law gives that width. The curvature hᵢ of each weight is estimated from the variance of
-            128 minibatch gradients at w*: for a log loss near its minimum the Hessian is the Fisher
+            32 minibatch gradients at w*: for a log loss near its minimum the Hessian is the Fisher
             information. This removes the bias where hᵢ is right or nβ hᵢ is small beside γ. Where
             hᵢ is too low, chains come down from too wide.
         control_variate: subtract (g_B − ĝ)·(v − v*) from each draw, to first order what the slope
@@ -68,7 +71,7 @@ class Sampling:
     seed: int = 0
     first_chain: int = 0
     num_probes: int = 5
-    start: str = "center"
+    start: str | None = None
     control_variate: bool = False
     target_se: float | None = None
     autocast: str | None = None
@@ -88,9 +91,9 @@ class Sampling:
         target = self.target_se
         if not isinstance(self.seed, int):
             raise InputError(f"Sampling: `seed` must be an integer, got {self.seed!r}.")
-        if self.start not in ("center", "gaussian"):
+        if self.start not in (None, "center", "gaussian"):
             raise InputError(
-                f"Sampling: `start` must be 'center' or 'gaussian', got {self.start!r}."
+                f"Sampling: `start` must be 'center', 'gaussian' or None, got {self.start!r}."
             )
         if target is not None and not (isinstance(target, int | float) and target > 0):
             raise InputError(

@@ -43,12 +43,16 @@ TROUBLES: Mapping[Kind, Trouble] = {
     "step_bias": "step",
     "step_and_noise_bias": "step",
     "few_relaxations": "slow",
+    "too_short": "slow",
+    "does_not_move": "step",
+    "weights_ignored": "noise",
+    "heavy_tails": "noise",
+    "pairing": "noise",
     "rising": "slow",
     "falling": "slow",
     "disagree": "slow",
     "too_few_draws": "noise",
     "negative": "noise",
-    "no_loss": "noise",
     "noise_above_signal": "noise",
     "imprecise": "noise",
     "above_target": "noise",
@@ -98,13 +102,22 @@ _FIRST: Mapping[Trouble, tuple[tuple[str, int], ...]] = {
     "step": (("lr", -1), ("scale", -1)),
     "slow": (("lr", 1), ("localization", 1), ("n_beta", -1)),
     "noise": (("lr", 1), ("scale", -1)),
-    "prior": (("localization", -1), ("n_beta", 1)),
+    # Flat directions wander off where γ falls, so nβ rises first.
+    "prior": (("n_beta", 1), ("localization", -1)),
     "start": (("lr", 1), ("localization", 1)),
 }
 """Which moves are tried first, by what is wrong or makes most of the error."""
 
-_ALONE: Mapping[Kind, float] = {"too_few_draws": 10.0, "negative": 5.0, "no_loss": 5.0}
+_ALONE: Mapping[Kind, float] = {
+    "too_few_draws": 10.0,
+    "does_not_move": 10.0,
+    "weights_ignored": 10.0,
+    "negative": 5.0,
+}
 """Faults beside which no other counts, and how far from good they are."""
+
+_MOST_TIMES = 1e3
+"""The most times its limit that counts for a fault."""
 
 
 @dataclass(frozen=True)
@@ -341,8 +354,7 @@ def worst(estimate: Estimate) -> int:
 def gravest(estimate: Estimate) -> Trouble:
     """Return the trouble of the gravest fault of the worst refinement."""
     excesses = _excesses(estimate.faults[worst(estimate)], estimate.settings["lr"])
-    kind, _ = max(excesses, key=lambda key: excesses[key])
-    return TROUBLES[kind]
+    return TROUBLES[max(excesses, key=lambda kind: excesses[kind])]
 
 
 def sharpest_curvature(estimates: Iterable[Estimate]) -> float:
@@ -356,24 +368,19 @@ def sharpest_curvature(estimates: Iterable[Estimate]) -> float:
     return max(largest, default=0.0)
 
 
-def _excesses(faults: Sequence[Fault], lr: float) -> dict[tuple[Kind, str], float]:
+def _excesses(faults: Sequence[Fault], lr: float) -> dict[Kind, float]:
     """¼ + the logarithm of how many times its limit each number is that is beyond one."""
     for fault in faults:
         if fault.kind == "diverged":
             # Less for a smaller lr, so that a search goes there.
-            return {(fault.kind, ""): 30 * lr**0.1}
+            return {fault.kind: 30 * lr**0.1}
         if fault.kind in _ALONE:
-            return {(fault.kind, ""): _ALONE[fault.kind]}
-    excesses: dict[tuple[Kind, str], float] = {}
-    counted = set()
+            return {fault.kind: _ALONE[fault.kind]}
+    excesses = {}
     for fault in faults:
-        times = {name: n for name, n in fault.numbers.items() if name.startswith("times")}
-        for name, number in (times or {"times": 1.0}).items():
-            # A trace that rises first and then falls has R-hat in both faults.
-            if name not in counted:
-                excesses[fault.kind, name] = 0.25 + math.log(number)
-            if name != "times":
-                counted.add(name)
+        # A p-value of 1e-12 is no worse than one of 1e-6: neither says by how much.
+        times = min(fault.numbers.get("times", 1.0), _MOST_TIMES)
+        excesses[fault.kind] = 0.25 + math.log(times)
     return excesses
 
 

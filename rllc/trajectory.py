@@ -35,6 +35,7 @@ class Trajectory:
         steps: training step of each checkpoint, rising.
         value: ``[checkpoint, refinement]``, as in :class:`rllc.Estimate`.
         standard_error: ``[checkpoint, refinement]``.
+        dof: ``[checkpoint, refinement]``: degrees of freedom of that error.
         rhat: ``[checkpoint, refinement]``.
         ess: ``[checkpoint, refinement]``.
         per_chain: ``[checkpoint, refinement, chain]``.
@@ -48,6 +49,7 @@ class Trajectory:
     steps: tuple[int, ...]
     value: np.ndarray
     standard_error: np.ndarray
+    dof: np.ndarray
     rhat: np.ndarray
     ess: np.ndarray
     per_chain: np.ndarray
@@ -170,7 +172,7 @@ class Trajectory:
             ) from error
         axes = ("checkpoint", "refinement")
         arrays: dict[str, Any] = {"llc": (axes, self.value)}
-        for name in ("standard_error", "rhat", "ess"):
+        for name in ("standard_error", "dof", "rhat", "ess"):
             arrays[name] = (axes, getattr(self, name))
         for name, array in self.diagnostics.items():
             arrays[name] = (axes, array)

@@ -245,6 +245,7 @@ def trajectory() -> rllc.Trajectory:
         steps=tuple(int(step) for step in STEPS),
         value=both,
         standard_error=both,
+        dof=both,
         rhat=both,
         ess=both,
         per_chain=both[:, :, None],

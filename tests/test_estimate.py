@@ -286,10 +286,10 @@ def test_the_dataframe(est: rllc.Estimate) -> None:
 
 
 def test_a_file_holds_everything(est: rllc.Estimate, tmp_path: Path) -> None:
-    strict = est.judge(Limits(max_rhat=0.5, max_noise=1e-6))
+    strict = est.judge(Limits(max_noise=1e-6))
     assert all(strict.faults)
     again = rllc.Estimate.load(strict.save(tmp_path / "estimate.npz"))
-    for name in ("value", "standard_error", "rhat", "ess", "per_chain"):
+    for name in ("value", "standard_error", "dof", "rhat", "ess", "per_chain", "llc"):
         assert np.array_equal(getattr(again, name), getattr(est, name), equal_nan=True)
     assert again.diagnostics.keys() == est.diagnostics.keys()
     assert again.names == est.names
@@ -348,11 +348,15 @@ def test_several_chains_that_diverged() -> None:
     [
         (5 + NOISE, "ok"),
         (NOISE * 1e-9 + np.zeros((4, 200)) + 1e-3, "ok"),
-        (5 + NOISE + np.arange(4)[:, None], "chains disagree (R-hat): more draws or burn-in"),
+        (
+            5 + NOISE + np.arange(4)[:, None],
+            "chains disagree (they differ by 20%): more draws or burn-in; "
+            "imprecise (± 26%): more draws, or larger batches",
+        ),
         (-5 + NOISE, "negative: w* is not a minimum for this data, or noise exceeds signal"),
         (NOISE - NOISE.mean() + 1e-3, "noise exceeds signal: more draws"),
         (5 + NOISE[:, :3], "too few draws for a standard error: at least 4"),
-        (np.zeros((4, 200)), "ok"),
+        (np.zeros((4, 200)), "chains do not move: lower lr, or start='gaussian'"),
     ],
 )
 def test_status_of_chains_that_did_not(llc: np.ndarray, status: str) -> None:
@@ -365,8 +369,7 @@ def test_chains_that_all_rise_are_not_said_to_disagree() -> None:
     assert rising.rhat > 1.1
     (fault,) = rising.faults
     assert fault.kind == "rising"
-    assert fault.numbers["times_rhat"] == pytest.approx((rising.rhat - 1) / 0.1)
-    assert fault.numbers["trend"] > 4
+    assert fault.numbers["p"] < 1e-3
 
 
 def test_negative_values_are_kept() -> None:
@@ -383,7 +386,8 @@ def test_judging_again_changes_faults_and_no_number() -> None:
     assert usual.status == ("ok",)
     (fault,) = strict.faults[0]
     assert fault.kind == "imprecise"
-    assert fault.numbers["share"] == usual.standard_error[0] / usual.value[0]
-    assert math.isclose(fault.numbers["times"], fault.numbers["share"] / 1e-3)
+    assert fault.numbers["share"] == usual.mean.imprecision()[0]
+    share = usual.standard_error[0] / usual.value[0]
+    assert math.isclose(fault.numbers["times"], share / 1e-3)
     assert np.array_equal(usual.value, strict.value)
     assert rllc.Estimate.of(draws, Limits(max_noise=1e-3)).faults == strict.faults

@@ -276,7 +276,7 @@ def test_another_sampler_called_sgld_gets_no_wrong_diagnostics() -> None:
     assert np.isnan(rllc.Estimate.of(draws).diagnostics["acceptance"]).all()
     started = replace(sampling, start="gaussian")
     with pytest.raises(InputError, match="needs a sampler whose law"):
-        observed({}, sampling=started, sampler=renamed(rllc.sghmc(), "sgld"))
+        observed({}, sampling=started, sampler=renamed(rllc.rmsprop_sgld(), "sgld"))
 
 
 def test_a_sampler_without_a_law_is_unknown() -> None:

@@ -49,6 +49,7 @@ def an_estimate(**values_of_data: np.ndarray) -> rllc.Estimate:
     return rllc.Estimate(
         value=value,
         standard_error=0.1 + 0.01 * np.arange(len(value)),
+        dof=nothing,
         rhat=nothing,
         ess=nothing,
         per_chain=nothing[:, None],

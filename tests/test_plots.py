@@ -10,11 +10,10 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from texts import apart, written
-from tiny import QUIET, SHORT, tiny_model, tiny_tokens
+from tiny import LAX, QUIET, SHORT, tiny_model, tiny_tokens
 
 import rllc
 from rllc.calibrate import Calibration, calibrate
-from rllc.faults import Limits
 from rllc.plots import plot_calibration, plot_resolution
 from rllc.resolution import Resolution
 
@@ -126,16 +125,7 @@ def test_diverged_heads_are_crosses() -> None:
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
     """12 settings, of which the limits call only those with lr = 1000 not good."""
-    lenient = Limits(
-        max_rhat=1e9,
-        max_noise=1e9,
-        max_drift=1e9,
-        max_trend=1e9,
-        max_step=0.9,
-        max_spikes=1e9,
-        min_acceptance=0.0,
-        min_stability=0.0,
-    )
+    lenient = replace(LAX, max_step=0.9)
     return calibrate(
         tiny_model(),
         tiny_tokens(),

@@ -78,7 +78,9 @@ def test_other_proposals_are_not_judged(sampler: rllc.Sampler) -> None:
     draws = rllc.sample(
         tiny_model(), tiny_tokens(), "0:1", sampler=sampler, sampling=SHORT, compute=QUIET
     )
-    assert set(draws.observed) == {"minibatch_variance", "max_curvature", "stability"}
+    known = {"minibatch_variance", "max_curvature", "stability", "loss_under_prior"}
+    assert not {"acceptance", "discretisation"} & set(draws.observed)
+    assert set(draws.observed) <= known
     assert np.isnan(rllc.Estimate.of(draws).diagnostics["acceptance"]).all()
 
 
@@ -171,6 +173,8 @@ def test_probes_change_no_draw_and_can_be_left_out() -> None:
     assert {name: array.shape for name, array in draws[1].observed.items()} == {
         "minibatch_variance": (6, 2, 5),
         "max_curvature": (6,),
+        "loss_under_prior": (6, 4, 8),
+        "pairing": (6,),
         "stability": (6,),
         "acceptance": (6, 2, 3),
         "discretisation": (6, 2, 3),

@@ -15,7 +15,7 @@ MODEL, DATA = tiny_model(), {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
 KEEP = rllc.Compute(keep_states=True, progress=False)
 TOKENS = {"tokens": rllc.minibatch_losses(), "rows": rllc.minibatch_rows()}
 WEIGHTS = ["0:1", "1:2", rllc.parameters("unembed.*").named("unembedding")]
-SAMPLING = rllc.Sampling(num_chains=3, num_draws=13, batch_size=4)
+SAMPLING = rllc.Sampling(num_chains=3, num_draws=13, batch_size=4, start="center")
 
 
 def draw(num_draws: int, sampling: rllc.Sampling = SAMPLING, **options) -> rllc.Draws:
@@ -116,7 +116,7 @@ def test_a_diverged_chain_stays_diverged_and_its_neighbours_go_on() -> None:
         "sharp": rllc.parameters("v", index=slice(2, 4)),
     }
     options = {"model": model, "data": x, "weights": weights, "loss": loss_of_quadratic}
-    sampling = rllc.Sampling(2, batch_size=8, num_burnin_steps=1)
+    sampling = rllc.Sampling(2, batch_size=8, num_burnin_steps=1, start="center")
     whole, short = draw(30, sampling, **options), draw(12, sampling, **options)
     assert (short.diverged[1] >= 0).all()
     found = draw(30, sampling, **options, resume=short)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,10 +68,22 @@ def test_where_it_is_seen_the_first_draw_is_near_the_stationary_value() -> None:
     assert center < 0.6 * law.value
 
 
-def test_starting_from_w_star_stays_the_default_and_other_words_are_refused() -> None:
-    assert rllc.Sampling().start == "center"
+def test_chains_start_from_the_gaussian_where_a_law_gives_its_width() -> None:
+    options = {"sampling": replace(SHORT, start=None), "compute": QUIET}
+    starts = []
+    lawless = replace(rllc.sgld(), law=None)
+    for sampler in (rllc.sgld(), rllc.sghmc(), rllc.rmsprop_sgld(), lawless, rllc.sgld(1e-3, 0.0)):
+        draws = rllc.sample(tiny_model(), tiny_tokens(), "0:1", sampler=sampler, **options)
+        starts.append(draws.settings["start"])
+    assert starts == ["gaussian", "gaussian", "center", "center", "center"]
+    slow = rllc.sgld(lr=1e-6)
+    draws = rllc.sample(tiny_model(), tiny_tokens(), "0:1", sampler=slow, **options)
+    assert draws.settings["start"] == "center"
+
+
+def test_other_starts_are_refused() -> None:
     with pytest.raises(
-        rllc.InputError, match="`start` must be 'center' or 'gaussian', got 'prior'"
+        rllc.InputError, match="`start` must be 'center', 'gaussian' or None, got 'prior'"
     ):
         rllc.Sampling(start="prior")
     with pytest.raises(rllc.InputError, match="start='gaussian' needs a localization above 0"):
@@ -175,7 +188,7 @@ def test_target_se_is_for_sample_not_for_iterate_and_must_be_positive() -> None:
 def test_bfloat16_products_change_draws_by_rounding_only(loss) -> None:
     model, data = tiny_model(), tiny_tokens()
     exact = rllc.sample(model, data, rllc.heads(model), loss=loss, sampling=SHORT, compute=QUIET)
-    low = rllc.Sampling(num_chains=2, num_draws=5, batch_size=4, autocast="bfloat16")
+    low = replace(SHORT, autocast="bfloat16")
     rounded = rllc.sample(model, data, rllc.heads(model), loss=loss, sampling=low, compute=QUIET)
     assert not np.array_equal(exact.loss, rounded.loss)
     assert np.abs(exact.loss - rounded.loss).max() < 0.02  # bfloat16 has 8 bits
@@ -185,7 +198,7 @@ def test_bfloat16_products_change_draws_by_rounding_only(loss) -> None:
 
 def test_bfloat16_products_in_any_module() -> None:
     model, x = torch.nn.Linear(3, 1), torch.randn(8, 3)
-    low = rllc.Sampling(num_chains=2, num_draws=5, batch_size=4, autocast="bfloat16")
+    low = replace(SHORT, autocast="bfloat16")
     exact = rllc.sample(model, x, loss=square, sampling=SHORT, compute=QUIET)
     rounded = rllc.sample(model, x, loss=square, sampling=low, compute=QUIET)
     difference = np.abs(exact.loss - rounded.loss).max()

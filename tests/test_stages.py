@@ -32,6 +32,7 @@ def trajectory_of(values: np.ndarray, errors: np.ndarray) -> rllc.Trajectory:
         steps=tuple(int(step) for step in STEPS),
         value=value,
         standard_error=np.stack([zeros, errors, zeros], 1),
+        dof=value,
         rhat=value,
         ess=value,
         per_chain=value[:, :, None],

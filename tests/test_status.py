@@ -120,13 +120,11 @@ def test_what_the_step_size_adds() -> None:
     assert llc.faults[0].numbers["times"] == pytest.approx(4, abs=0.1)
 
 
-@pytest.mark.parametrize(
-    ("dim", "problem"), [(2000, "still rising"), (3, "chains disagree (R-hat)")]
-)
-def test_steps_too_small(dim: int, problem: str) -> None:
+@pytest.mark.parametrize("dim", [2000, 3])
+def test_steps_too_small(dim: int) -> None:
     llc = estimate_on(Surface(square, dim=dim), lr=1e-7, gamma=50.0, num_burnin_steps=0)
     advice = "steps too small (acceptance 1), larger lr"
-    assert llc.status.startswith(f"{problem}: {advice}")
+    assert llc.status.startswith(f"too short (flat directions lack 99.9%): {advice}")
 
 
 def test_a_trace_that_still_rises() -> None:
@@ -138,17 +136,18 @@ def test_a_trace_that_falls_because_the_weights_are_no_minimum() -> None:
     surface = Surface(square, dim=300, start=3.0)
     changes = {"n_beta": 100.0, "num_burnin_steps": 0, "num_draws": 400}
     llc = estimate_on(surface, lr=2e-4, gamma=1.0, **changes)
-    assert "still falling: more burn-in" in llc.status
+    assert "still falling" in llc.status
     assert "negative: w* is not a minimum for this data, or noise exceeds signal" in llc.status
 
 
-def test_chains_in_different_valleys() -> None:
+def test_chains_in_different_valleys_are_never_ok() -> None:
     def valleys(v: Tensor) -> Tensor:
         depth = torch.where(v > 0, 1.0, 0.5)
         return (depth * (v.abs() - 1).square() * 10 - depth).sum()
 
     llc = estimate_on(Surface(valleys, dim=1), lr=3e-3, gamma=0.01)
-    assert "chains disagree (R-hat): more draws or burn-in" in llc.status
+    # γ is so small that the slowest direction cannot have relaxed.
+    assert llc.status.startswith("too short")
 
 
 def test_noise_above_the_signal() -> None:
@@ -161,7 +160,9 @@ def test_noise_above_the_signal() -> None:
         sampling=rllc.Sampling(num_draws=40, batch_size=2),
         compute=QUIET,
     )
-    assert estimate["everything"].status == "noise exceeds signal: more draws"
+    (kind,) = {fault.kind for fault in estimate["everything"].faults}
+    # Noise decides the sign.
+    assert kind in ("noise_above_signal", "negative")
 
 
 def test_limits_decide_what_is_a_fault() -> None:
@@ -175,7 +176,15 @@ def test_limits_decide_what_is_a_fault() -> None:
 
 NOTHING_KNOWN = dict.fromkeys(
     (
-        *("value", "standard_error", "rhat", "ess", *rllc.diagnose.DIAGNOSTICS),
+        *(
+            "value",
+            "standard_error",
+            "dof",
+            "imprecision",
+            "rhat",
+            "ess",
+            *rllc.diagnose.DIAGNOSTICS,
+        ),
         *(f"{part}_part" for part in rllc.diagnose.PARTS),
     ),
     math.nan,
@@ -215,15 +224,16 @@ def test_no_rule_judges_what_is_not_known(rule: Callable[..., object], limits: L
 
 def test_the_severest_fault_is_first() -> None:
     settings = rllc.sgld().settings | rllc.Sampling().settings
-    row = NOTHING_KNOWN | {"value": -1.0, "standard_error": 0.1, "rhat": 1.5, "spikes": 2.0}
+    apart = {"disagreement_p": 1e-6, "spread": 0.5}
+    row = NOTHING_KNOWN | {"value": -1.0, "standard_error": 0.1, "spikes": 2.0} | apart
     faults = faults_of(row, settings, Limits())
     assert [fault.kind for fault in faults] == ["spikes", "disagree", "negative"]
 
 
 @pytest.mark.parametrize("value", ["1", None, math.nan])
 def test_limits_are_numbers(value: object) -> None:
-    with pytest.raises(InputError, match="Limits: `max_rhat` must be a number, got"):
-        Limits(max_rhat=value)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="Limits: `max_step` must be a number, got"):
+        Limits(max_step=value)  # type: ignore[arg-type]
 
 
 def test_a_search_tries_a_setting_at_least() -> None:
@@ -236,13 +246,15 @@ def test_a_calibration_is_stricter_than_a_status_in_every_limit_it_changes() -> 
     row = NOTHING_KNOWN | {
         "value": 1.0,
         "standard_error": 2.0,
-        "rhat": 1.5,
+        "disagreement_p": 1e-6,
+        "spread": 0.5,
         "stability": 0.5,
         "acceptance": 0.001,
         "discretisation": 0.3,
         "step_part": -math.log1p(-0.3),
         "spikes": 1.0,
-        "drift": -5.0,
+        "drift": 5.0,
+        "drift_p": 1e-6,
     }
     settings = rllc.sgld().settings | rllc.Sampling().settings
     by_status = {fault.kind for fault in faults_of(row, settings, Limits())}
@@ -271,7 +283,7 @@ def test_the_control_is_what_the_prior_alone_gives() -> None:
     prior = 0.5 * 30 * float(h.sum()) / (50 * (1 - 4e-3 * 50 / 4))
     assert abs(control.value[0] - prior) < 5 * control.standard_error[0]
     assert control.standard_error[0] < 0.03 * prior
-    assert control.settings["sampler"] == "sgld without loss"
+    assert control.settings["sampler"] == "prior_alone"
     estimate = rllc.estimate(Quadratic(h), data, **arguments)
     law = SGLDLaw(h.numpy(), lr=4e-3, localization=50.0, n_beta=30.0)
     error = estimate.standard_error[0]

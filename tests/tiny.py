@@ -11,7 +11,23 @@ from rllc.seeds import generator
 
 SIZES = {"n_layers": 2, "d_model": 12, "n_heads": 3, "d_head": 4, "n_ctx": 8, "d_vocab": 11}
 QUIET = rllc.Compute(progress=False)
-SHORT = rllc.Sampling(num_chains=2, num_draws=5, batch_size=4)
+SHORT = rllc.Sampling(num_chains=2, num_draws=5, batch_size=4, start="center")
+
+LAX = rllc.Limits(
+    max_spikes=1e9,
+    min_stability=0.0,
+    min_acceptance=0.0,
+    max_step=1e9,
+    max_missing=1e9,
+    min_relaxation_times=0.0,
+    false_alarm=0.0,
+    max_heavy_tails=1.0,
+    max_noise=1e9,
+    max_imprecision=1e9,
+    max_control_ratio=1e9,
+    max_pairing=1e9,
+)
+"""Limits that nothing but a negative value or chains that do not move offend."""
 
 
 def tiny_model(seed: int = 0, **changes: object) -> AttentionOnly:

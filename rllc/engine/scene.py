@@ -16,11 +16,14 @@ from rllc.loss import Batch, Center, Loss
 from rllc.sampling import Sampling
 from rllc.seeds import stable_hash
 
-_LOOKS = 128
-"""Minibatches whose gradients at w* tell the mean slope and the curvature of each weight.
+_LOOKS_FOR_SLOPE = 128
+"""Minibatches whose gradients at w* tell the mean slope, for the control variate.
 
 The same number for any ``num_draws``, so that chains that go on are those of a longer run. With 200
 draws, as many more would take the share of the slope's noise that is left from about 8 to 4 %."""
+
+_LOOKS_FOR_WIDTH = 32
+"""The same where only the curvature of each weight is asked for, which may be wrong by a quarter."""
 
 
 class Surroundings:
@@ -40,6 +43,7 @@ class Surroundings:
     ) -> None:
         self.loss, self.data, self.groups = loss, data, groups
         self.sampling, self.device = sampling, device
+        self.looks = _LOOKS_FOR_SLOPE if sampling.control_variate else _LOOKS_FOR_WIDTH
         self.predictions = 0
         """Predictions in a minibatch, known once a gradient was asked for."""
 
@@ -49,7 +53,15 @@ class Surroundings:
 
     def variance(self, group: Group) -> Tensor:
         """Variance of a minibatch's gradient, ``[member, dim]``."""
-        return self._moments[self._index(group)][1] / (_LOOKS - 1)
+        return self._moments[self._index(group)][1] / (self.looks - 1)
+
+    def beside(self, minibatch: int) -> tuple[Batch, Center]:
+        """A minibatch of a stream that no chain sees, and the unmoved model on it."""
+        sampling = self.sampling
+        stream = ("beside", sampling.seed)
+        rows = Minibatches(len(self.data), sampling.batch_size, stream)[minibatch]
+        batch = self.data.take(rows, self.device)
+        return batch, self.loss.center(batch, stable_hash(*stream, minibatch))
 
     def gradients(self, at: Center, batch: Batch, seed: int) -> list[Tensor]:
         """The gradient at w* on a minibatch ``[member, dim]``, for each group, in one pass."""
@@ -62,12 +74,12 @@ class Surroundings:
 
     @cached_property
     def _moments(self) -> list[tuple[Tensor, Tensor]]:
-        """Mean and sum of squares around it, by Welford: 128 gradients at once need not fit."""
+        """Mean and sum of squares around it, by Welford: all gradients at once need not fit."""
         sampling = self.sampling
         seed_of_minibatches = ("look around", sampling.seed)
         minibatches = Minibatches(len(self.data), sampling.batch_size, seed_of_minibatches)
         moments: list[tuple[Tensor, Tensor]] = []
-        for look in range(_LOOKS):
+        for look in range(self.looks):
             seed = stable_hash("look around", sampling.seed, look)
             batch = self.data.take(minibatches[look], self.device)
             at = self.loss.center(batch, seed)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rllc.engine.lanczos import largest_eigenvalue
 from rllc.observe import Moment, Observable
 from rllc.samplers import Sampler
 from rllc.seeds import generator
@@ -61,11 +62,7 @@ class _MaxCurvature:
         return torch.stack(values)
 
     def of_run(self, moment: Moment, run: int) -> Tensor:
-        """Lanczos' method by its recurrence of three terms.
-
-        It makes more of the vectors of a power iteration, so that it needs fewer products. That it
-        loses their orthogonality makes it find an eigenvalue twice, which does no harm.
-        """
+        """The largest eigenvalue of one run's Hessian, from differences of gradients."""
         origin = moment.origin[run]
         typical_weight = float(origin.square().mean().sqrt())
         eta = max(math.sqrt(self.lr) / 4, 0.01 * typical_weight)
@@ -75,27 +72,15 @@ class _MaxCurvature:
             assert slope is not None
             return slope[0].double()
 
-        dim = len(origin)
-        stream = generator("curvature", dim)
-        start = torch.randn(dim, generator=stream, dtype=torch.float64)
         slope_at_origin = gradient(origin)
-        vector = (start / start.norm()).to(origin.device)
-        previous = torch.zeros_like(vector)
-        length = torch.zeros((), dtype=torch.float64, device=origin.device)
-        diagonal: list[Tensor] = []
-        off_diagonal: list[Tensor] = []
-        for _ in range(min(_LANCZOS_STEPS, dim)):
+
+        def product(vector: Tensor) -> Tensor:
             moved = gradient(origin + (eta * vector).to(origin.dtype))
-            product = (moved - slope_at_origin) / eta - length * previous
-            diagonal.append(product @ vector)
-            product -= diagonal[-1] * vector
-            length = product.norm()
-            # There is no further direction: what is left is rounding.
-            exhausted = length < _ROUNDING * torch.stack(diagonal).abs().max()
-            length = torch.where(exhausted, 0.0, length)
-            previous, vector = vector, torch.where(exhausted, 0.0, product / length)
-            off_diagonal.append(length)
-        return _largest_eigenvalue(diagonal, off_diagonal[:-1])
+            return (moved - slope_at_origin) / eta
+
+        dim = len(origin)
+        start = torch.randn(dim, generator=generator("curvature", dim), dtype=torch.float64)
+        return largest_eigenvalue(product, start.to(origin.device), _LANCZOS_STEPS, _ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -108,14 +93,3 @@ class _Stability:
         assert law is not None
         precision = moment.n_beta * curvature + self.sampler.localization
         return law.largest_precision / precision.clamp(min=1e-30)
-
-
-def _largest_eigenvalue(diagonal: list[Tensor], off_diagonal: list[Tensor]) -> Tensor:
-    """Of a symmetric tridiagonal matrix; NaN where an entry is not finite."""
-    matrix = torch.diag(torch.stack(diagonal))
-    if off_diagonal:
-        beside = torch.stack(off_diagonal)
-        matrix = matrix + torch.diag(beside, 1) + torch.diag(beside, -1)
-    finite = matrix.isfinite().all()
-    eigenvalues = torch.linalg.eigvalsh(torch.where(finite, matrix, 0.0))
-    return torch.where(finite, eigenvalues[-1], math.nan)

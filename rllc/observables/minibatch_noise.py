@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from rllc.biases import pairing_bias
 from rllc.observe import Moment, Observable
+from rllc.samplers import Sampler
 
 
 def minibatch_variance() -> Observable:
@@ -18,6 +22,40 @@ def minibatch_variance() -> Observable:
     1 − batch/rows. It is 0 on full batches, and NaN for a minibatch of one row of several.
     """
     return Observable(_minibatch_variance)
+
+
+def pairing(sampler: Sampler) -> Observable:
+    """What λ̂ gains because the minibatches of one epoch exclude each other.
+
+    Measured where an epoch has 2 to 99 minibatches, else 0. It is
+    :func:`rllc.biases.pairing_bias` with the curvatures taken as 0, which is the most that it can
+    be, and the gradients' variance at w* from 32 minibatches.
+
+    Args:
+        sampler: its lr and localization are used.
+    """
+    return Observable(_Pairing(sampler.lr, sampler.localization), at="start")
+
+
+@dataclass(frozen=True)
+class _Pairing:
+    lr: float
+    localization: float
+
+    def __call__(self, moment: Moment) -> Tensor:
+        minibatches = moment.num_rows // len(moment.rows)
+        if not 1 < minibatches < 100:
+            return torch.zeros(len(moment.chain), dtype=torch.float64)
+        variance = moment.gradient_variance().double().sum(1)
+        per_variance = pairing_bias(
+            [0.0],
+            1.0,
+            minibatches,
+            lr=self.lr,
+            localization=self.localization,
+            n_beta=moment.n_beta,
+        )
+        return per_variance * variance
 
 
 def _minibatch_variance(moment: Moment) -> Tensor:

@@ -35,6 +35,7 @@ from __future__ import annotations
 from rllc.samplers.hmc import HMCState, hmc, mala
 from rllc.samplers.law import Jump, Law
 from rllc.samplers.prior import Prior, box, gaussian
+from rllc.samplers.prior_alone import prior_alone
 from rllc.samplers.rmsprop_sgld import RMSPropSGLDState, rmsprop_sgld
 from rllc.samplers.sampler import Energy, Random, Sampler
 from rllc.samplers.sghmc import SGHMCState, sghmc
@@ -57,6 +58,7 @@ __all__ = [
     "gaussian",
     "hmc",
     "mala",
+    "prior_alone",
     "rmsprop_sgld",
     "sghmc",
     "sgld",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rllc.errors import InputError
+from rllc.samplers.law import Law
 from rllc.samplers.prior import Prior, chosen
 from rllc.samplers.sampler import Energy, Random, Sampler
 
@@ -53,7 +54,7 @@ def mala(
     """
     prior = chosen("mala", localization, prior)
     step = _Step(lr, 1, 0.0, prior)
-    return Sampler("mala", lr, prior.localization, _init, step, prior.options, full_batch=True)
+    return Sampler("mala", lr, prior.localization, _init, step, prior.options, True, _law(prior))
 
 
 def hmc(
@@ -112,11 +113,16 @@ def hmc(
         )
     options = {"num_leapfrog_steps": num_leapfrog_steps, "jitter": jitter, **prior.options}
     step = _Step(lr, num_leapfrog_steps, jitter, prior)
-    return Sampler("hmc", lr, prior.localization, _init, step, options, full_batch=True)
+    return Sampler("hmc", lr, prior.localization, _init, step, options, True, _law(prior))
 
 
 def _init(position: Tensor) -> HMCState:
     return HMCState(position.clone(), position)
+
+
+def _law(prior: Prior) -> Law:
+    # 1/√a, the target's own. From w* in thousands of dimensions no proposal would be accepted.
+    return Law(deviation=None if prior.has_walls else torch.rsqrt)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Law:
     Args:
         largest_precision: a direction of precision a = nβh + γ is stable iff a is below this;
             infinity if every one is, NaN if it is not known.
+        relaxation: r, what the loss remembers of a step before in the slowest direction, that which
+            only the prior holds; ``None`` if it is not known.
         deviation: stationary standard deviation of a direction of precision a on a quadratic with
             exact gradients, for a tensor of precisions. ``start="gaussian"`` needs it.
         log_acceptance: ``log_acceptance(jump) [run]``, float64: the logarithm of
@@ -44,6 +46,7 @@ class Law:
     """
 
     largest_precision: float = math.nan
+    relaxation: float | None = None
     deviation: Callable[[Tensor], Tensor] | None = None
     log_acceptance: Callable[[Jump], Tensor] | None = None
     step_adds: bool = False

@@ -76,7 +76,8 @@ def sghmc(
 
     options = {"momentum": momentum, **prior.options}
     step = _Step(lr, momentum, prior)
-    law = Law(largest_precision=4 / lr)
+    deviation = None if prior.has_walls else torch.rsqrt  # 1/√a, the target's own
+    law = Law(largest_precision=4 / lr, deviation=deviation)
     return Sampler("sghmc", lr, prior.localization, _init, step, options, law=law)
 
 

@@ -82,7 +82,19 @@ class Langevin:
         """Everything that is known; inside a box, only what makes a step unstable."""
         if box:
             return Law(largest_precision=4 / self.lr)
-        return Law(4 / self.lr, self.deviation, self.log_acceptance, step_adds=True)
+        return Law(
+            largest_precision=4 / self.lr,
+            relaxation=self.relaxation,
+            deviation=self.deviation,
+            log_acceptance=self.log_acceptance,
+            step_adds=True,
+        )
+
+    @property
+    def relaxation(self) -> float | None:
+        """(1 − εγ/2)², the square because λ̂ is a sum of squares; ``None`` where γ holds nothing."""
+        memory = (1 - self.lr * self.localization / 2) ** 2
+        return memory if memory < 1 else None
 
     def deviation(self, precision: Tensor) -> Tensor:
         """1/√(a(1 − εa/4)), with εa taken as 2 at most."""

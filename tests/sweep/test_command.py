@@ -23,7 +23,13 @@ def spec(folder: Path, run: Path, **changes: object) -> str:
         "data": {"a": "a.npz", "b": "b.npz"},
         "store": "sweep",
         "weights": "heads",
-        "sampling": {"num_chains": 2, "num_draws": 5, "batch_size": 4, "num_probes": 0},
+        "sampling": {
+            "num_chains": 2,
+            "num_draws": 5,
+            "batch_size": 4,
+            "num_probes": 0,
+            "start": "center",
+        },
         "sampler": {"sampler": "sgld", "lr": 1e-3, "localization": 200.0},
     }
     given = {name: value for name, value in (fields | changes).items() if value is not None}

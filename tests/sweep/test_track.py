@@ -30,7 +30,8 @@ from rllc.sweep.store import Store
 
 
 def without_observed(settings) -> dict[str, object]:
-    return {name: value for name, value in settings.items() if name != "observed"}
+    of_draws = ("observed", "relaxation")
+    return {name: value for name, value in settings.items() if name not in of_draws}
 
 
 def test_a_sweep_is_an_estimate_at_each_checkpoint(run, unbroken) -> None:
