@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rllc import data, diagnostics, models, samplers, testing, theory
+from rllc import data, diagnostics, models, observables, plots, samplers, testing, theory, training
 
 # which weights, which data
 from rllc.data.tokens import Tokens
@@ -11,15 +11,15 @@ from rllc.weights import Weights, everything, head, heads, layer, masks, paramet
 
 # how to sample, and the loss
 from rllc.loss import distillation, next_token
-from rllc.observables import distance, losses_on, minibatch_losses, minibatch_rows
+from rllc.observables import distance, losses_on
 from rllc.observe import Moment, Observable
-from rllc.sample import Step, iterate, sample
+from rllc.sample import iterate, sample
 from rllc.sampling import Compute, Sampling
-from rllc.samplers import Prior, Sampler, box, gaussian, hmc, mala, rmsprop_sgld, sghmc, sgld
+from rllc.samplers import Sampler, box, gaussian, rmsprop_sgld, sgld
 
 # results: one estimate, and estimates over training
 from rllc.draws import Draws
-from rllc.estimate import LLC, Estimate, control, estimate
+from rllc.estimate import Estimate, control, estimate
 from rllc.sweep.track import track
 from rllc.sweep.cost import sweep_cost
 from rllc.sweep.store import Store
@@ -34,10 +34,9 @@ from rllc.tracker import Tracker
 # models, checkpoints, training
 from rllc.models.checkpoints import Checkpoint, checkpoints
 from rllc.models.loading import load
-from rllc.training import Training, schedule, train
+from rllc.training import Training, train
 
 # figures, and all of a sweep on one page
-from rllc.plots import plot_against, plot_calibration, plot_curves, plot_data_pair
 from rllc.plots import plot_heads, plot_resolution, plot_traces, plot_trajectory
 from rllc.sweep.report import report
 

@@ -43,7 +43,7 @@ def test_settings_are_of_sampler_and_sampling() -> None:
     assert settings["n_beta"] == 30
 
 
-@pytest.mark.parametrize("observe", [{}, {"tokens": rllc.minibatch_losses()}])
+@pytest.mark.parametrize("observe", [{}, {"tokens": rllc.observables.minibatch_losses()}])
 def test_a_file_holds_everything(tmp_path: Path, observe: dict[str, rllc.Observable]) -> None:
     found = draws(observe=observe)
     again = rllc.Draws.load(found.save(tmp_path / "draws.npz"))

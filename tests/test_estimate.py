@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import rllc
 from rllc.diagnostics import standard_error
 from rllc.errors import FileError, InputError
+from rllc.estimate import LLC
 from rllc.faults import Fault
 from rllc.limits import Limits
 from rllc.names import Names
@@ -308,7 +309,7 @@ def test_damaged_files_are_refused(est: rllc.Estimate, tmp_path: Path) -> None:
 # Trouble, in draws made by hand.
 
 
-def estimate_of(llc: np.ndarray, diverged: object = -1) -> rllc.LLC:
+def estimate_of(llc: np.ndarray, diverged: object = -1) -> LLC:
     """The summary of draws whose contributions are ``llc [chain, draw]``."""
     loss = np.asarray(llc, dtype=float)[None]
     draws = rllc.Draws(

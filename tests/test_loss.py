@@ -445,7 +445,7 @@ def test_an_attention_only_with_a_forward_of_its_own_is_evaluated_by_it() -> Non
         "losses": rllc.Observable(
             lambda moment: moment.baseline_by_row.expand(2, -1, -1), ("batch", "pos")
         ),
-        "rows": rllc.minibatch_rows(),
+        "rows": rllc.observables.minibatch_rows(),
     }
     draws = rllc.sample(model, TOKENS, "0:1", sampling=SHORT, observe=observe, compute=QUIET)
     rows = TOKENS.rows[torch.from_numpy(draws.observed["rows"][0, 0, 0])].long()

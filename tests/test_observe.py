@@ -107,8 +107,8 @@ def test_distance_has_the_mean_of_the_law() -> None:
         rllc.distance(),
         rllc.losses_on(FIXED),
         rllc.losses_on(FIXED, keep="moments"),
-        rllc.minibatch_losses(),
-        rllc.minibatch_rows(),
+        rllc.observables.minibatch_losses(),
+        rllc.observables.minibatch_rows(),
         rllc.Observable(lambda moment: moment.jump().loss_after, at="probe"),
         rllc.Observable(lambda moment: moment.gradient().norm(dim=1), at="start"),
         rllc.Observable(lambda moment: torch.rand(len(moment.chain))),
@@ -271,7 +271,7 @@ def test_a_renamed_sampler_keeps_its_diagnostics() -> None:
 
 def test_another_sampler_called_sgld_gets_no_wrong_diagnostics() -> None:
     sampling = replace(SHORT, num_probes=2)
-    draws = observed({}, sampling=sampling, sampler=renamed(rllc.sghmc(), "sgld"))
+    draws = observed({}, sampling=sampling, sampler=renamed(rllc.samplers.sghmc(), "sgld"))
     assert not {"acceptance", "discretisation"} & set(draws.observed)
     assert np.isnan(rllc.Estimate.of(draws).diagnostics["acceptance"]).all()
     started = replace(sampling, start="gaussian")

@@ -43,7 +43,7 @@ def test_what_cannot_work_is_refused(argv: str, message: str, capsys) -> None:
 
 @pytest.mark.parametrize("count", [6, 14, 30, 200])
 def test_checkpoints_are_as_many_as_asked_for_with_both_ends(count, monkeypatch) -> None:
-    steps = rllc.schedule(8000)
+    steps = rllc.training.schedule(8000)
     checkpoints = [rllc.Checkpoint(step, "folder") for step in steps]
     monkeypatch.setattr(rllc, "checkpoints", lambda folder: checkpoints)
     asked = settings.read_settings(["--checkpoints", str(count)])

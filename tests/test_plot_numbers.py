@@ -66,7 +66,7 @@ def test_curves_are_lines_with_gaps_and_bands() -> None:
     values = curves()
     values["0:1"][[3, 5]] = np.nan
     error = {"0:0": np.full(len(STEPS), 0.5)}
-    ax = rllc.plot_curves(values, STEPS, error=error, ylabel="Δloss")
+    ax = rllc.plots.plot_curves(values, STEPS, error=error, ylabel="Δloss")
     lines = {line.get_label(): line for line in ax.lines}
     assert list(lines) == list(HEADS)
     for name, line in lines.items():
@@ -87,7 +87,7 @@ def test_a_value_between_two_gaps_is_a_dot() -> None:
     """It has no line to either side."""
     values = curves()
     values["0:1"][[3, 5]] = np.nan
-    ax = rllc.plot_curves(values, STEPS)
+    ax = rllc.plots.plot_curves(values, STEPS)
     (line,) = (line for line in ax.lines if line.get_label() == "0:1")
     assert line.get_marker() == "o"
     assert np.flatnonzero(line.get_markevery()).tolist() == [4]
@@ -97,7 +97,7 @@ def test_curves_of_one_group_have_one_colour() -> None:
     values = curves()
     values["everything"] = np.linspace(0, 50, len(STEPS))
     groups = {"L0H0": "multigram", **{name: ROLES[name] for name in HEADS[1:]}}
-    ax = rllc.plot_curves(values, STEPS, groups=groups)
+    ax = rllc.plots.plot_curves(values, STEPS, groups=groups)
     curve_lines = [line for line in ax.lines if line.get_xdata()[-1] == STEPS[-1]]
     colors = [line.get_color() for line in curve_lines]
     assert colors == [*(COLOR[role] for role in ROLES.values()), NO_GROUP]
@@ -109,7 +109,7 @@ def test_names_and_groups_stand_at_the_ends_of_curves() -> None:
     values = curves(spread=0.01)
     values["0:2"][-2:] = np.nan
     values["1:7"][:] = np.nan
-    ax = rllc.plot_curves(values, STEPS, groups=ROLES)
+    ax = rllc.plots.plot_curves(values, STEPS, groups=ROLES)
     text_of = {text.get_text(): text for text in ax.texts}
     assert set(text_of) == {f"{name} {role}" for name, role in ROLES.items()}
     for name, role in ROLES.items():
@@ -123,7 +123,7 @@ def test_names_and_groups_stand_at_the_ends_of_curves() -> None:
 
 
 def test_names_at_ends_are_apart_and_within_the_figure() -> None:
-    ax = rllc.plot_curves(curves(spread=0.01), STEPS, groups=ROLES)
+    ax = rllc.plots.plot_curves(curves(spread=0.01), STEPS, groups=ROLES)
     assert apart(ax.figure, ax.texts)
     frame = ax.get_window_extent()
     for text in ax.texts:
@@ -136,7 +136,7 @@ def test_names_at_ends_are_apart_and_within_the_figure() -> None:
 def test_very_many_names_are_small_but_apart() -> None:
     names = [f"{layer}:{head}" for layer in range(6) for head in range(12)]
     values = {name: [1.0, 2.0] for name in names}
-    ax = rllc.plot_curves(values, [0, 1], groups=dict.fromkeys(names, "other"))
+    ax = rllc.plots.plot_curves(values, [0, 1], groups=dict.fromkeys(names, "other"))
     assert len(ax.texts) == 72
     assert apart(ax.figure, ax.texts)
 
@@ -149,7 +149,7 @@ def test_dots_against_another_number_with_its_rank_correlation() -> None:
     estimate = an_estimate(pile=numbers(2)[:, 0], code=numbers(2)[:, 1])
     # With ties.
     counts = {name: (7 * i) % 5 for i, name in enumerate(HEADS[:12])}
-    ax = rllc.plot_against(counts, estimate, "code", xlabel="multigrams")
+    ax = rllc.plots.plot_against(counts, estimate, "code", xlabel="multigrams")
     values = [estimate[name, "code"].value for name in counts]
     (container,) = ax.containers
     dots, _, (bars,) = container.lines
@@ -201,7 +201,7 @@ def test_a_rank_correlation_without_scipy(monkeypatch: pytest.MonkeyPatch) -> No
 def test_names_beside_dots_are_apart_and_by_their_dots(spread: float) -> None:
     estimate = an_estimate(pile=numbers(3, spread=spread)[:, 0])
     x = {name: i / 15 for i, name in enumerate(HEADS)}
-    ax = rllc.plot_against(x, estimate, groups=ROLES)
+    ax = rllc.plots.plot_against(x, estimate, groups=ROLES)
     text_of = {text.get_text(): text for text in ax.texts}
     assert set(text_of) == set(HEADS)
     assert apart(ax.figure, ax.texts)
@@ -221,7 +221,7 @@ def test_names_beside_dots_are_apart_and_by_their_dots(spread: float) -> None:
 def test_names_without_a_free_place_are_left_out() -> None:
     _, ax = plt.subplots(figsize=(0.8, 0.8))
     estimate = an_estimate(pile=numbers(3, spread=0)[:, 0])
-    rllc.plot_against(dict.fromkeys(HEADS, 1.0), estimate, ax=ax)
+    rllc.plots.plot_against(dict.fromkeys(HEADS, 1.0), estimate, ax=ax)
     assert 1 <= len(ax.texts) < len(HEADS)
     assert apart(ax.figure, ax.texts)
     assert ax.get_title() == "Spearman's ρ is not defined here"
@@ -239,7 +239,7 @@ def three_data_sets() -> rllc.Estimate:
 
 def test_one_data_set_against_another() -> None:
     estimate = three_data_sets()
-    ax = rllc.plot_data_pair(estimate, "pile", "code", groups={"0:0": "induction"})
+    ax = rllc.plots.plot_data_pair(estimate, "pile", "code", groups={"0:0": "induction"})
     induction, others = ax.containers
     assert induction.get_label() == "induction"
     assert induction.lines[0].get_color() == "#0072B2"
@@ -259,7 +259,7 @@ def test_one_data_set_against_another() -> None:
 
 
 def test_the_diagonal_is_where_both_are_equal() -> None:
-    ax = rllc.plot_data_pair(three_data_sets(), "pile", "code")
+    ax = rllc.plots.plot_data_pair(three_data_sets(), "pile", "code")
     (diagonal,) = (line for line in ax.lines if line.get_xydata().shape == (2, 2))
     ax.figure.canvas.draw()
     pixels = diagonal.get_transform().transform([[0, 0], [1, 1]])
@@ -271,13 +271,13 @@ def test_the_diagonal_is_where_both_are_equal() -> None:
 
 
 def curves_of(values: list[float], steps: list[int], **options: object) -> object:
-    return rllc.plot_curves({"0:0": values}, steps, **options)
+    return rllc.plots.plot_curves({"0:0": values}, steps, **options)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: rllc.plot_curves({}, [0, 1]), "expected at least one curve, got none"),
+        (lambda: rllc.plots.plot_curves({}, [0, 1]), "expected at least one curve, got none"),
         (
             lambda: curves_of([1, 2], [0, 1, 2]),
             r"curve '0:0' must have one value for each of 3 steps",
@@ -307,23 +307,23 @@ def test_curves_that_cannot_be_drawn(call: Callable[[], object], message: str) -
     ("call", "message"),
     [
         (
-            lambda estimate: rllc.plot_against({"0:0": 1}, estimate),
+            lambda estimate: rllc.plots.plot_against({"0:0": 1}, estimate),
             r"plot_against: on which data\? .* pass data='pile'",
         ),
         (
-            lambda estimate: rllc.plot_against({"0:0": 1}, estimate, "Code"),
+            lambda estimate: rllc.plots.plot_against({"0:0": 1}, estimate, "Code"),
             "plot_against: no data 'Code'; did you mean 'code'",
         ),
         (
-            lambda estimate: rllc.plot_against({"0:9": 1}, estimate, "code"),
+            lambda estimate: rllc.plots.plot_against({"0:9": 1}, estimate, "code"),
             "`x` names '0:9'; did you mean",
         ),
         (
-            lambda estimate: rllc.plot_data_pair(estimate, "pile", "cod"),
+            lambda estimate: rllc.plots.plot_data_pair(estimate, "pile", "cod"),
             "plot_data_pair: no data 'cod'; did you mean 'code'",
         ),
         (
-            lambda estimate: rllc.plot_data_pair(estimate, "pile", "pile"),
+            lambda estimate: rllc.plots.plot_data_pair(estimate, "pile", "pile"),
             "expected two data sets with weights in common, got 'pile'",
         ),
     ],

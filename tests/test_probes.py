@@ -72,7 +72,12 @@ def test_acceptance_is_the_ratio_written_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "sampler", [rllc.sghmc(), rllc.sgld(prior=rllc.box(0.1)), rllc.sghmc(prior=rllc.box(0.1))]
+    "sampler",
+    [
+        rllc.samplers.sghmc(),
+        rllc.sgld(prior=rllc.box(0.1)),
+        rllc.samplers.sghmc(prior=rllc.box(0.1)),
+    ],
 )
 def test_other_proposals_are_not_judged(sampler: rllc.Sampler) -> None:
     draws = rllc.sample(

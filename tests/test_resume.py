@@ -13,7 +13,7 @@ import rllc
 
 MODEL, DATA = tiny_model(), {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
 KEEP = rllc.Compute(keep_states=True, progress=False)
-TOKENS = {"tokens": rllc.minibatch_losses(), "rows": rllc.minibatch_rows()}
+TOKENS = {"tokens": rllc.observables.minibatch_losses(), "rows": rllc.observables.minibatch_rows()}
 WEIGHTS = ["0:1", "1:2", rllc.parameters("unembed.*").named("unembedding")]
 SAMPLING = rllc.Sampling(num_chains=3, num_draws=13, batch_size=4, start="center")
 
@@ -47,7 +47,7 @@ def assert_same(one: rllc.Draws, other: rllc.Draws) -> None:
 SAMPLERS = {
     "sgld": rllc.sgld(),
     "rmsprop_sgld": rllc.rmsprop_sgld(num_adaptation_steps=9),
-    "sghmc": rllc.sghmc(lr=1e-4),
+    "sghmc": rllc.samplers.sghmc(lr=1e-4),
 }
 SWITCHES = [
     {},
@@ -160,7 +160,7 @@ def test_states_hold_what_is_needed_and_nothing_else() -> None:
 
     least = {"weights", "random", "sampler.position"}
     assert names() == least
-    assert names(sampler=rllc.sghmc()) == least | {"sampler.momentum"}
+    assert names(sampler=rllc.samplers.sghmc()) == least | {"sampler.momentum"}
     assert names(sampler=rllc.rmsprop_sgld()) == least | {"sampler.square", "sampler.fed"}
     assert names(sampling=replace(SAMPLING, control_variate=True, start="gaussian")) == least | {
         "prepared.control",

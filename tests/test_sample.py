@@ -19,6 +19,7 @@ from rllc import refinement as refine
 from rllc.data.minibatches import Minibatches
 from rllc.engine.layout import digest
 from rllc.errors import InputError
+from rllc.estimate import LLC
 from rllc.samplers import SGLDState
 from rllc.seeds import generator
 from rllc.testing import unchanged
@@ -193,7 +194,7 @@ def test_a_loss_is_measured_on_the_next_minibatch_which_also_gives_the_next_grad
 
     x = torch.randn(12, 3)
     sampling = rllc.Sampling(num_chains=1, num_draws=4, batch_size=4)
-    observe = {"rows": rllc.minibatch_rows()}
+    observe = {"rows": rllc.observables.minibatch_rows()}
     linear = nn.Linear(3, 1)
     steps = list(rllc.iterate(linear, x, loss=loss, sampling=sampling, observe=observe))
     batches = Minibatches(12, 4, seed=0)
@@ -213,9 +214,9 @@ def test_a_loss_is_measured_on_the_next_minibatch_which_also_gives_the_next_grad
 def test_losses_per_token_have_the_loss_as_their_mean() -> None:
     data = {"a": tiny_tokens(seed=1), "b": tiny_tokens(num_rows=9, pos=5, seed=2)}
     observe = {
-        "tokens": rllc.minibatch_losses(keep="all"),
-        "rise": rllc.minibatch_losses(),
-        "rows": rllc.minibatch_rows(),
+        "tokens": rllc.observables.minibatch_losses(keep="all"),
+        "rise": rllc.observables.minibatch_losses(),
+        "rows": rllc.observables.minibatch_rows(),
     }
     weights = ["0:1", "1:0", rllc.layer(0)]
     draws = rllc.sample(MODEL, data, weights, sampling=SHORT, observe=observe, compute=QUIET)
@@ -261,7 +262,7 @@ def test_positions_stay_what_they_were_when_the_chain_goes_on() -> None:
 # Exact laws
 
 
-def z_of_estimate(law: SGLDLaw, estimate: rllc.LLC, sampling: rllc.Sampling) -> float:
+def z_of_estimate(law: SGLDLaw, estimate: LLC, sampling: rllc.Sampling) -> float:
     """(estimate − exact mean) / exact standard deviation, both at finite ε, γ, nβ, length and burn-in."""
     spacing = {
         "num_burnin_steps": sampling.num_burnin_steps,
@@ -444,7 +445,11 @@ def test_losses_of_any_module_are_the_same_in_passes_of_any_size() -> None:
 
 
 def test_minibatches_are_the_same_for_all_refinements_and_in_company() -> None:
-    options = {"sampling": SHORT, "observe": {"rows": rllc.minibatch_rows()}, "compute": QUIET}
+    options = {
+        "sampling": SHORT,
+        "observe": {"rows": rllc.observables.minibatch_rows()},
+        "compute": QUIET,
+    }
     together = rllc.sample(MODEL, DATA, CHOSEN, **options)
     alone = rllc.sample(MODEL, {"b": DATA["b"]}, "0:1", **options)
     for row in together.names.select(data="b"):
@@ -563,7 +568,10 @@ def test_an_attention_only_and_its_generator_are_left_as_they_were(loss: object)
 
 
 def test_a_model_and_its_data_are_not_kept_alive_by_results() -> None:
-    observe = {"tokens": rllc.minibatch_losses(), "rows": rllc.minibatch_rows()}
+    observe = {
+        "tokens": rllc.observables.minibatch_losses(),
+        "rows": rllc.observables.minibatch_rows(),
+    }
     draws = rllc.sample(MODEL, TOKENS, "0:1", sampling=SHORT, observe=observe, compute=QUIET)
     assert all(
         isinstance(a, np.ndarray) for a in (draws.loss, draws.baseline, *draws.observed.values())

@@ -72,7 +72,13 @@ def test_chains_start_from_the_gaussian_where_a_law_gives_its_width() -> None:
     options = {"sampling": replace(SHORT, start=None), "compute": QUIET}
     starts = []
     lawless = replace(rllc.sgld(), law=None)
-    for sampler in (rllc.sgld(), rllc.sghmc(), rllc.rmsprop_sgld(), lawless, rllc.sgld(1e-3, 0.0)):
+    for sampler in (
+        rllc.sgld(),
+        rllc.samplers.sghmc(),
+        rllc.rmsprop_sgld(),
+        lawless,
+        rllc.sgld(1e-3, 0.0),
+    ):
         draws = rllc.sample(tiny_model(), tiny_tokens(), "0:1", sampler=sampler, **options)
         starts.append(draws.settings["start"])
     assert starts == ["gaussian", "gaussian", "center", "center", "center"]
@@ -157,7 +163,10 @@ def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
         data,
         "0:0",
         sampling=rllc.Sampling(**settings, target_se=target),
-        observe={"tokens": rllc.minibatch_losses(), "rows": rllc.minibatch_rows()},
+        observe={
+            "tokens": rllc.observables.minibatch_losses(),
+            "rows": rllc.observables.minibatch_rows(),
+        },
         compute=QUIET,
     )
     assert draws.lengths[0] != draws.lengths[1]
@@ -280,7 +289,7 @@ def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
     others = Minibatches(len(data), 4, seed=("look around", 0))
     around = [slope(others[t]) for t in range(128)]
     slopes, aways, controls = [], [], []
-    observe = {"rows": rllc.minibatch_rows()}
+    observe = {"rows": rllc.observables.minibatch_rows()}
     for step in rllc.iterate(model, data, weights, loss=loss, sampling=sampling, observe=observe):
         slopes.append(slope(step.observed["rows"][0, 0]))
         aways.append([step.positions(i) for i in range(3)])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import rllc
 from rllc.diagnostics import spikes, variance_reading
 from rllc.errors import InputError
+from rllc.estimate import LLC
 from rllc.faults import (
     ABSENT,
     PROBLEMS,
@@ -52,7 +53,7 @@ class Surface(nn.Module):
 
 def estimate_on(
     model: nn.Module, lr: float, gamma: float, limits: Limits | None = None, **changes: float
-) -> rllc.LLC:
+) -> LLC:
     """Sample a surface by chains of 300 draws, unless changed."""
     settings = {"num_chains": 4, "num_draws": 300, "num_burnin_steps": 50, "batch_size": 1}
     estimate = rllc.estimate(
@@ -71,7 +72,7 @@ def square(v: Tensor) -> Tensor:
     return (v**2).sum() / 2
 
 
-def kinds(llc: rllc.LLC) -> list[Kind]:
+def kinds(llc: LLC) -> list[Kind]:
     return [fault.kind for fault in llc.faults]
 
 

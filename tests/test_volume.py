@@ -128,7 +128,7 @@ def test_from_sampling_regular_weights() -> None:
         Quadratic(torch.linspace(0.5, 2.0, 5)),
         torch.zeros(1, 5),
         loss=loss_of_quadratic,
-        sampler=rllc.hmc(1e-3, 0.1),
+        sampler=rllc.samplers.hmc(1e-3, 0.1),
         sampling=rllc.Sampling(
             num_chains=40, num_draws=150, num_burnin_steps=20, batch_size=1, n_beta=1e3
         ),

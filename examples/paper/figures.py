@@ -71,10 +71,10 @@ def of_trajectories(run: Run) -> Iterator[tuple[str, Any]]:
     for data in (run.base, run.code):
         axes = rllc.plot_trajectory(run.heads, data, groups=colours)
         yield f"wrLLC on {data}, coloured by role", axes
-    axes = rllc.plot_data_pair(last, run.base, run.code, groups=colours)
+    axes = rllc.plots.plot_data_pair(last, run.base, run.code, groups=colours)
     yield f"{run.base} against {run.code} at the end", axes
     label = "memorised multigrams"
-    axes = rllc.plot_against(run.memorised, last, run.base, groups=colours, xlabel=label)
+    axes = rllc.plots.plot_against(run.memorised, last, run.base, groups=colours, xlabel=label)
     yield f"wrLLC against {label}", axes
     yield "wrLLC with ℓ = L1", rllc.plot_trajectory(run.distilled, groups=colours)
 
@@ -92,7 +92,7 @@ def of_other_measures(
     into_keys = pairs[(pairs["receiver"] == receiver) & (pairs["input"] == "K")]
     yield (
         f"K-composition of layer 0 with {receiver}",
-        rllc.plot_curves(
+        rllc.plots.plot_curves(
             curves(into_keys, "excess", by="sender"),
             steps,
             groups=colours,
@@ -104,7 +104,7 @@ def of_other_measures(
         "hessian_trace": ("Hessian trace", "tr H", "tr H"),
     }
     for column, (name, label, _) in measures.items():
-        axes = rllc.plot_curves(
+        axes = rllc.plots.plot_curves(
             curves(table, column),
             steps,
             error=curves(table, f"{column}_se"),
@@ -114,7 +114,7 @@ def of_other_measures(
         yield f"{name} over training", axes
     for column, (name, _, label) in measures.items():
         values = final[column].to_dict()
-        axes = rllc.plot_against(values, last, run.base, groups=colours, xlabel=label)
+        axes = rllc.plots.plot_against(values, last, run.base, groups=colours, xlabel=label)
         yield f"wrLLC against {name}", axes
 
 

@@ -145,8 +145,8 @@ def volume(draws: Draws, *, share: float = 0.5, discard: float = 0.2) -> Volume:
     - Full batches (``batch_size`` all rows): minibatch noise spreads ΔL by more than small t. Where
       losses fall below the one at w* (noise, or w* is no minimum) V is no power law, and the slope
       is NaN with a status that says so.
-    - A step size that is too large biases small ΔL most. Prefer :func:`rllc.hmc` or
-      :func:`rllc.mala` where they can run.
+    - A step size that is too large biases small ΔL most. Prefer :func:`rllc.samplers.hmc` or
+      :func:`rllc.samplers.mala` where they can run.
 
     >>> loss = np.random.default_rng(0).gamma(1.5, 1 / 100.0, (1, 4, 5000))    # 3 regular weights
     >>> diverged, settings = np.full((1, 4), -1), {"n_beta": 100.0}

@@ -104,7 +104,7 @@ def test_a_spec_that_is_none(tmp_path, capsys) -> None:
 @pytest.mark.parametrize("name", ["sgld", "rmsprop_sgld", "sghmc", "mala", "hmc"])
 @pytest.mark.parametrize("prior", [None, rllc.box(0.1, localization=3.0)], ids=["gaussian", "box"])
 def test_every_sampler_is_made_again_from_its_settings(name: str, prior) -> None:
-    sampler = getattr(rllc, name)(lr=2e-3, prior=prior)
+    sampler = getattr(rllc.samplers, name)(lr=2e-3, prior=prior)
     again = rllc.samplers.from_settings(json.loads(json.dumps(sampler.settings)))
     assert (again.settings, again.full_batch) == (sampler.settings, sampler.full_batch)
 

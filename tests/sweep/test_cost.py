@@ -75,7 +75,7 @@ def kept_bytes(folder: Path, prefixes: tuple[str, ...]) -> int:
 
 def test_the_size_on_disk_is_that_of_the_files(run, tmp_path) -> None:
     observe = {
-        "losses": rllc.minibatch_losses(),
+        "losses": rllc.observables.minibatch_losses(),
         "moments": rllc.losses_on(DATA["b"], keep="moments"),
     }
     store = rllc.Store(tmp_path, observe=observe)

@@ -12,7 +12,7 @@ from small_sweeps import DATA, quick, same
 
 import rllc
 
-OBSERVE = {"losses": rllc.minibatch_losses(), "rows": rllc.minibatch_rows()}
+OBSERVE = {"losses": rllc.observables.minibatch_losses(), "rows": rllc.observables.minibatch_rows()}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -29,7 +29,7 @@ def files(folder: Path) -> dict[str, bytes]:
     [
         (rllc.sgld(), {}),
         (rllc.rmsprop_sgld(num_adaptation_steps=6), {"num_burnin_steps": 2, "num_chains": 3}),
-        (rllc.sghmc(lr=1e-4), {"control_variate": True, "num_probes": 3}),
+        (rllc.samplers.sghmc(lr=1e-4), {"control_variate": True, "num_probes": 3}),
         (rllc.sgld(), {"start": "gaussian", "num_burnin_steps": 1, "runs_per_pass": 1}),
     ],
     ids=str,

@@ -11,7 +11,7 @@ from test_pools import Weighing
 import rllc
 from rllc.sweep.store import Store
 
-SAMPLERS = [lazy(), renamed(), lazy(name="sgld"), rllc.hmc, rllc.mala]
+SAMPLERS = [lazy(), renamed(), lazy(name="sgld"), rllc.samplers.hmc, rllc.samplers.mala]
 
 
 def settings_of(sampler) -> tuple[rllc.Sampler, dict[str, object]]:

@@ -79,8 +79,8 @@ def test_a_folder_that_cannot_be_read_for_a_moment_can_be_asked_again(
 # Draws, and what was observed along them.
 
 OBSERVE = {
-    "losses": rllc.minibatch_losses(),
-    "rows": rllc.minibatch_rows(),
+    "losses": rllc.observables.minibatch_losses(),
+    "rows": rllc.observables.minibatch_rows(),
     "distance": rllc.distance(),
     "on b": rllc.losses_on(DATA["b"], keep="moments"),
     "start": rllc.Observable(chain_count, at="start"),
@@ -131,12 +131,12 @@ def test_what_is_observed_is_kept_only_on_request_and_then_of_finished_cells_too
     track(distance=rllc.distance())
     assert len(computed) == 4
     # Another one is computed beside it, and what is there stays.
-    assert {"distance", "rows"} <= track(rows=rllc.minibatch_rows()).observed.keys()
+    assert {"distance", "rows"} <= track(rows=rllc.observables.minibatch_rows()).observed.keys()
     assert len(computed) == 6
 
 
 def test_what_is_observed_of_a_diverged_chain_is_no_number(run, tmp_path) -> None:
-    store = rllc.Store(tmp_path, observe={"losses": rllc.minibatch_losses()})
+    store = rllc.Store(tmp_path, observe={"losses": rllc.observables.minibatch_losses()})
     rllc.track(run, DATA["a"], "0:1", sampler=rllc.sgld(lr=3.0), store=store, **QUICK)
     draws = rllc.Sweep.open(tmp_path).draws(10, "0:1")
     losses = draws.observed["losses"][0]

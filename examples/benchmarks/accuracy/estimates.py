@@ -46,7 +46,7 @@ class Problem:
     name: str
     model: nn.Module
     data: Tensor
-    prior: rllc.Prior
+    prior: rllc.samplers.Prior
     learning_coefficient: theory.LearningCoefficient | None = None
     law: Callable[[float, float], float] | None = None
     """λ̂ at a finite nβ, and at an lr of sgld where that is known."""

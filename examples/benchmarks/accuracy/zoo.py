@@ -57,9 +57,9 @@ def quadratics(settings: Settings) -> Iterator[Row]:
         sgld_counts=counts(64, 300, 300, 8),
         rmsprop_counts=counts(64, 300, 500, 8),
         others={
-            rllc.sghmc(1e-3, 1.0): counts(64, 300, 100, 4),
-            rllc.mala(1e-3, 1.0): counts(64, 300, 300, 4),
-            rllc.hmc(5e-4, 1.0, 15): counts(64, 250, 50),
+            rllc.samplers.sghmc(1e-3, 1.0): counts(64, 300, 100, 4),
+            rllc.samplers.mala(1e-3, 1.0): counts(64, 300, 300, 4),
+            rllc.samplers.hmc(5e-4, 1.0, 15): counts(64, 250, 50),
         },
         their_draws=1000,
     )
@@ -70,9 +70,9 @@ def quadratics(settings: Settings) -> Iterator[Row]:
         sgld_counts=counts(8, 300, 300, 8),
         rmsprop_counts=counts(8, 300, 500, 8),
         others={
-            rllc.sghmc(1e-3, 1.0): counts(8, 300, 100, 4),
-            rllc.mala(3e-4, 1.0): counts(8, 300, 300, 4),
-            rllc.hmc(1e-4, 1.0, 20): counts(8, 150, 50),
+            rllc.samplers.sghmc(1e-3, 1.0): counts(8, 300, 100, 4),
+            rllc.samplers.mala(3e-4, 1.0): counts(8, 300, 300, 4),
+            rllc.samplers.hmc(1e-4, 1.0, 20): counts(8, 150, 50),
         },
         their_draws=500,
     )
@@ -124,12 +124,12 @@ def crossings(settings: Settings) -> Iterator[Row]:
     samplers = {
         rllc.sgld(1e-3, prior=prior): counts(192, 600, 800),
         rllc.rmsprop_sgld(1e-4, prior=prior): counts(192, 600, 800),
-        rllc.sghmc(5e-3, prior=prior): counts(64, 300, 200),
-        rllc.mala(3e-3, prior=prior): counts(128, 400, 400),
+        rllc.samplers.sghmc(5e-3, prior=prior): counts(64, 300, 200),
+        rllc.samplers.mala(3e-3, prior=prior): counts(128, 400, 400),
     }
 
     def reference(n_beta: float) -> rllc.Sampler:
-        return rllc.hmc(min(0.01, 0.2 / n_beta), prior=prior, num_leapfrog_steps=20)
+        return rllc.samplers.hmc(min(0.01, 0.2 / n_beta), prior=prior, num_leapfrog_steps=20)
 
     for k in [(1, 1), (1, 2), (2, 1, 1)]:
         powers = " ".join(f"{w}^{2 * i}" for w, i in zip("xyz", k, strict=False))
@@ -158,8 +158,8 @@ def reduced_rank(settings: Settings) -> Iterator[Row]:
     copies = 16
     samplers = {
         rllc.sgld(2e-3, 1.0): counts(64, 1300, 1500),
-        rllc.sghmc(1e-2, 1.0): counts(64, 300, 200),
-        rllc.mala(1e-2, 1.0): counts(64, 400, 400),
+        rllc.samplers.sghmc(1e-2, 1.0): counts(64, 300, 200),
+        rllc.samplers.mala(1e-2, 1.0): counts(64, 400, 400),
     }
     for case, (M, N, H) in enumerate([(5, 5, 3), (2, 6, 3), (6, 2, 3), (2, 2, 5)], 1):
         problem = Problem(
@@ -189,7 +189,7 @@ def against_law(
 
 def slow_valleys(n_beta: float) -> rllc.Sampler:
     """For γ = 1: stable at the steepest walls, with momentum for the flat valleys between them."""
-    return rllc.sghmc(min(3e-3, 0.05 / n_beta), 1.0, momentum=0.97)
+    return rllc.samplers.sghmc(min(3e-3, 0.05 / n_beta), 1.0, momentum=0.97)
 
 
 def places(settings: Settings) -> Iterator[Row]:
@@ -204,7 +204,7 @@ def places(settings: Settings) -> Iterator[Row]:
     other = reduced_rank_at((3, 1, 1), localization=100.0)
 
     def sghmc(n_beta: float) -> rllc.Sampler:
-        return rllc.sghmc(0.2 / n_beta, 100.0)
+        return rllc.samplers.sghmc(0.2 / n_beta, 100.0)
 
     yield from ladder(settings, other, (n_beta,), sghmc, counts(64, 200, 1000, 4))
     yield from their_rows(settings, other, "λ", n_beta, (0.05 / n_beta, 0.005 / n_beta))
@@ -276,7 +276,7 @@ def layers(settings: Settings) -> Iterator[Row]:
     sgld_counts = counts(32, 250, 300, 8)
     scaled = settings.scaled(sgld_counts)
     yield from rows(sgld, sgld_counts, lambda h: sgld_law(h, sgld, n_beta, scaled))
-    sghmc = rllc.sghmc(2e-5, localization)
+    sghmc = rllc.samplers.sghmc(2e-5, localization)
     sghmc_counts = counts(32, 250, 100, 4)
     yield from rows(sghmc, sghmc_counts, lambda h: quadratic_target(h, n_beta, localization))
     for problem in problems.values():
@@ -329,7 +329,7 @@ def network(
     )
 
     def sghmc(n_beta: float) -> rllc.Sampler:
-        return rllc.sghmc(0.3 / n_beta, localization)
+        return rllc.samplers.sghmc(0.3 / n_beta, localization)
 
     yield from ladder(settings, problem, rungs, sghmc, counts)
     lr = 0.1 / rungs[0]
@@ -371,7 +371,7 @@ def attention(settings: Settings) -> Iterator[Row]:
     )
 
     def hmc(n_beta: float) -> rllc.Sampler:
-        return rllc.hmc(2.0 / n_beta, 1.0, 20)
+        return rllc.samplers.hmc(2.0 / n_beta, 1.0, 20)
 
     rungs = (1e2, 1e3, 1e4, 1e5)
     yield from ladder(settings, problem, rungs, hmc, counts(64, 80, 60))
