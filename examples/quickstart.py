@@ -207,7 +207,7 @@ def sweep(
 
 
 def prior_alone(model: torch.nn.Module, rows: rllc.Tokens, scale: Scale) -> rllc.Estimate:
-    """What chains that never see the loss would give. They forget their start in 20 steps of 1e-3."""
+    """What chains that never see the loss would give. They forget their start in 20 steps."""
     sampling = replace(
         scale.sampling,
         num_chains=2,
