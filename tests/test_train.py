@@ -92,7 +92,7 @@ def test_schedule_refuses(bad):
 
 
 def slow_training(model: torch.nn.Module, tokens: Tokens, seed: int, clip: float) -> list[float]:
-    """12 steps of AdamW (Loshchilov and Hutter 2019, algorithm 2) written out, on transformers' own loss."""
+    """12 steps of AdamW (Loshchilov and Hutter 2019, algorithm 2), on transformers' own loss."""
     batches = Minibatches(len(tokens), 6, seed=("train", seed))
     first = {p: torch.zeros_like(p) for p in model.parameters()}
     second = {p: torch.zeros_like(p) for p in model.parameters()}
@@ -118,9 +118,10 @@ def slow_training(model: torch.nn.Module, tokens: Tokens, seed: int, clip: float
 @pytest.mark.parametrize("clip", [1.0, 0.05])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_against_a_slow_loop(tmp_path, seed, clip):
-    """In float64, where AdamW's epsilon is far above the rounding errors of gradients that are zero.
+    """In float64, where AdamW's epsilon is far above the rounding errors of zero gradients.
 
-    In float32 it is not: then AdamW makes such errors into full steps, of another sign on another processor.
+    In float32 it is not: AdamW makes such errors into full steps, of another sign on another
+    processor.
     """
     model = run(tmp_path, seed=seed, gradient_clip=clip, dtype="float64")
     assert model.dtype == torch.float64
@@ -147,7 +148,7 @@ def test_loss_is_the_models_own():
 
 
 def test_learns(tmp_path):
-    """Rows that count upwards from a random start have one bit-free next token each; the loss must go towards 0."""
+    """Rows count upwards from a random start, so every next token is certain: the loss goes to 0."""
     start = torch.randint(0, 12, (40, 1), generator=torch.Generator().manual_seed(1))
     run(
         tmp_path,
@@ -217,7 +218,8 @@ def test_seed_and_company_decide_nothing_else(tmp_path):
 
 def test_globals_are_put_back():
     torch.manual_seed(3)
-    expected = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    expected = torch.get_rng_state(), random.getstate(), numpy_state
     run()
     with pytest.raises(RllcError):
         run(lr=1e30)
@@ -236,7 +238,7 @@ def test_globals_are_put_back():
 
 
 def test_two_threads_give_the_same_bits_each_time(monkeypatch):
-    """An embedding's gradient is summed by several threads, in any order, unless kernels are deterministic."""
+    """Several threads sum an embedding's gradient in any order, unless kernels are deterministic."""
     config = AttentionOnlyConfig(n_layers=1, d_model=64, n_heads=2, d_head=4, n_ctx=64, d_vocab=5)
     tokens = Tokens(torch.randint(0, 5, (64, 64), generator=torch.Generator().manual_seed(0)))
     real, deterministic = Minibatches.__getitem__, []
@@ -311,7 +313,7 @@ def test_progress_bar(tmp_path, capsys):
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """Newton-Schulz acts on singular values alone: five times s -> 3.4445 s - 4.775 s^3 + 2.0315 s^5."""
+    """Newton-Schulz acts on singular values alone: s -> 3.4445 s - 4.775 s^3 + 2.0315 s^5."""
     U, s, V = torch.linalg.svd(matrix, full_matrices=False)
     s = s / (s.norm() + 1e-7)
     for _ in range(5):
@@ -486,7 +488,7 @@ def test_resume_after_a_stop(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("after", [False, True])
 def test_resume_after_a_stop_in_every_write(tmp_path, monkeypatch, after):
-    """Stops right before and right after each rename: the moments at which a folder is between two states."""
+    """Stops right before and after each rename, when a folder is between two states."""
     few = {"num_steps": 3, "checkpoints": (0, 1)}
     run(tmp_path / "unbroken", **few)
     expected = contents(tmp_path / "unbroken")

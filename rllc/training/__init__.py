@@ -1,4 +1,4 @@
-"""Training: settings, optimisers, the loop and the folder that a run leaves. Knows nothing of sampling."""
+"""Training: settings, optimisers, the loop and the folder of a run. Knows nothing of sampling."""
 
 from __future__ import annotations
 

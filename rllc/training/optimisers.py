@@ -1,4 +1,4 @@
-"""The optimisers of a run: AdamW, or Muon for the matrices of the heads beside AdamW for the rest."""
+"""The optimisers of a run: AdamW, or Muon for the heads' matrices and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Muon(Optimizer):
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Each matrix with its singular values moved to about 1, and its singular vectors kept.
 
-    Five Newton–Schulz steps X ← aX + (bA + cA²)X with A = XXᵀ, after division by the Frobenius norm.
-    They put singular values above a hundredth of that norm between 0.7 and 1.2.
+    Five Newton–Schulz steps X ← aX + (bA + cA²)X with A = XXᵀ, after division by the Frobenius
+    norm. They put singular values above a hundredth of that norm between 0.7 and 1.2.
 
     Args:
         matrices: ``[..., row, column]``.
