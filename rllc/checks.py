@@ -155,8 +155,8 @@ def _check_batch(model: nn.Module, loss: LossFunction | None, name: str, data: D
         shapes = ", ".join(f"{part.dtype} {[len(data), *part.shape[1:]]}" for part in parts)
         raise InputError(
             f"sampling on data {name!r}: the loss of tokens needs rllc.Tokens or one tensor of "
-            f"token ids [row, pos], got {shapes}; for other data pass loss=f, f(module, batch) giving "
-            f"per-example losses."
+            f"token ids [row, pos], got {shapes}; for other data pass loss=f, f(module, batch) "
+            f"giving per-example losses."
         )
 
 

@@ -458,7 +458,8 @@ def control(
 ) -> Estimate:
     """The control at nβ = 0: what λ̂ would be if the prior alone held the chains.
 
-    Its value is nβ·E[ℓ(v) − ℓ(w*)] over independent draws v of N(w*, 1/(γ(1 − εγ/4))), the exact law
+    Its value is nβ·E[ℓ(v) − ℓ(w*)] over independent draws v of N(w*, 1/(γ(1 − εγ/4))), the exact
+    law
     of chains that do not see the loss; ½nβ Σhᵢ/γ on a quadratic. Where λ̂ is not clearly below its
     control it is the Hessian's trace under another name: a larger nβ is needed.
     ``estimate.diagnostics["control_ratio"]`` has the ratio of every estimate; this measures the

@@ -39,7 +39,8 @@ class Trajectory:
         rhat: ``[checkpoint, refinement]``.
         ess: ``[checkpoint, refinement]``.
         per_chain: ``[checkpoint, refinement, chain]``.
-        faults: ``[checkpoint][refinement]``: what is wrong with each estimate, and why there is none
+        faults: ``[checkpoint][refinement]``: what is wrong with each estimate, and why there is
+            none
             where a sweep has none.
         names: of the refinements.
         settings: of sampler and sampling, the same at every checkpoint.

@@ -17,7 +17,8 @@ torch.set_num_threads(1)  # tests work on small tensors, which two threads only 
 
 @pytest.fixture(scope="session")
 def pile_mini() -> Path:
-    """The folder of pile-mini, a small corpus in the Pile's format; tests that want it are skipped without it."""
+    """The folder of pile-mini, a small corpus in the Pile's format; tests that want it are skipped
+    without it."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "pile-mini"
     folder = Path(os.environ.get("RLLC_PILE_MINI", beside))
     if not (folder / "tiny.jsonl").is_file():

@@ -22,7 +22,8 @@ from torch import Tensor
 from rllc.models import AttentionOnly, AttentionOnlyConfig
 
 BOS = 0
-"""Every row must begin with it and have it nowhere else. Heads with nothing to look at rest on it."""
+"""Every row must begin with it and have it nowhere else. Heads with nothing to look at rest on
+it."""
 SHARP = 30.0
 """Difference of attention scores between where a head looks and where it does not."""
 LOGIT = 12.0

@@ -1,7 +1,10 @@
-"""Against devinterp 2.0.1 on the same model, tokens and settings. Needs ``pip install devinterp==2.0.1``.
+"""Against devinterp 2.0.1 on the same model, tokens and settings. Needs ``pip install
+devinterp==2.0.1``.
 
-Both use the full batch at every step: devinterp takes its baseline from other minibatches than its draws, which would
-leave an offset that is no error of either. Its trace begins at w*, before the first step, so its first draw is dropped:
+Both use the full batch at every step: devinterp takes its baseline from other minibatches than its
+draws, which would
+leave an offset that is no error of either. Its trace begins at w*, before the first step, so its
+first draw is dropped:
 what is left is the states after steps 1 … N, as here.
 """
 
@@ -28,11 +31,23 @@ def theirs(model: object, tokens: rllc.Tokens, weights: rllc.Weights) -> np.ndar
     from devinterp.slt.sampling import sample
 
     dataset = Dataset.from_dict({"input_ids": tokens.rows.tolist()}).with_format("torch")
-    masks = {name: mask.float() for name, mask in weights.masks(model).items()}  # type: ignore[arg-type]
+    masks = {name: mask.float() for name, mask in weights.masks(model).items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tree = sample(model, dataset, {}, lr=LR, n_beta=N_BETA, localization=GAMMA, param_masks=masks, num_chains=CHAINS,
-                      num_draws=DRAWS + 1, batch_size=len(tokens), num_init_loss_batches=1, device="cpu")  # fmt: skip
+        tree = sample(
+            model,
+            dataset,
+            {},
+            lr=LR,
+            n_beta=N_BETA,
+            localization=GAMMA,
+            param_masks=masks,
+            num_chains=CHAINS,
+            num_draws=DRAWS + 1,
+            batch_size=len(tokens),
+            num_init_loss_batches=1,
+            device="cpu",
+        )
     trace = tree.dataset.sampling_loss_micro.values.mean((2, 3), dtype=np.float64)
     baseline = float(tree.dataset.init_loss.values.mean(dtype=np.float64))
     assert np.allclose(trace[:, 0], baseline, atol=1e-5)  # the first is at w*

@@ -20,7 +20,7 @@ DATA = {
 
 
 def draws(**arguments: object) -> rllc.Draws:
-    return rllc.sample(MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, compute=QUIET, **arguments)  # type: ignore[arg-type]
+    return rllc.sample(MODEL, DATA, ["0:1", "1:2"], sampling=SHORT, compute=QUIET, **arguments)
 
 
 def test_axes_are_refinement_chain_draw() -> None:

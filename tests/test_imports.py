@@ -1,4 +1,5 @@
-"""Imports point one way: no module knows more than the design lets it know, and ``import rllc`` stays light."""
+"""Imports point one way: no module knows more than the design lets it know, and ``import rllc``
+stays light."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ LEAVES = {"errors", "files", "seeds"}
 
 
 def imports(module: str, *, typing: bool = False, lazy: bool = True) -> Iterator[str]:
-    """Dotted names that a module imports; those for type checkers, and those inside functions, on request."""
+    """Dotted names that a module imports; those for type checkers, and those inside functions, on
+    request."""
 
     def walk(node: ast.AST) -> Iterator[ast.AST]:
         for child in ast.iter_child_nodes(node):
@@ -83,7 +85,8 @@ def imports(module: str, *, typing: bool = False, lazy: bool = True) -> Iterator
 
 
 def known(module: str, **options: bool) -> set[str]:
-    """Modules of rllc that a module imports, without the leading ``rllc.``; a package also by its own name."""
+    """Modules of rllc that a module imports, without the leading ``rllc.``; a package also by its
+    own name."""
     found = {
         name.removeprefix("rllc.")
         for name in imports(module, **options)
@@ -188,7 +191,8 @@ def test_no_two_modules_import_each_other() -> None:
             return
         path.append(module)
         for other in sorted(after.get(module, ())):
-            # a package imports its files to name them, and they its name when they import one another
+            # a package imports its files to name them, and they its name when they import one
+            # another
             if not module.startswith(other + "."):
                 visit(other)
         path.pop()
@@ -215,8 +219,10 @@ def test_public_names_are_there_and_documented() -> None:
         if callable(getattr(rllc, name)):
             assert getattr(rllc, name).__doc__, name
     expected = """
-        estimate sample iterate track load checkpoints everything layer head heads parameters masks sgld distillation
-        Sampling Estimate Draws Trajectory Tracker Tokens Refinement Weights plot_heads plot_traces plot_trajectory
+        estimate sample iterate track load checkpoints everything layer head heads parameters
+        masks sgld distillation
+        Sampling Compute Estimate Draws Trajectory Tracker Tokens Weights plot_heads
+        plot_traces plot_trajectory Observable Limits Sweep
         data models
     """
     assert set(expected.split()) <= set(names)

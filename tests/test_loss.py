@@ -1,4 +1,5 @@
-"""Losses and gradients of many runs at once: against one model at a time, differentiated by plain autograd."""
+"""Losses and gradients of many runs at once: against one model at a time, differentiated by plain
+autograd."""
 
 from __future__ import annotations
 
@@ -113,8 +114,8 @@ def assert_equals_naive(
         member = torch.tensor([m for m in range(len(group.members)) for _ in range(2)])
         position = center(group, dict(model.named_parameters()))[member]
         position += 0.2 * torch.randn(position.shape, generator=torch.Generator().manual_seed(1))
-        runs = bound.runs(group, member, position, at, batch, gradient=True, each=True)  # type: ignore[attr-defined]
-        plain = bound.runs(group, member, position, at, batch, gradient=False, each=False)  # type: ignore[attr-defined]
+        runs = bound.runs(group, member, position, at, batch, gradient=True, each=True)
+        plain = bound.runs(group, member, position, at, batch, gradient=False, each=False)
         assert plain.gradient is None
         assert plain.each is None
         assert torch.allclose(plain.losses, runs.losses, rtol=1e-6)
@@ -310,7 +311,8 @@ def test_train_mode_and_eval_mode_reach_the_module() -> None:
 
 
 def test_dropout_in_train_mode_is_the_same_for_runs_and_baseline() -> None:
-    """With no step worth the name the chains stay at w*, where only the dropout mask could differ."""
+    """With no step worth the name the chains stay at w*, where only the dropout mask could
+    differ."""
     model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     x = torch.randn(16, 3)
     still, sampling = rllc.sgld(lr=1e-16), rllc.Sampling(num_draws=6, batch_size=4, train_mode=True)
@@ -395,8 +397,14 @@ def test_a_generating_model_of_another_vocabulary_is_refused() -> None:
     other = tiny_model(d_vocab=13)
     for model in (model_of("shortformer"), Logits(model_of("shortformer"))):
         with pytest.raises(InputError, match=r"distillation.*13.*11"):
-            rllc.sample(model, TOKENS, "0:0" if model is model_of("shortformer") else None,
-                        loss=rllc.distillation(other), sampling=SHORT, compute=QUIET)  # fmt: skip
+            rllc.sample(
+                model,
+                TOKENS,
+                "0:0" if model is model_of("shortformer") else None,
+                loss=rllc.distillation(other),
+                sampling=SHORT,
+                compute=QUIET,
+            )
 
 
 class Logits(nn.Module):
@@ -476,8 +484,13 @@ def test_losses_know_how_much_memory_a_run_takes() -> None:
 def test_a_tuple_of_inputs_reaches_the_loss_as_it_is() -> None:
     model, x, y = nn.Linear(3, 2), torch.randn(8, 3), torch.randint(2, (8,))
     data = {"pairs": (x, y)}
-    draws = rllc.sample(model, data, loss=lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"),
-                        sampling=rllc.Sampling(num_draws=2, batch_size=8), compute=QUIET)  # fmt: skip
+    draws = rllc.sample(
+        model,
+        data,
+        loss=lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"),
+        sampling=rllc.Sampling(num_draws=2, batch_size=8),
+        compute=QUIET,
+    )
     expected = F.cross_entropy(model(x), y).item()  # the batch is all rows, in another order
     assert abs(draws.baseline - expected).max() < 1e-6
     assert len(refine.product(None, data)[0].data) == 8

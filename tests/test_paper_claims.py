@@ -286,7 +286,8 @@ def test_without_an_induction_head_no_circuit_forms() -> None:
 
 
 def test_when_a_circuit_forms() -> None:
-    """Looking one back passes a quarter of 0.9 after the second checkpoint, matching at the last."""
+    """Looking one back passes a quarter of 0.9 after the second checkpoint, matching at the
+    last."""
     assert by_the_paper().forming() == (1, 3)
 
 

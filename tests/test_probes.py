@@ -26,7 +26,8 @@ def test_probed_draws_are_the_preferred_ones_of_those_there_are() -> None:
 
 
 def test_what_a_long_run_probes_early_a_short_one_has_probed() -> None:
-    """For all lengths, by brute force; and as many as asked for, spread over all but the beginning."""
+    """For all lengths, by brute force; and as many as asked for, spread over all but the
+    beginning."""
     for few in (1, 2, 5, 9):
         sets = [set(probed(few, n, None)) for n in range(1, 130)]
         for n, short in enumerate(sets, 1):
@@ -157,7 +158,8 @@ def test_the_largest_curvature_is_that_of_the_dense_hessian() -> None:
 
 
 def test_the_largest_curvature_of_few_directions_is_exact() -> None:
-    """Fewer weights than products with the Hessian, and equal curvatures, at which Lanczos' method ends early."""
+    """Fewer weights than products with the Hessian, and equal curvatures, at which Lanczos' method
+    ends early."""
     for curvatures in ([7.0], [3.0, 3.0, 3.0], [-2.0, -5.0]):
         model = Quadratic(torch.tensor(curvatures))
         sampling = rllc.Sampling(1, 1, batch_size=4)
@@ -170,9 +172,15 @@ def test_the_largest_curvature_of_few_directions_is_exact() -> None:
 def test_probes_change_no_draw_and_can_be_left_out() -> None:
     model, tokens = tiny_model(), tiny_tokens()
     draws = [
-        rllc.sample(model, tokens, rllc.heads(model), sampling=rllc.Sampling(2, 5, batch_size=4, num_probes=n), compute=QUIET)
+        rllc.sample(
+            model,
+            tokens,
+            rllc.heads(model),
+            sampling=rllc.Sampling(2, 5, batch_size=4, num_probes=n),
+            compute=QUIET,
+        )
         for n in (0, 3)
-    ]  # fmt: skip
+    ]
     np.testing.assert_array_equal(draws[0].loss, draws[1].loss)
     assert set(draws[0].observed) == {"minibatch_variance"}
     assert {name: array.shape for name, array in draws[1].observed.items()} == {
@@ -188,7 +196,8 @@ def test_probes_change_no_draw_and_can_be_left_out() -> None:
 
 
 def test_the_noise_of_a_minibatch_is_that_over_all_minibatches() -> None:
-    """At a fixed position the estimate is unbiased: its mean over draws is the variance of loss − baseline over minibatches."""
+    """At a fixed position the estimate is unbiased: its mean over draws is the variance of loss −
+    baseline over minibatches."""
     rows, batch = 12, 4
     x = torch.randn(rows, 6, generator=generator("x"))
     model = Quadratic(torch.zeros(6))
@@ -198,8 +207,14 @@ def test_the_noise_of_a_minibatch_is_that_over_all_minibatches() -> None:
         return state
 
     sampler = rllc.Sampler("stay", 1.0, 0.0, lambda position: Stay(position + 0.5), measured)
-    draws = rllc.sample(model, (x,), loss=loss_of_quadratic, sampler=sampler,
-                        sampling=rllc.Sampling(1, 600, batch_size=batch, n_beta=1.0), compute=QUIET)  # fmt: skip
+    draws = rllc.sample(
+        model,
+        (x,),
+        loss=loss_of_quadratic,
+        sampler=sampler,
+        sampling=rllc.Sampling(1, 600, batch_size=batch, n_beta=1.0),
+        compute=QUIET,
+    )
     each = (x * 0.5).sum(1)
     exact = float(each.var(correction=1)) / batch * (1 - batch / rows)
     assert draws.observed["minibatch_variance"].shape == draws.loss.shape

@@ -1,4 +1,5 @@
-"""Chains that go on where they were: bit-equal to those that never stopped, and refused where they would not be."""
+"""Chains that go on where they were: bit-equal to those that never stopped, and refused where they
+would not be."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def draw(num_draws: int, sampling: rllc.Sampling = SAMPLING, **options) -> rllc.
 
 
 def assert_same(one: rllc.Draws, other: rllc.Draws) -> None:
-    """Every bit of everything, states and the order of names included: they become bytes of files."""
+    """Every bit of everything, states and the order of names included: they become bytes of
+    files."""
     for name in ("loss", "baseline", "diverged"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     assert list(one.observed) == list(other.observed)
@@ -185,7 +187,7 @@ def test_what_cannot_go_on_is_refused() -> None:
         ),
         (
             {"model": other},
-            "`resume` is of another model or loss: on the minibatch of its last draw from 'a' the loss",
+            "`resume` is of another model or loss: on the minibatch of its last draw from 'a'",
         ),
         ({"loss": rllc.distillation(other)}, "`resume` is of another model or loss"),
         (

@@ -1,4 +1,5 @@
-"""The engine: against a loop over one model at a time, its exact laws, what it must not depend on and must not touch."""
+"""The engine: against a loop over one model at a time, its exact laws, what it must not depend on
+and must not touch."""
 
 from __future__ import annotations
 
@@ -37,11 +38,12 @@ def _seeded() -> Iterator[None]:
 
 
 def pure_noise() -> rllc.Sampler:
-    """Positions are w* plus this step's standard normal numbers: what it shows are the random numbers, bit for bit."""
+    """Positions are w* plus this step's standard normal numbers: what it shows are the random
+    numbers, bit for bit."""
 
     def step(state: SGLDState, energy: Callable, random: object) -> SGLDState:
         energy(state.position)
-        return state._replace(position=state.center + 1e-3 * random.normal())  # type: ignore[attr-defined]
+        return state._replace(position=state.center + 1e-3 * random.normal())
 
     return rllc.Sampler("noise", 1.0, 0.0, SGLD.init, step)
 
@@ -76,7 +78,8 @@ def naive_chain(
     sampling: rllc.Sampling,
     chain: int,
 ) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """One chain on one copy of the model, differentiated by plain autograd: losses and baselines [draw], last position."""
+    """One chain on one copy of the model, differentiated by plain autograd: losses and baselines
+    [draw], last position."""
     lr, localization, n_beta = 1e-3, 200.0, sampling.n_beta
     moved, masks = copy.deepcopy(model), weights.masks(model)
     names = sorted(masks)
@@ -133,8 +136,8 @@ def test_every_draw_equals_a_loop_over_one_model_at_a_time(
         "any module": lambda m, b: rllc.next_token(m, b),
     }.get(case)
     slow = soft_loss if case == "distillation" else token_loss
-    draws = rllc.sample(model, TOKENS, CHOSEN, loss=ours, sampling=sampling, compute=QUIET)  # type: ignore[arg-type]
-    *_, last = rllc.iterate(model, TOKENS, CHOSEN, loss=ours, sampling=sampling)  # type: ignore[arg-type]
+    draws = rllc.sample(model, TOKENS, CHOSEN, loss=ours, sampling=sampling, compute=QUIET)
+    *_, last = rllc.iterate(model, TOKENS, CHOSEN, loss=ours, sampling=sampling)
     for r, weights in enumerate(CHOSEN):
         if r in (0, 2, 3, 4):  # two heads show what all would
             continue
@@ -163,7 +166,8 @@ def test_draws_are_counted_after_burn_in_and_between_steps() -> None:
 
 
 def test_the_center_is_never_a_draw_and_burn_in_never_in_the_mean() -> None:
-    """On a chain that only counts its steps, draw j sits at step burn-in + (j + 1) · between, from 1 on."""
+    """On a chain that only counts its steps, draw j sits at step burn-in + (j + 1) · between, from
+    1 on."""
 
     def count(state: SGLDState, energy: Callable, random: object) -> SGLDState:
         energy(state.position)
@@ -263,7 +267,8 @@ def test_positions_stay_what_they_were_when_the_chain_goes_on() -> None:
 
 
 def z_of_estimate(law: SGLDLaw, estimate: LLC, sampling: rllc.Sampling) -> float:
-    """(estimate − exact mean) / exact standard deviation, both at finite ε, γ, nβ, length and burn-in."""
+    """(estimate − exact mean) / exact standard deviation, both at finite ε, γ, nβ, length and
+    burn-in."""
     spacing = {
         "num_burnin_steps": sampling.num_burnin_steps,
         "num_steps_bw_draws": sampling.num_steps_bw_draws,
@@ -311,8 +316,14 @@ def test_quadratic_has_its_exact_law(
 ) -> None:
     sampling = replace(sampling, start="center")
     law = SGLDLaw(CURVATURES.numpy(), lr=lr, localization=localization, n_beta=sampling.n_beta)
-    est = rllc.estimate(Quadratic(CURVATURES), torch.zeros(8, len(CURVATURES)), loss=loss_of_quadratic,
-                        sampler=rllc.sgld(lr, localization), sampling=sampling, compute=QUIET)  # fmt: skip
+    est = rllc.estimate(
+        Quadratic(CURVATURES),
+        torch.zeros(8, len(CURVATURES)),
+        loss=loss_of_quadratic,
+        sampler=rllc.sgld(lr, localization),
+        sampling=sampling,
+        compute=QUIET,
+    )
     z = z_of_estimate(law, est["everything"], sampling)
     assert abs(z) < 5
     assert (
@@ -321,7 +332,8 @@ def test_quadratic_has_its_exact_law(
 
 
 def test_minibatch_noise_widens_the_law_by_its_exact_factor() -> None:
-    """Each example adds a linear term x·v; a batch's mean gradient has variance Var(x)/batch · (1 − batch/rows)."""
+    """Each example adds a linear term x·v; a batch's mean gradient has variance Var(x)/batch · (1 −
+    batch/rows)."""
     rows, batch, n_beta, lr = 20_000, 8, 30.0, 1e-2
     curvatures = torch.tensor([0.3, 1.0, 3.0]).repeat(50)
     x = torch.randn(rows, len(curvatures), generator=generator("noise of rows"))
@@ -334,8 +346,14 @@ def test_minibatch_noise_widens_the_law_by_its_exact_factor() -> None:
     sampling = rllc.Sampling(
         num_chains=4, num_draws=200, num_burnin_steps=20, batch_size=batch, n_beta=n_beta
     )
-    est = rllc.estimate(Quadratic(curvatures), x, loss=loss_of_quadratic, sampler=rllc.sgld(lr, 50.0), sampling=sampling,
-                        compute=QUIET)  # fmt: skip
+    est = rllc.estimate(
+        Quadratic(curvatures),
+        x,
+        loss=loss_of_quadratic,
+        sampler=rllc.sgld(lr, 50.0),
+        sampling=sampling,
+        compute=QUIET,
+    )
     assert abs(z_of_estimate(law, est["everything"], sampling)) < 5
     assert z_of_estimate(quiet, est["everything"], sampling) > 20  # the correction is not small
 
@@ -563,8 +581,8 @@ def test_an_attention_only_and_its_generator_are_left_as_they_were(loss: object)
     model = tiny_model().train()
     model.embed.W_E.grad = torch.ones_like(model.embed.W_E)
     with unchanged(model), unchanged(GENERATOR):
-        rllc.sample(model, TOKENS, CHOSEN, loss=loss, sampling=SHORT, compute=QUIET)  # type: ignore[arg-type]
-        next(rllc.iterate(model, TOKENS, CHOSEN, loss=loss, sampling=SHORT))  # type: ignore[arg-type]
+        rllc.sample(model, TOKENS, CHOSEN, loss=loss, sampling=SHORT, compute=QUIET)
+        next(rllc.iterate(model, TOKENS, CHOSEN, loss=loss, sampling=SHORT))
 
 
 def test_a_model_and_its_data_are_not_kept_alive_by_results() -> None:
@@ -585,8 +603,15 @@ def test_a_model_and_its_data_are_not_kept_alive_by_results() -> None:
 @pytest.mark.parametrize("loss", [None, lambda m, b: rllc.next_token(m, b)])
 def test_a_diverging_chain_is_never_a_finite_number(num_draws: int, loss: object) -> None:
     sampling = rllc.Sampling(num_draws=num_draws, batch_size=4)
-    est = rllc.estimate(MODEL, TOKENS, ["0:1", "1:2", rllc.everything()], loss=loss, sampler=rllc.sgld(lr=1e-3 * 1e4),
-                        sampling=sampling, compute=QUIET)  # type: ignore[arg-type]  # fmt: skip
+    est = rllc.estimate(
+        MODEL,
+        TOKENS,
+        ["0:1", "1:2", rllc.everything()],
+        loss=loss,
+        sampler=rllc.sgld(lr=1e-3 * 1e4),
+        sampling=sampling,
+        compute=QUIET,
+    )  # type: ignore[arg-type]
     assert np.isnan(est.value).all()
     assert np.isnan(est.standard_error).all()
     for status in est.status:
@@ -594,7 +619,8 @@ def test_a_diverging_chain_is_never_a_finite_number(num_draws: int, loss: object
 
 
 def test_one_draw_is_enough_to_see_that_the_prior_alone_diverges() -> None:
-    """At lr = 10 one step from w* is a free walk like any other; on a flat loss only the pull of γ tells, a step later."""
+    """At lr = 10 one step from w* is a free walk like any other; on a flat loss only the pull of γ
+    tells, a step later."""
     est = rllc.estimate(
         Quadratic(torch.full((50,), 1e-4)),
         torch.zeros(4, 50),
@@ -611,8 +637,14 @@ def test_a_chain_that_slowly_diverges_is_seen_before_it_overflows() -> None:
     law = SGLDLaw([6000.0], lr=1e-3, localization=1.0, n_beta=1.0)
     assert law.decay[0] == pytest.approx(-2, rel=1e-2)  # doubles at each step
     sampling = rllc.Sampling(num_draws=30, batch_size=8, n_beta=1.0, num_chains=3)
-    draws = rllc.sample(Quadratic(torch.tensor([6000.0])), torch.zeros(8, 1), loss=loss_of_quadratic,
-                        sampler=rllc.sgld(1e-3, 1.0), sampling=sampling, compute=QUIET)  # fmt: skip
+    draws = rllc.sample(
+        Quadratic(torch.tensor([6000.0])),
+        torch.zeros(8, 1),
+        loss=loss_of_quadratic,
+        sampler=rllc.sgld(1e-3, 1.0),
+        sampling=sampling,
+        compute=QUIET,
+    )
     for chain, step in enumerate(draws.diverged[0]):
         assert 3 < step < 20
         assert np.isfinite(draws.loss[0, chain, : step - 1]).all()
@@ -715,9 +747,18 @@ def broken(change: Callable[[nn.Module], object]) -> nn.Module:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"data": TOKENS[:3]}, r"data 'tokens': it has 3 rows, fewer than a batch of 4; pass Sampling\(batch_size=3\)"),
-        ({"data": torch.full((8, 5), 11)}, r"token id 11, but the model's vocabulary has 11 \(ids 0 to 10\).*own tokenizer"),
-        ({"data": tiny_tokens(pos=9)}, r"rows have 9 positions, but the model's context is 8; .*context_length=8"),
+        (
+            {"data": TOKENS[:3]},
+            r"data 'tokens': it has 3 rows, fewer than a batch of 4; pass Sampling\(batch_size=3\)",
+        ),
+        (
+            {"data": torch.full((8, 5), 11)},
+            r"token id 11, but the model's vocabulary has 11 \(ids 0 to 10\).*own tokenizer",
+        ),
+        (
+            {"data": tiny_tokens(pos=9)},
+            r"rows have 9 positions, but the model's context is 8; .*context_length=8",
+        ),
         ({"data": torch.randn(8, 5)}, r"loss of tokens needs.*torch.float32 \[8, 5\].*pass loss=f"),
         ({"data": (TOKENS.rows,)}, r"loss of tokens needs.*torch.int32 \[12, 7\]"),
         ({"data": (TOKENS.rows,), "loss": rllc.distillation(GENERATOR)}, "loss of tokens needs"),
@@ -728,18 +769,30 @@ def broken(change: Callable[[nn.Module], object]) -> nn.Module:
         ({"weights": []}, "the list is empty"),
         ({"weights": ["0:1", "0:1"]}, "each name more than one"),
         ({"weights": rllc.head("0:0") & rllc.head("0:1")}, "select nothing"),
-        ({"weights": rllc.masks({"ln_final.w": torch.ones(1, dtype=torch.bool)})}, r"must have the parameter's shape \(12,\)"),
-        ({"model": broken(lambda m: m.embed.W_E.data[0, :2].fill_(torch.nan))}, "parameter 'embed.W_E' has 2 non-finite"),
-        ({"model": broken(lambda m: m.unembed.b_U.data[0].fill_(torch.inf))}, "parameter 'unembed.b_U' has 1 non-finite"),
+        (
+            {"weights": rllc.masks({"ln_final.w": torch.ones(1, dtype=torch.bool)})},
+            r"must have the parameter's shape \(12,\)",
+        ),
+        (
+            {"model": broken(lambda m: m.embed.W_E.data[0, :2].fill_(torch.nan))},
+            "parameter 'embed.W_E' has 2 non-finite",
+        ),
+        (
+            {"model": broken(lambda m: m.unembed.b_U.data[0].fill_(torch.inf))},
+            "parameter 'unembed.b_U' has 1 non-finite",
+        ),
         ({"model": nn.ReLU()}, "ReLU: it has no parameters"),
         ({"model": "runs/model"}, r"`model` must be a torch.nn.Module; rllc.load.*got str"),
         ({"loss": "cross entropy"}, r"`loss` must be None, rllc.distillation.*got str"),
         ({"sampler": "sgld"}, r"`sampler` must be a sampler such as rllc.sgld.*got str"),
         ({"sampler": rllc.sgld}, r"`sampler` must be a sampler such as rllc.sgld.*got function"),
         ({"sampling": {"num_draws": 3}}, r"`sampling` must be rllc.Sampling.*got dict"),
-        ({"loss": lambda m, b: rllc.next_token(m, b) * torch.nan}, r"at w\*, before any step, 24 of the 24 losses.*not finite"),
+        (
+            {"loss": lambda m, b: rllc.next_token(m, b) * torch.nan},
+            r"at w\*, before any step, 24 of the 24 losses.*not finite",
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize(
     "call", [rllc.sample, rllc.estimate, lambda *a, **k: next(rllc.iterate(*a, **k))]
 )

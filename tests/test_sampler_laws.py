@@ -1,6 +1,8 @@
-"""Each sampler against its law: closed forms on quadratics, integrals on a quartic, uniform boxes, other libraries.
+"""Each sampler against its law: closed forms on quadratics, integrals on a quartic, uniform boxes,
+other libraries.
 
-Every z-score comes from the averages of 100 or more independent chains; |z| < 5.5 has a false-alarm rate below 1e-6.
+Every z-score comes from the averages of 100 or more independent chains; |z| < 5.5 has a false-alarm
+rate below 1e-6.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def noise(num_chains: int, dim: int, seed: Any = 0) -> Random:
 def quadratic(
     curvatures: Sequence[float], center: float = 0.0, gradient_noise: float = 0.0, seed: int = 0
 ) -> Energy:
-    """½ Σ k (v − center)², with fresh gradient noise of that standard deviation for every run and call."""
+    """½ Σ k (v − center)², with fresh gradient noise of that standard deviation for every run and
+    call."""
     k, stream = torch.tensor(curvatures, dtype=torch.float32), generator("gradient noise", seed)
 
     def loss(position: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +84,8 @@ def draws(
 
 
 def z_scores(values: Tensor, truth: Any) -> np.ndarray:
-    """Of averages over steps and chains, from ``[step, chain, ...]`` or averages ``[chain, ...]`` over steps."""
+    """Of averages over steps and chains, from ``[step, chain, ...]`` or averages ``[chain, ...]``
+    over steps."""
     each = values.mean(0).numpy()
     error = each.std(0, ddof=1) / math.sqrt(len(each))
     return (each.mean(0) - truth) / error
@@ -214,7 +218,8 @@ def test_rmsprop_takes_an_energy_without_n_beta_as_the_loss_and_lives_with_n_bet
 @pytest.mark.slow
 @pytest.mark.parametrize(("lr", "num_steps"), [(1e-4, 4000), (2e-5, 16000)])
 def test_rmsprop_on_the_regular_model_with_lambda_1000(lr: float, num_steps: int) -> None:
-    """Held: within 2 % of λ = 1000, and on its law. Adapting for ever: 8 % or more too large, as its docstring says."""
+    """Held: within 2 % of λ = 1000, and on its law. Adapting for ever: 8 % or more too large, as
+    its docstring says."""
     n_beta, dim, chains = 100.0, 2000, 4
     energy = Energy(quadratic([1.0] * dim).loss, n_beta)
     value = {}
@@ -476,7 +481,8 @@ def squared(module: torch.nn.Module, batch: Tensor) -> Tensor:
 
 
 def test_sample_says_what_n_beta_is() -> None:
-    """The energy that samplers are handed carries nβ, so that statistics of the loss gradient can be had."""
+    """The energy that samplers are handed carries nβ, so that statistics of the loss gradient can
+    be had."""
     seen = []
 
     def step(state: Any, energy: Any, random: Random) -> Any:
@@ -547,7 +553,8 @@ def test_estimates_of_a_linear_regression(sampler: Sampler, exact: bool) -> None
 
 
 class OneStream:
-    """Random numbers in the order in which another library draws them from torch's global generator."""
+    """Random numbers in the order in which another library draws them from torch's global
+    generator."""
 
     def normal(self) -> Tensor:
         return torch.randn(1, 3)
@@ -635,7 +642,8 @@ def test_against_pyros_nuts(sampler: Sampler, nuts: Tensor) -> None:
 
 @pytest.mark.oracle
 def test_devinterps_rmsprop_adapts_for_ever_and_ours_can_too() -> None:
-    """On the regular model of λ = 1000 both give about 1,090; the default gives 1,013, see the slow test."""
+    """On the regular model of λ = 1000 both give about 1,090; the default gives 1,013, see the slow
+    test."""
     sgmcmc = pytest.importorskip("devinterp.optim.sgmcmc").SGMCMC
     lr, n_beta, num_steps = 1e-4, 100.0, 3000
     torch.manual_seed(0)

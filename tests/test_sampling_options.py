@@ -1,4 +1,5 @@
-"""Options of Sampling that save time: where chains start, when they stop, in which precision products are done."""
+"""Options of Sampling that save time: where chains start, when they stop, in which precision
+products are done."""
 
 from __future__ import annotations
 
@@ -129,7 +130,8 @@ def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
 
 
 def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() -> None:
-    """200 repetitions on a quadratic: the mean is on the law, and intervals cover it, with a little lost to stopping."""
+    """200 repetitions on a quadratic: the mean is on the law, and intervals cover it, with a little
+    lost to stopping."""
     law = SGLDLaw([4.0, 40.0], lr=1e-3, localization=200.0, n_beta=30.0)
     copies = {str(i): rllc.parameters("v", index=slice(2 * i, 2 * i + 2)) for i in range(200)}
     estimate = rllc.estimate(
@@ -215,7 +217,8 @@ def test_bfloat16_products_in_any_module() -> None:
 
 
 def test_the_control_variate_leaves_only_what_minibatches_do_not_explain() -> None:
-    """The loss is ½ Σ h δ² + x·δ: with the control variate each draw is the quadratic plus one slope for all."""
+    """The loss is ½ Σ h δ² + x·δ: with the control variate each draw is the quadratic plus one
+    slope for all."""
     stream = torch.Generator().manual_seed(0)
     curvatures = torch.tensor([1.0, 5.0, 30.0])
     rows, model = torch.randn(64, 3, generator=stream), Quadratic(curvatures)
@@ -271,7 +274,8 @@ def test_the_control_variate_changes_no_expectation_and_shrinks_the_error() -> N
     [None, rllc.distillation(tiny_model(1)), rllc.next_token, lambda m, x: rllc.next_token(m, x)],
 )
 def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
-    """Against plain autograd on the model, for heads, layers and the unembedding, native and any-module evaluation."""
+    """Against plain autograd on the model, for heads, layers and the unembedding, native and
+    any-module evaluation."""
     model, data = tiny_model(), tiny_tokens()
     weights = {
         "head": rllc.head("0:1"),
@@ -346,7 +350,8 @@ SWITCHES = [
 
 @pytest.mark.parametrize("switches", SWITCHES)
 def test_with_every_switch_the_engine_is_the_plain_loop(switches: dict[str, object]) -> None:
-    """The same call with the loss as a function of any module is evaluated run by run, without anything shared."""
+    """The same call with the loss as a function of any module is evaluated run by run, without
+    anything shared."""
     model, tokens = tiny_model(), tiny_tokens()
 
     def plain(module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
@@ -373,11 +378,18 @@ def test_with_every_switch_the_engine_is_the_plain_loop(switches: dict[str, obje
 
 
 def test_bfloat16_products_change_losses_by_their_rounding() -> None:
-    """Eight bits of mantissa: a logit of size z is off by about z/256, the paired difference by less."""
+    """Eight bits of mantissa: a logit of size z is off by about z/256, the paired difference by
+    less."""
     model, tokens = tiny_model(), tiny_tokens()
     low, full = (
-        rllc.sample(model, tokens, rllc.heads(model), compute=QUIET,
-                    sampling=rllc.Sampling(2, 20, batch_size=4, autocast=a)) for a in ("bfloat16", None)
-    )  # fmt: skip
+        rllc.sample(
+            model,
+            tokens,
+            rllc.heads(model),
+            compute=QUIET,
+            sampling=rllc.Sampling(2, 20, batch_size=4, autocast=a),
+        )
+        for a in ("bfloat16", None)
+    )
     assert 0 < abs(low.loss - full.loss).max() < 0.02
     assert abs(low.llc.mean((1, 2)) - full.llc.mean((1, 2))).max() < 30 * 2e-3

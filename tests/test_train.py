@@ -148,7 +148,8 @@ def test_loss_is_the_models_own():
 
 
 def test_learns(tmp_path):
-    """Rows count upwards from a random start, so every next token is certain: the loss goes to 0."""
+    """Rows count upwards from a random start, so every next token is certain: the loss goes to
+    0."""
     start = torch.randint(0, 12, (40, 1), generator=torch.Generator().manual_seed(1))
     run(
         tmp_path,
@@ -238,7 +239,8 @@ def test_globals_are_put_back():
 
 
 def test_two_threads_give_the_same_bits_each_time(monkeypatch):
-    """Several threads sum an embedding's gradient in any order, unless kernels are deterministic."""
+    """Several threads sum an embedding's gradient in any order, unless kernels are
+    deterministic."""
     config = AttentionOnlyConfig(n_layers=1, d_model=64, n_heads=2, d_head=4, n_ctx=64, d_vocab=5)
     tokens = Tokens(torch.randint(0, 5, (64, 64), generator=torch.Generator().manual_seed(0)))
     real, deterministic = Minibatches.__getitem__, []

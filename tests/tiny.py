@@ -1,4 +1,5 @@
-"""Small models and data for tests: every weight random, small enough to be sampled thousands of times."""
+"""Small models and data for tests: every weight random, small enough to be sampled thousands of
+times."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ LAX = rllc.Limits(
 
 
 def tiny_model(seed: int = 0, **changes: object) -> AttentionOnly:
-    """An attention-only model of 2 layers and 3 heads a layer, biases and LayerNorm scales random too."""
+    """An attention-only model of 2 layers and 3 heads a layer, biases and LayerNorm scales random
+    too."""
     with torch.random.fork_rng(devices=[]):
         model = AttentionOnly(AttentionOnlyConfig(**SIZES | changes)).eval()
     stream = generator("tiny_model", seed)
@@ -52,7 +54,8 @@ def tiny_tokens(
 
 
 class Quadratic(nn.Module):
-    """ℓ(v) = ½ Σ h (v − v*)², with w* = v* random; ``loss`` adds a term x·(v − v*) for each example x."""
+    """ℓ(v) = ½ Σ h (v − v*)², with w* = v* random; ``loss`` adds a term x·(v − v*) for each example
+    x."""
 
     def __init__(self, curvatures: Tensor) -> None:
         super().__init__()

@@ -23,7 +23,8 @@ The same number for any ``num_draws``, so that chains that go on are those of a 
 draws, as many more would take the share of the slope's noise that is left from about 8 to 4 %."""
 
 _LOOKS_FOR_WIDTH = 32
-"""The same where only the curvature of each weight is asked for, which may be wrong by a quarter."""
+"""The same where only the curvature of each weight is asked for, which may be wrong by a
+quarter."""
 
 
 class Surroundings:

@@ -20,7 +20,8 @@ _POSITIONS = 4
 def loss_under_prior(lr: float, localization: float) -> Observable:
     """ℓ(v) − ℓ(w*) at independent draws v of the prior alone, on minibatches of their own.
 
-    nβ times its mean is what λ̂ would be if the loss did nothing. It needs no chain, and no gradient:
+    nβ times its mean is what λ̂ would be if the loss did nothing. It needs no chain, and no
+    gradient:
     32 evaluations of one chain.
 
     >>> loss_under_prior(lr=1e-3, localization=200.0).axes

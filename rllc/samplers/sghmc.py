@@ -43,11 +43,13 @@ def sghmc(
     - half a drift: v ← v + (η/2) p.
 
     With c = 0 the momentum is forgotten every step. This is then sgld whose noise is the mean of
-    this step's and the last one's (Leimkuhler & Matthews' limit method), so ``lr`` means what it means
+    this step's and the last one's (Leimkuhler & Matthews' limit method), so ``lr`` means what it
+    means
     there.
 
     Law: on a quadratic with exact gradients the stationary variance is **1/aᵢ** with aᵢ = nβ hᵢ +
-    γ, the target's own, for every stable step size (εaᵢ < 4) and every c. Gradient noise of covariance
+    γ, the target's own, for every stable step size (εaᵢ < 4) and every c. Gradient noise of
+    covariance
     C multiplies it by 1 + (ε/4)(nβ)² Cᵢᵢ (1 + c)/((1 − c)(1 − εaᵢ/4)): momentum averages fewer
     fresh random numbers against the same minibatch noise, so noisy gradients want a smaller c or ε.
 

@@ -92,7 +92,8 @@ class Langevin:
 
     @property
     def relaxation(self) -> float | None:
-        """(1 − εγ/2)², the square because λ̂ is a sum of squares; ``None`` where γ holds nothing."""
+        """(1 − εγ/2)², the square because λ̂ is a sum of squares; ``None`` where γ holds
+        nothing."""
         memory = (1 - self.lr * self.localization / 2) ** 2
         return memory if memory < 1 else None
 

@@ -75,7 +75,8 @@ class Store:
             ``rllc.Sweep.open(...).draws(step, weights, data).observed``. It changes no chain.
             Finished cells without it are computed again. That an observable is still the same
             under its name is taken on trust. Losses of each token on each draw's own minibatch
-            (:func:`rllc.observables.minibatch_losses`) are 52 MB a head and checkpoint at the paper's settings.
+            (:func:`rllc.observables.minibatch_losses`) are 52 MB a head and checkpoint at the
+            paper's settings.
         delete_downloads: with checkpoints from the hub, delete each one's weights from the cache as
             soon as all its cells are finished, but no file that was there before the sweep fetched
             it. On this machine; workers on others keep theirs. Checkpoints of cells that failed
