@@ -214,7 +214,8 @@ def check_resume(
             f"sample: `resume` must be the rllc.Draws of rllc.sample(…, "
             f"compute=rllc.Compute(keep_states=True)), got {type(resume).__name__}."
         )
-    pairs = {"(weights, data)": (list(resume.names), [r.name for r in refinements])}
+    pairs: dict[str, tuple[Any, Any]] = {}
+    pairs["(weights, data)"] = (list(resume.names), [r.name for r in refinements])
     for name, value in settings.items():
         if name != "num_draws":
             pairs[name] = (resume.settings.get(name), value)

@@ -107,7 +107,9 @@ def save_arrays(
             they are.
     """
     text = json.dumps({"header": dict(header)}, sort_keys=True)
-    contents = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contents: dict[str, Any] = {}
+    for name, array in arrays.items():
+        contents[name] = np.ascontiguousarray(array)
     contents[_HEADER] = np.frombuffer(text.encode(), dtype=np.uint8)
     save = np.savez_compressed if compress else np.savez
 
@@ -196,7 +198,10 @@ def sha256_of(pieces: Iterable[str | bytes | np.ndarray]) -> str:
     """
     digest = hashlib.sha256()
     for piece in pieces:
-        digest.update(piece.encode() if isinstance(piece, str) else piece)
+        if isinstance(piece, str):
+            digest.update(piece.encode())
+        else:
+            digest.update(piece if isinstance(piece, bytes) else piece.data)
     return digest.hexdigest()
 
 

@@ -41,15 +41,14 @@ def student_quantile(level: float, dof: ArrayLike) -> np.ndarray:
     if not 0 < level < 1:
         raise InputError(f"student_quantile: level must be between 0 and 1; got {level}.")
     outside = 1 - level
-    dof = np.asarray(dof, dtype=np.float64)
-    dof = np.minimum(dof, _MANY)
+    degrees = np.minimum(np.asarray(dof, dtype=np.float64), _MANY)
     normal = NormalDist().inv_cdf(1 - outside / 2)
-    t = np.full(dof.shape, normal)
+    t = np.full(degrees.shape, normal)
     # The log of the tail is concave in log t. Newton's steps therefore never oscillate: the first
     # may pass the solution, all others come down to it.
     for _ in range(50):
-        tail = student_tail(t, dof)
-        slope = -2 * t * _student_density(t, dof) / tail
+        tail = student_tail(t, degrees)
+        slope = -2 * t * _student_density(t, degrees) / tail
         missing = math.log(outside) - np.log(tail)
         step = missing / slope
         t = t * np.exp(step)
@@ -71,11 +70,10 @@ def student_tail(t: ArrayLike, dof: ArrayLike) -> np.ndarray:
     Returns:
         Probabilities [...]; NaN where an argument is NaN.
     """
-    dof = np.asarray(dof, dtype=np.float64)
-    dof = np.minimum(dof, _MANY)
-    square = np.square(t)
-    share = dof / (dof + square)
-    return incomplete_beta(share, dof / 2, 0.5)
+    degrees = np.minimum(np.asarray(dof, dtype=np.float64), _MANY)
+    square = np.square(np.asarray(t, dtype=np.float64))
+    share = degrees / (degrees + square)
+    return incomplete_beta(share, degrees / 2, 0.5)
 
 
 def f_tail(ratio: ArrayLike, dof: ArrayLike, dof_below: ArrayLike) -> np.ndarray:

@@ -301,7 +301,7 @@ class _Sample:
             states=self.chains.states() if keep_states and self.chains is not None else {},
         )
 
-    def _diverged(self):
+    def _diverged(self) -> np.ndarray:
         if self.chains is not None:
             return self.chains.diverged.cpu().numpy()
         assert self.resume is not None

@@ -10,7 +10,7 @@ Measured on quadratics of 400 directions with known laws, 4 × 40 to 16 × 50 dr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -213,8 +213,8 @@ def satterthwaite(*parts: tuple[ArrayLike, ArrayLike]) -> np.ndarray:
     Reference: Satterthwaite (1946), An approximate distribution of estimates of variance
     components.
     """
-    total = 0.0
-    spread = 0.0
+    total: Any = 0.0
+    spread: Any = 0.0
     for variance, dof in parts:
         variance = np.asarray(variance, dtype=np.float64)
         total = total + variance

@@ -369,15 +369,17 @@ def _as_tuple(index: Index) -> tuple[int | slice, ...]:
 
 
 def _frozen(index: Index) -> tuple[Any, ...]:
-    parts = []
+    parts: list[Any] = []
     for part in _as_tuple(index):
         if not isinstance(part, int | slice):
             raise InputError(
                 f"parameters(index={index!r}): expected integers and slices; for a boolean mask "
                 f"use rllc.masks."
             )
-        is_slice = isinstance(part, slice)
-        parts.append(("slice", part.start, part.stop, part.step) if is_slice else part)
+        if isinstance(part, slice):
+            parts.append(("slice", part.start, part.stop, part.step))
+        else:
+            parts.append(part)
     return tuple(parts)
 
 

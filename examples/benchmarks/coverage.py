@@ -70,6 +70,7 @@ def row(x: np.ndarray, truth: float, r: float | None, shared: bool) -> list[floa
     half = mean.half_width()
     covered = np.abs(mean.value - truth) <= half
     error = np.sqrt(np.square(mean.standard_error).mean())
+    assert r is not None
     judged = disagreement(x, r)
     disagree = (judged.p_value < DISAGREE) & (judged.spread > SPREAD)
     moving = drift(x, r, shared=shared).p_value() < DISAGREE
@@ -267,6 +268,8 @@ def steps_and_ratios(
 # %% Part 4: the library itself
 class Tilted(nn.Module):
     """ℓ(v) = ½ Σ hᵢvᵢ² + x·v for each example x: a quadratic with minibatch noise."""
+
+    curvatures: Tensor
 
     def __init__(self, curvatures: Tensor) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging
@@ -26,7 +27,14 @@ from transformers.utils import logging
 import rllc
 import rllc.sweep.workers
 
-WIDE = {"n_layers": 2, "d_model": 128, "n_heads": 8, "d_head": 16, "n_ctx": 64, "d_vocab": 1000}
+WIDE: dict[str, Any] = {
+    "n_layers": 2,
+    "d_model": 128,
+    "n_heads": 8,
+    "d_head": 16,
+    "n_ctx": 64,
+    "d_vocab": 1000,
+}
 Swept = Callable[[str, int, int | None], float]
 """``swept(store, cells, executor)``: the seconds of a call on the first checkpoints."""
 
@@ -79,7 +87,7 @@ def driver(cells: int, swept: Swept) -> None:
     wall_times, own_times = [], []
     sample = rllc.sweep.workers.sample
 
-    def timed(*arguments, **options):
+    def timed(*arguments: Any, **options: Any) -> Any:
         wall, own = time.perf_counter(), time.process_time()
         draws = sample(*arguments, **options)
         wall_times.append(time.perf_counter() - wall)
@@ -106,7 +114,9 @@ def driver(cells: int, swept: Swept) -> None:
 # %% One process and two, in turn
 def processes(cells: int, rounds: int, swept: Swept) -> None:
     few = cells // 4
-    times = {(number, count): [] for number in (1, 2) for count in (cells, few)}
+    times: dict[tuple[int, int], list[float]] = {
+        (number, count): [] for number in (1, 2) for count in (cells, few)
+    }
     for k in range(rounds):
         for number, count in times:
             times[number, count].append(swept(f"{number}-{count}-{k}", count, number))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class Scores:
         """One row a head: ``head``, the three scores, and ``…_standard_error`` of each."""
         import pandas as pd
 
-        columns = {"head": self.heads}
+        columns: dict[str, Any] = {"head": self.heads}
         columns |= {score: self.by_head(score) for score in SCORES}
         for score in SCORES:
             columns[f"{score}_standard_error"] = self.standard_error[score].ravel()
@@ -87,7 +87,7 @@ class Scores:
 
     def __repr__(self) -> str:
         values = np.stack([self.by_head(score) for score in SCORES], 1)
-        lines = [("head", *SCORES)]
+        lines: list[tuple[str, ...]] = [("head", *SCORES)]
         for head, numbers in zip(self.heads, values, strict=True):
             lines.append((head, *(f"{number:.3f}" for number in numbers)))
         return table(f"Attention scores on {self.data}", lines)
@@ -145,11 +145,11 @@ def scores(
     for batch in rows.split(max(1, _TOKENS // rows.shape[1])):
         sums.append(_attention_sums(model, batch))
         counts.append(_query_counts(batch))
-    sums = np.concatenate(sums, -1)
-    counts = np.concatenate(counts, -1)
+    all_sums = np.concatenate(sums, -1)
+    all_counts = np.concatenate(counts, -1)
     means, errors = {}, {}
     for i, score in enumerate(SCORES):
-        means[score], errors[score] = ratio(sums[i], counts[i])
+        means[score], errors[score] = ratio(all_sums[i], all_counts[i])
     return Scores(**means, standard_error=errors, data=name)
 
 

@@ -41,8 +41,9 @@ def brackets(
                 f"brackets: `pairs` are strings of two characters, such as '()', got {pair!r}."
             )
     ids = _ids_by_sign(tokenizer, set("".join(pairs)))
-    closers = {}
-    for opening, closing in pairs:
+    closers: dict[int, frozenset[int]] = {}
+    for pair in pairs:
+        opening, closing = pair[0], pair[1]
         if ids[closing]:
             closers |= dict.fromkeys(ids[opening], frozenset(ids[closing]))
     if not closers:

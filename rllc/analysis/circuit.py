@@ -124,7 +124,7 @@ class CircuitCost:
             "Δaccuracy",
             "random",
         )
-        rows = [header]
+        rows: list[tuple[str, ...]] = [header]
         for i, name in enumerate(self.masks):
             numbers = (
                 self.baseline_loss[i],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -264,7 +264,8 @@ def plot_composition(result: Composition, input: str = "K", ax: Axes | None = No
     is_new = ax is None
     ax = new_axes(ax, width=min(9.0, 2.6 + 0.35 * len(receivers)))
     if is_new:
-        ax.figure.set_figheight(min(8.0, 1.4 + 0.3 * len(senders)))
+        figure: Any = ax.figure
+        figure.set_figheight(min(8.0, 1.4 + 0.3 * len(senders)))
     limit = np.nanmax(np.abs(values), initial=1e-12)
     ax.set_facecolor("0.9")
     image = ax.imshow(values, vmin=-limit, vmax=limit, cmap="RdBu_r", aspect="auto")
@@ -376,7 +377,7 @@ def _root(gram: Tensor) -> Tensor:
     return root.to(gram.dtype)
 
 
-def _fold(W: Tensor, scales: list[Tensor | None]) -> Tensor:
+def _fold(W: Tensor, scales: Sequence[Tensor | None]) -> Tensor:
     """Put the LayerNorm before W ``[layer, head, d_model, d_head]`` into it: scale and centring."""
     folded = []
     for W_of_layer, scale in zip(W, scales, strict=True):

@@ -271,7 +271,7 @@ class TokensInContext:
             between = " … " if multigram.kind == "skip n-gram" else None
             tokens = self._spell(multigram.tokens, between)
             target = self.decode(multigram.target)
-            lines.append(multigram._replace(tokens=tokens, target=target))
+            lines.append(multigram._asdict() | {"tokens": tokens, "target": target})
         return pd.DataFrame(lines, columns=list(Multigram._fields))
 
     def _spell(self, ids: Sequence[int], between: str | None) -> str:
@@ -282,7 +282,7 @@ class TokensInContext:
     def __repr__(self) -> str:
         title = f"Tokens in context on {self.data}: for each head, {self.thresholds}"
         counts = [self.count(), *(self.count(kind) for kind in KINDS), self.memorised]
-        lines = [("head", "tokens", *KINDS, "multigrams")]
+        lines: list[tuple[str, ...]] = [("head", "tokens", *KINDS, "multigrams")]
         for i, head in enumerate(self.heads):
             lines.append((head, *(str(count[i]) for count in counts)))
         summary = table(title, lines)

@@ -65,7 +65,7 @@ def index_of(
         InputError: no such head.
     """
     name = head_name(head)
-    if name not in heads:
+    if name is None or name not in heads:
         raise InputError(f"{result}[{head!r}]: no such head; {nearest(head, heads)}")
     return list(heads).index(name)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def replace(
         activations = model.activations(batch[:, :-1])
         replacements = values(index, activations)
         unchanged = model.normalise("ln_final", activations.residual[-1], {})
-        wanted = {"correct": correct, "unchanged": unchanged if kl else None}
+        wanted: dict[str, Any] = {"correct": correct, "unchanged": unchanged if kl else None}
         part = read(model, unchanged, batch[:, 1:], **wanted)
         _store(readings, [0], index, part)
         for start, members in sets_by_start.items():
@@ -153,7 +153,7 @@ def read(
             if kl is not None:
                 kl[run, chunk] += log_sum
     return Readings(
-        loss=_to_numpy(loss, shape),
+        loss=loss.view(shape).cpu().numpy(),
         correct=_to_numpy(right, shape),
         kl=_to_numpy(kl, shape),
     )
@@ -253,7 +253,7 @@ class _Pass:
             )
             projected[letter] = self._one_for_each_run(projected[letter])
             projected[letter][runs, :, head] = own[:, :, 0]
-        return self.model.attend(*projected.values())
+        return self.model.attend(projected["Q"], projected["K"], projected["V"])
 
     def _replace_whole_heads(self, layer: int, outputs: Tensor) -> Tensor:
         """The outputs of a layer, with the replacements of heads that are replaced altogether."""
@@ -272,7 +272,8 @@ class _Pass:
 
         It is Σ (replacement − own output) W_O over the senders.
         """
-        return sum(self._change_of_sender(*path.sender, run) for path in paths)
+        first, *others = [self._change_of_sender(*path.sender, run) for path in paths]
+        return sum(others, start=first)
 
     def _change_of_sender(
         self,
@@ -281,7 +282,8 @@ class _Pass:
         run: int,
     ) -> Tensor:
         own = _of_run(self.z[layer], run)[:, head]
-        W_O = self.model.blocks[layer].attn.W_O[head]
+        block: Any = self.model.blocks[layer]
+        W_O = block.attn.W_O[head]
         return (self.replacements[layer][:, head] - own) @ W_O
 
     def _one_for_each_run(self, x: Tensor) -> Tensor:
@@ -297,6 +299,7 @@ def _by_input(incoming: PathsOfRuns) -> dict[tuple[str, int], PathsOfRuns]:
     by_input: dict[tuple[str, int], PathsOfRuns] = {}
     for run, paths in incoming.items():
         for path in paths:
+            assert path.receiver is not None
             _, head = path.receiver
             paths_of_runs = by_input.setdefault((path.input, head), {})
             paths_of_runs.setdefault(run, []).append(path)
@@ -375,4 +378,4 @@ def _store(
     """Write the readings of some sets on some rows into those of all."""
     for everything, new in zip(readings, part, strict=True):
         if everything is not None:
-            everything[np.ix_(sets, index.numpy())] = new
+            everything[np.ix_(np.array(sets), index.numpy())] = new

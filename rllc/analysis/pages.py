@@ -253,7 +253,7 @@ def _article(
     row, position, kind = of_head.row[i], of_head.position[i], of_head.kind[i]
     token = _quoted(of_head, of_head.rows[row, position])
     badge = f'<b class="kind k{KINDS.index(kind)}">{escape(kind)}</b>'
-    attended = []
+    attended: list[str] = []
     for key, weight in zip(of_head.attended[i], of_head.attention[i], strict=True):
         if weight >= _NAMED_ATTENTION and len(attended) < _NAMED:
             attended.append(f"{_quoted(of_head, of_head.rows[row, key])} {100 * weight:.0f} %")

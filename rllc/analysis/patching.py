@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -159,6 +159,7 @@ def patch_paths(
         batch_size=batch_size,
     )
     if score == "kl":
+        assert readings.kl is not None
         changes = readings.kl[1:]
     else:
         changes = readings.loss[1:] - readings.loss[:1]
@@ -213,7 +214,8 @@ def plot_paths(
     largest = np.nanmax(np.abs(values)) or 1.0
     if ax is None:
         ax = new_axes(None, width=2.4 + 0.4 * len(receivers))
-        ax.figure.set_figheight(min(8.0, 1.4 + 0.3 * len(senders)))
+        figure: Any = ax.figure
+        figure.set_figheight(min(8.0, 1.4 + 0.3 * len(senders)))
     ax.set_facecolor("0.9")
     image = ax.imshow(
         values,

@@ -57,7 +57,9 @@ class Path(NamedTuple):
             return cls(numbers_of(sender))
         if receiver is None:
             return cls(numbers_of(sender), None, "logits")
+        assert match is not None
         path = cls(numbers_of(sender), numbers_of(receiver), match[2].upper())
+        assert path.receiver is not None
         if path.receiver[0] <= path.sender[0]:
             raise InputError(
                 f"path {written!r}: the receiver must be in a later layer than the sender; heads "

@@ -358,7 +358,7 @@ def _curve_of_values(
     if steps is None:
         raise InputError("stages: values need the `steps` that they belong to.")
     if errors is None:
-        errors = np.zeros(len(steps))
+        errors = [0.0] * len(steps)
     return _Curve(
         name="curve",
         steps=np.asarray(steps, dtype=np.float64),

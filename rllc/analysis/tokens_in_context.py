@@ -114,13 +114,13 @@ def tokens_in_context(
     multigrams: list[Multigram] = []
     chance, memorised_by_chance = [], []
     for number, head_name in enumerate(ablation.names):
-        tokens = np.flatnonzero(head == number)
-        of_head = [contexts[i] for i in tokens]
-        kind[tokens] = explain.by_row(of_head)
-        shares, count = by_chance(of_head, kind[tokens], explain, head_name)
+        indices = np.flatnonzero(head == number)
+        of_head = [contexts[i] for i in indices]
+        kind[indices] = explain.by_row(of_head)
+        shares, count = by_chance(of_head, kind[indices], explain, head_name)
         chance.append(shares)
         memorised_by_chance.append(count)
-        unexplained = tokens[kind[tokens] == "other"]
+        unexplained = indices[kind[indices] == "other"]
         members = explain.by_memory({i: contexts[i] for i in unexplained.tolist()})
         for pattern in sorted(members, key=lambda pattern: -len(members[pattern])):
             occurrences = members[pattern]
@@ -213,11 +213,11 @@ def _most_attended(
     attention = np.zeros((len(row), num_keys), np.float32)
     for index, pattern in attention_from(model, rows, places, row, query):
         weights, positions = pattern.sort(descending=True, stable=True)
-        weights = weights[:, :num_keys].cpu().numpy()
-        positions = positions[:, :num_keys].cpu().numpy()
-        keys = weights.shape[1]
-        attention[index, :keys] = weights
-        attended[index, :keys] = np.where(weights > 0, positions, -1)
+        largest = weights[:, :num_keys].cpu().numpy()
+        places_of_largest = positions[:, :num_keys].cpu().numpy()
+        keys = largest.shape[1]
+        attention[index, :keys] = largest
+        attended[index, :keys] = np.where(largest > 0, places_of_largest, -1)
     return attended, attention
 
 

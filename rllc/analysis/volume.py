@@ -212,9 +212,9 @@ def plot_volume(result: Volume, ax: Axes | None = None) -> Axes:
         InputError: matplotlib is not installed.
     """
     ax = new_axes(ax, width=5.0, height=3.6)
-    rows = np.flatnonzero(np.isfinite(result.slope))
+    rows = np.flatnonzero(np.isfinite(result.slope)).tolist()
     for i in rows:
-        color = color_of(int(i))
+        color = color_of(i)
         ax.plot(
             result.t[i],
             np.exp(result.log_volume[i]),

@@ -141,7 +141,7 @@ def _separate(path: Path) -> tuple[str, list[str]]:
     for node in _docstrings(tree):
         begin = line_starts[node.lineno - 1] + node.col_offset
         end = line_starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
-        text = _without_examples(inspect.cleandoc(node.value))
+        text = _without_examples(inspect.cleandoc(str(node.value)))
         summary = _summary(source_bytes[begin:end].decode())
         if len(text) >= _LONG and summary:
             pieces += [source_bytes[position:begin], summary.encode()]
@@ -163,7 +163,10 @@ def _docstrings(tree: ast.Module) -> list[ast.Constant]:
     constants = []
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            constants.append(node.body[0].value)
+            first = node.body[0]
+            assert isinstance(first, ast.Expr)
+            assert isinstance(first.value, ast.Constant)
+            constants.append(first.value)
     return sorted(constants, key=lambda constant: (constant.lineno, constant.col_offset))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,7 +93,7 @@ class Tensors:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of the types, shapes and bytes of the parts."""
-        pieces = []
+        pieces: list[str | np.ndarray] = []
         for part in self.parts:
             pieces.append(f"{part.dtype} {tuple(part.shape)}")
             pieces.append(bytes_of_tensor(part))

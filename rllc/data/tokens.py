@@ -139,7 +139,7 @@ class Tokens:
         kind = header.get("kind", "something else")
         if kind != "rllc.Tokens":
             raise FileError(f"reading tokens from {path}: the file holds {kind}, not Tokens.")
-        return cls(arrays["rows"], header["name"], header["dropped"])
+        return cls(torch.from_numpy(arrays["rows"]), header["name"], header["dropped"])
 
 
 def mix(name: str, *parts: Tokens, seed: int = 0) -> Tokens:

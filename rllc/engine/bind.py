@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -36,10 +36,10 @@ def bind(
     if is_attention_only(model):
         two_layer: Any = model
         if loss is None or loss is next_token:
-            return TokenLoss(two_layer, None, autocast, compile)
+            return cast("Loss", TokenLoss(two_layer, None, autocast, compile))
         if isinstance(loss, Distillation) and is_attention_only(loss.generator):
             generator: Any = loss.generator
-            return TokenLoss(two_layer, generator, autocast, compile)
+            return cast("Loss", TokenLoss(two_layer, generator, autocast, compile))
     return ModuleLoss(model, loss or next_token, autocast, train_mode, compile)
 
 

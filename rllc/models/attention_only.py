@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class AttentionOnly(PreTrainedModel):
     # The loss is a mean; transformers' Trainer then divides accumulated gradients itself.
     accepts_loss_kwargs = False
     _supports_sdpa = True
-    _no_split_modules = ("Tensors",)
+    _no_split_modules = ("Tensors",)  # type: ignore[assignment]
 
     def __init__(self, config: AttentionOnlyConfig) -> None:
         super().__init__(config)
@@ -84,7 +84,8 @@ class AttentionOnly(PreTrainedModel):
             return
         config = self.config
         std = config.init_scale / config.d_model**0.5
-        is_late = any(module is block["attn"] for block in self.blocks[1:])
+        late_blocks: Any = self.blocks[1:]
+        is_late = any(module is block["attn"] for block in late_blocks)
         for name, tensor in module.named_parameters(recurse=False):
             if name == "W_pos" and config.init_positions == "sinusoidal":
                 init.copy_(tensor, sinusoids(config.n_ctx, config.d_model))
@@ -357,6 +358,10 @@ class Tensors(nn.Module):
         super().__init__()
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(*shape)))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 def _block(config: AttentionOnlyConfig) -> nn.ModuleDict:

@@ -119,7 +119,7 @@ class AttentionOnlyConfig(PreTrainedConfig):
                     f"AttentionOnlyConfig: `{name}` must be {' or '.join(map(repr, choices))}, got "
                     f"{value!r}."
                 )
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
 
 def sinusoids(n_ctx: int, d_model: int, shortest: float = 2.5) -> Tensor:

@@ -69,7 +69,7 @@ class Hub:
             )
         except LocalEntryNotFoundError:
             return set()
-        files = set()
+        files: set[Path] = set()
         for pattern in patterns:
             matches = Path(snapshot).resolve().glob(pattern)
             files.update(path for path in matches if path.is_file())

@@ -71,6 +71,7 @@ def load(
     if path.name == "model.safetensors" and path.with_name("config.json").is_file():
         # Its configuration is beside it and need not be inferred.
         path = path.parent
+    model: Any
     # Building a model draws its initial weights.
     with torch.random.fork_rng(devices=[]):
         if path.is_file():
@@ -179,7 +180,7 @@ def _load_transformers(path: Path, into: PreTrainedModel | None) -> PreTrainedMo
 
     try:
         with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=torch.float32,
                 trust_remote_code=False,
@@ -188,6 +189,7 @@ def _load_transformers(path: Path, into: PreTrainedModel | None) -> PreTrainedMo
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+            model, report = loaded
     except pickle.UnpicklingError as error:
         raise reading.refused_pickle(path, error) from None
     except Exception as error:

@@ -20,5 +20,6 @@ def control_variate() -> Observable:
 
 
 def _control(moment: Moment) -> Tensor:
+    assert moment.prepared is not None
     tilt = moment.origin_gradient() - moment.prepared
     return (tilt * (moment.position - moment.origin)).sum(1, dtype=tilt.double().dtype)

@@ -59,7 +59,7 @@ def _heat_map(ax: Axes, calibration: Calibration, n_beta: float) -> AxesImage:
     lrs = sorted(set(calibration.lr))
     localizations = sorted(set(calibration.localization))
     cells = np.full((len(localizations), len(lrs)), np.nan)
-    for setting in np.flatnonzero(calibration.n_beta == n_beta):
+    for setting in np.flatnonzero(calibration.n_beta == n_beta).tolist():
         row = localizations.index(calibration.localization[setting])
         column = lrs.index(calibration.lr[setting])
         cells[row, column] = calibration.error[setting]

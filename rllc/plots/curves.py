@@ -70,7 +70,7 @@ def plot_trajectory(
     if ax is not None and not isinstance(ax, Sequence | np.ndarray):
         rows_of_layers = {"": rows}
     width = 4.2 if groups is None else 5.2
-    panels = panels_for(ax, rows_of_layers, width, doing="plot_trajectory", what="layers")
+    panels = panels_for(ax, list(rows_of_layers), width, doing="plot_trajectory", what="layers")
     drawn = []
     for panel, (layer, rows_of_layer) in zip(panels, rows_of_layers.items(), strict=True):
         names = [trajectory.weights[row] for row in rows_of_layer]

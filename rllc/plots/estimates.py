@@ -242,7 +242,9 @@ def _dots(
         members = is_finite & np.array([its_number == number for its_number in numbers])
         if not members.any():
             continue
-        has_label = groups is not None and number is not None
+        label = None
+        if groups is not None and number is not None:
+            label = plain(group_names[number])
         x, y = places[:, members]
         x_error, y_error = error[:, members]
         ax.errorbar(
@@ -254,19 +256,20 @@ def _dots(
             ms=4,
             lw=0.8,
             color=color_of(number),
-            label=plain(group_names[number]) if has_label else None,
+            label=label,
         )
     zero_line(ax, places[1])
     if groups is not None and ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     if not is_finite.all():
-        missing = [names[i] for i in np.flatnonzero(~is_finite)]
+        missing = [names[i] for i in np.flatnonzero(~is_finite).tolist()]
         parts = [ax.get_title(), plain(f"not finite: {', '.join(missing)}")]
         ax.set_title("\n".join(part for part in parts if part), fontsize="medium")
-    shown = np.flatnonzero(is_finite)
+    shown = np.flatnonzero(is_finite).tolist()
     name_dots(
         ax,
-        *places[:, shown],
+        places[0, shown],
+        places[1, shown],
         error=error[:, shown],
         words=[names[i] for i in shown],
         colors=[color_of(numbers[i]) for i in shown],

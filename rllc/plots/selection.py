@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from rllc.weights import head_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+Named = TypeVar("Named")
 
 
 def rows_of_data(data_of_rows: Sequence[str], data: str | None, doing: str) -> list[int]:
@@ -34,7 +36,7 @@ def rows_of_data(data_of_rows: Sequence[str], data: str | None, doing: str) -> l
     return [row for row, name in enumerate(data_of_rows) if data in (None, name)]
 
 
-def by_head_name(named: Mapping[str, object]) -> dict[str, object]:
+def by_head_name(named: Mapping[str, Named]) -> dict[str, Named]:
     """Return the same by the names that results use: ``"L1H6"`` becomes ``"1:6"``."""
     return {head_name(name) or name: value for name, value in named.items()}
 

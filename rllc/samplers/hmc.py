@@ -136,7 +136,7 @@ class _Step:
         start, center = state
         loss, gradient = energy(start)
         momentum = random.normal()
-        eta = math.sqrt(self.lr)
+        eta: float | Tensor = math.sqrt(self.lr)
         if self.jitter:
             eta = eta * (1 + self.jitter * (2 * random.uniform()[:, None] - 1))
         before = loss + self.prior.energy(start, center) + _kinetic(momentum)

@@ -39,4 +39,4 @@ def delete_download(store: Store, checkpoint: Checkpoint) -> None:
 
 def _path(store: Store, checkpoint: Checkpoint) -> Path:
     place = [platform.node(), checkpoint.source, checkpoint.revision, checkpoint.file]
-    return store.folder / "downloads" / f"{short_hash(json.dumps(place))}.json"
+    return store.root / "downloads" / f"{short_hash(json.dumps(place))}.json"

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rllc.errors import InputError
 
@@ -125,6 +125,7 @@ def new_axes() -> Axes:
 def image(axes: Axes, description: str) -> str:
     """Return the figure of some axes as an SVG within the page."""
     file = io.BytesIO()
-    axes.figure.savefig(file, format="svg", metadata={"Date": None})
+    figure: Any = axes.figure
+    figure.savefig(file, format="svg", metadata={"Date": None})
     encoded = base64.b64encode(file.getvalue()).decode()
     return f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{encoded}">'

@@ -118,7 +118,7 @@ def joined(parts: Sequence[Draws], chains: Sequence[Chains], weights: Sequence[s
             new_chains.append(array[chosen][:, skip:])
         return np.concatenate(new_chains, axis=1)
 
-    losses = {}
+    losses: dict[str, Any] = {}
     for name in ("loss", "baseline", "diverged"):
         arrays = [getattr(part, name) for part in parts]
         losses[name] = together(arrays)

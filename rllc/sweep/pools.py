@@ -85,9 +85,10 @@ def num_workers(executor: int | Sequence[str] | Executor | None) -> int | None:
         return getattr(executor, "_max_workers", None)
     if isinstance(executor, int) and not isinstance(executor, bool) and executor > 0:
         return executor
-    listed = isinstance(executor, list | tuple) and len(executor) > 0
-    if listed and all(isinstance(device, str) for device in executor):
-        return len(executor)
+    if isinstance(executor, list | tuple):
+        devices = [device for device in executor if isinstance(device, str)]
+        if executor and len(devices) == len(executor):
+            return len(devices)
     raise InputError(
         f"track: `executor` must be None, a number of processes, a list of devices such as "
         f"['cuda:0', 'cuda:1'], or a concurrent.futures.Executor such as "
@@ -241,7 +242,7 @@ def _fail(task: Task, reason: str) -> str:
 
 def _greet(task: Task) -> None:
     """Run by a worker: if it can read the task and sees the store, it can do the rest."""
-    folder = task.store.folder
+    folder = task.store.root
     if not folder.is_dir():
         raise InputError(
             f"track: a worker on {platform.node() or 'another machine'} does not see `store` = "

@@ -104,7 +104,7 @@ def _page(sweep: Sweep, trajectory: Trajectory, plans: Sequence[Plan], num_trace
         "Settings and versions": _settings(sweep, plans),
         "Every estimate that is not ok": _not_ok(trajectory),
     }
-    title = f"{sweep.store.folder.name}: refined LLCs over training"
+    title = f"{sweep.store.root.name}: refined LLCs over training"
     return page(title, _summary(sweep, trajectory), datetime.now(UTC), sections)
 
 
@@ -123,7 +123,8 @@ def _kinds(trajectory: Trajectory) -> Counter[Kind | Literal["ok"]]:
     counts: Counter[Kind | Literal["ok"]] = Counter()
     for row in trajectory.faults:
         for faults in row:
-            counts.update({fault.kind for fault in faults} or {"ok"})
+            kinds: set[Kind | Literal["ok"]] = {fault.kind for fault in faults}
+            counts.update(kinds or {"ok"})
     return counts
 
 
@@ -138,7 +139,7 @@ def _summary(sweep: Sweep, trajectory: Trajectory) -> str:
         finished = f"{num_finished} of {num_asked} estimates are finished"
     else:
         finished = f"Not one of {num_asked} estimates is finished"
-    kinds = ("ok", "failed", "missing", "damaged")
+    kinds: tuple[Kind | Literal["ok"], ...] = ("ok", "failed", "missing", "damaged")
     rest = ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
     return f"{size}. {finished}: {rest}.{_last_finished(sweep)}"
 
@@ -272,7 +273,7 @@ def _settings(sweep: Sweep, plans: Sequence[Plan]) -> str:
         rows.append((f"data {name}, SHA-256", fingerprint))
     for name, value in settings.items():
         rows.append((name, "–" if value is None else value))
-    sources = {}
+    sources: dict[str, None] = {}
     for plan in plans:
         for where in plan.checkpoints.values():
             sources[str(where["source"])] = None

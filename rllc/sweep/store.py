@@ -106,6 +106,11 @@ class Store:
         # Absolute, because workers and later calls may have another working directory.
         object.__setattr__(self, "folder", Path(self.folder).absolute())
 
+    @property
+    def root(self) -> Path:
+        """The folder, as a path."""
+        return Path(self.folder)
+
     # Plans.
 
     def plans(self) -> list[Plan]:
@@ -115,7 +120,7 @@ class Store:
             FileError: one of the files is damaged.
         """
         plans = []
-        for path in (self.folder / "sweeps").glob("*.json"):
+        for path in (self.root / "sweeps").glob("*.json"):
             with suppress(FileNotFoundError):  # it has just been withdrawn
                 date = path.stat().st_mtime_ns
                 plans.append((date, path.name, read_plan(path)))
@@ -134,7 +139,7 @@ class Store:
                 os.utime(path)  # it is the latest call again
             else:
                 write_text(path, plan.text())
-            probe = write_text(self.folder / "cells" / ".writable", "")
+            probe = write_text(self.root / "cells" / ".writable", "")
             probe.unlink(missing_ok=True)  # another sweep on the folder may have been faster
         self._remove_leftovers()
 
@@ -144,12 +149,12 @@ class Store:
             self._plan_path(plan).unlink(missing_ok=True)
 
     def _plan_path(self, plan: Plan) -> Path:
-        return self.folder / "sweeps" / f"{short_hash(plan.text())}.json"
+        return self.root / "sweeps" / f"{short_hash(plan.text())}.json"
 
     def _remove_leftovers(self) -> None:
         """Remove the temporary files of killed writers; those of writers at work are younger."""
         for name in _FOLDERS:
-            for leftover in self.folder.glob(f"{name}/.*.tmp"):
+            for leftover in self.root.glob(f"{name}/.*.tmp"):
                 with suppress(OSError):  # gone, or not ours to remove: it is in nobody's way
                     if time.time() - leftover.stat().st_mtime < _LEFT_OVER:
                         continue
@@ -162,18 +167,18 @@ class Store:
 
     def path(self, name: str) -> Path:
         """Return the path of a cell's file, which is there when the cell is finished."""
-        return self.folder / "cells" / f"{name}.npz"
+        return self.root / "cells" / f"{name}.npz"
 
     def state_path(self, name: str) -> Path:
         """Return the path of the file with a cell's states."""
-        return self.folder / "states" / f"{name}.npz"
+        return self.root / "states" / f"{name}.npz"
 
     def observed_path(self, name: str, observable: str) -> Path:
         """Return the path of the file with what was observed along a cell's chains."""
-        return self.folder / "observed" / observable / f"{name}.npz"
+        return self.root / "observed" / observable / f"{name}.npz"
 
     def _reason_path(self, name: str) -> Path:
-        return self.folder / "failed" / f"{name}.json"
+        return self.root / "failed" / f"{name}.json"
 
     def has(self, name: str) -> bool:
         """Whether a cell has all files that are to be kept, its states excepted."""
@@ -183,23 +188,23 @@ class Store:
 
     def finished(self) -> set[str]:
         """Return the names of the cells that have a file."""
-        return _stems(self.folder / "cells", "*.npz")
+        return _stems(self.root / "cells", "*.npz")
 
     def complete(self) -> set[str]:
         """Return the names of the cells for which :meth:`has` holds, by listing folders."""
         names = self.finished()
         for observable in self.observe:
-            names &= _stems(self.folder / "observed" / observable, "*.npz")
+            names &= _stems(self.root / "observed" / observable, "*.npz")
         return names
 
     def resumable(self) -> set[str]:
         """Return the names of the complete cells that also have their states."""
-        return self.complete() & _stems(self.folder / "states", "*.npz")
+        return self.complete() & _stems(self.root / "states", "*.npz")
 
     def failures(self) -> dict[str, str]:
         """Return the cells that have no file because they failed, with the reason."""
         reasons = {}
-        failed = _stems(self.folder / "failed", "*.json") - self.finished()
+        failed = _stems(self.root / "failed", "*.json") - self.finished()
         for name in sorted(failed):
             path = self._reason_path(name)
             try:
@@ -235,8 +240,8 @@ class Store:
                 parts.endings(draws).save(self.state_path(name))
             replace(cell_draws, settings=settings).save(self.path(name))
             self._reason_path(name).unlink(missing_ok=True)
-            replaced = earlier is not None and set(earlier.weights) == set(draws.weights)
-            if self.keep_states and replaced:
+            replaces = earlier is not None and set(earlier.weights) == set(draws.weights)
+            if self.keep_states and earlier is not None and replaces:
                 self.state_path(earlier.name).unlink(missing_ok=True)
 
     def _write_observed(self, name: str, observable: str, draws: Draws) -> None:
@@ -270,7 +275,7 @@ class Store:
             FileError: a file is missing or damaged.
         """
         if observables is None:
-            paths = (self.folder / "observed").glob(f"*/{name}.npz")
+            paths = (self.root / "observed").glob(f"*/{name}.npz")
             observables = sorted(path.parent.name for path in paths)
         arrays: dict[str, np.ndarray] = {}
         axes: dict[str, list[str]] = {}
@@ -302,7 +307,7 @@ class Store:
         damaged = [name for name in names if not is_whole(self.path(name))]
         for name in damaged:
             path = self.path(name)
-            aside = self.folder / "damaged" / path.name
+            aside = self.root / "damaged" / path.name
             with self.writing(f"damaged/{path.name}"):
                 aside.parent.mkdir(exist_ok=True)
                 # Another sweep may have computed it again meanwhile.

@@ -207,7 +207,7 @@ class Sweep:
         """
         doing = f"sweep.draws({step}, {weights!r}, {data!r})"
         if weights not in self.names.weights:
-            weights = head_name(weights)
+            weights = head_name(weights) or weights
         if data is None:
             data_sets = list(self.names.data_sets)
             if len(data_sets) > 1:
@@ -238,8 +238,8 @@ class Sweep:
         if key in self.missing:
             return "it is missing; call rllc.track again"
         pairs_at: dict[int, list[tuple[str, str]]] = {}
-        for step, *pair in self.finished:
-            pairs_at.setdefault(step, []).append(tuple(pair))
+        for step, weights, data in self.finished:
+            pairs_at.setdefault(step, []).append((weights, data))
         step, *pair = key
         if step not in pairs_at:
             return nearest(step, pairs_at)

@@ -54,7 +54,7 @@ class Generator(NamedTuple):
         return Distillation(load(self.folder))
 
 
-def portable_data(store: Store, data: Data) -> Data | RowsFile:
+def portable_data(store: Store, data: Data | RowsFile) -> Data | RowsFile:
     """Write a data set into the store, once. One of the user's own kind is pickled instead."""
     if isinstance(data, Tokens):
         return RowsFile(save_rows(store, (data.rows,), data.fingerprint), tokens=True)
@@ -69,7 +69,7 @@ def save_rows(store: Store, rows: tuple[torch.Tensor, ...], digest: str) -> str:
     Returns:
         The path of the file.
     """
-    path = store.folder / "data" / f"{digest}.npz"
+    path = store.root / "data" / f"{digest}.npz"
     if not is_whole(path):
         arrays = {str(i): tensor.detach().cpu().numpy() for i, tensor in enumerate(rows)}
         with store.writing("data"):
@@ -88,7 +88,7 @@ def load_rows(path: str) -> tuple[torch.Tensor, ...]:
 
 
 def portable_loss(
-    store: Store, loss: LossFunction | None, name: str
+    store: Store, loss: LossFunction | Generator | None, name: str
 ) -> LossFunction | Generator | None:
     """Return a loss that can be pickled: a generating model is saved in the store, once.
 
@@ -107,7 +107,7 @@ def portable_loss(
             f"rllc or transformers, which can be saved in the store; got {type(model).__name__}. "
             f"Without an executor any will do."
         )
-    folder = store.folder / "generators" / name.split()[-1][:32]
+    folder = store.root / "generators" / name.split()[-1][:32]
     save_model(store, folder, model.save_pretrained)
     return Generator(str(folder))
 

@@ -81,7 +81,7 @@ class Bench(threading.local):
     """What a worker keeps from one cell to the next: a model, and the files that it has read."""
 
     def __init__(self) -> None:
-        self.model: nn.Module | None = None
+        self.model: Any = None
         self.loaded: tuple[Checkpoint, str] | None = None
         self.files: dict[RowsFile | Generator, Any] = {}
 

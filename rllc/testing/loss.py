@@ -84,6 +84,8 @@ def check_loss(
         together = evaluate(position)
         alone = evaluate(position[2:3])
     _check_values(together, at_center, batch, group.dim)
+    assert alone.gradient is not None
+    assert together.gradient is not None
     _check_same(alone.losses[0], together.losses, 2, "loss")
     _check_same(
         alone.gradient[0],
@@ -119,6 +121,7 @@ def _check_gradient(
     slopes: Tensor,
 ) -> None:
     """Check a gradient against central differences ``slopes [coordinate]``."""
+    assert runs.gradient is not None
     gradient = runs.gradient[run]
     rounding = _ROUNDING * float(runs.losses[run].abs()) / _STEP
     allowed = 0.02 * float(gradient.abs().max()) + rounding
@@ -162,6 +165,8 @@ def _check_values(
     _check_shape("losses of runs", runs.losses, (num_runs,))
     _check_shape("gradients", runs.gradient, (num_runs, dim))
     _check_shape("per-example losses", runs.each, (num_runs, *shape))
+    assert runs.gradient is not None
+    assert runs.each is not None
     finite = [bool(x.isfinite().all()) for x in (runs.losses, runs.gradient, at_center.losses)]
     require(
         all(finite),

@@ -49,7 +49,7 @@ def _snapshot(model: nn.Module) -> dict[str, Any]:
     state: dict[str, Any] = {"torch's random state": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["CUDA's random states"] = torch.cuda.get_rng_state_all()
-    numpy_state = np.random.get_state()  # noqa: NPY002 (the global one is what is looked at)
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002 (the global one is what is looked at)
     state["NumPy's random state"] = numpy_state[1:3]
     state["Python's random state"] = random.getstate()
     for name, parameter in model.named_parameters():

@@ -81,7 +81,7 @@ def train(
     tokens = tokens if isinstance(tokens, Tokens) else Tokens(tokens)
     batches = Minibatches(len(tokens), training.batch_size, seed=("train", seed))
     _check_data(config, tokens)
-    model = initial_model(config, seed, training.dtype)
+    model: Any = initial_model(config, seed, training.dtype)
     settings = {
         "config": _fields(model.config),
         "initial_weights": digest(model.state_dict()) if isinstance(config, nn.Module) else None,

@@ -37,7 +37,9 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # noqa: D102 (torch's)
+    def step(  # type: ignore[override]  # noqa: D102 (torch's)
+        self, closure: Callable[[], Any] | None = None
+    ) -> None:
         for group in self.param_groups:
             for weight in group["params"]:
                 state = self.state[weight]

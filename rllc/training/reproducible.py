@@ -25,7 +25,8 @@ def reproducible(device: torch.device) -> Iterator[None]:
     """
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic: Any = torch.utils.deterministic
+    fill = deterministic.fill_uninitialized_memory
     on_gpu = device.type == "cuda"
     sets_workspace = on_gpu and _WORKSPACE not in os.environ
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
@@ -33,14 +34,14 @@ def reproducible(device: torch.device) -> Iterator[None]:
             # A model may use a kernel that has no deterministic form: that is a warning.
             torch.use_deterministic_algorithms(True, warn_only=True)
             # Filling new tensors is an aid to debugging that costs time.
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            deterministic.fill_uninitialized_memory = False
             if sets_workspace:
                 # NVIDIA's condition for deterministic products.
                 os.environ[_WORKSPACE] = ":4096:8"
             yield
         finally:
             torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-            torch.utils.deterministic.fill_uninitialized_memory = fill
+            deterministic.fill_uninitialized_memory = fill
             if sets_workspace:
                 os.environ.pop(_WORKSPACE, None)
 
@@ -61,7 +62,7 @@ def digest(state: Any) -> str:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
             for key, item in value.items():
                 sha.update(repr(key).encode())

@@ -31,7 +31,7 @@ class Settings:
     tiny: bool = False
     with_devinterp: bool = True
 
-    def scaled(self, counts: Counts) -> dict[str, int]:
+    def scaled(self, counts: Counts) -> dict[str, Any]:
         """These counts, or a fiftieth of draws, chains and burn-in if ``tiny``."""
         if not self.tiny:
             return dict(counts)

@@ -2,6 +2,7 @@
 
 import argparse
 import statistics
+from functools import partial
 from typing import Any
 
 import rllc
@@ -61,7 +62,7 @@ def alternate(model: Any, context: int, batch: int, rounds: int) -> dict[str, li
     seconds: dict[str, list[float]] = {name: [] for name in [*iterators, "devinterp"]}
     for _ in range(rounds):
         for name, steps in iterators.items():
-            of_all_runs = timed(lambda steps=steps: next(steps))
+            of_all_runs = timed(partial(next, steps))
             seconds[name].append(of_all_runs / num_runs)
         of_layers = [
             statistics.median(their_seconds(model, tokens, batch, weights, steps=3))

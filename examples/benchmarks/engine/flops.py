@@ -22,6 +22,7 @@ Elementwise work (softmax, LayerNorm, noise) is not counted.
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         tokens = random_tokens(model, context)
         steps = ours(model, tokens, batch)
         num_tokens = batch * context
-        of_rllc = count(lambda steps=steps: next(steps)) / num_runs / num_tokens
+        of_rllc = count(partial(next, steps)) / num_runs / num_tokens
         ideal = statistics.mean(
             ideal_flops(model.config, context, layer, num_runs)
             for layer in range(model.config.n_layers)
