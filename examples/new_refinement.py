@@ -1,4 +1,4 @@
-"""Refine to weights, data and losses of your own: each is an argument, in ten lines or fewer."""
+"""Weights, data, losses and observables of your own: each is an argument, in a few lines."""
 
 # %% A model and rows of tokens, made up so that this runs anywhere
 import sys
@@ -49,3 +49,18 @@ small_config = AttentionOnlyConfig(
 )
 loss = rllc.distillation(AttentionOnly(small_config).eval())
 print(rllc.estimate(model, rows, rllc.heads(model), loss=loss, sampling=sampling))
+
+
+# %% Your own observable: a function of one moment, measured at every draw; it changes no chain
+def share_better(moment: rllc.Moment) -> torch.Tensor:
+    """The share of tokens on which a draw does better than w*."""
+    better = moment.losses_by_row < moment.baseline_by_row
+    return better.flatten(1).double().mean(1)
+
+
+observe = {"better": rllc.Observable(share_better), "distance": rllc.distance()}
+draws = rllc.sample(model, rows, ["0:1", "1:3"], sampling=sampling, observe=observe)
+for (weights, _), better, distance in zip(
+    draws.names, draws.observed["better"], draws.observed["distance"], strict=True
+):
+    print(f"{weights}: better on {better.mean():.0%} of tokens, {distance.mean():.1f} from w*")
