@@ -19,7 +19,8 @@ from rllc.samplers import Sampler, box, gaussian, rmsprop_sgld, sgld
 
 # results: one estimate, and estimates over training
 from rllc.draws import Draws
-from rllc.estimate import Estimate, control, estimate
+from rllc.estimate import Estimate, estimate
+from rllc.control import control
 from rllc.sweep.track import track
 from rllc.sweep.cost import sweep_cost
 from rllc.sweep.store import Store
