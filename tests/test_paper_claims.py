@@ -53,6 +53,7 @@ def trajectory(curves: Mapping[tuple[str, str], object], error: float = 0.01) ->
         np.full_like(values, error),
         values,
         values,
+        values,
         values[..., None],
         faults=(((),) * len(curves),) * len(STEPS),
         names=Names.of(curves),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,8 @@ class ModuleLoss:
         mode = in_mode(self.model, self.train_mode)
         with torch.enable_grad(), seeded(seed, self.device), mode:
             mean = self._call(leaves, batch).double().mean()
+            if not mean.requires_grad:
+                raise _no_gradient(list(leaves))
             gradients = torch.autograd.grad(
                 mean, list(leaves.values()), allow_unused=True, materialize_grads=True
             )
@@ -124,7 +126,7 @@ class ModuleLoss:
             return examples.detach(), None
         means = examples.double().flatten(1).mean(1)
         if not means.requires_grad:
-            raise _no_gradient(group)
+            raise _no_gradient([slot.name for slot in group.slots])
         return examples.detach(), torch.autograd.grad(means.sum(), position)[0]
 
     def _random_state(self) -> Tensor:
@@ -161,9 +163,9 @@ class _Call(nn.Module):
         return self.loss(self.module, batch)
 
 
-def _no_gradient(group: Group) -> InputError:
-    names = ", ".join(slot.name for slot in group.slots[:4])
-    more = ", …" if len(group.slots) > 4 else ""
+def _no_gradient(parameters: Sequence[str]) -> InputError:
+    names = ", ".join(parameters[:4])
+    more = ", …" if len(parameters) > 4 else ""
     return InputError(
         f"the loss does not depend on the weights that move ({names}{more}): the model does not "
         f"use them, or the loss detaches them; choose other weights, and take torch.no_grad() and "
