@@ -551,7 +551,7 @@ def trained() -> tuple[torch.nn.Module, rllc.Tokens]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("factors", "tries"), [({"lr": 100}, 12), ({"n_beta": 0.01}, 8), ({"localization": 100}, 26)]
+    ("factors", "tries"), [({"lr": 100}, 20), ({"n_beta": 0.01}, 20), ({"localization": 100}, 40)]
 )
 def test_a_trained_model_is_recovered_from_two_decades_off(
     trained: tuple[torch.nn.Module, rllc.Tokens], factors: dict[str, float], tries: int
