@@ -70,7 +70,7 @@ def test_every_head_and_the_whole_model_agree() -> None:
     fit(model, tokens)
     chosen = [*rllc.heads(model), rllc.everything()]
     sampling = rllc.Sampling(
-        num_chains=CHAINS, num_draws=DRAWS, batch_size=len(tokens), n_beta=N_BETA
+        num_chains=CHAINS, num_draws=DRAWS, batch_size=len(tokens), start="center", n_beta=N_BETA
     )
     est = rllc.estimate(
         model, tokens, chosen, sampler=rllc.sgld(LR, GAMMA), sampling=sampling, compute=QUIET

@@ -97,6 +97,7 @@ def ours(
     """λ̂ and its standard error, each ``[refinement]``, and CPU seconds."""
     first = data if isinstance(data, Tensor) else next(iter(data.values()))
     sampling = rllc.Sampling(
+        start="center",
         batch_size=len(first),
         n_beta=n_beta,
         seed=settings.seed,
