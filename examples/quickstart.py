@@ -301,7 +301,7 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
 
     tokenizer = rllc.data.load_tokenizer(args.out / "tokenizer")
     brackets = tokens_in_context.brackets(tokenizer)
-    classified = classify(model, rows[:256], brackets=brackets)
+    classified = classify(model, rows[:64], brackets=brackets)
     roles = dict(zip(classified.heads, classified.roles, strict=True))
     print(f"\n{classified}\n({time.perf_counter() - begin:.0f} s so far)")
 
