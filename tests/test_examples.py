@@ -22,8 +22,9 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 def run(name: str, *arguments: str, folder: Path) -> str:
+    script = [str(EXAMPLES / name)] if name.endswith(".py") else ["-m", name]
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
+        [sys.executable, *script, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
