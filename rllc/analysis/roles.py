@@ -79,7 +79,7 @@ class RoleThresholds:
             make a role.
         stands_out: how many times the median of the other heads of its layer it must be.
         outweighs: how many times the head's share of multigrams it must be. On the models that we
-            trained it is 8 or more for previous-token heads, and below 2 for a head that rests on
+            trained it is 5 or more for previous-token heads, and below 2 for a head that rests on
             the current token while it recalls n-grams.
         share: share of a head's tokens in context, beyond chance, that must be induction or Dyck.
         memory: share of them that must be multigrams. It is lower, as a multigram is recognised
@@ -92,7 +92,7 @@ class RoleThresholds:
 
     attention: float = 0.3
     stands_out: float = 2.0
-    outweighs: float = 6.0
+    outweighs: float = 4.0
     share: float = 0.15
     memory: float = 0.05
     tokens: int = 10

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rllc.diagnostics import standard_error
 from rllc.draws import Draws
 from rllc.errors import InputError
 from rllc.names import Names
 from rllc.plots.figures import color_of, new_axes
 from rllc.tables import table
+from rllc.uncertainty import mean_of_draws
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -277,7 +277,7 @@ def _read(x: np.ndarray, diverged: np.ndarray, share: float) -> _Slope:
     low = float(x[x > 0].min())
     x = np.maximum(x, low)
     slope, influence = _hill(x, high)
-    error = float(standard_error(influence))
+    error = float(mean_of_draws(influence, relaxation=None).standard_error)
     worth = (slope / error) ** 2 if error > 0 else np.nan
     used = np.sort(x[x <= high])
     mass = np.cumsum(np.exp(used - high))
@@ -293,8 +293,8 @@ def _read(x: np.ndarray, diverged: np.ndarray, share: float) -> _Slope:
         quarter = np.searchsorted(mass, mass[-1] / 4)
         high_of_quarter = float(used[min(int(quarter), len(used) - 1)])
         slope_of_quarter, influence_of_quarter = _hill(x, high_of_quarter)
-        error_of_change = float(standard_error(influence - influence_of_quarter))
-        if abs(slope - slope_of_quarter) > _BENT * error_of_change:
+        change = mean_of_draws(influence - influence_of_quarter, relaxation=None)
+        if abs(slope - slope_of_quarter) > _BENT * change.standard_error:
             status = (
                 f"the slope still changes with t, {slope_of_quarter:.3g} below the lower quarter "
                 f"of the volume: not λ yet; smaller t (larger n_beta, or a smaller share)"

@@ -279,7 +279,7 @@ def theirs(
         ).load()
     seconds = time.process_time() - begin
     trace = n_beta * result.loss_trace.values.astype(float)
-    error = rllc.diagnostics.standard_error(trace, discard=0.2)
+    error = rllc.diagnostics.mcse(trace)
     return float(result.llc_mean), float(error), seconds
 
 
