@@ -16,7 +16,7 @@ MODEL, DATA = tiny_model(), {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
 KEEP = rllc.Compute(keep_states=True, progress=False)
 TOKENS = {"tokens": rllc.observables.minibatch_losses(), "rows": rllc.observables.minibatch_rows()}
 WEIGHTS = ["0:1", "1:2", rllc.parameters("unembed.*").named("unembedding")]
-SAMPLING = rllc.Sampling(num_chains=3, num_draws=13, batch_size=4, start="center")
+SAMPLING = rllc.Sampling(num_chains=3, num_draws=13, batch_size=4, num_probes=0, start="center")
 
 
 def draw(num_draws: int, sampling: rllc.Sampling = SAMPLING, **options) -> rllc.Draws:
@@ -52,7 +52,7 @@ SAMPLERS = {
     "sghmc": rllc.samplers.sghmc(lr=1e-4),
 }
 SWITCHES = [
-    {},
+    {"num_probes": 5},
     {"control_variate": True},
     {"num_burnin_steps": 3, "num_steps_bw_draws": 2},
     {"start": "gaussian", "control_variate": True, "num_burnin_steps": 2},
@@ -68,7 +68,7 @@ def test_chains_that_go_on_are_those_that_never_stopped(
     if switches.get("start") == "gaussian" and name != "sgld":
         pytest.skip("start='gaussian' is for sgld")
     sampling, sampler = replace(SAMPLING, **switches), SAMPLERS[name]
-    data = DATA if not switches else DATA["a"]
+    data = DATA if "num_probes" in switches else DATA["a"]
     whole, went_on = (draw(n, sampling, sampler=sampler, data=data) for n in (13, 5))
     for more in (8, 13):
         before = went_on.loss.copy(), went_on.diverged.copy()
@@ -89,7 +89,7 @@ def test_only_the_new_draws_are_computed() -> None:
 
     def cost(num_draws: int, **options) -> int:
         evaluated.clear()
-        sampling = replace(SAMPLING, num_probes=0, control_variate=True)
+        sampling = replace(SAMPLING, control_variate=True)
         costs.append(draw(num_draws, sampling, weights="0:1", loss=counting, **options))
         return len(evaluated)
 
@@ -134,7 +134,7 @@ def test_a_diverged_chain_stays_diverged_and_its_neighbours_go_on() -> None:
 
 def test_what_target_se_has_stopped_stays_stopped_and_the_rest_goes_on() -> None:
     def some(num_draws: int, target_se: float | None, **options) -> rllc.Draws:
-        sampling = rllc.Sampling(2, batch_size=4, target_se=target_se, num_probes=2)
+        sampling = rllc.Sampling(2, batch_size=4, target_se=target_se, num_probes=0)
         return draw(num_draws, sampling, weights=["0:1", "0:2", "1:2"], observe=TOKENS, **options)
 
     error = float(np.median(rllc.Estimate.of(some(80, None)).standard_error))

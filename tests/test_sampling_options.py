@@ -105,7 +105,7 @@ def test_other_starts_are_refused() -> None:
 
 def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
     model, data = tiny_model(), tiny_tokens()
-    settings = {"num_chains": 2, "num_draws": 120, "batch_size": 4}
+    settings = {"num_chains": 2, "num_draws": 120, "batch_size": 4, "num_probes": 0}
     whole = rllc.sample(
         model, data, rllc.heads(model), sampling=rllc.Sampling(**settings), compute=QUIET
     )
@@ -151,7 +151,7 @@ def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() ->
 
 def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
     data = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
-    settings = {"num_chains": 2, "num_draws": 80, "batch_size": 4}
+    settings = {"num_chains": 2, "num_draws": 80, "batch_size": 4, "num_probes": 0}
     errors = rllc.estimate(
         tiny_model(),
         data,
@@ -338,7 +338,7 @@ SWITCHES = [
     {"start": "gaussian"},
     {"control_variate": True},
     {"num_burnin_steps": 1},
-    {"num_probes": 0},
+    {"num_probes": 3},
     {
         "start": "gaussian",
         "control_variate": True,
@@ -357,7 +357,7 @@ def test_with_every_switch_the_engine_is_the_plain_loop(switches: dict[str, obje
     def plain(module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
         return rllc.next_token(module, rows)
 
-    sampling = rllc.Sampling(2, 6, batch_size=4, **switches)
+    sampling = rllc.Sampling(2, 6, batch_size=4, **{"num_probes": 0} | switches)
     weights = ["0:1", "1:2", rllc.everything()]
     fast, slow = (
         rllc.sample(model, tokens, weights, loss=f, sampling=sampling, compute=QUIET)
