@@ -32,6 +32,12 @@ from rllc.resolution import Resolution, resolution
 from rllc.trajectory import Trajectory
 from rllc.tracker import Tracker
 
+# covariances of losses on fixed rows
+from rllc.elasticities import Elasticities, elasticities
+from rllc.influence import LossKernel, influence, loss_kernel
+from rllc.susceptibilities import Susceptibilities, susceptibilities
+from rllc.token_llc import token_llc
+
 # models, checkpoints, training
 from rllc.models.checkpoints import Checkpoint, checkpoints
 from rllc.models.loading import load
@@ -51,11 +57,13 @@ __all__ = [
     "Checkpoint",
     "Compute",
     "Draws",
+    "Elasticities",
     "Estimate",
     "Fault",
     "FileError",
     "InputError",
     "Limits",
+    "LossKernel",
     "Moment",
     "Observable",
     "ObservationError",
@@ -65,6 +73,7 @@ __all__ = [
     "Sampler",
     "Sampling",
     "Store",
+    "Susceptibilities",
     "Sweep",
     "Tokens",
     "Tracker",
@@ -79,14 +88,17 @@ __all__ = [
     "diagnostics",
     "distance",
     "distillation",
+    "elasticities",
     "estimate",
     "everything",
     "gaussian",
     "head",
     "heads",
+    "influence",
     "iterate",
     "layer",
     "load",
+    "loss_kernel",
     "losses_on",
     "masks",
     "models",
@@ -104,9 +116,11 @@ __all__ = [
     "sample",
     "samplers",
     "sgld",
+    "susceptibilities",
     "sweep_cost",
     "testing",
     "theory",
+    "token_llc",
     "track",
     "train",
     "training",

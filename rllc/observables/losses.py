@@ -32,7 +32,7 @@ def losses_on(
             ℓ(v) over the draws of each chain.
 
     Returns:
-        An observable with axes ``row, pos``, or ``row`` where the loss gives one number a row.
+        An observable with axes ``row, pos``; one position where the loss gives one number a row.
 
     Raises:
         InputError: ``rows`` is not one data set.
@@ -55,11 +55,11 @@ class LossesOn:
 
     def __call__(self, moment: Moment) -> Tensor:
         """``[run, row, pos]``."""
-        return moment.evaluate(self.rows)
+        return _with_positions(moment.evaluate(self.rows), 3)
 
     def at_origin(self, moment: Moment) -> Tensor:
         """``[row, pos]``."""
-        return moment.evaluate_origin(self.rows)
+        return _with_positions(moment.evaluate_origin(self.rows), 2)
 
 
 def minibatch_losses(keep: Literal["all", "difference"] = "difference") -> Observable:
@@ -87,11 +87,16 @@ def minibatch_rows() -> Observable:
 
 
 def _by_row(moment: Moment) -> Tensor:
-    return moment.losses_by_row
+    return _with_positions(moment.losses_by_row, 3)
 
 
 def _baseline_by_row(moment: Moment) -> Tensor:
-    return moment.baseline_by_row
+    return _with_positions(moment.baseline_by_row, 2)
+
+
+def _with_positions(losses: Tensor, dim: int) -> Tensor:
+    """Losses with an axis of positions, of length 1 where there was one number a row."""
+    return losses if losses.dim() == dim else losses[..., None]
 
 
 def _rows(moment: Moment) -> Tensor:

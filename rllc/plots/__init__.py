@@ -9,6 +9,7 @@ from __future__ import annotations
 from rllc.plots.calibration import plot_calibration
 from rllc.plots.curves import plot_curves, plot_resolution, plot_traces, plot_trajectory
 from rllc.plots.estimates import plot_against, plot_data_pair, plot_heads
+from rllc.plots.kernels import plot_kernel
 
 __all__ = [
     "plot_against",
@@ -16,6 +17,7 @@ __all__ = [
     "plot_curves",
     "plot_data_pair",
     "plot_heads",
+    "plot_kernel",
     "plot_resolution",
     "plot_traces",
     "plot_trajectory",

@@ -1,0 +1,126 @@
+"""How λ̂ would change with nβ and γ, from one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rllc.covariance import deviations_product, independent_draws
+from rllc.draws import Draws
+from rllc.errors import InputError
+from rllc.names import Names
+from rllc.observed import axes_of, fixed_rows
+from rllc.tables import label, table
+from rllc.uncertainty import Mean, mean_of_draws
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Elasticities:
+    """How λ̂ of each refinement changes with the settings; :func:`elasticities` makes it.
+
+    Args:
+        llc: λ̂ on the observed rows, ``[refinement]``.
+        n_beta: dλ̂/d log nβ.
+        localization: dλ̂/d log γ.
+        names: the (weights, data) of each refinement.
+    """
+
+    llc: Mean
+    n_beta: Mean
+    localization: Mean
+    names: Names
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a refinement: ``weights, data, llc, by_n_beta, by_localization``, with errors."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"weights": self.names.weights, "data": self.names.data}
+        arrays = {
+            "llc": self.llc,
+            "by_n_beta": self.n_beta,
+            "by_localization": self.localization,
+        }
+        for name, mean in arrays.items():
+            columns[name] = mean.value
+            columns[f"{name}_se"] = mean.standard_error
+        return pd.DataFrame(columns)
+
+    def __repr__(self) -> str:
+        rows = [("weights", "llc", "nβ doubled", "γ doubled")]
+        for i in range(len(self.names)):
+            changes = (_doubled(self.n_beta, i), _doubled(self.localization, i))
+            rows.append((label(self.names, i), f"{self.llc.value[i]:.3g}", *changes))
+        return table("To first order λ̂ would change by", rows)
+
+
+def _doubled(mean: Mean, i: int) -> str:
+    """What doubling a setting does, to first order."""
+    change = np.log(2) * mean.value[i]
+    error = np.log(2) * mean.standard_error[i]
+    return f"{change:+.2g} ± {error:.1g}"
+
+
+def elasticities(draws: Draws, rows: str = "rows", distance: str = "distance") -> Elasticities:
+    """Derivatives of λ̂ by log nβ and log γ, from draws that observed losses and distances.
+
+    >>> import rllc, torch
+    >>> model, x = torch.nn.Linear(2, 1), torch.randn(8, 2)
+    >>> observe = {"rows": rllc.losses_on(x), "distance": rllc.distance()}
+    >>> square, full = lambda module, x: module(x)[:, 0] ** 2, rllc.Sampling(batch_size=8)
+    >>> draws = rllc.sample(model, x, loss=square, sampling=full, observe=observe)
+    >>> elasticities(draws).names.weights
+    ('everything',)
+
+    dλ̂/d log nβ = λ̂ − (nβ)² Var(L) and dλ̂/d log γ = −(γ nβ/2) Cov(L, ‖v − v*‖²), for L the mean
+    loss on ``rows``. A λ̂ that the prior alone gives is proportional to nβ: its first derivative is
+    λ̂ itself. One that has reached a plateau has 0. The formulas are those of the exact local
+    posterior, ε → 0, sampled on the rows on which L is measured: observe all rows of the data, or
+    enough of them to stand for it.
+
+    Args:
+        draws: with ``observe={"rows": rllc.losses_on(rows), "distance": rllc.distance()}``.
+        rows: name of the losses.
+        distance: name of the distances.
+
+    Raises:
+        InputError: the draws did not observe these, or have no prior of precision γ.
+    """
+    asked_by = "elasticities"
+    if axes_of(draws, distance, asked_by=asked_by):
+        raise InputError(
+            f"{asked_by}: the observable {distance!r} must be one number a draw; "
+            f"observe rllc.distance()."
+        )
+    n_beta, gamma = draws.settings["n_beta"], draws.settings.get("localization")
+    if not gamma:
+        raise InputError(
+            f"{asked_by}: the sampler has no localization, so λ̂ has no derivative by it; "
+            f"use rllc.sgld(localization=200.0)."
+        )
+    values: list[tuple[Mean, Mean, Mean]] = []
+    for i, observed in enumerate(fixed_rows(draws, rows, asked_by=asked_by)):
+        relaxation, shared = observed.relaxation, observed.shared
+        squared = draws.observed[distance][i, :, : draws.lengths[i]].astype(np.float64)
+        loss = observed.mean
+        n = independent_draws(loss, relaxation, shared=shared)
+        rise = n_beta * loss
+        by_n_beta = rise - n_beta**2 * deviations_product(loss, loss, n)
+        by_gamma = -gamma * n_beta / 2 * deviations_product(loss, squared, n)
+        values.append(
+            (
+                mean_of_draws(rise, relaxation, shared=shared),
+                mean_of_draws(by_n_beta, relaxation, shared=shared),
+                mean_of_draws(by_gamma, relaxation, shared=shared),
+            )
+        )
+    llc, of_n_beta, of_gamma = (_stacked(means) for means in zip(*values, strict=True))
+    return Elasticities(llc, of_n_beta, of_gamma, draws.names)
+
+
+def _stacked(means: tuple[Mean, ...]) -> Mean:
+    return Mean(*(np.stack(numbers) for numbers in zip(*means, strict=True)))
