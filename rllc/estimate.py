@@ -321,7 +321,8 @@ class Estimate:
         s = self.settings
         most = "up to " if s.get("target_se") else ""
         prior = f"nβ = {s['n_beta']:g}, γ = {s['localization']:g}, ε = {s['lr']:g}"
-        return f"{prior}, {s['num_chains']} chains × {most}{s['num_draws']} draws"
+        draws = f"{s['num_chains']} chains × {most}{s['num_draws']} draws"
+        return ", ".join([prior, draws, *_batches(s.get("minibatches", {}))])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
@@ -362,6 +363,19 @@ class Estimate:
             diagnostics=diagnosed,
             llc=arrays.get("llc"),
         )
+
+
+def _batches(minibatches: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say of which size the minibatches were, and whether a control variate was subtracted."""
+    if not minibatches:
+        return []
+    sizes = sorted({chosen["batch_size"] for chosen in minibatches.values()})
+    words = ["batches of " + " or ".join(f"{size}" for size in sizes)]
+    controlled = [name for name, chosen in minibatches.items() if chosen["control_variate"]]
+    if controlled:
+        on = "" if len(controlled) == len(minibatches) else f" on {', '.join(controlled)}"
+        words.append(f"control variate{on}")
+    return words
 
 
 def _numbers(draws: Draws) -> dict[str, Any]:
@@ -425,8 +439,8 @@ def estimate(
             next-token cross entropy; ``rllc.distillation(generating_model)`` is the loss against a
             model's predictions.
         sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
-        sampling: ``None`` is ``rllc.Sampling()``: the paper's 4 chains × 200 draws, batches of 32,
-            nβ = 30, seed 0.
+        sampling: ``None`` is ``rllc.Sampling()``: the paper's 4 chains × 200 draws, nβ = 30, and
+            batches of 32, or of all rows where these are few.
         limits: from where on something is a fault; ``None`` is ``Limits()``. They change no number.
         compute: how it is run; ``None`` is ``rllc.Compute()``.
 

@@ -270,7 +270,10 @@ def test_estimate_is_the_summary_of_sample(est: rllc.Estimate) -> None:
 
 def test_the_table(est: rllc.Estimate) -> None:
     lines = repr(est).splitlines()
-    assert lines[0] == "Estimate of 4 LLCs (nβ = 30, γ = 200, ε = 0.001, 2 chains × 5 draws)"
+    assert (
+        lines[0]
+        == "Estimate of 4 LLCs (nβ = 30, γ = 200, ε = 0.001, 2 chains × 5 draws, batches of 4)"
+    )
     assert lines[1].split() == ["weights", "data", "llc", "±", "se", "R-hat", "ess", "status"]
     assert lines[2].split()[:3] == ["0:1", "code", f"{est.value[0]:.3f}"]
     assert len(lines) == 6

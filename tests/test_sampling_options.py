@@ -98,14 +98,16 @@ def test_other_starts_are_refused() -> None:
             tiny_model(),
             tiny_tokens(),
             sampler=rllc.sgld(localization=0.0),
-            sampling=rllc.Sampling(num_draws=2, batch_size=4, start="gaussian"),
+            sampling=rllc.Sampling(
+                num_draws=2, batch_size=4, control_variate=False, start="gaussian"
+            ),
             compute=QUIET,
         )
 
 
 def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
     model, data = tiny_model(), tiny_tokens()
-    settings = {"num_chains": 2, "num_draws": 120, "batch_size": 4}
+    settings = {"num_chains": 2, "num_draws": 120, "batch_size": 4, "control_variate": False}
     whole = rllc.sample(
         model, data, rllc.heads(model), sampling=rllc.Sampling(**settings), compute=QUIET
     )
@@ -139,7 +141,9 @@ def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() ->
         torch.zeros(8, 400),
         copies,
         loss=loss_of_quadratic,
-        sampling=rllc.Sampling(num_draws=400, num_burnin_steps=50, batch_size=8, target_se=0.033),
+        sampling=rllc.Sampling(
+            num_draws=400, num_burnin_steps=50, batch_size=8, control_variate=False, target_se=0.033
+        ),
         compute=QUIET,
     )
     reached = estimate.standard_error <= 0.033
@@ -151,7 +155,7 @@ def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() ->
 
 def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
     data = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
-    settings = {"num_chains": 2, "num_draws": 80, "batch_size": 4}
+    settings = {"num_chains": 2, "num_draws": 80, "batch_size": 4, "control_variate": False}
     errors = rllc.estimate(
         tiny_model(),
         data,
@@ -180,7 +184,9 @@ def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
 
 
 def test_draws_of_several_lengths_go_to_a_file_and_back(tmp_path) -> None:
-    sampling = rllc.Sampling(num_chains=2, num_draws=60, batch_size=4, target_se=1e9)
+    sampling = rllc.Sampling(
+        num_chains=2, num_draws=60, batch_size=4, control_variate=False, target_se=1e9
+    )
     draws = rllc.sample(
         tiny_model(), tiny_tokens(), ["0:0", "1:1"], sampling=sampling, compute=QUIET
     )
@@ -325,7 +331,7 @@ def test_compiled_losses_are_the_same_to_rounding(native: bool) -> None:
             model,
             data,
             loss=loss,
-            sampling=rllc.Sampling(2, 4, batch_size=4),
+            sampling=rllc.Sampling(2, 4, batch_size=4, control_variate=False),
             compute=rllc.Compute(compile=c, progress=False),
         )
         for c in (False, True)
@@ -357,7 +363,7 @@ def test_with_every_switch_the_engine_is_the_plain_loop(switches: dict[str, obje
     def plain(module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
         return rllc.next_token(module, rows)
 
-    sampling = rllc.Sampling(2, 6, batch_size=4, **switches)
+    sampling = rllc.Sampling(2, 6, batch_size=4, **{"control_variate": False} | switches)
     weights = ["0:1", "1:2", rllc.everything()]
     fast, slow = (
         rllc.sample(model, tokens, weights, loss=f, sampling=sampling, compute=QUIET)
@@ -387,7 +393,7 @@ def test_bfloat16_products_change_losses_by_their_rounding() -> None:
             tokens,
             rllc.heads(model),
             compute=QUIET,
-            sampling=rllc.Sampling(2, 20, batch_size=4, autocast=a),
+            sampling=rllc.Sampling(2, 20, batch_size=4, control_variate=False, autocast=a),
         )
         for a in ("bfloat16", None)
     )

@@ -12,7 +12,9 @@ from rllc.seeds import generator
 
 SIZES = {"n_layers": 2, "d_model": 12, "n_heads": 3, "d_head": 4, "n_ctx": 8, "d_vocab": 11}
 QUIET = rllc.Compute(progress=False)
-SHORT = rllc.Sampling(num_chains=2, num_draws=5, batch_size=4, start="center")
+SHORT = rllc.Sampling(
+    num_chains=2, num_draws=5, batch_size=4, start="center", control_variate=False
+)
 
 LAX = rllc.Limits(
     max_spikes=1e9,

@@ -282,7 +282,8 @@ class Chains:
         """One data set: its refinements in groups, their chains in passes."""
         rows = [i for i, r in enumerate(self.refinements) if r.data_name == name]
         data = self.refinements[rows[0]].data
-        sampling = self.sampling
+        sampling = self.sampling.of_rows(len(data), full_batch=self.sampler.full_batch)
+        assert sampling.batch_size is not None
         minibatches = Minibatches(len(data), sampling.batch_size, seed=sampling.seed)
         planned = [to(group, self.device) for group in groups([masks[i] for i in rows])]
         passes: list[Pass] = []
