@@ -22,6 +22,7 @@ from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.search import START, is_number
 from rllc.tables import label, table
+from rllc.uncertainty import Mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +52,12 @@ class Resolution:
     def standard_error(self) -> np.ndarray:
         """``[n_beta, refinement]``."""
         return np.stack([result.standard_error for result in self.estimates])
+
+    @property
+    def mean(self) -> Mean:
+        """Value, standard error and degrees of freedom, ``[n_beta, refinement]``."""
+        dof = np.stack([result.dof for result in self.estimates])
+        return Mean(self.value, self.standard_error, dof)
 
     @property
     def faults(self) -> tuple[tuple[tuple[Fault, ...], ...], ...]:

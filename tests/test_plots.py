@@ -53,10 +53,36 @@ def test_heads_are_dots_with_intervals(estimate: rllc.Estimate) -> None:
         values = [estimate[head, data].value for head in HEADS]
         assert np.array_equal(dots.get_ydata(), values)
         reading = estimate["0:0", data]
-        low = reading.value - 1.96 * reading.standard_error
-        high = reading.value + 1.96 * reading.standard_error
-        assert bars.get_segments()[0][:, 1] == pytest.approx([low, high])
+        half = t_quantile(0.95, estimate, "0:0", data) * reading.standard_error
+        expected = [reading.value - half, reading.value + half]
+        assert bars.get_segments()[0][:, 1] == pytest.approx(expected)
     assert written(ax.get_xticklabels()) == HEADS
+    assert ax.get_ylabel() == r"$\hat\lambda$ (95 % interval)"
+
+
+def test_all_intervals_of_a_figure_may_hold_together(
+    estimate: rllc.Estimate, trajectory: rllc.Trajectory
+) -> None:
+    ax = rllc.plot_heads(estimate, simultaneous=True)
+    _, _, (bars,) = ax.containers[0].lines
+    # 6 heads on 2 data sets.
+    half = t_quantile(0.95 ** (1 / 12), estimate, "0:0", "code")
+    half *= estimate["0:0", "code"].standard_error
+    assert np.ptp(bars.get_segments()[0][:, 1]) == pytest.approx(2 * half)
+    assert ax.get_ylabel() == r"$\hat\lambda$ (simultaneous 95 % interval)"
+    # 6 heads at 4 checkpoints.
+    ax = rllc.plot_trajectory(trajectory, "code", simultaneous=True)[0]
+    top = ax.collections[0].get_paths()[0].vertices[:, 1].max()
+    half = t_quantile(0.95 ** (1 / 24), estimate, "0:0", "code")
+    reading = estimate["0:0", "code"]
+    assert top == pytest.approx(reading.value + half * reading.standard_error)
+    assert ax.get_ylabel() == r"$\hat\lambda$ on code (simultaneous 95 % band)"
+
+
+def t_quantile(level: float, estimate: rllc.Estimate, weights: str, data: str) -> float:
+    stats = pytest.importorskip("scipy.stats")
+    dof = estimate.dof[estimate.names.index(weights, data)]
+    return stats.t.isf((1 - level) / 2, dof)
 
 
 def test_given_axes_are_used_and_returned(
@@ -189,7 +215,8 @@ def test_a_curve_over_n_beta(draws: rllc.Draws, estimate: rllc.Estimate) -> None
         assert np.array_equal(line.get_xdata(), n_beta)
         assert np.array_equal(line.get_ydata(), curve.value[:, row], equal_nan=True)
         lowest = ax.collections[row].get_paths()[0].vertices[:, 1].min()
-        assert lowest == pytest.approx(good.value[row] - 1.96 * good.standard_error[row])
+        half = t_quantile(0.95, good, good.weights[row], good.data[row])
+        assert lowest == pytest.approx(good.value[row] - half * good.standard_error[row])
 
 
 def test_points_with_faults_are_crosses_and_diverged_ones_stand_at_zero(

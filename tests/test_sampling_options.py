@@ -13,6 +13,7 @@ from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, square, tiny_model,
 
 import rllc
 from rllc.data import Minibatches
+from rllc.seeds import generator
 from rllc.theory import SGLDLaw
 
 FALSE_ALARM = 5.0  # standard errors; a false alarm in 2 million
@@ -399,3 +400,31 @@ def test_bfloat16_products_change_losses_by_their_rounding() -> None:
     )
     assert 0 < abs(low.loss - full.loss).max() < 0.02
     assert abs(low.llc.mean((1, 2)) - full.llc.mean((1, 2))).max() < 30 * 2e-3
+
+
+def on_two_data_sets(common_noise: bool, seed: int = 0) -> rllc.Estimate:
+    """The same curvatures on both, and a small slope of each row."""
+    data = {name: 0.01 * torch.randn(16, 6, generator=generator(name)) for name in ("a", "b")}
+    return rllc.estimate(
+        Quadratic(torch.tensor([0.1, 0.3, 1.0, 3.0, 10.0, 30.0])),
+        data,
+        loss=loss_of_quadratic,
+        sampling=rllc.Sampling(num_draws=40, seed=seed, num_probes=0, common_noise=common_noise),
+        compute=QUIET,
+    )
+
+
+def test_common_noise_cancels_in_the_difference_of_data_sets() -> None:
+    """The slopes are all that differs."""
+    common, own = on_two_data_sets(True), on_two_data_sets(False)
+    of, minus = ("everything", "a"), ("everything", "b")
+    assert common.difference(of, minus).standard_error < 0.3 * own.difference(of, minus)[1]
+    apart = np.hypot(*common.standard_error)
+    assert own.difference(of, minus).standard_error == pytest.approx(apart, rel=0.5)
+    assert common.settings["common_noise"]
+
+
+def test_common_noise_depends_on_seed_and_chain() -> None:
+    first, other = on_two_data_sets(True), on_two_data_sets(True, seed=1)
+    assert not np.isclose(first.per_chain, other.per_chain).any()
+    assert not np.isclose(first.per_chain[0, 0], first.per_chain[0, 1:]).any()

@@ -310,12 +310,13 @@ class Chains:
         data: Data,
     ) -> Pass:
         sampling, device = self.sampling, self.device
-        fingerprint = data.fingerprint
         streams = []
         for m, c in runs:
             mask = self.digests[rows[group.members[m]]]
             chain = sampling.first_chain + c
-            key = ("noise", sampling.seed, mask, fingerprint, chain)
+            key: tuple[object, ...] = ("noise", sampling.seed, mask, data.fingerprint, chain)
+            if sampling.common_noise:
+                key = ("common noise", sampling.seed, mask, chain)
             streams.append(generator(*key, device=device))
         member = torch.tensor([m for m, _ in runs], device=device)
         return Pass(
