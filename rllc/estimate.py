@@ -313,7 +313,20 @@ class Estimate:
                 f"{llc.ess:.0f}",
             )
             rows.append((llc.weights, llc.data, *numbers, llc.status))
-        return table(f"Estimate of {len(self)} LLCs ({self._sampled})", rows, left=(0, 1, 6))
+        title = f"Estimate of {len(self)} LLCs ({self._sampled})"
+        return table("\n".join([title, *self._notes]), rows, left=(0, 1, 6))
+
+    @property
+    def _notes(self) -> list[str]:
+        """What holds of most rows, above the table."""
+        kinds = [{fault.kind for fault in wrong} for wrong in self.faults]
+        by_prior = sum("prior_dominated" in its_kinds for its_kinds in kinds)
+        if not by_prior > len(self) / 2:
+            return []
+        return [
+            f"{by_prior} of {len(self)}: the prior alone gives this λ̂; it shows the trace of the "
+            f"Hessian, not what the loss does. Raise n_beta, or lower localization."
+        ]
 
     @property
     def _sampled(self) -> str:
@@ -326,18 +339,22 @@ class Estimate:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
+        arrays, header = self.pack()
+        return save_arrays(path, arrays, {"kind": "rllc.Estimate", **header})
+
+    def pack(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return its arrays, and the rest as JSON can hold it."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays |= {f"diagnostics.{name}": array for name, array in self.diagnostics.items()}
         if self.llc is not None:
             arrays["llc"] = self.llc
         header = {
-            "kind": "rllc.Estimate",
             "weights": self.weights,
             "data": self.data,
             "faults": [faults_to_json(wrong) for wrong in self.faults],
             "settings": dict(self.settings),
         }
-        return save_arrays(path, arrays, header)
+        return arrays, header
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Estimate:
@@ -350,6 +367,11 @@ class Estimate:
         kind = header.get("kind", "something else")
         if kind != "rllc.Estimate":
             raise FileError(f"reading {path} as Estimate: it holds {kind}.")
+        return cls.unpack(arrays, header)
+
+    @classmethod
+    def unpack(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Estimate:
+        """Return the estimate that :meth:`pack` took apart."""
         diagnosed = {
             name.removeprefix("diagnostics."): array
             for name, array in arrays.items()

@@ -395,3 +395,17 @@ def test_judging_again_changes_faults_and_no_number() -> None:
     assert math.isclose(fault.numbers["times"], share / 1e-3)
     assert np.array_equal(usual.value, strict.value)
     assert rllc.Estimate.of(draws, Limits(max_noise=1e-3)).faults == strict.faults
+
+
+@pytest.mark.parametrize(("by_prior", "said"), [(2, True), (1, False)])
+def test_a_line_above_the_table_where_the_prior_dominates_most(by_prior: int, said: bool) -> None:
+    prior = (rllc.Fault("prior_dominated", {"share": 0.97}, "larger n_beta"),)
+    numbers = np.ones(3)
+    faults = (prior,) * by_prior + ((),) * (3 - by_prior)
+    heads = Names(("0:0", "0:1", "0:2"), ("prose",) * 3)
+    settings = rllc.sgld().settings | rllc.Sampling().settings
+    estimate = rllc.Estimate(
+        *[numbers] * 5, per_chain=np.ones((3, 4)), faults=faults, names=heads, settings=settings
+    )
+    line = f"{by_prior} of 3: the prior alone gives this λ̂; it shows the trace of the Hessian"
+    assert repr(estimate).splitlines()[1].startswith(line) == said

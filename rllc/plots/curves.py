@@ -9,6 +9,7 @@ import numpy as np
 
 from rllc.draws import Draws
 from rllc.errors import InputError, nearest
+from rllc.faults import Fault
 from rllc.plots.figures import (
     COLORS,
     COVERS_95,
@@ -158,7 +159,8 @@ def plot_resolution(
 ) -> Axes:
     """Draw λ̂ as a curve over nβ, on a log axis: one line a refinement with its 95 % band.
 
-    Points with faults are crosses; those of diverged chains stand at zero.
+    Points with faults are crosses; those of diverged chains stand at zero. Rings are points whose
+    λ̂ the prior alone gives; where most are, the figure is shaded.
 
     >>> ax = plot_resolution(curve)                                                # doctest: +SKIP
 
@@ -182,7 +184,17 @@ def plot_resolution(
             label=plain(f"{weights}, {data}" if several_data else weights),
             marker="o",
         )
-        wrong = np.array([bool(faults[row]) for faults in resolution.faults])
+        by_prior = resolution.by_prior[:, row]
+        ax.plot(
+            resolution.n_beta[by_prior],
+            values[by_prior],
+            "o",
+            ms=8,
+            mfc="none",
+            mew=1.2,
+            color=COLORS[row % len(COLORS)],
+        )
+        wrong = np.array([_is_wrong(faults[row]) for faults in resolution.faults])
         ax.plot(
             resolution.n_beta[wrong],
             np.nan_to_num(values[wrong]),
@@ -192,12 +204,39 @@ def plot_resolution(
             color=COLORS[row % len(COLORS)],
         )
     ax.set_xscale("log")
+    _shade_prior(ax, resolution)
     ax.xaxis.set_major_formatter(lambda n_beta, _: f"{n_beta:g}")
     ax.set_xlabel(r"$n\beta$")
     ax.set_ylabel(rf"$\hat\lambda$ ({of_intervals('band', simultaneous)})")
     zero_line(ax, resolution.value)
     ax.legend(frameon=False, fontsize="small", ncols=1 + len(resolution.weights) // 9)
     return ax
+
+
+def _is_wrong(faults: Sequence[Fault]) -> bool:
+    """Whether something is wrong beside that the prior dominates."""
+    return any(fault.kind != "prior_dominated" for fault in faults)
+
+
+def _shade_prior(ax: Axes, resolution: Resolution) -> None:
+    """Shade the nβ, from the smallest on, at which the prior alone gives most λ̂."""
+    most = resolution.by_prior.mean(1) > 0.5
+    if not most[0]:
+        return
+    count = len(most) if most.all() else int(most.argmin())
+    n_beta = resolution.n_beta
+    low, high = ax.get_xlim()
+    edge = high if count == len(n_beta) else float(np.sqrt(n_beta[count - 1] * n_beta[count]))
+    ax.axvspan(low, edge, color="0.93", lw=0, zorder=0)
+    ax.set_xlim(low, high)
+    ax.annotate(
+        "the prior alone",
+        (0.01, 0.98),
+        xycoords="axes fraction",
+        va="top",
+        fontsize="small",
+        color="0.4",
+    )
 
 
 def plot_traces(
