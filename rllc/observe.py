@@ -268,7 +268,7 @@ class Stage:
 
     def batches(self, rows: Data) -> Iterator[tuple[Any, Any]]:
         """Rows in batches of the sampling's size, each with a key to find its centre by."""
-        size = self.surroundings.sampling.batch_size
+        size = self.surroundings.batch_size
         for start in range(0, len(rows), size):
             chosen = torch.arange(start, min(start + size, len(rows)))
             yield (id(rows), start), rows.take(chosen, self.surroundings.device)

@@ -214,7 +214,7 @@ class _Question:
         }
 
     @property
-    def _minibatches(self) -> dict[str, dict[str, object]]:
+    def _minibatches(self) -> dict[str, dict[str, int | None]]:
         """What was chosen for each data set: rows of a minibatch, and whether with the control."""
         by_data = _by_data(self.refinements, self.sampler, self.sampling)
         chosen = {}
