@@ -55,6 +55,20 @@ def tiny_tokens(
     )
 
 
+def trained_on_markov() -> tuple[nn.Module, rllc.Tokens]:
+    """A small attention-only model, trained on a Markov chain to about the chain's own loss."""
+    stream = generator("markov")
+    next_token = torch.softmax(2 * torch.randn(12, 12, generator=stream), 1)
+    rows = torch.randint(12, (512, 1), generator=stream)
+    for _ in range(11):
+        tokens = torch.multinomial(next_token[rows[:, -1]], 1, generator=stream)
+        rows = torch.cat([rows, tokens], 1)
+    config = AttentionOnlyConfig(n_layers=2, d_model=12, n_heads=2, d_head=6, n_ctx=12, d_vocab=12)
+    data = rllc.Tokens(rows, "markov")
+    training = rllc.Training(num_steps=300, batch_size=64, lr=1e-2)
+    return rllc.train(config, data, training=training, progress=False), data
+
+
 class Quadratic(nn.Module):
     """ℓ(v) = ½ Σ h (v − v*)², with w* = v* random; ``loss`` adds a term x·(v − v*) for each example
     x."""
