@@ -87,9 +87,9 @@ def sample(
     Draws(1 refinements × 4 chains × 200 draws)
 
     All heads and chains run together. The minibatches are shared by all refinements of one data
-    set. The noise is a function of (seed, selected weights, data, chain) alone: a refinement gives
-    the same draws alone or in company. Neither the model, nor its gradients or mode, nor any global
-    random state is changed.
+    set. The noise is a function of (seed, selected weights, data, chain) alone, and of no data with
+    ``common_noise``: a refinement gives the same draws alone or in company. Neither the model, nor
+    its gradients or mode, nor any global random state is changed.
 
     Args:
         model: any module; :class:`rllc.models.AttentionOnly` is fastest.
