@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
-from rllc import search
+from rllc import answer, search
 from rllc.checks import arguments
-from rllc.errors import InputError, RllcError
+from rllc.errors import FileError, InputError, RllcError
 from rllc.estimate import Estimate, estimate
 from rllc.faults import Fault
+from rllc.files import load_arrays, save_arrays
 from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike
-from rllc.samplers import Sampler, sgld
+from rllc.samplers import Sampler, from_settings, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.tables import label, table
 
@@ -104,6 +109,14 @@ class Calibration:
     def best(self) -> int:
         """Which setting is recommended; where none is good, the closest to it."""
         return min(range(len(self)), key=lambda i: search.rank(self._judged[i]))
+
+    @property
+    def answer(self) -> str:
+        """Whether the best setting is usable and what is wrong with it, in one sentence."""
+        i = self.best
+        if not self.good[i]:
+            return answer.not_usable(self._judged[i], len(self))
+        return answer.usable(self._judged[i], int(self.errors[i].argmax()))
 
     @property
     def recommended(self) -> Recommended:
@@ -202,7 +215,82 @@ class Calibration:
             f"{self.sampling.num_chains} chains × {self.sampling.num_draws} draws, "
             f"{int(self.good.sum())} good"
         )
-        return f"{table(title, rows, left=(5,))}\n{self._summary()}"
+        return f"{self.answer}\n{table(title, rows, left=(5,))}\n{self._summary()}"
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one atomic, checksummed file (``.npz``)."""
+        arrays = {name: getattr(self, name) for name in search.Setting._fields}
+        headers = []
+        for i, result in enumerate(self.estimates):
+            its_arrays, its_header = result.pack()
+            headers.append(its_header)
+            arrays |= {f"{i}.{name}": array for name, array in its_arrays.items()}
+        header = {
+            "kind": "rllc.Calibration",
+            "estimates": headers,
+            "limits": asdict(self.limits),
+            "sampling": asdict(self.sampling),
+            "sampler": self.make(*self._lr_and_localization(0)).settings,
+        }
+        return save_arrays(path, arrays, header)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        sampler: Callable[[float, float], Sampler] | None = None,
+    ) -> Calibration:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: of the file.
+            sampler: the function (lr, localization) -> Sampler that :func:`calibrate` was given.
+                Samplers of rllc are made again from their settings and do not need it.
+
+        Raises:
+            FileError: there is no such file, it is damaged, or it holds something else.
+            InputError: its sampler is not one of rllc's, and ``sampler`` is missing.
+        """
+        arrays, header = load_arrays(path)
+        kind = header.get("kind", "something else")
+        if kind != "rllc.Calibration":
+            raise FileError(f"reading {path} as Calibration: it holds {kind}.")
+        estimates = []
+        for i, its_header in enumerate(header["estimates"]):
+            prefix = f"{i}."
+            names = [name for name in arrays if name.startswith(prefix)]
+            its_arrays = {name.removeprefix(prefix): arrays[name] for name in names}
+            estimates.append(Estimate.unpack(its_arrays, its_header))
+        loaded = cls(
+            **{name: arrays[name] for name in search.Setting._fields},
+            estimates=tuple(estimates),
+            limits=Limits(**header["limits"]),
+            make=sampler or _Remade(header["sampler"]),
+            sampling=Sampling(**header["sampling"]),
+        )
+        try:
+            loaded.make(*loaded._lr_and_localization(0))
+        except InputError as error:
+            raise InputError(
+                f"reading {path} as Calibration: its sampler cannot be made again from its "
+                f"settings ({error}) Pass sampler=f, the function (lr, localization) -> Sampler "
+                f"that rllc.calibrate was given."
+            ) from error
+        return loaded
+
+    def _lr_and_localization(self, i: int) -> tuple[float, float]:
+        setting = self._setting(i)
+        return setting.lr, setting.localization
+
+
+@dataclass(frozen=True)
+class _Remade:
+    """(lr, localization) -> one of rllc's samplers, with the other settings as they were."""
+
+    settings: Mapping[str, object]
+
+    def __call__(self, lr: float, localization: float) -> Sampler:
+        return from_settings({**self.settings, "lr": lr, "localization": localization})
 
 
 def calibrate(
@@ -249,6 +337,9 @@ def calibrate(
     falls by a tenth. The search ends when no move of half a decade helps, or after
     ``limits.max_settings``.
 
+    Each setting costs one :func:`rllc.estimate`. Before it begins it says how many there may be,
+    and after the first how long they take.
+
     Args:
         model: as for :func:`rllc.estimate`; so are ``data``, ``weights``, ``loss`` and
             ``compute``.
@@ -263,6 +354,7 @@ def calibrate(
 
     Returns:
         :class:`Calibration`; ``rllc.estimate(model, data, weights, **calibration.recommended)``.
+        Printed, it leads with its answer in one sentence. :meth:`Calibration.save` keeps it.
 
     Raises:
         InputError: ``grid`` has other names, or values that are not positive numbers (localization
@@ -287,7 +379,12 @@ def calibrate(
         total=total, desc="calibrate", unit="setting", disable=not compute.progress, leave=False
     )
 
+    def say(words: str) -> None:
+        if compute.progress:
+            bar.write(f"calibrate: {words}", file=sys.stderr)
+
     def measure(lr: float, n_beta: float, localization: float) -> Estimate:
+        began = time.perf_counter()
         bar.set_postfix_str(f"lr={lr:.3g} n_beta={n_beta:.3g} localization={localization:.3g}")
         result = estimate(
             model,
@@ -300,9 +397,17 @@ def calibrate(
             compute=replace(compute, progress=False),
         )
         bar.update()
+        if not tried:
+            seconds = time.perf_counter() - began
+            together = f"{_at_most(total, is_product)} take {_duration(seconds * total)}"
+            say(f"the first took {_duration(seconds)}; {together}")
         return tried.setdefault((lr, n_beta, localization), result)
 
     with bar:
+        say(
+            f"{_at_most(total, is_product)} settings × {sampling.num_steps} steps of each chain; "
+            f"the time is known after the first"
+        )
         if is_product:
             for setting in itertools.product(*lists):
                 measure(*setting)
@@ -310,3 +415,19 @@ def calibrate(
             search.Search(axes, measure, limits).run()
     lr, n_beta, localization = np.array(list(tried)).T
     return Calibration(lr, n_beta, localization, tuple(tried.values()), limits, sampler, sampling)
+
+
+def _at_most(count: int, exactly: bool) -> str:
+    return f"all {count}" if exactly else f"at most {count}"
+
+
+def _duration(seconds: float) -> str:
+    """Say how long something takes.
+
+    >>> _duration(0.25), _duration(75), _duration(9000)
+    ('0.2 s', '1.2 min', '2.5 h')
+    """
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

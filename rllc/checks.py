@@ -49,12 +49,17 @@ def arguments(
     _check_kind("sampler", sampler, isinstance(sampler, Sampler), samplers)
     settings = "rllc.Sampling(num_chains=4, num_draws=200)"
     _check_kind("sampling", sampling, isinstance(sampling, Sampling), settings)
-    if sampling.start is None:
-        gaussian = _has_width(sampler) and _forgets(sampler)
-        sampling = replace(sampling, start="gaussian" if gaussian else "center")
-    elif sampling.start == "gaussian":
+    if sampling.start == "gaussian":
         _check_gaussian_start(sampler)
-    return sampler, sampling
+    return sampler, with_start(sampler, sampling)
+
+
+def with_start(sampler: Sampler, sampling: Sampling) -> Sampling:
+    """Fill in where chains of this sampler start."""
+    if sampling.start is not None:
+        return sampling
+    gaussian = _has_width(sampler) and _forgets(sampler)
+    return replace(sampling, start="gaussian" if gaussian else "center")
 
 
 def _check_kind(name: str, value: object, right: bool, expected: str) -> None:
@@ -132,16 +137,18 @@ def _check_parameter(model: nn.Module, name: str, parameter: Tensor) -> None:
 
 
 def _check_number_of_rows(name: str, rows: int, sampler: Sampler, sampling: Sampling) -> None:
+    sampling = sampling.of_rows(rows, full_batch=sampler.full_batch)
+    assert sampling.batch_size is not None
     if rows < sampling.batch_size:
         raise InputError(
             f"sampling on data {name!r}: it has {rows} rows, fewer than a batch of "
-            f"{sampling.batch_size}; pass Sampling(batch_size={rows}) or more data."
+            f"{sampling.batch_size}; pass Sampling(batch_size={rows}), Sampling() or more data."
         )
     if sampler.full_batch and sampling.batch_size != rows:
         raise InputError(
             f"sampling on data {name!r}: {sampler.name} accepts or rejects by the energy of all "
-            f"{rows} rows, got batches of {sampling.batch_size}; pass Sampling(batch_size={rows}), "
-            f"or use rllc.sgld."
+            f"{rows} rows, got batches of {sampling.batch_size}; leave batch_size out, or use "
+            f"rllc.sgld."
         )
 
 

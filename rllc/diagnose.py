@@ -173,7 +173,8 @@ def parts_of_error(
       the choice of the minibatch B.
     - ``"prior"``: −log of the average share nβh/(nβh + γ) by which directions count, weighted by
       it: variance/λ̂ of the draws, without what the step size has widened. No smaller share is
-      believed than its standard error.
+      believed than its standard error, and no larger one than that of the sharpest direction, whose
+      curvature is measured: where noise drowns the draws, that is all that is known.
     - ``"noise"``: standard error/λ̂.
     - ``"start"``: what chains that start at w* lack on average, (τ − 1)/2N of N draws of
       autocorrelation time τ, times ((τ − 1)/(τ + 1))^B after a burn-in of B draws (exact for a
@@ -193,7 +194,8 @@ def parts_of_error(
     with np.errstate(divide="ignore", invalid="ignore"):
         step = _step_part(value, numbers)
         counted = np.maximum(numbers["from_variance"], numbers["from_variance_se"]) / value
-        counted = np.clip(np.nan_to_num(counted * np.exp(-step), nan=1.0), 1e-4, 1)
+        counted = np.nan_to_num(counted * np.exp(-step), nan=1.0)
+        counted = np.clip(counted, 1e-4, _share_of_sharpest(numbers["max_curvature"], settings))
         lacking = _lacking_at_start(numbers["relaxation"], settings) * np.isfinite(value)
         judged = np.where(value > 0, 0.0, np.nan)
         return {
@@ -202,6 +204,13 @@ def parts_of_error(
             "noise": judged + standard_error / value,
             "start": judged - np.log1p(-lacking),
         }
+
+
+def _share_of_sharpest(curvature: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    """nβh/(nβh + γ) of the largest curvature, 1 where none is known."""
+    drift = settings["n_beta"] * curvature
+    share = drift / (drift + settings["localization"])
+    return np.where(curvature > 0, share, 1.0).clip(min=1e-4)
 
 
 def _step_part(value: np.ndarray, numbers: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -33,7 +33,8 @@ class Draws:
         diverged: ``[refinement, chain]``: the step at which the chain diverged, −1 if it did not.
         names: the (weights, data) pairs along the refinement axis.
         settings: of sampler and sampling, ``n_beta`` among them; ``settings["observed"]`` names the
-            further axes of what was observed.
+            further axes of what was observed, ``settings["minibatches"]`` by data set the
+            ``batch_size`` and ``control_variate`` that were used.
         lengths: ``[refinement]``: how many draws each has. With ``target_se`` it may be fewer than
             the others have, and NaN behind them. Left out: all.
         observed: what was measured along the chains, by name. An observable of draws or probes is
@@ -76,7 +77,8 @@ class Draws:
     def llc(self) -> np.ndarray:
         """nβ (loss − baseline − control) ``[refinement, chain, draw]``; λ̂ is their mean.
 
-        The control variate is 0 unless ``Sampling(control_variate=True)`` had it measured.
+        The control variate is 0 where it was not measured; ``settings["minibatches"]`` says where
+        it was.
         """
         control = self.observed.get("control", 0.0)
         return self.settings["n_beta"] * (self.loss - self.baseline - control)

@@ -313,7 +313,20 @@ class Estimate:
                 f"{llc.ess:.0f}",
             )
             rows.append((llc.weights, llc.data, *numbers, llc.status))
-        return table(f"Estimate of {len(self)} LLCs ({self._sampled})", rows, left=(0, 1, 6))
+        title = f"Estimate of {len(self)} LLCs ({self._sampled})"
+        return table("\n".join([title, *self._notes]), rows, left=(0, 1, 6))
+
+    @property
+    def _notes(self) -> list[str]:
+        """What holds of most rows, above the table."""
+        kinds = [{fault.kind for fault in wrong} for wrong in self.faults]
+        by_prior = sum("prior_dominated" in its_kinds for its_kinds in kinds)
+        if not by_prior > len(self) / 2:
+            return []
+        return [
+            f"{by_prior} of {len(self)}: the prior alone gives this λ̂; it shows the trace of the "
+            f"Hessian, not what the loss does. Raise n_beta, or lower localization."
+        ]
 
     @property
     def _sampled(self) -> str:
@@ -321,22 +334,27 @@ class Estimate:
         s = self.settings
         most = "up to " if s.get("target_se") else ""
         prior = f"nβ = {s['n_beta']:g}, γ = {s['localization']:g}, ε = {s['lr']:g}"
-        return f"{prior}, {s['num_chains']} chains × {most}{s['num_draws']} draws"
+        draws = f"{s['num_chains']} chains × {most}{s['num_draws']} draws"
+        return ", ".join([prior, draws, *_batches(s.get("minibatches", {}))])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
+        arrays, header = self.pack()
+        return save_arrays(path, arrays, {"kind": "rllc.Estimate", **header})
+
+    def pack(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return its arrays, and the rest as JSON can hold it."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays |= {f"diagnostics.{name}": array for name, array in self.diagnostics.items()}
         if self.llc is not None:
             arrays["llc"] = self.llc
         header = {
-            "kind": "rllc.Estimate",
             "weights": self.weights,
             "data": self.data,
             "faults": [faults_to_json(wrong) for wrong in self.faults],
             "settings": dict(self.settings),
         }
-        return save_arrays(path, arrays, header)
+        return arrays, header
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Estimate:
@@ -349,6 +367,11 @@ class Estimate:
         kind = header.get("kind", "something else")
         if kind != "rllc.Estimate":
             raise FileError(f"reading {path} as Estimate: it holds {kind}.")
+        return cls.unpack(arrays, header)
+
+    @classmethod
+    def unpack(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Estimate:
+        """Return the estimate that :meth:`pack` took apart."""
         diagnosed = {
             name.removeprefix("diagnostics."): array
             for name, array in arrays.items()
@@ -362,6 +385,19 @@ class Estimate:
             diagnostics=diagnosed,
             llc=arrays.get("llc"),
         )
+
+
+def _batches(minibatches: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say of which size the minibatches were, and whether a control variate was subtracted."""
+    if not minibatches:
+        return []
+    sizes = sorted({chosen["batch_size"] for chosen in minibatches.values()})
+    words = ["batches of " + " or ".join(f"{size}" for size in sizes)]
+    controlled = [name for name, chosen in minibatches.items() if chosen["control_variate"]]
+    if controlled:
+        on = "" if len(controlled) == len(minibatches) else f" on {', '.join(controlled)}"
+        words.append(f"control variate{on}")
+    return words
 
 
 def _numbers(draws: Draws) -> dict[str, Any]:
@@ -425,8 +461,8 @@ def estimate(
             next-token cross entropy; ``rllc.distillation(generating_model)`` is the loss against a
             model's predictions.
         sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
-        sampling: ``None`` is ``rllc.Sampling()``: the paper's 4 chains × 200 draws, batches of 32,
-            nβ = 30, seed 0.
+        sampling: ``None`` is ``rllc.Sampling()``: the paper's 4 chains × 200 draws, nβ = 30, and
+            batches of 32, or of all rows where these are few.
         limits: from where on something is a fault; ``None`` is ``Limits()``. They change no number.
         compute: how it is run; ``None`` is ``rllc.Compute()``.
 

@@ -19,6 +19,7 @@ from rllc.engine.scene import Scene
 from rllc.errors import InputError
 from rllc.loss import Center, Loss, Runs
 from rllc.samplers import Jump
+from rllc.sampling import Sampling
 from rllc.seeds import stable_hash
 
 _KEPT_CENTERS = 256 * 2**20
@@ -137,6 +138,11 @@ class Moment:
     def num_rows(self) -> int:
         """How many rows the data has."""
         return len(self._stage.surroundings.data)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings, with what the number of rows decides."""
+        return self._stage.surroundings.sampling
 
     def gradient(self, position: Tensor | None = None) -> Tensor:
         """Return the gradient of each run's mean loss on the step's minibatch, ``[run, dim]``.
@@ -262,7 +268,7 @@ class Stage:
 
     def batches(self, rows: Data) -> Iterator[tuple[Any, Any]]:
         """Rows in batches of the sampling's size, each with a key to find its centre by."""
-        size = self.surroundings.sampling.batch_size
+        size = self.surroundings.batch_size
         for start in range(0, len(rows), size):
             chosen = torch.arange(start, min(start + size, len(rows)))
             yield (id(rows), start), rows.take(chosen, self.surroundings.device)

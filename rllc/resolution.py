@@ -10,10 +10,11 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
+from rllc.calibrate import Calibration
 from rllc.checks import arguments
 from rllc.errors import InputError
 from rllc.estimate import Estimate, estimate
-from rllc.faults import Fault
+from rllc.faults import Fault, status_of
 from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.names import Names
@@ -22,6 +23,7 @@ from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.search import START, is_number
 from rllc.tables import label, table
+from rllc.uncertainty import Mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,9 +55,23 @@ class Resolution:
         return np.stack([result.standard_error for result in self.estimates])
 
     @property
+    def mean(self) -> Mean:
+        """Value, standard error and degrees of freedom, ``[n_beta, refinement]``."""
+        dof = np.stack([result.dof for result in self.estimates])
+        return Mean(self.value, self.standard_error, dof)
+
+    @property
     def faults(self) -> tuple[tuple[tuple[Fault, ...], ...], ...]:
         """``[n_beta][refinement]``: what is wrong there."""
         return tuple(result.faults for result in self.estimates)
+
+    @property
+    def by_prior(self) -> np.ndarray:
+        """``[n_beta, refinement]``: where the prior alone gives λ̂, by the limits of its status."""
+        table = []
+        for faults in self.faults:
+            table.append([_has_prior(of_refinement) for of_refinement in faults])
+        return np.array(table)
 
     @property
     def status(self) -> tuple[tuple[str, ...], ...]:
@@ -98,22 +114,35 @@ class Resolution:
     def __repr__(self) -> str:
         count = len(self.names)
         title = f"Resolution: {len(self)} values of n_beta, {count} refinement{'s' * (count > 1)}"
-        rows = [("", *(f"n_beta = {n_beta:.4g} " for n_beta in self.n_beta))]
+        rows = [("", *(f"n_beta = {n_beta:.4g}  " for n_beta in self.n_beta))]
         for k in range(count):
             cells = [_cell(result, k) for result in self.estimates]
             rows.append((label(self.names, k), *cells))
         lines = [table(title, rows)]
-        for n_beta, status in zip(self.n_beta, self.status, strict=True):
+        if self.by_prior.any():
+            lines.append(
+                "~ the prior alone gives this λ̂: it shows the Hessian's trace, not what the loss "
+                "does; look at larger n_beta"
+            )
+        for n_beta, faults in zip(self.n_beta, self.faults, strict=True):
             for k in range(count):
-                if status[k] != "ok":
+                others = [fault for fault in faults[k] if fault.kind != "prior_dominated"]
+                if others:
                     where = f"n_beta = {n_beta:.4g}, {label(self.names, k)}"
-                    lines.append(f"! {where}: {status[k]}")
+                    lines.append(f"! {where}: {status_of(others)}")
         return "\n".join(lines)
 
 
+def _has_prior(faults: Sequence[Fault]) -> bool:
+    return any(fault.kind == "prior_dominated" for fault in faults)
+
+
 def _cell(estimate: Estimate, k: int) -> str:
-    mark = "!" if estimate.faults[k] else " "
-    return f"{estimate.value[k]:.3f} ± {estimate.standard_error[k]:.3f}{mark}"
+    """A value with its mark: ``~`` where the prior alone gives it, ``!`` for other faults."""
+    faults = estimate.faults[k]
+    by_prior = _has_prior(faults)
+    marks = "~" * by_prior + "!" * (len(faults) > by_prior)
+    return f"{estimate.value[k]:.3f} ± {estimate.standard_error[k]:.3f}{marks:2}"
 
 
 def resolution(
@@ -123,7 +152,7 @@ def resolution(
     *,
     n_betas: Sequence[float] = N_BETAS,
     loss: LossFunction | None = None,
-    sampler: Sampler | Callable[[float], Sampler] | None = None,
+    sampler: Sampler | Callable[[float], Sampler] | Calibration | None = None,
     sampling: Sampling | None = None,
     limits: Limits | None = None,
     compute: Compute | None = None,
@@ -154,17 +183,21 @@ def resolution(
             ``compute``.
         n_betas: where to look; half decades from 1 to 1000, the range of the literature and one
             decade more.
-        sampler: a function n_beta -> Sampler, such as :meth:`rllc.Calibration.sampler_at`.
-            ``None`` is sgld with γ = 200 and lr as above. A :class:`rllc.Sampler` is taken as it
-            is at every nβ, lr included.
-        sampling: ``None`` is the paper's. Its ``n_beta`` is replaced.
+        sampler: a :class:`rllc.Calibration`, whose γ is held and whose step in the sharpest
+            direction is kept (:meth:`rllc.Calibration.sampler_at`); or a function n_beta ->
+            Sampler. ``None`` is sgld with γ = 200 and lr as above. A :class:`rllc.Sampler` is taken
+            as it is at every nβ, lr included.
+        sampling: ``None`` is the calibration's, without one the paper's. Its ``n_beta`` is
+            replaced.
 
     Returns:
-        :class:`Resolution`, over nβ × refinements.
+        :class:`Resolution`, over nβ × refinements. Its table and figure mark where the prior alone
+        gives λ̂, so that there is nothing to be seen of the loss.
 
     Raises:
-        InputError: ``n_betas`` is empty or not of positive numbers, ``sampler`` is neither; and as
-            :func:`rllc.estimate`.
+        InputError: ``n_betas`` is empty or not of positive numbers, ``sampler`` is none of these;
+            and as :func:`rllc.estimate`.
+        RllcError: the calibration has no good setting.
     """
     points = sorted({float(n_beta) for n_beta in n_betas if is_number(n_beta, zero=False)})
     if not points or len(points) < len(n_betas):
@@ -172,9 +205,14 @@ def resolution(
             f"resolution: `n_betas` must be different positive numbers, "
             f"such as [10.0, 30.0, 100.0]; got {n_betas!r}."
         )
+    if isinstance(sampler, Calibration):
+        if sampling is None:
+            sampling = sampler.sampling
+        sampler = sampler.sampler_at
+        sampler(points[0])
     if not (sampler is None or callable(sampler) or isinstance(sampler, Sampler)):
         raise InputError(
-            f"resolution: `sampler` must be a function n_beta -> Sampler, "
+            f"resolution: `sampler` must be a function n_beta -> Sampler, a Calibration, "
             f"a Sampler such as rllc.sgld(lr=1e-4), or None; got {sampler!r}."
         )
     sampling = arguments(model, loss, None, sampling)[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -87,9 +87,9 @@ def sample(
     Draws(1 refinements × 4 chains × 200 draws)
 
     All heads and chains run together. The minibatches are shared by all refinements of one data
-    set. The noise is a function of (seed, selected weights, data, chain) alone: a refinement gives
-    the same draws alone or in company. Neither the model, nor its gradients or mode, nor any global
-    random state is changed.
+    set. The noise is a function of (seed, selected weights, data, chain) alone, and of no data with
+    ``common_noise``: a refinement gives the same draws alone or in company. Neither the model, nor
+    its gradients or mode, nor any global random state is changed.
 
     Args:
         model: any module; :class:`rllc.models.AttentionOnly` is fastest.
@@ -198,7 +198,8 @@ class _Question:
     ) -> _Question:
         refinements = refine.product(weights, data)
         model, loss, _ = on_device(model, loss, compute.device)
-        built_in = _built_in(sampler, sampling)
+        by_data = _by_data(refinements, sampler, sampling)
+        built_in = _built_in(sampler, sampling, by_data.values())
         check_names(observe, built_in)
         return cls(model, refinements, loss, sampler, sampling, compute, built_in, observe)
 
@@ -208,8 +209,21 @@ class _Question:
             **self.sampler.settings,
             **self.sampling.settings,
             "relaxation": relaxation_of_draws(self.sampler, self.sampling),
+            "minibatches": self._minibatches,
             "fingerprints": refine.fingerprints(self.refinements),
         }
+
+    @property
+    def _minibatches(self) -> dict[str, dict[str, int | None]]:
+        """What was chosen for each data set: rows of a minibatch, and whether with the control."""
+        by_data = _by_data(self.refinements, self.sampler, self.sampling)
+        chosen = {}
+        for name, settings in by_data.items():
+            chosen[name] = {
+                "batch_size": settings.batch_size,
+                "control_variate": settings.control_variate,
+            }
+        return chosen
 
 
 class _Sample:
@@ -360,10 +374,27 @@ class _Sample:
                 self.stopped[row] = self.num_draws
 
 
-def _built_in(sampler: Sampler, sampling: Sampling) -> dict[str, Observable]:
-    """What estimates need: the minibatch's noise, and what the sampler's law can say."""
+def _by_data(
+    refinements: Iterable[Refinement], sampler: Sampler, sampling: Sampling
+) -> dict[str, Sampling]:
+    """The settings of each data set, with what its number of rows decides."""
+    settings = {}
+    for refinement in refinements:
+        rows = len(refinement.data)
+        settings[refinement.data_name] = sampling.of_rows(rows, full_batch=sampler.full_batch)
+    return settings
+
+
+def _built_in(
+    sampler: Sampler, sampling: Sampling, by_data: Iterable[Sampling]
+) -> dict[str, Observable]:
+    """What estimates need: the minibatch's noise, and what the sampler's law can say.
+
+    A data set's own settings decide whether the control variate is measured, or 0.
+    """
+    controlled = [settings.control_variate for settings in by_data]
     observables = {"minibatch_variance": minibatch_variance()}
-    if sampling.control_variate:
+    if any(controlled):
         observables["control"] = control_variate()
     if not sampling.num_probes:
         return observables
@@ -373,7 +404,7 @@ def _built_in(sampler: Sampler, sampling: Sampling) -> dict[str, Observable]:
     law = sampler.law
     if law is None:
         return observables
-    if law.relaxation is not None and not sampling.control_variate:
+    if law.relaxation is not None and not all(controlled):
         observables["pairing"] = pairing(sampler)
     if law.largest_precision == law.largest_precision:  # it is known
         observables["stability"] = stability(sampler)

@@ -387,7 +387,11 @@ def _excesses(faults: Sequence[Fault], lr: float) -> dict[Kind, float]:
 def _trouble(estimate: Estimate) -> Trouble:
     """What is wrong, or what makes most of the error of the refinement with the largest."""
     if any(estimate.faults):
-        return gravest(estimate)
+        trouble = gravest(estimate)
+        # Noise is large against a λ̂ that the prior makes small.
+        if trouble == "noise" and largest_part(estimate, worst(estimate)) == "prior":
+            return "prior"
+        return trouble
     return largest_part(estimate, int(relative_error(estimate).argmax()))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from rllc.checks import with_start
 from rllc.errors import InputError
 from rllc.estimate import Estimate, estimate
 from rllc.loss import LossFunction
@@ -117,7 +118,8 @@ class Tracker:
                 )
 
     def _check_settings(self, stored: Trajectory) -> None:
-        settings = self.sampler.settings | self.sampling.settings
+        sampling = with_start(self.sampler, self.sampling)
+        settings = self.sampler.settings | sampling.settings
         settings["fingerprints"] = fingerprints(product(None, self.data))
         differing = []
         for name, value in settings.items():

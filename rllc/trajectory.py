@@ -16,6 +16,7 @@ from rllc.estimate import ARRAYS, Estimate
 from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
 from rllc.files import load_arrays, save_arrays, write_atomically
 from rllc.names import Names
+from rllc.uncertainty import Mean, satterthwaite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,6 +98,68 @@ class Trajectory:
         )
 
     @property
+    def mean(self) -> Mean:
+        """Value, standard error and degrees of freedom, ``[checkpoint, refinement]``."""
+        return Mean(self.value, self.standard_error, self.dof)
+
+    def interval(self, level: float = 0.95, simultaneous: bool = False) -> np.ndarray:
+        """Return confidence intervals by Student's distribution, ``[checkpoint, refinement, 2]``.
+
+        Args:
+            level: of confidence.
+            simultaneous: whether all of them shall hold together with that confidence, at every
+                checkpoint of every refinement.
+        """
+        return self.mean.interval(level, simultaneous)
+
+    def difference(self, of: int, minus: int) -> Mean:
+        """Return λ̂ at one checkpoint minus λ̂ at another, ``[refinement]``.
+
+        See :meth:`contrast` for its error.
+
+        Args:
+            of: a training step.
+            minus: another.
+
+        Raises:
+            InputError: there is no such checkpoint, or it is the same.
+        """
+        if of == minus:
+            raise InputError(
+                f"trajectory.difference({of}, {minus}): expected two different checkpoints."
+            )
+        return self.contrast({of: 1.0, minus: -1.0})
+
+    def contrast(self, weights: Mapping[int, float]) -> Mean:
+        """Return a weighted sum of checkpoints, ``[refinement]``.
+
+        ``trajectory.contrast({8000: 1, 2000: -0.5, 4000: -0.5})`` is the step 8000 minus the mean
+        of two earlier ones.
+
+        The errors of the checkpoints are added in squares, as if they were independent: a
+        trajectory keeps no draws. :func:`rllc.track` gives all checkpoints the same minibatches
+        and noise. What these do alike to two checkpoints cancels in their difference, so the error
+        is then rather too large than too small.
+
+        Args:
+            weights: by training step.
+
+        Raises:
+            InputError: there is no such checkpoint, or none is named.
+        """
+        if not weights:
+            raise InputError("trajectory.contrast: expected weights by step, got none.")
+        rows = [self._row(step) for step in weights]
+        factors = np.array(list(weights.values()), dtype=np.float64)[:, None]
+        variances = np.square(factors * self.standard_error[rows])
+        parts = zip(variances, self.dof[rows], strict=True)
+        return Mean(
+            value=(factors * self.value[rows]).sum(0),
+            standard_error=np.sqrt(variances.sum(0)),
+            dof=satterthwaite(*parts),
+        )
+
+    @property
     def weights(self) -> tuple[str, ...]:
         """Name of each refinement's weights."""
         return self.names.weights
@@ -117,13 +180,7 @@ class Trajectory:
         Raises:
             InputError: there is none at this step.
         """
-        if step not in self.steps:
-            by_distance = sorted(self.steps, key=lambda other: abs(other - step))
-            raise InputError(
-                f"trajectory.at({step}): no such checkpoint; "
-                f"the nearest steps are {sorted(by_distance[:3])}."
-            )
-        row = self.steps.index(step)
+        row = self._row(step)
         return Estimate(
             **{name: getattr(self, name)[row] for name in ARRAYS},
             faults=self.faults[row],
@@ -131,6 +188,16 @@ class Trajectory:
             settings=self.settings,
             diagnostics={name: array[row] for name, array in self.diagnostics.items()},
         )
+
+    def _row(self, step: int) -> int:
+        """Return which checkpoint is that of a step."""
+        if step not in self.steps:
+            by_distance = sorted(self.steps, key=lambda other: abs(other - step))
+            raise InputError(
+                f"trajectory.at({step}): no such checkpoint; "
+                f"the nearest steps are {sorted(by_distance[:3])}."
+            )
+        return self.steps.index(step)
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -10,6 +10,7 @@ Measured on quadratics of 400 directions with known laws, 4 × 40 to 16 × 50 dr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +67,10 @@ class Mean(NamedTuple):
         """
         half = self.half_width(level, simultaneous)
         return np.stack([self.value - half, self.value + half], axis=-1)
+
+    def take(self, columns: Sequence[int]) -> Mean:
+        """Return the means at some places of the last axis."""
+        return Mean(*(numbers[..., list(columns)] for numbers in self))
 
     def half_width(self, level: float = 0.95, simultaneous: bool = False) -> np.ndarray:
         """Half the length ``[...]`` of :meth:`interval`, with the same arguments."""

@@ -268,7 +268,10 @@ def test_estimate_is_the_summary_of_sample(est: rllc.Estimate) -> None:
 
 def test_the_table(est: rllc.Estimate) -> None:
     lines = repr(est).splitlines()
-    assert lines[0] == "Estimate of 4 LLCs (nβ = 30, γ = 200, ε = 0.001, 2 chains × 5 draws)"
+    assert (
+        lines[0]
+        == "Estimate of 4 LLCs (nβ = 30, γ = 200, ε = 0.001, 2 chains × 5 draws, batches of 4)"
+    )
     assert lines[1].split() == ["weights", "data", "llc", "±", "se", "R-hat", "ess", "status"]
     assert lines[2].split()[:3] == ["0:1", "code", f"{est.value[0]:.3f}"]
     assert len(lines) == 6
@@ -390,3 +393,17 @@ def test_judging_again_changes_faults_and_no_number() -> None:
     assert math.isclose(fault.numbers["times"], share / 1e-3)
     assert np.array_equal(usual.value, strict.value)
     assert rllc.Estimate.of(draws, Limits(max_noise=1e-3)).faults == strict.faults
+
+
+@pytest.mark.parametrize(("by_prior", "said"), [(2, True), (1, False)])
+def test_a_line_above_the_table_where_the_prior_dominates_most(by_prior: int, said: bool) -> None:
+    prior = (rllc.Fault("prior_dominated", {"share": 0.97}, "larger n_beta"),)
+    numbers = np.ones(3)
+    faults = (prior,) * by_prior + ((),) * (3 - by_prior)
+    heads = Names(("0:0", "0:1", "0:2"), ("prose",) * 3)
+    settings = rllc.sgld().settings | rllc.Sampling().settings
+    estimate = rllc.Estimate(
+        *[numbers] * 5, per_chain=np.ones((3, 4)), faults=faults, names=heads, settings=settings
+    )
+    line = f"{by_prior} of 3: the prior alone gives this λ̂; it shows the trace of the Hessian"
+    assert repr(estimate).splitlines()[1].startswith(line) == said

@@ -315,19 +315,26 @@ def test_dropout_in_train_mode_is_the_same_for_runs_and_baseline() -> None:
     differ."""
     model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     x = torch.randn(16, 3)
-    still, sampling = rllc.sgld(lr=1e-16), rllc.Sampling(num_draws=6, batch_size=4, train_mode=True)
+    still, sampling = (
+        rllc.sgld(lr=1e-16),
+        rllc.Sampling(num_draws=6, batch_size=4, control_variate=False, train_mode=True),
+    )
     with unchanged(model):
         draws = rllc.sample(model, x, loss=square, sampler=still, sampling=sampling, compute=QUIET)
         again = rllc.sample(model, x, loss=square, sampler=still, sampling=sampling, compute=QUIET)
     assert abs(draws.loss - draws.baseline).max() < 1e-6
     assert (draws.loss == again.loss).all()
     plain = rllc.sample(
-        model, x, loss=square, sampler=still, sampling=rllc.Sampling(num_draws=6, batch_size=4)
+        model,
+        x,
+        loss=square,
+        sampler=still,
+        sampling=rllc.Sampling(num_draws=6, batch_size=4, control_variate=False),
     )
     assert abs(draws.baseline - plain.baseline).max() > 1e-3  # dropout was on
 
 
-FEW = {"num_chains": 2, "num_draws": 3, "batch_size": 4}
+FEW = {"num_chains": 2, "num_draws": 3, "batch_size": 4, "control_variate": False}
 SHORT = rllc.Sampling(**FEW)
 
 
@@ -488,7 +495,7 @@ def test_a_tuple_of_inputs_reaches_the_loss_as_it_is() -> None:
         model,
         data,
         loss=lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"),
-        sampling=rllc.Sampling(num_draws=2, batch_size=8),
+        sampling=rllc.Sampling(num_draws=2, batch_size=8, control_variate=False),
         compute=QUIET,
     )
     expected = F.cross_entropy(model(x), y).item()  # the batch is all rows, in another order

@@ -49,7 +49,7 @@ def an_estimate(**values_of_data: np.ndarray) -> rllc.Estimate:
     return rllc.Estimate(
         value=value,
         standard_error=0.1 + 0.01 * np.arange(len(value)),
-        dof=nothing,
+        dof=np.full(len(value), np.inf),
         rhat=nothing,
         ess=nothing,
         per_chain=nothing[:, None],
@@ -155,7 +155,7 @@ def test_dots_against_another_number_with_its_rank_correlation() -> None:
     dots, _, (bars,) = container.lines
     assert np.array_equal(dots.get_xdata(), list(counts.values()))
     assert np.array_equal(dots.get_ydata(), values)
-    half = 1.96 * estimate["0:3", "code"].standard_error
+    half = 1.95996398 * estimate["0:3", "code"].standard_error
     ends = [values[3] - half, values[3] + half]
     assert bars.get_segments()[3][:, 1] == pytest.approx(ends)
     rho = stats.spearmanr(list(counts.values()), values).statistic
@@ -251,7 +251,7 @@ def test_one_data_set_against_another() -> None:
     across, upright = induction.lines[2]
     for bars, axis, data in ((across, 0, "pile"), (upright, 1, "code")):
         ends = bars.get_segments()[0][:, axis]
-        width = 2 * 1.96 * estimate["0:0", data].standard_error
+        width = 2 * 1.95996398 * estimate["0:0", data].standard_error
         assert np.ptp(ends) == pytest.approx(width)
     assert ax.get_title() == "not finite: 0:3"
     assert set(written(ax.texts)) == set(names)

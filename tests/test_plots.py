@@ -53,10 +53,36 @@ def test_heads_are_dots_with_intervals(estimate: rllc.Estimate) -> None:
         values = [estimate[head, data].value for head in HEADS]
         assert np.array_equal(dots.get_ydata(), values)
         reading = estimate["0:0", data]
-        low = reading.value - 1.96 * reading.standard_error
-        high = reading.value + 1.96 * reading.standard_error
-        assert bars.get_segments()[0][:, 1] == pytest.approx([low, high])
+        half = t_quantile(0.95, estimate, "0:0", data) * reading.standard_error
+        expected = [reading.value - half, reading.value + half]
+        assert bars.get_segments()[0][:, 1] == pytest.approx(expected)
     assert written(ax.get_xticklabels()) == HEADS
+    assert ax.get_ylabel() == r"$\hat\lambda$ (95 % interval)"
+
+
+def test_all_intervals_of_a_figure_may_hold_together(
+    estimate: rllc.Estimate, trajectory: rllc.Trajectory
+) -> None:
+    ax = rllc.plot_heads(estimate, simultaneous=True)
+    _, _, (bars,) = ax.containers[0].lines
+    # 6 heads on 2 data sets.
+    half = t_quantile(0.95 ** (1 / 12), estimate, "0:0", "code")
+    half *= estimate["0:0", "code"].standard_error
+    assert np.ptp(bars.get_segments()[0][:, 1]) == pytest.approx(2 * half)
+    assert ax.get_ylabel() == r"$\hat\lambda$ (simultaneous 95 % interval)"
+    # 6 heads at 4 checkpoints.
+    ax = rllc.plot_trajectory(trajectory, "code", simultaneous=True)[0]
+    top = ax.collections[0].get_paths()[0].vertices[:, 1].max()
+    half = t_quantile(0.95 ** (1 / 24), estimate, "0:0", "code")
+    reading = estimate["0:0", "code"]
+    assert top == pytest.approx(reading.value + half * reading.standard_error)
+    assert ax.get_ylabel() == r"$\hat\lambda$ on code (simultaneous 95 % band)"
+
+
+def t_quantile(level: float, estimate: rllc.Estimate, weights: str, data: str) -> float:
+    stats = pytest.importorskip("scipy.stats")
+    dof = estimate.dof[estimate.names.index(weights, data)]
+    return stats.t.isf((1 - level) / 2, dof)
 
 
 def test_given_axes_are_used_and_returned(
@@ -130,39 +156,56 @@ def calibration() -> Calibration:
         tiny_model(),
         tiny_tokens(),
         "0:0",
-        sampling=rllc.Sampling(num_chains=2, num_draws=20, batch_size=4),
+        sampling=rllc.Sampling(num_chains=2, num_draws=20, batch_size=4, control_variate=False),
         grid={"lr": [1e-4, 1e-3, 1e3], "n_beta": [30.0, 300.0], "localization": [100.0, 1000.0]},
         limits=lenient,
         compute=QUIET,
     )
 
 
-def test_a_heat_map_for_each_n_beta(calibration: Calibration) -> None:
-    """Settings were tried in the order lr, n_beta, localization."""
-    axes = plot_calibration(calibration)
-    assert [ax.get_title() for ax in axes] == [r"$n\beta$ = 30", r"$n\beta$ = 300"]
-    assert axes[0].get_ylabel() == "localization $\\gamma$"
-    assert written(axes[0].get_yticklabels()) == ["100", "1e+03"]
-    num_frames = 0
-    for ax, n_beta in zip(axes, (30.0, 300.0), strict=True):
-        assert ax.get_xlabel() == "lr $\\epsilon$"
-        assert written(ax.get_xticklabels()) == ["0.0001", "0.001", "1e+03"]
-        settings = calibration.n_beta == n_beta
-        cells = np.ma.filled(ax.images[0].get_array(), np.nan)  # [localization, lr]
-        errors = calibration.error[settings].reshape(3, 2).T
-        assert np.array_equal(cells, errors, equal_nan=True)
-        num_bad = (~calibration.good[settings]).sum()
-        assert sum("×" in text for text in written(ax.texts)) == num_bad > 0
-        num_frames += sum(not patch.get_fill() for patch in ax.patches)
-    assert num_frames == calibration.good.any() == 1
+def test_a_dot_or_a_cross_for_each_setting(calibration: Calibration) -> None:
+    """By its resolution, and by λ̂ over its control."""
+    known = []
+    for result, its_ratio in zip(calibration.estimates, np.linspace(0.1, 1.2, 12), strict=True):
+        diagnostics = dict(result.diagnostics) | {"control_ratio": np.array([its_ratio])}
+        known.append(replace(result, diagnostics=diagnostics))
+    calibration = replace(calibration, estimates=tuple(known))
+    ax = plot_calibration(calibration)
+    dots, crosses_drawn, ring = ax.collections
+    assert dots.get_label() == "samples well"
+    assert crosses_drawn.get_label() == "does not"
+    num_bad = (~calibration.good).sum()
+    assert len(crosses_drawn.get_offsets()) == num_bad > 0
+    x = calibration.localization / calibration.n_beta
+    ratio = [result.diagnostics["control_ratio"].max() for result in calibration.estimates]
+    good = calibration.good
+    assert np.allclose(dots.get_offsets(), np.stack([x, ratio], 1)[good])
+    best = calibration.best
+    assert np.allclose(ring.get_offsets()[0], [x[best], ratio[best]])
+    assert ring.get_label() == "recommended"
+    assert ax.get_xlabel().startswith("curvature that counts half, γ/nβ")
+    assert ax.get_ylabel().startswith("λ̂ over what the prior alone gives")
+    assert "the prior dominates" in written(ax.texts)
 
 
-def test_a_heat_map_of_the_best_n_beta(calibration: Calibration) -> None:
+def test_settings_are_drawn_into_given_axes(calibration: Calibration) -> None:
     _, ax = plt.subplots()
     assert plot_calibration(calibration, ax=ax) is ax
-    assert ax.get_title() == rf"$n\beta$ = {calibration.n_beta[calibration.best]:g}"
-    with pytest.raises(rllc.InputError, match="one Axes for each of 2 n_beta, got 3"):
-        plot_calibration(calibration, ax=plt.subplots(1, 3)[1])
+
+
+def test_the_shade_of_a_prior_that_dominates(estimate: rllc.Estimate) -> None:
+    good = without_faults(estimate)
+    prior = (rllc.Fault("prior_dominated", {"share": 0.97}, "larger n_beta"),)
+    by_prior = replace(estimate, faults=(prior,) * len(estimate))
+    n_beta = np.array([1.0, 4.0, 16.0])
+    ax = plot_resolution(Resolution(n_beta, (by_prior, good, good)))
+    (shade,) = ax.patches
+    assert shade.get_x() + shade.get_width() == pytest.approx(2.0)  # between 1 and 4
+    assert not any(len(line.get_xdata()) for line in crosses(ax))
+    assert "the prior alone" in written(ax.texts)
+    rings = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
+    assert {tuple(line.get_xdata()) for line in rings} == {(1.0,)}
+    assert not plot_resolution(Resolution(n_beta, (good, good, good))).patches
 
 
 def without_faults(estimate: rllc.Estimate) -> rllc.Estimate:
@@ -189,7 +232,8 @@ def test_a_curve_over_n_beta(draws: rllc.Draws, estimate: rllc.Estimate) -> None
         assert np.array_equal(line.get_xdata(), n_beta)
         assert np.array_equal(line.get_ydata(), curve.value[:, row], equal_nan=True)
         lowest = ax.collections[row].get_paths()[0].vertices[:, 1].min()
-        assert lowest == pytest.approx(good.value[row] - 1.96 * good.standard_error[row])
+        half = t_quantile(0.95, good, good.weights[row], good.data[row])
+        assert lowest == pytest.approx(good.value[row] - half * good.standard_error[row])
 
 
 def test_points_with_faults_are_crosses_and_diverged_ones_stand_at_zero(

@@ -10,6 +10,7 @@ import torch
 from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, tiny_model, tiny_tokens
 
 import rllc
+from rllc.calibrate import Calibration
 from rllc.errors import InputError
 from rllc.limits import Limits
 from rllc.resolution import Resolution, resolution
@@ -99,3 +100,34 @@ def test_a_curves_sampler_must_be_one() -> None:
     message = r"resolution: `sampler` must be a function n_beta -> Sampler, .* got 3"
     with pytest.raises(InputError, match=message):
         on_the_quadratic([3.0], sampler=3)
+
+
+def test_where_the_prior_dominates_is_marked() -> None:
+    """By the law λ̂ over its control is γ Σ h/(nβh + γ) / Σ h: 1.00, then 0.51."""
+    curve = on_the_quadratic([0.1, 30.0], num_draws=100)
+    assert curve.by_prior.tolist() == [[True], [False]]
+    lines = repr(curve).splitlines()
+    assert "~" in lines[2].split("±")[1]
+    assert "~" not in lines[2].split("±")[2]
+    assert lines[3].startswith("~ the prior alone gives this λ̂")
+    assert not any("0.1, everything: the prior" in line for line in lines)
+
+
+class Calibrated(Calibration):
+    """A calibration whose search is taken as done."""
+
+    def __init__(self, sampling: rllc.Sampling) -> None:
+        vars(self)["sampling"] = sampling
+
+    def sampler_at(self, n_beta: float) -> rllc.Sampler:
+        return rllc.sgld(0.03 / n_beta, 2.0)
+
+
+def test_a_curve_starts_from_a_calibration() -> None:
+    sampling = rllc.Sampling(batch_size=1, num_draws=10, num_chains=2, num_probes=0)
+    arguments = {"loss": loss_of_quadratic, "n_betas": [3.0, 30.0], "compute": QUIET}
+    curve = resolution(QUADRATIC, torch.zeros(1, 20), sampler=Calibrated(sampling), **arguments)
+    for n_beta, estimate in zip(curve.n_beta, curve.estimates, strict=True):
+        assert estimate.settings["lr"] == 0.03 / n_beta
+        assert estimate.settings["localization"] == 2.0
+        assert estimate.per_chain.shape == (1, 2)

@@ -16,7 +16,9 @@ MODEL, DATA = tiny_model(), {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
 KEEP = rllc.Compute(keep_states=True, progress=False)
 TOKENS = {"tokens": rllc.observables.minibatch_losses(), "rows": rllc.observables.minibatch_rows()}
 WEIGHTS = ["0:1", "1:2", rllc.parameters("unembed.*").named("unembedding")]
-SAMPLING = rllc.Sampling(num_chains=3, num_draws=13, batch_size=4, num_probes=0, start="center")
+SAMPLING = rllc.Sampling(
+    num_chains=3, num_draws=13, batch_size=4, control_variate=False, num_probes=0, start="center"
+)
 
 
 def draw(num_draws: int, sampling: rllc.Sampling = SAMPLING, **options) -> rllc.Draws:
@@ -118,7 +120,9 @@ def test_a_diverged_chain_stays_diverged_and_its_neighbours_go_on() -> None:
         "sharp": rllc.parameters("v", index=slice(2, 4)),
     }
     options = {"model": model, "data": x, "weights": weights, "loss": loss_of_quadratic}
-    sampling = rllc.Sampling(2, batch_size=8, num_burnin_steps=1, start="center")
+    sampling = rllc.Sampling(
+        2, batch_size=8, control_variate=False, num_burnin_steps=1, start="center"
+    )
     whole, short = draw(30, sampling, **options), draw(12, sampling, **options)
     assert (short.diverged[1] >= 0).all()
     found = draw(30, sampling, **options, resume=short)
@@ -134,7 +138,9 @@ def test_a_diverged_chain_stays_diverged_and_its_neighbours_go_on() -> None:
 
 def test_what_target_se_has_stopped_stays_stopped_and_the_rest_goes_on() -> None:
     def some(num_draws: int, target_se: float | None, **options) -> rllc.Draws:
-        sampling = rllc.Sampling(2, batch_size=4, target_se=target_se, num_probes=0)
+        sampling = rllc.Sampling(
+            2, batch_size=4, control_variate=False, target_se=target_se, num_probes=0
+        )
         return draw(num_draws, sampling, weights=["0:1", "0:2", "1:2"], observe=TOKENS, **options)
 
     error = float(np.median(rllc.Estimate.of(some(80, None)).standard_error))

@@ -153,7 +153,12 @@ def test_every_draw_equals_a_loop_over_one_model_at_a_time(
 
 def test_draws_are_counted_after_burn_in_and_between_steps() -> None:
     sampling = rllc.Sampling(
-        num_chains=1, num_draws=3, num_burnin_steps=4, num_steps_bw_draws=2, batch_size=4
+        num_chains=1,
+        num_draws=3,
+        num_burnin_steps=4,
+        num_steps_bw_draws=2,
+        batch_size=4,
+        control_variate=False,
     )
     steps = list(rllc.iterate(MODEL, TOKENS, "0:1", sampling=sampling))
     assert [s.step for s in steps] == list(range(1, 11))
@@ -177,7 +182,11 @@ def test_the_center_is_never_a_draw_and_burn_in_never_in_the_mean() -> None:
     model, x = Quadratic(torch.ones(3)), torch.zeros(8, 3)
     for burnin, between in ((0, 1), (5, 1), (2, 3)):
         sampling = rllc.Sampling(
-            num_draws=4, num_burnin_steps=burnin, num_steps_bw_draws=between, batch_size=8
+            num_draws=4,
+            num_burnin_steps=burnin,
+            num_steps_bw_draws=between,
+            batch_size=8,
+            control_variate=False,
         )
         draws = rllc.sample(
             model, x, loss=loss_of_quadratic, sampler=counter, sampling=sampling, compute=QUIET
@@ -197,7 +206,7 @@ def test_a_loss_is_measured_on_the_next_minibatch_which_also_gives_the_next_grad
         return square(module, x)
 
     x = torch.randn(12, 3)
-    sampling = rllc.Sampling(num_chains=1, num_draws=4, batch_size=4)
+    sampling = rllc.Sampling(num_chains=1, num_draws=4, batch_size=4, control_variate=False)
     observe = {"rows": rllc.observables.minibatch_rows()}
     linear = nn.Linear(3, 1)
     steps = list(rllc.iterate(linear, x, loss=loss, sampling=sampling, observe=observe))
@@ -288,26 +297,38 @@ CURVATURES = torch.tensor([0.0, 0.3, 1.0, 3.0, 10.0]).repeat(40)
         (
             1e-3,
             200.0,
-            rllc.Sampling(num_chains=4, num_draws=100, batch_size=8),
+            rllc.Sampling(num_chains=4, num_draws=100, batch_size=8, control_variate=False),
         ),  # the paper's, transient and all
         (
             2e-2,
             20.0,
             rllc.Sampling(
-                num_chains=2, num_draws=100, num_burnin_steps=30, batch_size=8, n_beta=10.0
+                num_chains=2,
+                num_draws=100,
+                num_burnin_steps=30,
+                batch_size=8,
+                control_variate=False,
+                n_beta=10.0,
             ),
         ),
         (
             5e-3,
             1.0,
             rllc.Sampling(
-                num_chains=2, num_draws=60, num_steps_bw_draws=3, batch_size=8, n_beta=50.0
+                num_chains=2,
+                num_draws=60,
+                num_steps_bw_draws=3,
+                batch_size=8,
+                control_variate=False,
+                n_beta=50.0,
             ),
         ),
         (
             5e-3,
             100.0,
-            rllc.Sampling(num_chains=2, num_draws=100, batch_size=8, n_beta=60.0),
+            rllc.Sampling(
+                num_chains=2, num_draws=100, batch_size=8, control_variate=False, n_beta=60.0
+            ),
         ),  # εa = 3.5 at most
     ],
 )
@@ -365,7 +386,7 @@ def test_the_baseline_on_the_same_minibatch_takes_the_datas_noise_out() -> None:
         return 100 * x[:, 0] + 0 * module.v.sum() + 0.5 * ((module.v - module.start) ** 2).sum()
 
     x = torch.randn(400, 1, generator=generator("difficulty"))
-    sampling = rllc.Sampling(num_chains=2, num_draws=50, batch_size=8)
+    sampling = rllc.Sampling(num_chains=2, num_draws=50, batch_size=8, control_variate=False)
     draws = rllc.sample(Quadratic(torch.ones(20)), x, loss=loss, sampling=sampling, compute=QUIET)
     assert draws.loss.std() > 10
     assert draws.llc.std() < 1
@@ -505,7 +526,7 @@ def test_a_diverging_refinement_leaves_its_neighbours_alone() -> None:
         lambda m, x: m(x),
         lambda m, x: m(x) + 0 * float(m(x).detach().sum()),
     ):  # together, one by one
-        sampling = rllc.Sampling(num_draws=60, batch_size=8, start="center")
+        sampling = rllc.Sampling(num_draws=60, batch_size=8, control_variate=False, start="center")
         est = rllc.estimate(model, x, two, loss=loss, sampling=sampling, compute=QUIET)
         alone = rllc.estimate(model, x, two[1], loss=loss, sampling=sampling, compute=QUIET)
         assert np.isnan(est["wild"].value)
@@ -602,7 +623,7 @@ def test_a_model_and_its_data_are_not_kept_alive_by_results() -> None:
 @pytest.mark.parametrize("num_draws", [1, 2, 3, 20])
 @pytest.mark.parametrize("loss", [None, lambda m, b: rllc.next_token(m, b)])
 def test_a_diverging_chain_is_never_a_finite_number(num_draws: int, loss: object) -> None:
-    sampling = rllc.Sampling(num_draws=num_draws, batch_size=4)
+    sampling = rllc.Sampling(num_draws=num_draws, batch_size=4, control_variate=False)
     est = rllc.estimate(
         MODEL,
         TOKENS,
@@ -626,7 +647,7 @@ def test_one_draw_is_enough_to_see_that_the_prior_alone_diverges() -> None:
         torch.zeros(4, 50),
         loss=loss_of_quadratic,
         sampler=rllc.sgld(lr=10.0),
-        sampling=rllc.Sampling(num_draws=1, batch_size=4),
+        sampling=rllc.Sampling(num_draws=1, batch_size=4, control_variate=False),
         compute=QUIET,
     )
     assert np.isnan(est["everything"].value)
@@ -636,7 +657,9 @@ def test_one_draw_is_enough_to_see_that_the_prior_alone_diverges() -> None:
 def test_a_chain_that_slowly_diverges_is_seen_before_it_overflows() -> None:
     law = SGLDLaw([6000.0], lr=1e-3, localization=1.0, n_beta=1.0)
     assert law.decay[0] == pytest.approx(-2, rel=1e-2)  # doubles at each step
-    sampling = rllc.Sampling(num_draws=30, batch_size=8, n_beta=1.0, num_chains=3)
+    sampling = rllc.Sampling(
+        num_draws=30, batch_size=8, control_variate=False, n_beta=1.0, num_chains=3
+    )
     draws = rllc.sample(
         Quadratic(torch.tensor([6000.0])),
         torch.zeros(8, 1),
@@ -657,7 +680,7 @@ def test_a_chain_that_meets_a_non_finite_loss_stays_broken() -> None:
 
     model = Quadratic(torch.ones(3))
     model.v.data.zero_()
-    sampling = rllc.Sampling(num_draws=50, batch_size=8, start="center")
+    sampling = rllc.Sampling(num_draws=50, batch_size=8, control_variate=False, start="center")
     draws = rllc.sample(model, torch.zeros(8, 1), loss=fragile, sampling=sampling, compute=QUIET)
     assert (draws.diverged > 0).all()
     for chain, step in enumerate(draws.diverged[0]):
@@ -670,7 +693,7 @@ def test_a_chain_that_meets_a_non_finite_loss_stays_broken() -> None:
 def test_a_chain_that_starts_away_from_the_center_is_not_taken_for_diverged(
     lr: float, localization: float
 ) -> None:
-    sampling = rllc.Sampling(num_draws=20, batch_size=4, start="gaussian")
+    sampling = rllc.Sampling(num_draws=20, batch_size=4, control_variate=False, start="gaussian")
     weights, sampler = ["0:1", rllc.everything()], rllc.sgld(lr, localization)
     est = rllc.estimate(MODEL, TOKENS, weights, sampler=sampler, sampling=sampling, compute=QUIET)
     assert np.isfinite(est.value).all()
@@ -691,7 +714,7 @@ def test_a_chain_far_from_a_minimum_is_not_taken_for_diverged() -> None:
 
 # Bad input
 
-GOOD = {"num_chains": 2, "num_draws": 2, "batch_size": 4}
+GOOD = {"num_chains": 2, "num_draws": 2, "batch_size": 4, "control_variate": False}
 
 
 @pytest.mark.parametrize(

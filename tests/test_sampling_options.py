@@ -13,6 +13,7 @@ from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, square, tiny_model,
 
 import rllc
 from rllc.data import Minibatches
+from rllc.seeds import generator
 from rllc.theory import SGLDLaw
 
 FALSE_ALARM = 5.0  # standard errors; a false alarm in 2 million
@@ -98,14 +99,22 @@ def test_other_starts_are_refused() -> None:
             tiny_model(),
             tiny_tokens(),
             sampler=rllc.sgld(localization=0.0),
-            sampling=rllc.Sampling(num_draws=2, batch_size=4, start="gaussian"),
+            sampling=rllc.Sampling(
+                num_draws=2, batch_size=4, control_variate=False, start="gaussian"
+            ),
             compute=QUIET,
         )
 
 
 def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
     model, data = tiny_model(), tiny_tokens()
-    settings = {"num_chains": 2, "num_draws": 120, "batch_size": 4, "num_probes": 0}
+    settings = {
+        "num_chains": 2,
+        "num_draws": 120,
+        "batch_size": 4,
+        "control_variate": False,
+        "num_probes": 0,
+    }
     whole = rllc.sample(
         model, data, rllc.heads(model), sampling=rllc.Sampling(**settings), compute=QUIET
     )
@@ -139,7 +148,9 @@ def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() ->
         torch.zeros(8, 400),
         copies,
         loss=loss_of_quadratic,
-        sampling=rllc.Sampling(num_draws=400, num_burnin_steps=50, batch_size=8, target_se=0.033),
+        sampling=rllc.Sampling(
+            num_draws=400, num_burnin_steps=50, batch_size=8, control_variate=False, target_se=0.033
+        ),
         compute=QUIET,
     )
     reached = estimate.standard_error <= 0.033
@@ -151,7 +162,13 @@ def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() ->
 
 def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
     data = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
-    settings = {"num_chains": 2, "num_draws": 80, "batch_size": 4, "num_probes": 0}
+    settings = {
+        "num_chains": 2,
+        "num_draws": 80,
+        "batch_size": 4,
+        "control_variate": False,
+        "num_probes": 0,
+    }
     errors = rllc.estimate(
         tiny_model(),
         data,
@@ -180,7 +197,9 @@ def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
 
 
 def test_draws_of_several_lengths_go_to_a_file_and_back(tmp_path) -> None:
-    sampling = rllc.Sampling(num_chains=2, num_draws=60, batch_size=4, target_se=1e9)
+    sampling = rllc.Sampling(
+        num_chains=2, num_draws=60, batch_size=4, control_variate=False, target_se=1e9
+    )
     draws = rllc.sample(
         tiny_model(), tiny_tokens(), ["0:0", "1:1"], sampling=sampling, compute=QUIET
     )
@@ -325,7 +344,7 @@ def test_compiled_losses_are_the_same_to_rounding(native: bool) -> None:
             model,
             data,
             loss=loss,
-            sampling=rllc.Sampling(2, 4, batch_size=4),
+            sampling=rllc.Sampling(2, 4, batch_size=4, control_variate=False),
             compute=rllc.Compute(compile=c, progress=False),
         )
         for c in (False, True)
@@ -357,7 +376,9 @@ def test_with_every_switch_the_engine_is_the_plain_loop(switches: dict[str, obje
     def plain(module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
         return rllc.next_token(module, rows)
 
-    sampling = rllc.Sampling(2, 6, batch_size=4, **{"num_probes": 0} | switches)
+    sampling = rllc.Sampling(
+        2, 6, batch_size=4, **{"control_variate": False, "num_probes": 0} | switches
+    )
     weights = ["0:1", "1:2", rllc.everything()]
     fast, slow = (
         rllc.sample(model, tokens, weights, loss=f, sampling=sampling, compute=QUIET)
@@ -387,9 +408,37 @@ def test_bfloat16_products_change_losses_by_their_rounding() -> None:
             tokens,
             rllc.heads(model),
             compute=QUIET,
-            sampling=rllc.Sampling(2, 20, batch_size=4, autocast=a),
+            sampling=rllc.Sampling(2, 20, batch_size=4, control_variate=False, autocast=a),
         )
         for a in ("bfloat16", None)
     )
     assert 0 < abs(low.loss - full.loss).max() < 0.02
     assert abs(low.llc.mean((1, 2)) - full.llc.mean((1, 2))).max() < 30 * 2e-3
+
+
+def on_two_data_sets(common_noise: bool, seed: int = 0) -> rllc.Estimate:
+    """The same curvatures on both, and a small slope of each row."""
+    data = {name: 0.01 * torch.randn(16, 6, generator=generator(name)) for name in ("a", "b")}
+    return rllc.estimate(
+        Quadratic(torch.tensor([0.1, 0.3, 1.0, 3.0, 10.0, 30.0])),
+        data,
+        loss=loss_of_quadratic,
+        sampling=rllc.Sampling(num_draws=40, seed=seed, num_probes=0, common_noise=common_noise),
+        compute=QUIET,
+    )
+
+
+def test_common_noise_cancels_in_the_difference_of_data_sets() -> None:
+    """The slopes are all that differs."""
+    common, own = on_two_data_sets(True), on_two_data_sets(False)
+    of, minus = ("everything", "a"), ("everything", "b")
+    assert common.difference(of, minus).standard_error < 0.3 * own.difference(of, minus)[1]
+    apart = np.hypot(*common.standard_error)
+    assert own.difference(of, minus).standard_error == pytest.approx(apart, rel=0.5)
+    assert common.settings["common_noise"]
+
+
+def test_common_noise_depends_on_seed_and_chain() -> None:
+    first, other = on_two_data_sets(True), on_two_data_sets(True, seed=1)
+    assert not np.isclose(first.per_chain, other.per_chain).any()
+    assert not np.isclose(first.per_chain[0, 0], first.per_chain[0, 1:]).any()

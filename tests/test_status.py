@@ -158,7 +158,7 @@ def test_noise_above_the_signal() -> None:
         (x - x.mean(0),),
         loss=loss_of_quadratic,
         sampler=rllc.sgld(1e-4, 2000.0),
-        sampling=rllc.Sampling(num_draws=40, batch_size=2),
+        sampling=rllc.Sampling(num_draws=40, batch_size=2, control_variate=False),
         compute=QUIET,
     )
     (kind,) = {fault.kind for fault in estimate["everything"].faults}
@@ -292,7 +292,7 @@ def test_the_control_is_what_the_prior_alone_gives() -> None:
 
 
 def test_the_control_starts_at_the_center_whatever_the_estimate_does() -> None:
-    sampling = rllc.Sampling(2, 5, batch_size=4, start="gaussian")
+    sampling = rllc.Sampling(2, 5, batch_size=4, control_variate=False, start="gaussian")
     control = rllc.control(tiny_model(), tiny_tokens(), "0:1", sampling=sampling, compute=QUIET)
     assert control.settings["start"] == "center"
 
@@ -341,7 +341,13 @@ def test_intervals_cover_the_long_run_value_of_a_trained_model(tmp_path: Path) -
 
     def estimate(num_chains: int, num_draws: int, seed: int) -> rllc.Estimate:
         sampling = rllc.Sampling(
-            num_chains, num_draws, num_burnin_steps=20, batch_size=8, seed=seed, num_probes=0
+            num_chains,
+            num_draws,
+            num_burnin_steps=20,
+            batch_size=8,
+            control_variate=False,
+            seed=seed,
+            num_probes=0,
         )
         sampler = rllc.sgld(1e-3, 200.0)
         return rllc.estimate(

@@ -141,3 +141,40 @@ def test_without_xarray_the_error_says_what_to_install(trajectory, monkeypatch) 
     monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(rllc.InputError, match=r"pip install 'rllc\[xarray\]'"):
         trajectory.to_xarray()
+
+
+def test_intervals_are_those_of_the_estimates(trajectory) -> None:
+    for row, step in enumerate(trajectory.steps):
+        expected = trajectory.at(step).interval(0.9)
+        assert trajectory.interval(0.9)[row] == pytest.approx(expected)
+    together = trajectory.mean.half_width(simultaneous=True)
+    each = trajectory.mean.half_width(0.95 ** (1 / 6))
+    assert together == pytest.approx(each)
+
+
+def test_a_difference_of_checkpoints_adds_their_errors_in_squares(estimates, trajectory) -> None:
+    late, early = estimates[20], estimates[0]
+    difference = trajectory.difference(20, 0)
+    assert difference.value == pytest.approx(late.value - early.value)
+    error = np.hypot(late.standard_error, early.standard_error)
+    assert difference.standard_error == pytest.approx(error)
+    assert (difference.dof >= np.minimum(late.dof, early.dof)).all()
+    assert (difference.dof <= late.dof + early.dof).all()
+
+
+def test_a_contrast_of_checkpoints_is_their_weighted_sum(estimates, trajectory) -> None:
+    weights = {20: 1.0, 0: -0.5, 10: -0.5}
+    contrast = trajectory.contrast(weights)
+    value = sum(weight * estimates[step].value for step, weight in weights.items())
+    errors = [weight * estimates[step].standard_error for step, weight in weights.items()]
+    assert contrast.value == pytest.approx(value)
+    assert contrast.standard_error == pytest.approx(np.linalg.norm(errors, axis=0))
+
+
+def test_contrasts_that_cannot_be(trajectory) -> None:
+    with pytest.raises(rllc.InputError, match="two different checkpoints"):
+        trajectory.difference(10, 10)
+    with pytest.raises(rllc.InputError, match=r"no such checkpoint; .* \[0, 10, 20\]"):
+        trajectory.difference(10, 11)
+    with pytest.raises(rllc.InputError, match="weights by step, got none"):
+        trajectory.contrast({})

@@ -12,7 +12,9 @@ from rllc.seeds import generator
 
 SIZES = {"n_layers": 2, "d_model": 12, "n_heads": 3, "d_head": 4, "n_ctx": 8, "d_vocab": 11}
 QUIET = rllc.Compute(progress=False)
-SHORT = rllc.Sampling(num_chains=2, num_draws=5, batch_size=4, num_probes=0, start="center")
+SHORT = rllc.Sampling(
+    num_chains=2, num_draws=5, batch_size=4, start="center", control_variate=False, num_probes=0
+)
 
 LAX = rllc.Limits(
     max_spikes=1e9,
@@ -51,6 +53,20 @@ def tiny_tokens(
         torch.randint(SIZES["d_vocab"], (num_rows, pos), generator=generator("tokens", seed)),
         name=name,
     )
+
+
+def trained_on_markov() -> tuple[nn.Module, rllc.Tokens]:
+    """A small attention-only model, trained on a Markov chain to about the chain's own loss."""
+    stream = generator("markov")
+    next_token = torch.softmax(2 * torch.randn(12, 12, generator=stream), 1)
+    rows = torch.randint(12, (512, 1), generator=stream)
+    for _ in range(11):
+        tokens = torch.multinomial(next_token[rows[:, -1]], 1, generator=stream)
+        rows = torch.cat([rows, tokens], 1)
+    config = AttentionOnlyConfig(n_layers=2, d_model=12, n_heads=2, d_head=6, n_ctx=12, d_vocab=12)
+    data = rllc.Tokens(rows, "markov")
+    training = rllc.Training(num_steps=300, batch_size=64, lr=1e-2)
+    return rllc.train(config, data, training=training, progress=False), data
 
 
 class Quadratic(nn.Module):

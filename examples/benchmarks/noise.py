@@ -68,7 +68,12 @@ class Subject:
         self, weights: Sequence[str], sampler: rllc.Sampler | None = None, **changes: Any
     ) -> rllc.Draws:
         """Draws with these settings changed."""
-        settings = {"num_draws": self.num_draws, "num_burnin_steps": 20, "batch_size": 8}
+        settings = {
+            "num_draws": self.num_draws,
+            "num_burnin_steps": 20,
+            "batch_size": 8,
+            "control_variate": False,
+        }
         return rllc.sample(
             self.model,
             self.tokens,

@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable_progress_bar()
     random = torch.Generator().manual_seed(0)
     tokens = rllc.Tokens(torch.randint(0, 1000, (256, 64), generator=random), "random")
-    sampling = rllc.Sampling(num_draws=args.draws, batch_size=8, num_probes=0)
+    sampling = rllc.Sampling(
+        num_draws=args.draws, batch_size=8, num_probes=0, control_variate=False
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = write_run(Path(folder) / "run", args.cells)
 

@@ -118,7 +118,9 @@ def work(args: argparse.Namespace) -> None:
         rllc.train(config, tokens, training=training, progress=False)
 
     def sample() -> None:
-        sampling = rllc.Sampling(num_draws=args.steps, batch_size=8, num_probes=0)
+        sampling = rllc.Sampling(
+            num_draws=args.steps, batch_size=8, num_probes=0, control_variate=False
+        )
         compute = rllc.Compute(progress=False)
         rllc.sample(model, tokens, rllc.heads(model), sampling=sampling, compute=compute)
 

@@ -17,7 +17,8 @@ from rllc.analysis.paths import Path, check_paths
 from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens, other_rows
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
-from rllc.plots.figures import COVERS_95, new_axes
+from rllc.plots.figures import new_axes
+from rllc.quantiles import student_quantile
 from rllc.refinement import WeightsLike, product
 from rllc.seeds import generator
 from rllc.tables import table
@@ -322,7 +323,7 @@ def plot_ablation(result: Ablation, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes(ax, width=max(4.0, 1.5 + 0.4 * len(result)))
     x = np.arange(len(result))
-    half_width = COVERS_95 * result.standard_error
+    half_width = student_quantile(0.95, max(len(result.loss) - 1, 1)) * result.standard_error
     ax.errorbar(
         x,
         result.delta,

@@ -16,6 +16,7 @@ from rllc.plots.estimates import label_weights
 from rllc.plots.figures import COLORS, new_axes
 from rllc.plots.selection import rows_of_data
 from rllc.tables import table
+from rllc.uncertainty import Mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,12 @@ class Curvature:
     def data(self) -> tuple[str, ...]:
         """Name of each refinement's data."""
         return self.names.data
+
+    @property
+    def mean(self) -> Mean:
+        """Value, standard error and degrees of freedom (probes less one), ``[refinement]``."""
+        dof = max(self.settings.get("num_probes", 2) - 1, 1)
+        return Mean(self.value, self.standard_error, np.full(len(self), float(dof)))
 
     def __len__(self) -> int:
         return len(self.value)
@@ -199,7 +206,7 @@ def plot_curvature(result: Curvature | Eigenvalues, ax: Axes | None = None) -> A
     """
     if isinstance(result, Eigenvalues):
         return _plot_eigenvalues(result, ax)
-    ax = plot_heads(result, ax)  # type: ignore[arg-type]  # it reads names, values and errors
+    ax = plot_heads(result, ax)  # type: ignore[arg-type]  # it reads names and means
     ax.set_ylabel(f"{result.quantity} (95 % interval)")
     return ax
 

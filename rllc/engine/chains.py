@@ -282,7 +282,8 @@ class Chains:
         """One data set: its refinements in groups, their chains in passes."""
         rows = [i for i, r in enumerate(self.refinements) if r.data_name == name]
         data = self.refinements[rows[0]].data
-        sampling = self.sampling
+        sampling = self.sampling.of_rows(len(data), full_batch=self.sampler.full_batch)
+        assert sampling.batch_size is not None
         minibatches = Minibatches(len(data), sampling.batch_size, seed=sampling.seed)
         planned = [to(group, self.device) for group in groups([masks[i] for i in rows])]
         passes: list[Pass] = []
@@ -309,12 +310,13 @@ class Chains:
         data: Data,
     ) -> Pass:
         sampling, device = self.sampling, self.device
-        fingerprint = data.fingerprint
         streams = []
         for m, c in runs:
             mask = self.digests[rows[group.members[m]]]
             chain = sampling.first_chain + c
-            key = ("noise", sampling.seed, mask, fingerprint, chain)
+            key: tuple[object, ...] = ("noise", sampling.seed, mask, data.fingerprint, chain)
+            if sampling.common_noise:
+                key = ("common noise", sampling.seed, mask, chain)
             streams.append(generator(*key, device=device))
         member = torch.tensor([m for m, _ in runs], device=device)
         return Pass(

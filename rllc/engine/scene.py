@@ -43,6 +43,8 @@ class Surroundings:
         device: torch.device,
     ) -> None:
         self.loss, self.data, self.groups = loss, data, groups
+        assert sampling.batch_size is not None
+        self.batch_size = sampling.batch_size
         self.sampling, self.device = sampling, device
         self.looks = _LOOKS_FOR_SLOPE if sampling.control_variate else _LOOKS_FOR_WIDTH
         self.predictions = 0
@@ -60,7 +62,7 @@ class Surroundings:
         """A minibatch of a stream that no chain sees, and the unmoved model on it."""
         sampling = self.sampling
         stream = ("beside", sampling.seed)
-        rows = Minibatches(len(self.data), sampling.batch_size, stream)[minibatch]
+        rows = Minibatches(len(self.data), self.batch_size, stream)[minibatch]
         batch = self.data.take(rows, self.device)
         return batch, self.loss.center(batch, stable_hash(*stream, minibatch))
 
@@ -78,7 +80,7 @@ class Surroundings:
         """Mean and sum of squares around it, by Welford: all gradients at once need not fit."""
         sampling = self.sampling
         seed_of_minibatches = ("look around", sampling.seed)
-        minibatches = Minibatches(len(self.data), sampling.batch_size, seed_of_minibatches)
+        minibatches = Minibatches(len(self.data), self.batch_size, seed_of_minibatches)
         moments: list[tuple[Tensor, Tensor]] = []
         for look in range(self.looks):
             seed = stable_hash("look around", sampling.seed, look)

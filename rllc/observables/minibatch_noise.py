@@ -27,7 +27,8 @@ def minibatch_variance() -> Observable:
 def pairing(sampler: Sampler) -> Observable:
     """What λ̂ gains because the minibatches of one epoch exclude each other.
 
-    Measured where an epoch has 2 to 99 minibatches, else 0. It is
+    Measured where an epoch has 2 to 99 minibatches and no control variate takes it off, else 0. It
+    is
     :func:`rllc.biases.pairing_bias` with the curvatures taken as 0, which is the most that it can
     be, and the gradients' variance at w* from 32 minibatches.
 
@@ -44,7 +45,7 @@ class _Pairing:
 
     def __call__(self, moment: Moment) -> Tensor:
         minibatches = moment.num_rows // len(moment.rows)
-        if not 1 < minibatches < 100:
+        if moment.sampling.control_variate or not 1 < minibatches < 100:
             return torch.zeros(len(moment.chain), dtype=torch.float64)
         variance = moment.gradient_variance().double().sum(1)
         per_variance = pairing_bias(

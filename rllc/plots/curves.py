@@ -9,6 +9,7 @@ import numpy as np
 
 from rllc.draws import Draws
 from rllc.errors import InputError, nearest
+from rllc.faults import Fault
 from rllc.plots.figures import (
     COLORS,
     COVERS_95,
@@ -17,6 +18,7 @@ from rllc.plots.figures import (
     lines,
     log_steps,
     new_axes,
+    of_intervals,
     plain,
     zero_line,
 )
@@ -41,8 +43,11 @@ def plot_trajectory(
     ax: Axes | Sequence[Axes] | None = None,
     *,
     groups: Mapping[str, str] | None = None,
+    simultaneous: bool = False,
 ) -> Axes | np.ndarray:
     """Draw λ̂ over training: one line a head with its 95 % band, a panel a layer.
+
+    Bands are Student's (:meth:`rllc.Trajectory.interval`).
 
     >>> axes = plot_trajectory(trajectory, "code", groups={"1:6": "induction"})    # doctest: +SKIP
 
@@ -53,6 +58,8 @@ def plot_trajectory(
         ax: one Axes for all lines, or one for each layer; ``None`` makes a figure with a panel a
             layer.
         groups: weights to role or cluster, as for :func:`plot_curves`.
+        simultaneous: whether the bands hold together with 95 % at all checkpoints of all lines of
+            the figure. Otherwise each does at each checkpoint.
 
     Returns:
         The Axes when one was given or there is one panel, else an array of them ``[layer]``.
@@ -69,13 +76,15 @@ def plot_trajectory(
         rows_of_layers.setdefault(layer_of(trajectory.weights[row]), []).append(row)
     if ax is not None and not isinstance(ax, Sequence | np.ndarray):
         rows_of_layers = {"": rows}
+    of_data = trajectory.mean.take(rows)
+    half_width = dict(zip(rows, of_data.half_width(simultaneous=simultaneous).T, strict=True))
     width = 4.2 if groups is None else 5.2
     panels = panels_for(ax, list(rows_of_layers), width, doing="plot_trajectory", what="layers")
     drawn = []
     for panel, (layer, rows_of_layer) in zip(panels, rows_of_layers.items(), strict=True):
         names = [trajectory.weights[row] for row in rows_of_layer]
         values = trajectory.value[:, rows_of_layer].T
-        error = COVERS_95 * trajectory.standard_error[:, rows_of_layer].T
+        error = np.stack([half_width[row] for row in rows_of_layer])
         colors = _over_steps(panel, trajectory.steps, names, values, error, groups)
         drawn.append((panel, names, values, colors))
         panel.set_title(layer, fontsize="medium")
@@ -84,7 +93,7 @@ def plot_trajectory(
         _name_ends(panel, trajectory.steps, names, values, colors, groups)
     several_data = len(set(trajectory.data)) > 1
     on = f" on {plain(trajectory.data[rows[0]])}" if several_data else ""
-    panels[0].set_ylabel(rf"$\hat\lambda${on}")
+    panels[0].set_ylabel(rf"$\hat\lambda${on} ({of_intervals('band', simultaneous)})")
     return one_or_all(panels)
 
 
@@ -107,8 +116,8 @@ def plot_curves(
         curves: name to values ``[checkpoint]``; NaN is a gap.
         steps: ``[checkpoint]``: training steps, rising from 0 or later; a log axis where they span
             a factor of ten.
-        error: name to standard errors ``[checkpoint]``, for bands of 95 %; some names may have
-            none.
+        error: name to standard errors ``[checkpoint]``, for bands of 95 % (± 1.96 of them, as their
+            degrees of freedom are not known); some names may have none.
         groups: name to role or cluster, such as ``dict(zip(roles.heads, roles.roles))``. Lines of
             one group then share a colour, grey being for names without a group; the legend lists
             the groups, and each line's name and group stand beside its right end. Figures that are
@@ -145,32 +154,47 @@ def plot_curves(
     return ax
 
 
-def plot_resolution(resolution: Resolution, ax: Axes | None = None) -> Axes:
+def plot_resolution(
+    resolution: Resolution, ax: Axes | None = None, *, simultaneous: bool = False
+) -> Axes:
     """Draw λ̂ as a curve over nβ, on a log axis: one line a refinement with its 95 % band.
 
-    Points with faults are crosses; those of diverged chains stand at zero.
+    Points with faults are crosses; those of diverged chains stand at zero. Rings are points whose
+    λ̂ the prior alone gives; where most are, the figure is shaded.
 
     >>> ax = plot_resolution(curve)                                                # doctest: +SKIP
 
     Args:
         resolution: what :func:`rllc.resolution` gave.
         ax: where to draw; ``None`` makes a figure.
+        simultaneous: whether the bands hold together with 95 % at all nβ of all lines.
     """
     ax = new_axes(ax, width=5.0)
     several_data = len(set(resolution.data)) > 1
     pairs = zip(resolution.weights, resolution.data, strict=True)
+    half_width = resolution.mean.half_width(simultaneous=simultaneous)
     for row, (weights, data) in enumerate(pairs):
         values = resolution.value[:, row]
         band(
             ax,
             resolution.n_beta,
             values,
-            COVERS_95 * resolution.standard_error[:, row],
+            half_width[:, row],
             row,
             label=plain(f"{weights}, {data}" if several_data else weights),
             marker="o",
         )
-        wrong = np.array([bool(faults[row]) for faults in resolution.faults])
+        by_prior = resolution.by_prior[:, row]
+        ax.plot(
+            resolution.n_beta[by_prior],
+            values[by_prior],
+            "o",
+            ms=8,
+            mfc="none",
+            mew=1.2,
+            color=COLORS[row % len(COLORS)],
+        )
+        wrong = np.array([_is_wrong(faults[row]) for faults in resolution.faults])
         ax.plot(
             resolution.n_beta[wrong],
             np.nan_to_num(values[wrong]),
@@ -180,12 +204,39 @@ def plot_resolution(resolution: Resolution, ax: Axes | None = None) -> Axes:
             color=COLORS[row % len(COLORS)],
         )
     ax.set_xscale("log")
+    _shade_prior(ax, resolution)
     ax.xaxis.set_major_formatter(lambda n_beta, _: f"{n_beta:g}")
     ax.set_xlabel(r"$n\beta$")
-    ax.set_ylabel(r"$\hat\lambda$ (95 % band)")
+    ax.set_ylabel(rf"$\hat\lambda$ ({of_intervals('band', simultaneous)})")
     zero_line(ax, resolution.value)
     ax.legend(frameon=False, fontsize="small", ncols=1 + len(resolution.weights) // 9)
     return ax
+
+
+def _is_wrong(faults: Sequence[Fault]) -> bool:
+    """Whether something is wrong beside that the prior dominates."""
+    return any(fault.kind != "prior_dominated" for fault in faults)
+
+
+def _shade_prior(ax: Axes, resolution: Resolution) -> None:
+    """Shade the nβ, from the smallest on, at which the prior alone gives most λ̂."""
+    most = resolution.by_prior.mean(1) > 0.5
+    if not most[0]:
+        return
+    count = len(most) if most.all() else int(most.argmin())
+    n_beta = resolution.n_beta
+    low, high = ax.get_xlim()
+    edge = high if count == len(n_beta) else float(np.sqrt(n_beta[count - 1] * n_beta[count]))
+    ax.axvspan(low, edge, color="0.93", lw=0, zorder=0)
+    ax.set_xlim(low, high)
+    ax.annotate(
+        "the prior alone",
+        (0.01, 0.98),
+        xycoords="axes fraction",
+        va="top",
+        fontsize="small",
+        color="0.4",
+    )
 
 
 def plot_traces(

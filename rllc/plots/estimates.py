@@ -11,11 +11,11 @@ from rllc.errors import InputError, nearest
 from rllc.estimate import Estimate
 from rllc.plots.figures import (
     COLORS,
-    COVERS_95,
     color_of,
     group_numbers,
     layer_of,
     new_axes,
+    of_intervals,
     plain,
     zero_line,
 )
@@ -29,18 +29,24 @@ if TYPE_CHECKING:
 _NUM_PERMUTATIONS = 10_000
 
 
-def plot_heads(estimate: Estimate, ax: Axes | None = None) -> Axes:
+def plot_heads(estimate: Estimate, ax: Axes | None = None, *, simultaneous: bool = False) -> Axes:
     """Draw λ̂ of each choice of weights as a dot with its 95 % interval, one colour a data set.
+
+    Intervals are Student's (:meth:`rllc.Estimate.interval`).
 
     >>> ax = plot_heads(estimate)                                                  # doctest: +SKIP
 
     Args:
         estimate: what :func:`rllc.estimate` gave. Diverged refinements are crosses at zero.
         ax: where to draw; ``None`` makes a figure.
+        simultaneous: whether all intervals of the figure hold together with 95 %. Otherwise one of
+            twenty is expected to miss, so that of 16 heads some interval misses in half of all
+            figures.
     """
     weights = list(dict.fromkeys(estimate.weights))
     data = list(dict.fromkeys(estimate.data))
     ax = new_axes(ax, width=max(4.0, 1.5 + 0.45 * len(weights)))
+    half_width = estimate.mean.half_width(simultaneous=simultaneous)
     for number, name in enumerate(data):
         rows = rows_of_data(estimate.data, name, "plot_heads")
         columns = np.array([weights.index(estimate.weights[row]) for row in rows])
@@ -51,7 +57,7 @@ def plot_heads(estimate: Estimate, ax: Axes | None = None) -> Axes:
         ax.errorbar(
             x,
             y,
-            yerr=COVERS_95 * estimate.standard_error[rows],
+            yerr=half_width[rows],
             fmt="o",
             ms=5,
             capsize=2,
@@ -64,7 +70,7 @@ def plot_heads(estimate: Estimate, ax: Axes | None = None) -> Axes:
     for edge in _layer_edges(weights):
         ax.axvline(edge, color="0.85", lw=0.8, zorder=0)
     label_weights(ax, weights)
-    ax.set_ylabel(r"$\hat\lambda$ (95 % interval)")
+    ax.set_ylabel(rf"$\hat\lambda$ ({of_intervals('interval', simultaneous)})")
     zero_line(ax, estimate.value)
     if len(data) > 1:
         ax.legend(title="data", frameon=False)
@@ -112,7 +118,7 @@ def plot_against(
     shown_rows = [rows[name] for name in names]
     places = np.array([[x[name] for name in names], estimate.value[shown_rows]])
     no_error = np.full(len(names), np.nan)
-    error = COVERS_95 * np.array([no_error, estimate.standard_error[shown_rows]])
+    error = np.array([no_error, estimate.mean.half_width()[shown_rows]])
     is_finite = np.isfinite(places).all(0)
     rho, p = rank_correlation(*places[:, is_finite])
     title = "Spearman's ρ is not defined here"
@@ -138,8 +144,10 @@ def plot_data_pair(
     """Draw λ̂ on one data set against λ̂ on another, a dot a choice of weights, and the diagonal.
 
     Above the diagonal are weights that are more complex for ``y``. Both 95 % intervals are shown.
-    The two errors of a dot are independent, as noise and minibatches depend on the data; those of
-    all dots on one data set go together, as they saw the same minibatches.
+    The two errors of a dot are independent, as noise and minibatches depend on the data, unless
+    ``Sampling(common_noise=True)`` shares the noise; then dots lie closer to where they belong
+    along the diagonal's normal than their intervals say (:meth:`rllc.Estimate.difference`). The
+    errors of all dots on one data set go together, as they saw the same minibatches.
 
     >>> ax = plot_data_pair(estimate, "pile", "code")                              # doctest: +SKIP
 
@@ -162,7 +170,7 @@ def plot_data_pair(
         )
     rows = np.array([[rows_on_x[name] for name in names], [rows_on_y[name] for name in names]])
     places = estimate.value[rows]
-    error = COVERS_95 * estimate.standard_error[rows]
+    error = estimate.mean.half_width()[rows]
     is_new = ax is None
     ax = new_axes(ax, width=_width(groups), height=4.6)
     if is_new:

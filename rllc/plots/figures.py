@@ -17,7 +17,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COVERS_95 = 1.96
-"""Standard errors to each side that cover 95 %."""
+"""Standard errors to each side that cover 95 %, where degrees of freedom are many or unknown.
+
+Intervals of λ̂ are Student's: those of :meth:`rllc.Estimate.interval`."""
+
+
+def of_intervals(what: str, simultaneous: bool) -> str:
+    """Say in small print which intervals or bands a figure has.
+
+    >>> of_intervals("interval", simultaneous=True)
+    'simultaneous 95 % interval'
+    """
+    return f"simultaneous 95 % {what}" if simultaneous else f"95 % {what}"
+
 
 # Okabe & Ito's, which most colour-blind people can tell apart. A second round has other dashes.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#1A1A1A")

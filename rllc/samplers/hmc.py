@@ -38,7 +38,7 @@ def mala(
     only slow. Half of the proposals or more should be accepted (0.57 is best in many dimensions,
     where ε ∝ dim^(−1/3)).
 
-    Each step takes two evaluations of all rows: give ``Sampling(batch_size=len(data))``. On
+    Each step takes two evaluations of all rows, which are its minibatch by default. On
     minibatches the ratio is that of a different energy at every step, and the law is wrong.
 
     Args:
@@ -78,8 +78,8 @@ def hmc(
     Law: the target itself, at any ε: 1/aᵢ on a quadratic of precisions aᵢ. Most proposals are
     accepted as long as εaᵢ < 4 for all i; 0.65 to 0.9 is a good rate.
 
-    Each step takes one evaluation of all rows more than it has leapfrog steps: give
-    ``Sampling(batch_size=len(data))``, as for :func:`mala`. NUTS, which finds the length itself, is
+    Each step takes one evaluation of all rows, its minibatch by default, more than it has leapfrog
+    steps. NUTS, which finds the length itself, is
     in pyro and blackjax.
 
     Args:

@@ -32,7 +32,11 @@ def measure(
 
     def estimate(num_draws: int) -> None:
         sampling = rllc.Sampling(
-            num_chains=CHAINS, num_draws=num_draws, batch_size=batch, autocast="bfloat16"
+            num_chains=CHAINS,
+            num_draws=num_draws,
+            batch_size=batch,
+            control_variate=False,
+            autocast="bfloat16",
         )
         compute = rllc.Compute(progress=False)
         rllc.estimate(model, tokens, weights, sampling=sampling, compute=compute)

@@ -112,7 +112,13 @@ def our_repeats(
     start = time.perf_counter()
     estimates = []
     for seed in range(seeds):
-        sampling = rllc.Sampling(num_draws=draws, batch_size=BATCH, seed=seed, start="gaussian")
+        sampling = rllc.Sampling(
+            num_draws=draws,
+            batch_size=BATCH,
+            seed=seed,
+            start="gaussian",
+            control_variate=False,
+        )
         estimate = rllc.estimate(
             model,
             tokens,

@@ -65,6 +65,7 @@ def ours(
         num_draws=10**9,
         batch_size=batch,
         n_beta=N_BETA,
+        control_variate=False,
         autocast=autocast,
     )
     steps = rllc.iterate(
