@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from rllc import data, diagnostics, models, observables, plots, samplers, testing, theory, training
+from rllc import (
+    data,
+    diagnostics,
+    losses,
+    models,
+    observables,
+    plots,
+    samplers,
+    testing,
+    theory,
+    training,
+)
 
 # which weights, which data
+from rllc.data.given import as_data
 from rllc.data.tokens import Tokens
 from rllc.refinement import Refinement
 from rllc.weights import Weights, everything, head, heads, layer, masks, parameters
 
 # how to sample, and the loss
-from rllc.loss import distillation, next_token
+from rllc.losses import distillation, next_token
 from rllc.observables import distance, losses_on
 from rllc.observe import Moment, Observable
 from rllc.sample import iterate, sample
@@ -71,6 +83,7 @@ __all__ = [
     "Training",
     "Trajectory",
     "Weights",
+    "as_data",
     "box",
     "calibrate",
     "checkpoints",
@@ -87,6 +100,7 @@ __all__ = [
     "iterate",
     "layer",
     "load",
+    "losses",
     "losses_on",
     "masks",
     "models",

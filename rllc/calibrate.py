@@ -20,7 +20,7 @@ from rllc.estimate import Estimate, estimate
 from rllc.faults import Fault
 from rllc.limits import Limits
 from rllc.loss import LossFunction
-from rllc.refinement import DataLike, WeightsLike
+from rllc.refinement import DataLike, WeightsLike, named_data
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.tables import label, table
@@ -278,6 +278,7 @@ def calibrate(
     axes = search.axes_of(grid or {})
     limits = limits or Limits.for_calibration()
     sampling = arguments(model, loss, None, sampling)[1]
+    data = named_data(data)
     lists = [axis.values for axis in axes if axis.values is not None]
     is_product = len(lists) == len(axes)
     total = math.prod(map(len, lists)) if is_product else limits.max_settings

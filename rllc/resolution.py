@@ -17,7 +17,7 @@ from rllc.faults import Fault
 from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.names import Names
-from rllc.refinement import DataLike, WeightsLike
+from rllc.refinement import DataLike, WeightsLike, named_data
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.search import START, is_number
@@ -178,6 +178,7 @@ def resolution(
             f"a Sampler such as rllc.sgld(lr=1e-4), or None; got {sampler!r}."
         )
     sampling = arguments(model, loss, None, sampling)[1]
+    data = named_data(data)
 
     compute = Compute() if compute is None else compute
 

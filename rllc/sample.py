@@ -16,7 +16,6 @@ from rllc import refinement as refine
 from rllc.checks import (
     arguments,
     check,
-    check_baseline,
     check_resume,
     check_same_baseline,
 )
@@ -26,6 +25,7 @@ from rllc.engine.chains import Chains, Pass, check_states
 from rllc.engine.devices import on_device
 from rllc.errors import InputError, ObservationError
 from rllc.loss import LossFunction
+from rllc.loss_checks import check_origin
 from rllc.names import Names
 from rllc.observables import (
     acceptance,
@@ -254,9 +254,7 @@ class _Sample:
             positions: list[tuple[Pass, Tensor]] = []
             for data_set in chains.data_sets:
                 scene = data_set.scene(step, chains.loss)
-                if step == 0:
-                    check_baseline(scene.center, data_set.name)
-                baseline = scene.center.losses.double().mean()
+                baseline = scene.center.mean
                 for p in data_set.passes:
                     before = p.state.position
                     runs = chains.advance(p, scene, each=draw is not None)
@@ -322,6 +320,7 @@ class _Sample:
             sampling,
             question.compute.runs_per_pass,
         )
+        check_origin(chains)
         if resume is not None:
             self._put_back(chains, resume)
         elif sampling.start == "gaussian":

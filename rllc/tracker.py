@@ -11,7 +11,7 @@ from torch import nn
 from rllc.errors import InputError
 from rllc.estimate import Estimate, estimate
 from rllc.loss import LossFunction
-from rllc.refinement import DataLike, WeightsLike, fingerprints, product
+from rllc.refinement import DataLike, WeightsLike, fingerprints, named_data, product
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.trajectory import Trajectory
@@ -55,7 +55,7 @@ class Tracker:
         path: str | os.PathLike[str] | None = None,
         compute: Compute | None = None,
     ) -> None:
-        self.data = data
+        self.data = named_data(data)
         self.weights = weights
         self.loss = loss
         self.sampler = sampler or sgld()
