@@ -7,14 +7,20 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 from torch.utils.data import default_collate as torch_collate
 
 from rllc.data.data import Batch, Data, Tensors, to_device
@@ -328,12 +334,14 @@ class _Given:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
             return self._iterable(dataset, example)
         sampler: Any = loader.sampler
-        if isinstance(sampler, SequentialSampler | RandomSampler):
+        has_own_batches = type(loader.batch_sampler) not in (type(None), BatchSampler)
+        if not has_own_batches and isinstance(sampler, SequentialSampler | RandomSampler):
             if getattr(sampler, "replacement", False):
                 raise InputError(_weighted(self.name, "draws rows with replacement"))
             return self._rows(dataset, range(len(dataset)), example)
-        if loader.batch_sampler is not None and type(loader.batch_sampler) is not _PLAIN:
-            chosen = [row for batch in loader.batch_sampler for row in batch]
+        if has_own_batches:
+            batches: Any = loader.batch_sampler
+            chosen = list(chain.from_iterable(batches))
         else:
             chosen = list(sampler)
         rows = sorted(set(map(int, chosen)))
@@ -718,9 +726,6 @@ def _weighted(name: str, what: str) -> str:
         f"`data` {name!r}: the loader's sampler {what}, so its rows have weights that minibatches "
         f"here would not have; pass the data set itself, or a loader without that sampler."
     )
-
-
-_PLAIN = torch.utils.data.BatchSampler
 
 
 def _first_rows(data: Data, count: int) -> Data:
