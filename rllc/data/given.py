@@ -24,6 +24,7 @@ from torch.utils.data import (
 from torch.utils.data import default_collate as torch_collate
 
 from rllc.data.data import Batch, Data, Tensors, to_device
+from rllc.data.packing import without_surrogates
 from rllc.data.tokens import Tokens
 from rllc.errors import FileError, InputError, first_line, nearest
 from rllc.files import bytes_of_tensor, sha256_of
@@ -274,7 +275,7 @@ class _Given:
         options: dict[str, Any] = {}
         if self.context_length is not None:
             options = {"truncation": True, "max_length": self.context_length}
-        encoded = self.tokenizer(list(texts), **options)
+        encoded = self.tokenizer([without_surrogates(text) for text in texts], **options)
         fields = dict(encoded)
         if labels is not None:
             fields["labels"] = torch.as_tensor(labels)
