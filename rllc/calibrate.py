@@ -14,6 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from rllc import search
+from rllc.arguments import names_checked
 from rllc.checks import arguments
 from rllc.errors import InputError, RllcError
 from rllc.estimate import Estimate, estimate
@@ -205,6 +206,7 @@ class Calibration:
         return f"{table(title, rows, left=(5,))}\n{self._summary()}"
 
 
+@names_checked
 def calibrate(
     model: nn.Module,
     data: DataLike,

@@ -114,7 +114,7 @@ def documents_of(batch: Batch, own_padding: bool = False) -> Documents:
         by_position.pop("labels", None)
         return Documents(tokens, None, _long(labels), extras | by_position, None)
     places = _Places.of(numbers)
-    _check_positions(batch, places.home % max(places.index.shape[1], 1), numbers > 0)
+    _check_positions(batch, places.home % max(places.source.shape[1], 1), numbers > 0)
     if extras and len(places.starts) != len(tokens):
         raise InputError(
             f"rows with several documents: {', '.join(map(repr, extras))} is of whole rows; leave "
@@ -138,7 +138,7 @@ class _Places(NamedTuple):
 
     starts: Tensor
     """``[document]``: first position, counted through all rows."""
-    index: Tensor
+    source: Tensor
     """``[document, pos]``: which position of ``[row · pos]`` goes where."""
     real: Tensor
     home: Tensor
@@ -162,15 +162,15 @@ class _Places(NamedTuple):
         in_document = offset < lengths[:, None]
         # Behind a document comes the rest of its row, round the corner: its padding, if it has any.
         first = starts // length * length
-        index = first[:, None] + (starts[:, None] - first[:, None] + offset) % length
+        source = first[:, None] + (starts[:, None] - first[:, None] + offset) % length
         position = torch.arange(num_rows * length, device=numbers.device)
         home = document * width + position - starts[document.clamp(min=0)] if width else document
         home = torch.where(real.flatten(), home, -1).view(num_rows, length)
-        return cls(starts, index, in_document, home)
+        return cls(starts, source, in_document, home)
 
     def move(self, field: Tensor) -> Tensor:
         """Put a field ``[row, pos]`` into documents ``[document, pos]``."""
-        return field.flatten()[self.index]
+        return field.flatten()[self.source]
 
 
 def _numbers_of_documents(batch: Mapping[str, Tensor]) -> Tensor | None:

@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from rllc import diagnostics
+from rllc.arguments import names_checked
 from rllc.diagnose import DIAGNOSTICS, diagnose, parts_of_error, share_minibatches
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError
@@ -389,6 +390,7 @@ def _numbers(draws: Draws) -> dict[str, Any]:
     return numbers | {"per_chain": per_chain, "diagnostics": diagnosed, "llc": llc}
 
 
+@names_checked
 def estimate(
     model: nn.Module,
     data: DataLike,

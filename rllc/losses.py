@@ -320,7 +320,7 @@ def model_loss(module: nn.Module, batch: Batch) -> Losses:
     return torch.stack(losses)
 
 
-def check_model_loss(module: nn.Module, batch: Mapping[str, Tensor]) -> None:
+def check_model_loss(module: nn.Module, batch: dict[str, Tensor]) -> None:
     """Refuse a model whose loss of several rows is not the mean of theirs.
 
     Raises:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
+from rllc.arguments import names_checked
 from rllc.checks import arguments
 from rllc.errors import InputError
 from rllc.estimate import Estimate, estimate
@@ -116,6 +117,7 @@ def _cell(estimate: Estimate, k: int) -> str:
     return f"{estimate.value[k]:.3f} ± {estimate.standard_error[k]:.3f}{mark}"
 
 
+@names_checked
 def resolution(
     model: nn.Module,
     data: DataLike,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rllc.arguments import names_checked
 from rllc.errors import InputError
 
 
+@names_checked
 @dataclass(frozen=True)
 class Sampling:
     """How much is sampled, and at which resolution; the defaults are the paper's.
@@ -127,6 +129,7 @@ class Sampling:
         return asdict(self)
 
 
+@names_checked
 @dataclass(frozen=True)
 class Compute:
     """How a computation is run. None of it changes a number beyond the rounding of float32.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from rllc.arguments import names_checked
 from rllc.errors import InputError
 from rllc.estimate import Estimate, estimate
 from rllc.loss import LossFunction
@@ -17,6 +18,7 @@ from rllc.sampling import Compute, Sampling
 from rllc.trajectory import Trajectory
 
 
+@names_checked
 class Tracker:
     """Estimates refined LLCs as a model trains: call it with the step and the model.
 

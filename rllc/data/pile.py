@@ -77,9 +77,9 @@ def load_pile(
         source: a file: ``.jsonl`` (an object a line), ``.json`` (a list of objects), ``.parquet``
             or ``.txt`` (one document), all but parquet also with ``.gz`` or ``.zst`` behind (the
             latter needs ``pip install "rllc[pile]"``); a folder of them;
-            the URL of one (any that fsspec opens: ``https://``, ``hf://datasets/…``, ``s3://``); or a data set of the hub by id
-            (``"monology/pile-uncopyrighted"``), with a revision if the result should stay the same
-            (``"owner/name@revision"``).
+            the URL of one (any that fsspec opens: ``https://``, ``hf://datasets/…``, ``s3://``);
+            or a data set of the hub by id (``"monology/pile-uncopyrighted"``), with a revision if
+            the result should stay the same (``"owner/name@revision"``).
         split: which file of a folder (``train.jsonl.zst``, or all files in ``train/`` or of
             the names ``train-*``) or which split of a data set; a single file is read as it is.
         num_rows: at most so many rows; reading stops there. ``None`` reads everything.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -275,7 +276,8 @@ def rows_of(batch: Batch) -> int:
 def _check_losses(result: object, batch: Batch) -> None:
     rows = rows_of(batch)
     has_mask = isinstance(result, tuple) and len(result) == 2
-    losses, mask = result if has_mask else (result, None)
+    losses: Any = result[0] if isinstance(result, tuple) and has_mask else result
+    mask: Any = result[1] if isinstance(result, tuple) and has_mask else None
     fits = isinstance(losses, Tensor) and losses.dim() in (1, 2) and len(losses) == rows
     if fits and (not has_mask or _is_mask(mask, losses.shape)):
         return
