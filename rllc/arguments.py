@@ -45,7 +45,8 @@ def names_checked(call: Call) -> Call:
     rllc.errors.InputError: f: there is no argument `draws`; did you mean 'num_draws'?
     """
     if inspect.isclass(call):
-        call.__init__ = names_checked(call.__init__)  # type: ignore[misc]
+        made: Any = call
+        made.__init__ = names_checked(made.__init__)
         return call
     known = list(inspect.signature(call).parameters)
     name_of_call = call.__qualname__.removesuffix(".__init__")

@@ -55,7 +55,7 @@ _IN_MEMORY = 2**30
 _MOST_ROWS = 10_000
 """Rows that are read of an iterable without a length, unless others are asked for."""
 
-_LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
+_LLM_C: dict[int, np.dtype[Any]] = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
 """First number of llm.c's files, and the type of the ids behind their header of 1024 bytes."""
 
 _KINDS = (
@@ -180,7 +180,7 @@ class _Given:
         if ids.ndim == 1 or self.context_length is not None:
             ids = _cut(ids.reshape(-1) if ids.ndim == 1 else ids, self.context_length, self.name)
         if 4 * ids.size <= _IN_MEMORY:
-            return Tokens(ids, self.name)
+            return Tokens(torch.from_numpy(ids.astype(np.int64)), self.name)
         return TokenArray(ids, self.name)
 
     def _file(self, source: str | os.PathLike[str]) -> Data:
@@ -262,7 +262,8 @@ class _Given:
                 return self._parts(source)
         if isinstance(first, list) or _is_row_of_ids(first):
             rows = [_example(row) for row in source]
-            return _of_examples([{"input_ids": row} for row in rows], self.name)
+            named: list[_Example] = [{"input_ids": _parts_of(row)[0]} for row in rows]
+            return _of_examples(named, self.name)
         return self._rows(source, range(len(source)), _example)
 
     def _texts(self, texts: Sequence[str], labels: Sequence[Any] | None = None) -> Data:
@@ -626,8 +627,9 @@ def _padded(columns: Mapping[str, list[Tensor]], name: str, width: int) -> dict[
 def _of_fields(tensors: Mapping[str, Tensor], name: str) -> Data:
     """One data set of named tensors; ``Tokens`` where there is nothing but ids."""
     ids, mask = tensors.get("input_ids"), tensors.get("attention_mask")
-    bare = ids is not None and ids.dim() == 2 and set(tensors) <= {"input_ids", "attention_mask"}
-    if bare and (mask is None or (mask.shape == ids.shape and bool((mask == 1).all()))):
+    shows_all = mask is None or (mask.dim() == 2 and bool((mask == 1).all()))
+    is_bare = set(tensors) <= {"input_ids", "attention_mask"} and shows_all
+    if ids is not None and ids.dim() == 2 and is_bare:
         return Tokens(ids, name)
     return Tensors(tuple(tensors.values()), name, tuple(tensors))
 
