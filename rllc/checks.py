@@ -47,7 +47,7 @@ def arguments(
     loader = "a torch.nn.Module; rllc.load(folder) gives one"
     _check_kind("model", model, isinstance(model, nn.Module), loader)
     check_kind(loss)
-    losses = f"a function f(module, batch), or one of {SHIPPED}"
+    losses = f"None, rllc.distillation(model) or a function f(module, batch), such as {SHIPPED}"
     _check_kind("loss", loss, loss is None or callable(loss), losses)
     samplers = "a sampler such as rllc.sgld(lr=1e-3, localization=200.0)"
     _check_kind("sampler", sampler, isinstance(sampler, Sampler), samplers)
@@ -160,11 +160,15 @@ def _check_batch(model: nn.Module, loss: LossFunction | None, name: str, data: D
     if is_tokens:
         _check_token_ids(model, data, name)
     elif loss is None or loss is next_token or isinstance(loss, Distillation):
+        parts = batch if isinstance(batch, tuple) else (batch,)
+        shapes = [shown(part) for part in parts]
+        if not isinstance(batch, dict):
+            shapes = [f"{part.dtype} {[len(data), *part.shape[1:]]}" for part in parts]  # type: ignore[union-attr]
         raise InputError(
             f"sampling on data {name!r}: the loss of tokens needs rllc.Tokens, one tensor of "
-            f"token ids [row, pos] or a dict with `input_ids`, got rows of {shown(batch)}; for "
-            f"other data pass one of rllc.losses, such as rllc.losses.classification, or loss=f, "
-            f"f(module, batch) giving per-example losses."
+            f"token ids [row, pos] or a dict with `input_ids`, got {', '.join(shapes)}; for "
+            f"other data pass loss=f, f(module, batch) giving per-example losses, such as "
+            f"rllc.losses.classification."
         )
 
 

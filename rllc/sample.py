@@ -103,7 +103,7 @@ def sample(
         data: see :func:`rllc.refinement.product`; so for ``weights``.
         weights: which weights move.
         loss: ``loss(module, batch)`` giving per-example or per-token losses; ``None`` is next-token
-            cross entropy.
+            cross entropy; see :func:`rllc.estimate`.
         sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
         sampling: ``None`` is ``rllc.Sampling()``, the paper's.
         compute: how it is run; ``None`` is ``rllc.Compute()``.

@@ -25,7 +25,8 @@ class Sampling:
         batch_size: rows of a minibatch. All chains of all refinements of one data set see the same
             minibatches.
         n_beta: nβ, sample size times inverse temperature. It multiplies the mean loss per token (or
-            example).
+            example) of a minibatch: Σℓ/n over its n tokens that count, padding left out, so that
+            rows with more tokens weigh more. Baseline and draws are means over the same tokens.
         seed: of minibatches and noise.
         first_chain: number of the first chain. A chain's noise depends on its number, so further
             chains of an earlier result (``first_chain=4`` after four) are those that a larger call

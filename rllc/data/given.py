@@ -199,8 +199,9 @@ class _Given:
             return self._ids(_bin(path))
         if self.tokenizer is None:
             raise InputError(
-                f"`data` {self.name!r}: {str(source)!r} is no .npy, .npz or .bin file; for texts "
-                f"pass a tokenizer: rllc.as_data(source, tokenizer=tokenizer, context_length=…)."
+                f"`data` {self.name!r} must be {_KINDS}; got {type(source).__name__}: "
+                f"{str(source)!r} is no .npy, .npz or .bin file; for one of texts pass a "
+                f"tokenizer: rllc.as_data(path, tokenizer=tokenizer, context_length=…)."
             )
         from rllc.data.pile import load_pile
 
@@ -356,7 +357,13 @@ class _Given:
             rows = rows[: self.num_rows]
         if not len(rows):
             raise InputError(f"`data` {self.name!r}: {type(dataset).__name__} has no rows.")
-        first, again = example(dataset[rows[0]]), example(dataset[rows[0]])
+        try:
+            first, again = example(dataset[rows[0]]), example(dataset[rows[0]])
+        except (KeyError, IndexError, TypeError) as error:
+            raise InputError(
+                f"`data` {self.name!r}: {type(dataset).__name__} gives no row {rows[0]} "
+                f"({type(error).__name__}: {first_line(error)}); data must be {_KINDS}."
+            ) from error
         if not _equal(first, again):
             raise InputError(
                 f"`data` {self.name!r}: {type(dataset).__name__} gives another example each time "

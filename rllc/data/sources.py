@@ -26,7 +26,7 @@ FORMATS = (".jsonl", ".json", ".parquet", ".txt")
 COMPRESSIONS = (".zst", ".gz")
 """What may follow them; parquet is compressed inside."""
 
-NAMES = ".jsonl, .json, .parquet or .txt, perhaps with .gz or .zst"
+NAMES = ".jsonl or .jsonl.zst, .json, .parquet or .txt (.gz and .zst may follow)"
 """The same in words."""
 
 _CHUNK = 1 << 16
@@ -95,10 +95,11 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
         return sorted(shards)
     readable = [file for file in folder.iterdir() if file.is_file() and format_of(file)]
     splits = sorted({stem_of(file) for file in readable})
-    advice = nearest(split, splits) if splits else f"it holds no file that ends in {NAMES}"
+    empty = "it holds no .jsonl or .jsonl.zst file, nor a .json, .parquet or .txt"
+    advice = nearest(split, splits) if splits else empty
     raise FileError(
-        f"reading texts: the folder {folder} has neither {split}.jsonl.zst nor {split}.jsonl nor "
-        f"another readable {split} for split={split!r}; {advice}"
+        f"reading texts: the folder {folder} has neither {split}.jsonl.zst nor {split}.jsonl "
+        f"for split={split!r}; {advice}"
     )
 
 

@@ -134,8 +134,8 @@ class AttentionOnly(PreTrainedModel):
         """
         if attention_mask is not None and not _hides_only_the_end(attention_mask):
             raise InputError(
-                "AttentionOnly: `attention_mask` has zeros before ones, but only padding behind a "
-                "row can be left out, which no earlier token sees; put the padding at the end."
+                "AttentionOnly: `attention_mask` has zeros, but rows are packed, never padded in "
+                "front or between tokens; put the padding behind each row, where no token sees it."
             )
         patterns: list[Tensor] | None = [] if output_attentions else None
         activations = self.activations(input_ids, patterns)

@@ -322,6 +322,24 @@ def test_other_things_are_refused(source: Any, message: str) -> None:
         rllc.as_data(source)
 
 
+def test_a_table_is_no_data_set() -> None:
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(InputError, match=r"DataFrame gives no row 0 \(KeyError"):
+        rllc.as_data(pandas.DataFrame({"x": [1.0, 2.0]}))
+
+
+def test_fields_travel_to_other_processes(tmp_path: Path) -> None:
+    from rllc.sweep.store import Store
+    from rllc.sweep.travel import RowsFile, portable_data
+
+    data = rllc.as_data(RAGGED)
+    there = portable_data(Store(tmp_path), data)
+    assert isinstance(there, RowsFile)
+    loaded = pickle.loads(pickle.dumps(there)).load()
+    assert loaded.fingerprint == data.fingerprint
+    assert_is_padded(loaded)
+
+
 def test_pictures_need_a_transform() -> None:
     pillow = pytest.importorskip("PIL.Image")
     with pytest.raises(InputError, match="scaled as in training"):

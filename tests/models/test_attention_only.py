@@ -571,7 +571,7 @@ def test_ones_may_be_given_as_attention_mask():
     mask[0, -2:] = 0
     assert torch.equal(model(rows, attention_mask=mask).logits, model(rows).logits)
     mask[0, 0] = 0
-    message = r"`attention_mask` has zeros before ones"
+    message = r"`attention_mask` has zeros, but rows are packed, never padded"
     with pytest.raises(InputError, match=message):
         model(rows, attention_mask=mask)
 
