@@ -42,7 +42,7 @@ def names_checked(call: Call) -> Call:
     ... def f(*, num_draws): ...
     >>> f(draws=10)
     Traceback (most recent call last):
-    rllc.errors.InputError: f: there is no argument `draws`; did you mean 'num_draws'?
+    rllc.errors.InputError: f: unexpected keyword argument 'draws'; did you mean 'num_draws'?
     """
     if inspect.isclass(call):
         made: Any = call
@@ -56,7 +56,7 @@ def names_checked(call: Call) -> Call:
         for name in kwargs:
             if name not in known:
                 raise InputError(
-                    f"{name_of_call}: there is no argument `{name}`; {_advice(name, known)}"
+                    f"{name_of_call}: unexpected keyword argument {name!r}; {_advice(name, known)}"
                 )
         return call(*args, **kwargs)
 

@@ -38,6 +38,10 @@ _ROUNDING = 1e-4
 _ROUNDING_OF_HALF = 3e-2
 """The same for products of 8 or 11 bits."""
 
+_PADDING = 100.0
+"""Single tokens differ by more than means, and kernels with a mask are others than those without:
+a model that sees its padding differs by far more."""
+
 _SMALLEST = 1e-6
 """Differences below this are rounding, however small the loss is."""
 
@@ -156,7 +160,7 @@ def check_model(model: nn.Module, loss: LossFunction | None, data: Data, name: s
 
 def _warn_if_it_looks_ahead(model: nn.Module, batch: Batch) -> None:
     documents = documents_of(batch)
-    tokens = documents.tokens[:1, :8]
+    tokens = documents.tokens[:1]
     if documents.real is not None:
         tokens = tokens[:, : int(documents.real[0].sum())]
     others = documents.tokens[documents.tokens != tokens[0, -1]]
@@ -193,7 +197,7 @@ def _check_padding(
     padded, alone = (bound.center(rows, seed=0) for rows in pair)
     first = _first_row(padded), _first_row(alone)
     difference = float((first[0] - first[1]).abs().max())
-    allowed = _tolerance(model) * float(first[1].abs().mean()) + 1e-4
+    allowed = min(0.3, _PADDING * _tolerance(model)) * float(first[1].abs().mean()) + 1e-3
     if not difference <= allowed:
         raise InputError(
             f"sampling on data {name!r}: {type(model).__name__} gives a row another loss when it "
@@ -328,5 +332,8 @@ def check_baseline(at: Center, name: str) -> None:
 
 
 def _tolerance(model: nn.Module) -> float:
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    return _ROUNDING_OF_HALF if dtypes & {torch.bfloat16, torch.float16} else _ROUNDING
+    parameters = list(model.parameters())
+    if {parameter.dtype for parameter in parameters} & {torch.bfloat16, torch.float16}:
+        return _ROUNDING_OF_HALF
+    # Convolutions on GPUs round their inputs to 10 bits.
+    return 10 * _ROUNDING if parameters[0].is_cuda else _ROUNDING

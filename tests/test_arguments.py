@@ -22,7 +22,7 @@ MODEL, DATA = nn.Linear(2, 1), torch.randn(8, 2)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: rllc.Sampling(draws=10), r"Sampling: .* `draws`; did you mean 'num_draws'\?"),
+        (lambda: rllc.Sampling(draws=10), r"Sampling: .* 'draws'; did you mean 'num_draws'\?"),
         (lambda: rllc.Sampling(num_drws=10), "did you mean 'num_draws'"),
         (lambda: rllc.Sampling(gamma=1.0), r"belongs to rllc\.sgld\(localization=…\)"),
         (lambda: rllc.Sampling(device="cuda"), r"belongs to rllc\.Compute\(device=…\)"),

@@ -148,7 +148,7 @@ def test_a_loss_of_yours_may_say_what_counts(loss: Any) -> None:
     bound = bind(model, loss)
     at = bound.center(data, seed=0)
     truth = F.cross_entropy(model(data[0]).flatten(0, 1), data[1].flatten(), ignore_index=-100)
-    assert float(at.mean) == pytest.approx(float(truth), rel=1e-6)
+    assert float(at.mean) == pytest.approx(float(truth.detach()), rel=1e-6)
     check_loss(model, loss, data, batch_size=16)
     estimate = rllc.estimate(model, data, loss=loss, sampling=sampling(batch_size=8), compute=QUIET)
     assert np.isfinite(estimate.value).all()
@@ -197,6 +197,18 @@ def test_losses_that_are_rightly_zero_are_not_refused() -> None:
     rllc.sample(
         model, (inputs, labels), loss=hinge, sampling=sampling(batch_size=16), compute=QUIET
     )
+
+
+def test_two_classes_called_1_and_minus_1_are_not_ignored() -> None:
+    model, x = nn.Linear(3, 1), torch.randn(16, 3)
+    y = torch.where(model(x)[:, 0] > 0.2, 1, -1).detach()
+
+    def hinge(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        # Zero for all examples of the second class, as it happens.
+        margin = module(batch[0])[:, 0].detach() * 0 + (batch[1] < 0) * 2.0
+        return (1 - margin).relu() + 0 * module(batch[0])[:, 0]
+
+    rllc.sample(model, (x, y), loss=hinge, sampling=sampling(batch_size=16), compute=QUIET)
 
 
 @pytest.mark.parametrize("loss", [masked, with_nan, rllc.losses.classification])

@@ -240,7 +240,8 @@ def _check_zeros(losses: Tensor, batch: Batch) -> None:
     if not bool(zero.any()):
         return
     for name, ignored in _ignored_by_batch(batch, losses.shape):
-        if bool((zero | ~ignored).all()) and bool(ignored.any()):
+        others = ~zero & ~ignored
+        if bool((zero | ~ignored).all()) and bool(ignored.any()) and bool(others.any()):
             raise InputError(
                 f"the loss gives 0 at {int(ignored.sum())} of {losses.numel()} positions, just "
                 f"those that are ignored by {name}; they would be counted as perfect predictions. "
@@ -256,9 +257,13 @@ def _ignored_by_batch(batch: Batch, shape: torch.Size) -> Iterator[tuple[str, Te
     named = batch.items() if isinstance(batch, dict) else enumerate(batch)
     for name, part in named:
         is_mask = part.dtype == torch.bool or "mask" in str(name)
-        if part.is_floating_point() and not is_mask:
+        if is_mask:
+            ignored = part == 0
+        elif part.is_floating_point() or not part.numel() or int(part.max()) <= 1:
+            # Numbers, or the labels 1 and -1 of two classes.
             continue
-        ignored = part == 0 if is_mask else part < 0
+        else:
+            ignored = part < 0
         where = f"{name!r}" if isinstance(name, str) else f"part {name} of the batch"
         if ignored.shape == shape:
             yield where, ignored
