@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from rllc import data, diagnostics, models, observables, plots, samplers, testing, theory, training
+from rllc import (
+    data,
+    diagnostics,
+    losses,
+    models,
+    observables,
+    plots,
+    samplers,
+    testing,
+    theory,
+    training,
+)
 
 # which weights, which data
+from rllc.data.given import as_data
 from rllc.data.tokens import Tokens
 from rllc.refinement import Refinement
 from rllc.weights import Weights, everything, head, heads, layer, masks, parameters
 
 # how to sample, and the loss
-from rllc.loss import distillation, next_token
+from rllc.losses import distillation, next_token
 from rllc.observables import distance, losses_on
 from rllc.observe import Moment, Observable
 from rllc.sample import iterate, sample
@@ -80,6 +92,7 @@ __all__ = [
     "Training",
     "Trajectory",
     "Weights",
+    "as_data",
     "box",
     "calibrate",
     "checkpoints",
@@ -99,6 +112,7 @@ __all__ = [
     "layer",
     "load",
     "loss_kernel",
+    "losses",
     "losses_on",
     "masks",
     "models",

@@ -18,6 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from rllc import answer, search
+from rllc.arguments import names_checked
 from rllc.checks import arguments
 from rllc.errors import FileError, InputError, RllcError
 from rllc.estimate import Estimate, estimate
@@ -25,7 +26,7 @@ from rllc.faults import Fault
 from rllc.files import load_arrays, save_arrays
 from rllc.limits import Limits
 from rllc.loss import LossFunction
-from rllc.refinement import DataLike, WeightsLike
+from rllc.refinement import DataLike, WeightsLike, named_data
 from rllc.samplers import Sampler, from_settings, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.tables import label, table
@@ -293,6 +294,7 @@ class _Remade:
         return from_settings({**self.settings, "lr": lr, "localization": localization})
 
 
+@names_checked
 def calibrate(
     model: nn.Module,
     data: DataLike,
@@ -370,6 +372,7 @@ def calibrate(
     axes = search.axes_of(grid or {})
     limits = limits or Limits.for_calibration()
     sampling = arguments(model, loss, None, sampling)[1]
+    data = named_data(data)
     lists = [axis.values for axis in axes if axis.values is not None]
     is_product = len(lists) == len(axes)
     total = math.prod(map(len, lists)) if is_product else limits.max_settings

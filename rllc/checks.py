@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from rllc.biases import relaxation_times
 from rllc.data.data import Data
+from rllc.documents import shown
 from rllc.draws import Draws
 from rllc.engine.chains import OR_ANEW
 from rllc.errors import InputError
 from rllc.limits import Limits
-from rllc.loss import Center, Distillation, LossFunction, next_token
+from rllc.loss import Center, LossFunction
+from rllc.loss_checks import SHIPPED, check_kind, check_model, check_rows
+from rllc.losses import Distillation, next_token
 from rllc.refinement import Refinement
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Sampling
@@ -43,7 +46,8 @@ def arguments(
     sampling = Sampling() if sampling is None else sampling
     loader = "a torch.nn.Module; rllc.load(folder) gives one"
     _check_kind("model", model, isinstance(model, nn.Module), loader)
-    losses = "None, rllc.distillation(model) or a function f(module, batch)"
+    check_kind(loss)
+    losses = f"None, rllc.distillation(model) or a function f(module, batch), such as {SHIPPED}"
     _check_kind("loss", loss, loss is None or callable(loss), losses)
     samplers = "a sampler such as rllc.sgld(lr=1e-3, localization=200.0)"
     _check_kind("sampler", sampler, isinstance(sampler, Sampler), samplers)
@@ -123,6 +127,8 @@ def check(
     for name, data in data_sets.items():
         _check_number_of_rows(name, len(data), sampler, sampling)
         _check_batch(model, loss, name, data)
+        check_rows(loss, data, name)
+        check_model(model, loss, data, name)
     return [masks[r.weights] for r in refinements]
 
 
@@ -155,15 +161,21 @@ def _check_number_of_rows(name: str, rows: int, sampler: Sampler, sampling: Samp
 def _check_batch(model: nn.Module, loss: LossFunction | None, name: str, data: Data) -> None:
     """Hold one row against the model and the loss."""
     batch = data.take(torch.tensor([0]), torch.device("cpu"))
+    is_tokens = isinstance(batch, dict) and "input_ids" in batch
     if isinstance(batch, Tensor) and batch.dim() == 2 and batch.dtype == torch.int64:
+        is_tokens = True
+    if is_tokens:
         _check_token_ids(model, data, name)
     elif loss is None or loss is next_token or isinstance(loss, Distillation):
         parts = batch if isinstance(batch, tuple) else (batch,)
-        shapes = ", ".join(f"{part.dtype} {[len(data), *part.shape[1:]]}" for part in parts)
+        shapes = [shown(part) for part in parts]
+        if not isinstance(batch, dict):
+            shapes = [f"{part.dtype} {[len(data), *part.shape[1:]]}" for part in parts]  # type: ignore[union-attr]
         raise InputError(
-            f"sampling on data {name!r}: the loss of tokens needs rllc.Tokens or one tensor of "
-            f"token ids [row, pos], got {shapes}; for other data pass loss=f, f(module, batch) "
-            f"giving per-example losses."
+            f"sampling on data {name!r}: the loss of tokens needs rllc.Tokens, one tensor of "
+            f"token ids [row, pos] or a dict with `input_ids`, got {', '.join(shapes)}; for "
+            f"other data pass loss=f, f(module, batch) giving per-example losses, such as "
+            f"rllc.losses.classification."
         )
 
 
@@ -191,21 +203,6 @@ def _first_int(config: object, *names: str) -> int | None:
         if isinstance(value, int) and value:
             return value
     return None
-
-
-def check_baseline(at: Center, name: str) -> None:
-    """Refuse a loss that is not a number at w* on the first minibatch.
-
-    Raises:
-        InputError: counts the losses that are not finite.
-    """
-    finite = at.losses.isfinite()
-    if not bool(finite.all()):
-        raise InputError(
-            f"sampling on data {name!r}: at w*, before any step, {int((~finite).sum())} of the "
-            f"{at.losses.numel()} losses of the first minibatch are not finite; expected a loss "
-            f"that is finite at the weights it is asked about."
-        )
 
 
 def check_resume(
@@ -250,7 +247,7 @@ def check_same_baseline(at: Center, before: float, name: str) -> None:
     Raises:
         InputError: gives both losses.
     """
-    loss = float(at.losses.double().mean())
+    loss = float(at.mean)
     if not abs(loss - before) <= _ROUNDING * (1 + abs(before)):
         raise InputError(
             f"sample: `resume` is of another model or loss: on the minibatch of its last draw from "

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from rllc.arguments import names_checked
 from rllc.checks import arguments
 from rllc.estimate import Estimate, estimate
 from rllc.limits import Limits
@@ -15,6 +16,7 @@ from rllc.samplers import Sampler, prior_alone
 from rllc.sampling import Compute, Sampling
 
 
+@names_checked
 def control(
     model: nn.Module,
     data: DataLike,

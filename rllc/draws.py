@@ -26,8 +26,8 @@ class Draws:
     ``Estimate.of`` sums it up.
 
     Args:
-        loss: ``[refinement, chain, draw]``, nats per token: mean loss of the minibatch at the draw;
-            NaN from the step on at which a chain diverged.
+        loss: ``[refinement, chain, draw]``, nats per token: mean loss of the minibatch at the draw,
+            over what counts; NaN from the step on at which a chain diverged.
         baseline: same shape: the mean loss at w* on the same minibatch. Subtracting it removes the
             minibatch's own difficulty, which is most of the noise.
         diverged: ``[refinement, chain]``: the step at which the chain diverged, −1 if it did not.

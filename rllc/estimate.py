@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from rllc import diagnostics
+from rllc.arguments import names_checked
 from rllc.diagnose import DIAGNOSTICS, diagnose, parts_of_error, share_minibatches
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError
@@ -425,6 +426,7 @@ def _numbers(draws: Draws) -> dict[str, Any]:
     return numbers | {"per_chain": per_chain, "diagnostics": diagnosed, "llc": llc}
 
 
+@names_checked
 def estimate(
     model: nn.Module,
     data: DataLike,
@@ -453,13 +455,15 @@ def estimate(
 
     Args:
         model: any module. Its weights are the w* that is looked at; nothing of it is changed.
-        data: :class:`rllc.Tokens`, a tensor ``[row, pos]`` of token ids, a tuple of tensors with
-            one leading dimension, or a dict of named data.
+        data: what :func:`rllc.as_data` takes: :class:`rllc.Tokens`, token ids ``[row, pos]``, a
+            tokenizer's output, (inputs, labels), a DataLoader, a data set, …; or a dict of these
+            by name.
         weights: :class:`rllc.Weights` (``rllc.head("1:6")``, ``rllc.heads(model)``, …): one, a
             list or a dict. ``None`` is everything.
-        loss: ``loss(module, batch)`` that gives per-example or per-token losses. ``None`` is
-            next-token cross entropy; ``rllc.distillation(generating_model)`` is the loss against a
-            model's predictions.
+        loss: ``loss(module, batch)`` that gives per-example or per-token losses, NaN where nothing
+            is to be predicted, or ``(losses, mask)``. ``None`` is next-token cross entropy; others
+            are in :mod:`rllc.losses`, such as ``rllc.losses.classification``, and
+            ``rllc.distillation(generating_model)``, the loss against a model's predictions.
         sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
         sampling: ``None`` is ``rllc.Sampling()``: the paper's 4 chains × 200 draws, nβ = 30, and
             batches of 32, or of all rows where these are few.

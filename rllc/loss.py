@@ -7,41 +7,56 @@ A loss is a function of a module and a batch. :func:`rllc.engine.bind.bind` make
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllc.engine.layout import Group
-from rllc.engine.modes import in_mode
 from rllc.errors import InputError
 
-Batch = Tensor | tuple[Tensor, ...]
+Batch = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
-LossFunction = Callable[[nn.Module, Any], Tensor]
-"""Yours: ``loss(module, batch)``, giving losses ``[batch]``, or ``[batch, pos]`` per token."""
+LossFunction = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Tensor]]
+"""Yours: ``loss(module, batch)``, giving losses ``[batch]``, or ``[batch, pos]`` per token.
+
+Positions that do not count, such as padding, are NaN; or give ``(losses, mask)``, with a mask of
+the same shape that is true (or 1) where a loss counts. Never give 0 for them: it would be taken for
+a perfect prediction."""
 
 
 class Center(NamedTuple):
     """The unmoved model on one minibatch."""
 
     losses: Tensor
-    """``[batch]`` or ``[batch, pos]``: the baseline, example by example."""
+    """``[batch]`` or ``[batch, pos]``: the baseline, example by example; NaN at what does not
+    count."""
     shared: Any
     """What runs reuse; the loss's own business."""
+    counted: Tensor | None = None
+    """Of the shape of ``losses``: what counts in a mean; ``None``: everything."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean loss over all that counts, float64."""
+        return mean_of(self.losses[None], self.counted)[0]
+
+    @property
+    def num_counted(self) -> int:
+        """How many losses the mean is of."""
+        return self.losses.numel() if self.counted is None else int(self.counted.sum())
 
 
 class Runs(NamedTuple):
     """Some runs on one minibatch."""
 
     losses: Tensor
-    """``[run]``, float64: the mean loss of each."""
+    """``[run]``, float64: the mean loss of each over what counts: Σℓ/n over the n tokens (or
+    examples) of the minibatch that count, so that rows with more of them weigh more. What counts is
+    the centre's choice, and one for all runs."""
     gradient: Tensor | None
     """``[run, dim]``: of each run's mean loss by its own position; ``None`` when not asked for."""
     each: Tensor | None
-    """``[run, batch]`` or ``[run, batch, pos]``, when asked for."""
+    """``[run, batch]`` or ``[run, batch, pos]``, when asked for; NaN at what does not count."""
 
 
 class Loss(Protocol):
@@ -81,80 +96,35 @@ class Loss(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class Distillation:
-    """Cross entropy against the predictions of ``generator``; see :func:`distillation`."""
-
-    generator: nn.Module
-
-    def __call__(self, module: nn.Module, batch: Tensor) -> Tensor:
-        """Per-token losses ``[batch, pos - 1]``, in nats, of any module that gives logits."""
-        with torch.no_grad(), in_mode(self.generator, training=False):
-            target = logits_of(self.generator, batch)[:, :-1].softmax(-1)
-        logits = logits_of(module, batch)[:, :-1]
-        check_vocabularies(target.shape[-1], logits.shape[-1])
-        return -(target * logits.log_softmax(-1)).sum(-1)
-
-
-def distillation(generator: nn.Module) -> Distillation:
-    """Make a loss against what a model predicts, not against the tokens that came.
-
-    ℓ(w) = mean over positions of −Σ_v p_gen(v | context) log p_w(v | context), in nats. It differs
-    from the KL divergence by a constant, which cancels in λ̂. It refines the data to a model's
-    distribution: with the one-layer model trained on the same data as ``generator`` it is the
-    "ℓ = L1" of arXiv 2410.02984. Contexts are the rows of the data.
+def mean_of(losses: Tensor, counted: Tensor | None) -> Tensor:
+    """Average the losses of each run over what counts.
 
     Args:
-        generator: gives logits ``[batch, pos, vocab]``, or an output with ``.logits``, on token
-            rows. Its vocabulary must be the model's. It is only evaluated, in eval mode.
-
-    Raises:
-        InputError: ``generator`` is not a torch module.
-    """
-    if not isinstance(generator, nn.Module):
-        raise InputError(
-            f"distillation: expected a model (a torch.nn.Module), got {type(generator).__name__}."
-        )
-    return Distillation(generator)
-
-
-def next_token(module: nn.Module, batch: Tensor) -> Tensor:
-    """Cross entropy of each next token, in nats; the default loss.
-
-    Args:
-        module: maps token ids to logits ``[batch, pos, vocab]`` or to an output with ``.logits``.
-        batch: token rows ``[batch, pos]``.
+        losses: ``[run, batch]`` or ``[run, batch, pos]``.
+        counted: ``[batch]`` or ``[batch, pos]``; ``None``: everything.
 
     Returns:
-        ``[batch, pos - 1]``.
+        ``[run]``, float64.
     """
-    logits = logits_of(module, batch)[:, :-1].flatten(0, 1).float()
-    losses = F.cross_entropy(logits, batch[:, 1:].flatten(), reduction="none")
-    return losses.view(batch.shape[0], -1)
+    flat = losses.double().flatten(1)
+    if counted is not None:
+        # What does not count is taken out, not multiplied by 0: it may be NaN.
+        flat = flat[:, counted.flatten()]
+    return flat.mean(1)
 
 
-def logits_of(module: nn.Module, batch: Tensor) -> Tensor:
-    """Return a language model's logits ``[batch, pos, vocab]`` on token rows.
+def check_rows_counted(counted: Tensor) -> None:
+    """Refuse rows of a minibatch in which nothing counts.
 
     Raises:
-        InputError: the module gives something else.
+        InputError: says how many and which.
     """
-    output = module(batch)
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(logits, Tensor) or logits.dim() != 3:
-        raise InputError(
-            f"the default loss needs a module that maps token ids [batch, pos] to logits "
-            f"[batch, pos, vocab], or to an output with .logits; {type(module).__name__} gave "
-            f"{type(output).__name__}. Pass loss=f with f(module, batch) giving per-example losses."
-        )
-    return logits
-
-
-def check_vocabularies(generator: int, model: int) -> None:
-    """Refuse a generating model with another number of token ids."""
-    if generator != model:
-        raise InputError(
-            f"distillation: the generating model has {generator} token ids, the sampled model "
-            f"{model}; both must have one vocabulary, so take a generating model trained with the "
-            f"same tokenizer."
-        )
+    empty = ~counted.reshape(len(counted), -1).any(1)
+    if not bool(empty.any()):
+        return
+    rows = empty.nonzero()[:, 0].tolist()
+    shown = ", ".join(map(str, rows[:4])) + (", …" if len(rows) > 4 else "")
+    raise InputError(
+        f"the loss has nothing to predict in {len(rows)} of the {len(counted)} rows of a minibatch "
+        f"(its rows {shown}), or is NaN there; leave such rows out of the data."
+    )

@@ -119,7 +119,10 @@ class Moment:
 
     @property
     def losses_by_row(self) -> Tensor:
-        """``[run, batch]`` or ``[run, batch, pos]``: the losses on the step's minibatch."""
+        """``[run, batch]`` or ``[run, batch, pos]``: the losses on the step's minibatch.
+
+        NaN at positions that do not count.
+        """
         each = self._measured.each
         assert each is not None
         return each
@@ -128,6 +131,11 @@ class Moment:
     def baseline_by_row(self) -> Tensor:
         """``[batch]`` or ``[batch, pos]``: the losses at w* on the same minibatch."""
         return self._stage.scene.center.losses
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Which of these losses count, ``[batch]`` or ``[batch, pos]``; ``None``: all."""
+        return self._stage.scene.center.counted
 
     @property
     def rows(self) -> Tensor:
@@ -264,7 +272,7 @@ class Stage:
         runs = self.surroundings.loss.runs(
             self.group, self.member, position, center, batch, gradient=False, each=False
         )
-        return runs.losses - center.losses.double().mean()
+        return runs.losses - center.mean
 
     def batches(self, rows: Data) -> Iterator[tuple[Any, Any]]:
         """Rows in batches of the sampling's size, each with a key to find its centre by."""

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
-
-from rllc.data.data import Data, Tensors
-from rllc.data.tokens import Tokens
+from rllc.data.data import Data
+from rllc.data.given import as_data, is_batch
 from rllc.errors import InputError
 from rllc.weights import Weights, everything, head
 
 WeightsLike = Weights | str | Iterable[Weights | str] | Mapping[str, Weights | str] | None
 """Weights as users give them; see :func:`product`."""
 
-AnyData = Data | Tensor | tuple[Tensor, ...]
-"""One data set as users give it."""
-
-DataLike = AnyData | Mapping[str, AnyData]
-"""Data as users give them; see :func:`product`."""
+DataLike = Any
+"""Data as users give them: what :func:`rllc.as_data` takes, or a dict ``{name: data}`` of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,25 +39,24 @@ class Refinement:
 def product(weights: WeightsLike, data: DataLike) -> list[Refinement]:
     """Every choice of weights with every data set, weights varying slowest.
 
-    >>> rows = Tokens([[0, 1, 2]] * 4)
+    >>> rows = as_data([[0, 1, 2]] * 4)
     >>> [r.name for r in product(["0:1", "1:6"], {"code": rows, "prose": rows})][:2]
     [('0:1', 'code'), ('0:1', 'prose')]
 
     Args:
         weights: one :class:`Weights`, a list of them, or a dict that also names them; a string is a
             head. ``None`` is :func:`rllc.everything`.
-        data: :class:`rllc.Tokens`, a tensor of token rows ``[row, pos]``, a tuple of tensors with
-            one leading dimension, any other :class:`rllc.data.Data`, or a dict of these that names
-            them.
+        data: what :func:`rllc.as_data` takes: token rows, a tokenizer's output, (inputs, labels),
+            a DataLoader, …; or a dict of these that names them.
 
     Raises:
         InputError: nothing is selected, two have one name, or the data is not of one of these
             forms.
     """
-    named_data = _named_data(data)
+    data_sets = named_data(data)
     refinements = []
     for selection in _list_weights(weights):
-        for name, data_set in named_data.items():
+        for name, data_set in data_sets.items():
             refinements.append(Refinement(selection, data_set, name))
     return refinements
 
@@ -117,13 +112,20 @@ def _check_names(names: list[str]) -> None:
     )
 
 
-def _named_data(data: DataLike) -> dict[str, Data]:
-    if not isinstance(data, Mapping):
-        data_set = _as_data(data, "data")
+def named_data(data: DataLike) -> dict[str, Data]:
+    """Make data sets of what was given, by name.
+
+    What it gives can be given again, and is not read a second time.
+
+    Raises:
+        InputError: the data is empty, of an unknown form, or two have one name.
+    """
+    if not isinstance(data, Mapping) or is_batch(data):
+        data_set = as_data(data)
         return {data_set.name: data_set}
     if not data:
         raise InputError("`data`: the dict is empty; pass at least one named data set.")
-    named = {str(name): _as_data(data_set, str(name)) for name, data_set in data.items()}
+    named = {str(name): _of_one_name(str(name), one) for name, one in data.items()}
     if len(named) < len(data):
         raise InputError(
             f"`data`: of the names {list(data)}, written out, two are the same; rename one."
@@ -131,16 +133,6 @@ def _named_data(data: DataLike) -> dict[str, Data]:
     return named
 
 
-def _as_data(data: object, name: str) -> Data:
-    if isinstance(data, Tensor):
-        are_ids = data.dim() == 2 and not data.is_floating_point()
-        return Tokens(data, name) if are_ids else Tensors((data,), name)
-    if isinstance(data, tuple):
-        return Tensors(data, name)
-    if isinstance(data, Data):
-        return data
-    raise InputError(
-        f"`data` {name!r} must be rllc.Tokens, a tensor [row, pos] of token ids, a tuple of "
-        f"tensors with one leading dimension, other rllc.data.Data, or a dict of these; got "
-        f"{type(data).__name__}."
-    )
+def _of_one_name(name: str, data: Any) -> Data:
+    # A data set keeps its own name; the dict's is the refinement's.
+    return data if isinstance(data, Data) else as_data(data, name)

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
+from rllc.arguments import names_checked
 from rllc.calibrate import Calibration
 from rllc.checks import arguments
 from rllc.errors import InputError
@@ -18,7 +19,7 @@ from rllc.faults import Fault, status_of
 from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.names import Names
-from rllc.refinement import DataLike, WeightsLike
+from rllc.refinement import DataLike, WeightsLike, named_data
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.search import START, is_number
@@ -145,6 +146,7 @@ def _cell(estimate: Estimate, k: int) -> str:
     return f"{estimate.value[k]:.3f} ± {estimate.standard_error[k]:.3f}{marks:2}"
 
 
+@names_checked
 def resolution(
     model: nn.Module,
     data: DataLike,
@@ -216,6 +218,7 @@ def resolution(
             f"a Sampler such as rllc.sgld(lr=1e-4), or None; got {sampler!r}."
         )
     sampling = arguments(model, loss, None, sampling)[1]
+    data = named_data(data)
 
     compute = Compute() if compute is None else compute
 

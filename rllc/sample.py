@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rllc import refinement as refine
+from rllc.arguments import names_checked
 from rllc.checks import (
     arguments,
     check,
-    check_baseline,
     check_resume,
     check_same_baseline,
 )
@@ -24,8 +24,10 @@ from rllc.draws import Draws
 from rllc.engine.bind import bind
 from rllc.engine.chains import Chains, Pass, check_states
 from rllc.engine.devices import on_device
+from rllc.engine.layout import stack, unpack
 from rllc.errors import InputError, ObservationError
 from rllc.loss import LossFunction
+from rllc.loss_checks import check_origin
 from rllc.names import Names
 from rllc.observables import (
     acceptance,
@@ -63,10 +65,15 @@ class Step(NamedTuple):
     observed: Mapping[str, Tensor]
     """``[refinement, chain, *axes]`` by name: what was observed at this draw."""
     positions: Callable[[int], Tensor]
-    """``positions(refinement)`` is ``[chain, dim]``: the selected weights, parameters in
-    alphabetical order."""
+    """``positions(refinement)`` is ``[chain, dim]``: the selected weights in one vector, parameters
+    in alphabetical order, and what is not selected left out. :attr:`parameters` has their names."""
+    parameters: Callable[[int], dict[str, Tensor]]
+    """``parameters(refinement)`` gives the parameters that move, whole, by name,
+    ``[chain, *shape]``: what is not selected in them is as in the model. For
+    ``torch.func.functional_call``."""
 
 
+@names_checked
 def sample(
     model: nn.Module,
     data: DataLike,
@@ -96,7 +103,7 @@ def sample(
         data: see :func:`rllc.refinement.product`; so for ``weights``.
         weights: which weights move.
         loss: ``loss(module, batch)`` giving per-example or per-token losses; ``None`` is next-token
-            cross entropy.
+            cross entropy; see :func:`rllc.estimate`.
         sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
         sampling: ``None`` is ``rllc.Sampling()``, the paper's.
         compute: how it is run; ``None`` is ``rllc.Compute()``.
@@ -139,6 +146,7 @@ def sample(
     return run.draws(compute.keep_states)
 
 
+@names_checked
 def iterate(
     model: nn.Module,
     data: DataLike,
@@ -159,6 +167,7 @@ def iterate(
     [(4, 3), (4, 3)]
 
     Takes what :func:`sample` takes. Stop early by leaving the loop. Values stay on the device.
+    ``step.parameters(0)`` has the weights by name, such as ``weight [chain, 1, 2]`` here.
     """
     sampler, sampling = arguments(model, loss, sampler, sampling)
     compute = Compute() if compute is None else compute
@@ -246,6 +255,7 @@ class _Sample:
         self.baseline = Column(sampling.num_draws, earlier_baseline)
         self.num_draws = 0 if resume is None else resume.num_draws
         self.chains: Chains | None = None
+        self.parameters = dict(question.model.named_parameters())
         self._stop_the_precise()
 
     def steps(self) -> Iterator[Step]:
@@ -268,9 +278,7 @@ class _Sample:
             positions: list[tuple[Pass, Tensor]] = []
             for data_set in chains.data_sets:
                 scene = data_set.scene(step, chains.loss)
-                if step == 0:
-                    check_baseline(scene.center, data_set.name)
-                baseline = scene.center.losses.double().mean()
+                baseline = scene.center.mean
                 for p in data_set.passes:
                     before = p.state.position
                     runs = chains.advance(p, scene, each=draw is not None)
@@ -282,7 +290,7 @@ class _Sample:
                         moment = self.watch.moment(chains, p, scene, runs, before, step, draw)
                         self.watch.look(moment, p, loss.isfinite(), page)
             if step > 0:
-                yield _step(step, draw, page, chains, positions)
+                yield _step(step, draw, page, chains, positions, self.parameters)
             if self.watch.failure is not None:
                 raise self.watch.failure
 
@@ -336,6 +344,7 @@ class _Sample:
             sampling,
             question.compute.runs_per_pass,
         )
+        check_origin(chains)
         if resume is not None:
             self._put_back(chains, resume)
         elif sampling.start == "gaussian":
@@ -421,11 +430,32 @@ def _step(
     page: Page,
     chains: Chains,
     positions: list[tuple[Pass, Tensor]],
+    parameters: Mapping[str, Tensor],
 ) -> Step:
     """What a caller of :func:`iterate` sees of a step."""
     loss, baseline = page.values.pop("loss"), page.values.pop("baseline")
     find = partial(_positions, positions, chains.diverged.shape[1])
-    return Step(step, draw, loss, baseline[:, 0], chains.diverged.clone(), page.values, find)
+    by_name = partial(_parameters, positions, parameters)
+    diverged = chains.diverged.clone()
+    return Step(step, draw, loss, baseline[:, 0], diverged, page.values, find, by_name)
+
+
+def _parameters(
+    positions: list[tuple[Pass, Tensor]], parameters: Mapping[str, Tensor], refinement: int
+) -> dict[str, Tensor]:
+    """The parameters that one refinement's chains move, ``[chain, *shape]`` by name."""
+    parts: dict[str, list[Tensor]] = {}
+    chains = []
+    for p, position in positions:
+        runs = (p.refinement == refinement).nonzero()[:, 0]
+        if not len(runs):
+            continue
+        chains.append(p.chain[runs])
+        moved = unpack(p.group, position[runs], p.member[runs], parameters)
+        for name, block in moved.items():
+            parts.setdefault(name, []).append(stack(block, parameters[name]))
+    order = torch.cat(chains).argsort()
+    return {name: torch.cat(stacked)[order].detach() for name, stacked in parts.items()}
 
 
 def _positions(positions: list[tuple[Pass, Tensor]], num_chains: int, refinement: int) -> Tensor:

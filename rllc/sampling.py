@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from rllc.arguments import names_checked
 from rllc.errors import InputError
 
 _BATCH_SIZE = 32
@@ -17,6 +18,7 @@ _MANY_MINIBATCHES = 100
 """From so many in an epoch on, their pairing adds less than an error shows."""
 
 
+@names_checked
 @dataclass(frozen=True)
 class Sampling:
     """How much is sampled, and at which resolution; the defaults are the paper's, but for few rows.
@@ -42,7 +44,8 @@ class Sampling:
             each other, which adds to λ̂ the more, the fewer they are
             (:func:`rllc.biases.pairing_bias`).
         n_beta: nβ, sample size times inverse temperature. It multiplies the mean loss per token (or
-            example).
+            example) of a minibatch: Σℓ/n over its n tokens that count, padding left out, so that
+            rows with more tokens weigh more. Baseline and draws are means over the same tokens.
         seed: of minibatches and noise.
         first_chain: number of the first chain. A chain's noise depends on its number, so further
             chains of an earlier result (``first_chain=4`` after four) are those that a larger call
@@ -180,6 +183,7 @@ class Sampling:
         return asdict(self)
 
 
+@names_checked
 @dataclass(frozen=True)
 class Compute:
     """How a computation is run. None of it changes a number beyond the rounding of float32.

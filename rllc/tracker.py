@@ -8,16 +8,18 @@ from pathlib import Path
 
 from torch import nn
 
+from rllc.arguments import names_checked
 from rllc.checks import with_start
 from rllc.errors import InputError
 from rllc.estimate import Estimate, estimate
 from rllc.loss import LossFunction
-from rllc.refinement import DataLike, WeightsLike, fingerprints, product
+from rllc.refinement import DataLike, WeightsLike, fingerprints, named_data, product
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.trajectory import Trajectory
 
 
+@names_checked
 class Tracker:
     """Estimates refined LLCs as a model trains: call it with the step and the model.
 
@@ -56,7 +58,7 @@ class Tracker:
         path: str | os.PathLike[str] | None = None,
         compute: Compute | None = None,
     ) -> None:
-        self.data = data
+        self.data = named_data(data)
         self.weights = weights
         self.loss = loss
         self.sampler = sampler or sgld()

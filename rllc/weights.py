@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from rllc.errors import InputError, nearest
 
-Index = int | slice | tuple[int | slice, ...]
+IndexPart = int | slice | list[int]
+
+Index = IndexPart | tuple[IndexPart, ...]
 """Part of a tensor, as in ``tensor[index]``."""
 
 Rule = tuple[Any, ...]
@@ -194,8 +196,11 @@ def parameters(pattern: str, index: Index | None = None) -> Weights:
     Args:
         pattern: a parameter's name, ``*`` and ``?`` allowed, as ``model.named_parameters()`` gives
             it.
-        index: an integer, a slice, or a tuple of these, as in ``tensor[index]``; ``None`` takes all
-            of the tensor.
+        index: an integer, a slice, a list of integers such as ``[0, 3, 5]``, or a tuple of these
+            with one list at most, as in ``tensor[index]``; ``None`` takes all of the tensor.
+
+    Raises:
+        InputError: the index is of something else.
     """
     if index is None:
         return Weights(pattern, ("parameters", pattern, None))
@@ -364,27 +369,43 @@ def _names_of_heads(model: nn.Module) -> list[str]:
 # numbers.
 
 
-def _as_tuple(index: Index) -> tuple[int | slice, ...]:
+def _as_tuple(index: Index) -> tuple[IndexPart, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
 def _frozen(index: Index) -> tuple[Any, ...]:
     parts: list[Any] = []
+    lists = 0
     for part in _as_tuple(index):
-        if not isinstance(part, int | slice):
-            raise InputError(
-                f"parameters(index={index!r}): expected integers and slices; for a boolean mask "
-                f"use rllc.masks."
-            )
-        if isinstance(part, slice):
+        if isinstance(part, list) and all(type(number) is int for number in part):
+            parts.append(("list", *part))
+            lists += 1
+        elif isinstance(part, slice):
             parts.append(("slice", part.start, part.stop, part.step))
-        else:
+        elif isinstance(part, int) and not isinstance(part, bool):
             parts.append(part)
+        else:
+            raise InputError(
+                f"parameters(index={index!r}): expected integers, slices and a list of integers; "
+                f"for a boolean mask use rllc.masks."
+            )
+    if lists > 1 or ("list",) in parts:
+        raise InputError(
+            f"parameters(index={index!r}): one list of integers at most, and not an empty one; "
+            f"join selections with parameters(…) | parameters(…)."
+        )
     return tuple(parts)
 
 
 def _thawed(index: tuple[Any, ...]) -> Index:
-    return tuple(slice(*part[1:]) if isinstance(part, tuple) else part for part in index)
+    return tuple(_thawed_part(part) for part in index)
+
+
+def _thawed_part(part: Any) -> IndexPart:
+    if not isinstance(part, tuple):
+        return part
+    kind, *numbers = part
+    return slice(*numbers) if kind == "slice" else numbers
 
 
 def _shown(index: Index) -> str:
@@ -392,7 +413,7 @@ def _shown(index: Index) -> str:
     return f"[{', '.join(map(_shown_part, _as_tuple(index)))}]"
 
 
-def _shown_part(part: int | slice) -> str:
+def _shown_part(part: IndexPart) -> str:
     if not isinstance(part, slice):
         return str(part)
     start = "" if part.start is None else part.start

@@ -109,7 +109,8 @@ def test_fingerprints_are_by_the_names_of_the_data() -> None:
     [
         ({}, "`data`: the dict is empty"),
         ({1: IDS, "1": IDS}, r"`data`: of the names \[1, '1'\], written out, two are the same"),
-        ([[1, 2]], "`data` 'data' must be rllc.Tokens, a tensor .* got list"),
+        (object(), "`data` 'data' must be rllc.Tokens, a tensor .* got object"),
+        ({"code": 3}, "`data` 'code' must be rllc.Tokens.* got int"),
         ({"code": "some text"}, "`data` 'code' must be rllc.Tokens.* got str"),
         ((), "`data` 'data': expected a tuple of tensors"),
         ((torch.tensor(1.0),), "`data` 'data': expected a tuple of tensors"),

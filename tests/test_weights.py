@@ -216,8 +216,8 @@ def test_describe_says_what_is_taken() -> None:
             r"expected parameters named like 'blocks.0.attn.W_Q'.*rllc.parameters",
         ),
         (
-            lambda: rllc.parameters("embed.W_E", index=[0, 1]),
-            r"expected integers and slices.*rllc.masks",
+            lambda: rllc.parameters("embed.W_E", index=[0.5, 1]),
+            r"expected integers, slices and a list of integers.*rllc.masks",
         ),
         (
             lambda: rllc.masks({"ln_final.w": torch.ones(D_MODEL)}),

@@ -35,7 +35,8 @@ from rllc.analysis.spectrum import (
 )
 from rllc.analysis.surface import Labels, Probing, Surface, surfaces
 from rllc.errors import InputError
-from rllc.loss import Distillation, LossFunction, next_token
+from rllc.loss import LossFunction
+from rllc.losses import Distillation, next_token
 from rllc.names import Names
 from rllc.refinement import DataLike, WeightsLike
 from rllc.sampling import check_counts

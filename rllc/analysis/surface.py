@@ -14,13 +14,16 @@ from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rllc import refinement
-from rllc.checks import arguments, check, check_baseline
+from rllc.checks import arguments, check
 from rllc.data.data import Data
+from rllc.documents import documents_of
 from rllc.engine.layout import Group, center, digest, groups, stack, to, unpack
-from rllc.engine.modes import in_mode, seeded
-from rllc.engine.module import ModuleLoss
+from rllc.engine.modes import in_mode, one_arithmetic, seeded
+from rllc.engine.module import ModuleLoss, what_counts
 from rllc.errors import InputError, first_line
-from rllc.loss import Batch, LossFunction, logits_of, next_token
+from rllc.loss import Batch, LossFunction
+from rllc.loss_checks import check_baseline
+from rllc.losses import logits_of, next_token
 from rllc.refinement import DataLike, WeightsLike
 from rllc.samplers import sgld
 from rllc.sampling import Sampling, check_counts
@@ -143,7 +146,7 @@ class Surface:
         seed = stable_hash("loss", self.seed, number)
         try:
             with (
-                torch.enable_grad(),
+                one_arithmetic(),
                 sdpa_kernel(SDPBackend.MATH),
                 seeded(seed, device),
                 in_mode(self.bound.model, training=False),
@@ -183,8 +186,7 @@ class Surface:
         if labels == "data":
             losses = self._losses(self.bound, position, batch)
             return lambda: losses
-        predictor = ModuleLoss(self.bound.model, _log_probabilities)
-        logs = self._losses(predictor, position, batch)
+        logs = self._losses(ModuleLoss(self.bound.model, _log_probabilities), position, batch)
         cumulative = logs.detach().exp().cumsum(-1)
         largest_id = cumulative.shape[-1] - 1
 
@@ -197,13 +199,16 @@ class Surface:
         return draw
 
     def _losses(self, bound: ModuleLoss, position: Tensor, batch: Batch) -> Tensor:
-        """Evaluate a loss at ``position [1, dim]``, differentiable in it."""
+        """Evaluate a loss at ``position [1, dim]``, differentiable in it; only what counts."""
         member = torch.zeros(1, dtype=torch.long, device=position.device)
         changed = {}
         for name, moved in unpack(self.group, position, member, bound.parameters).items():
             parameter = bound.parameters[name]
             changed[name] = stack(moved, parameter)[0].to(parameter.dtype)
-        losses = bound._call(changed, batch)
+        losses, mask = bound.losses(changed, batch)
+        counted = what_counts(losses.detach(), mask, batch, bound.is_own)
+        if counted is not None:
+            losses = losses[counted]
         if not losses.requires_grad:
             raise InputError(
                 f"curvature in the weights {self.weights!r}: the loss does not depend on them; "
@@ -302,9 +307,16 @@ def _derivative(slope: Tensor, position: Tensor, u: Tensor, is_batched: bool) ->
     return derivative.detach()
 
 
-def _log_probabilities(module: nn.Module, batch: Tensor) -> Tensor:
-    """Return log p of every possible next token, ``[batch, pos - 1, vocab]``."""
-    return logits_of(module, batch)[:, :-1].float().log_softmax(-1)
+def _log_probabilities(module: nn.Module, batch: Batch) -> Tensor:
+    """Return log p of every possible token at each next position that counts, ``[token, vocab]``.
+
+    Rows with padding, or with several documents, are taken apart.
+    """
+    documents = documents_of(batch)
+    logs = logits_of(module, batch, documents)[:, :-1].float().log_softmax(-1)
+    if isinstance(batch, Tensor):
+        return logs
+    return logs[documents.wanted()[:, 1:]]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 from rllc.data import synthetic
 from rllc.data.corpus import python_corpus
 from rllc.data.data import Batch, Data, Tensors
+from rllc.data.given import as_data
 from rllc.data.minibatches import Minibatches
 from rllc.data.packing import tokenize
 from rllc.data.pile import PILE_SUBSETS, load_pile, pile_texts
@@ -21,6 +22,7 @@ __all__ = [
     "Minibatches",
     "Tensors",
     "Tokens",
+    "as_data",
     "load_pile",
     "load_tokenizer",
     "mix",

@@ -16,8 +16,8 @@ from torch import Tensor
 from rllc.errors import InputError
 from rllc.files import bytes_of_tensor, sha256_of
 
-Batch = Tensor | tuple[Tensor, ...]
-"""A minibatch: one tensor ``[batch, …]``, or several (inputs and targets, say)."""
+Batch = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+"""A minibatch: one tensor ``[batch, …]``, or several (inputs and targets, say), or by name."""
 
 
 @runtime_checkable
@@ -64,25 +64,42 @@ class Tensors:
     >>> Tensors((torch.zeros(5, 3), torch.arange(5)), name="toy")
     Tensors('toy': 5 rows of float32 [3], int64 [])
 
+    With ``fields`` a minibatch is a dict, as models of transformers take it:
+
+    >>> ids, mask = torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]])
+    >>> Tensors((ids, mask), fields=("input_ids", "attention_mask"))
+    Tensors('data': 1 rows of input_ids int64 [3], attention_mask int64 [3])
+
     Args:
         parts: tensors ``[row, …]``. They are not copied, so do not write to them afterwards.
         name: what results are labelled with.
+        fields: names of the parts; none: a minibatch is a tensor or a tuple.
 
     Raises:
-        InputError: there is no tensor, or the leading dimensions are empty or differ.
+        InputError: there is no tensor, the leading dimensions are empty or differ, or there is not
+            one name a part.
     """
 
     parts: tuple[Tensor, ...]
     name: str = "data"
+    fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_parts(self.parts, self.name)
+        if self.fields and len(set(self.fields)) != len(self.parts):
+            raise InputError(
+                f"`data` {self.name!r}: expected one name for each of {len(self.parts)} parts, got "
+                f"fields={self.fields!r}."
+            )
 
     def __len__(self) -> int:
         return len(self.parts[0])
 
     def __repr__(self) -> str:
-        parts = ", ".join(_shown(part[0]) for part in self.parts)
+        shown = [_shown(part[0]) for part in self.parts]
+        if self.fields:
+            shown = [f"{name} {part}" for name, part in zip(self.fields, shown, strict=True)]
+        parts = ", ".join(shown)
         return f"Tensors({self.name!r}: {len(self):,} rows of {parts})"
 
     @property
@@ -91,9 +108,25 @@ class Tensors:
         return tuple(self.parts[0].shape[1:])
 
     @cached_property
+    def largest_id(self) -> int | None:
+        """The largest token id that is no padding; ``None`` where there are no ``input_ids``."""
+        by_name = self.by_name
+        if "input_ids" not in by_name:
+            return None
+        ids, mask = by_name["input_ids"], by_name.get("attention_mask")
+        if mask is not None and mask.shape == ids.shape and bool((mask > 0).any()):
+            ids = ids[mask > 0]
+        return int(ids.max())
+
+    @property
+    def by_name(self) -> dict[str, Tensor]:
+        """The parts by the names of the fields; empty if they have none."""
+        return dict(zip(self.fields, self.parts, strict=True)) if self.fields else {}
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the types, shapes and bytes of the parts."""
-        pieces: list[str | np.ndarray] = []
+        """SHA-256, in hexadecimal, of the fields, types, shapes and bytes of the parts."""
+        pieces: list[str | np.ndarray] = list(self.fields)
         for part in self.parts:
             pieces.append(f"{part.dtype} {tuple(part.shape)}")
             pieces.append(bytes_of_tensor(part))
@@ -102,9 +135,12 @@ class Tensors:
     def take(self, rows: Tensor, device: torch.device) -> Batch:
         """The given rows of each part, ``[batch, …]``.
 
-        One part gives its tensor alone, so that a loss of one input reads naturally.
+        One part gives its tensor alone, so that a loss of one input reads naturally; parts with
+        fields give a dict.
         """
         batch = tuple(to_device(part[rows.to(part.device)], device) for part in self.parts)
+        if self.fields:
+            return dict(zip(self.fields, batch, strict=True))
         return batch[0] if len(batch) == 1 else batch
 
 

@@ -116,6 +116,21 @@ def _special_id(tokenizer: Any, names: tuple[str, ...], task: str) -> int:
     )
 
 
+def without_surrogates(text: str) -> str:
+    """Replace halves of surrogate pairs, which are no characters, by U+FFFD.
+
+    Web texts cut in JSON hold them, and tokenizers cannot encode them.
+
+    >>> without_surrogates("a\\ud83d b")
+    'a� b'
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 # The stream of tokens.
 
 
@@ -166,7 +181,7 @@ def _blocks(texts: Iterable[str], task: str) -> Iterator[list[str]]:
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"{task}: document {i} is not a string but {type(text).__name__}.")
-        block.append(text)
+        block.append(without_surrogates(text))
         # One more than its length, so that empty documents, too, fill a block in the end.
         size += len(text) + 1
         if size >= _BLOCK:

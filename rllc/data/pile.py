@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllc.data import sources
-from rllc.data.packing import tokenize
+from rllc.data.packing import tokenize, without_surrogates
 from rllc.data.sources import Document
 from rllc.data.tokens import Tokens
 from rllc.errors import FileError, InputError, nearest
@@ -73,13 +74,14 @@ def load_pile(
     Args:
         subset: keep documents of this ``meta.pile_set_name`` only, such as ``"Github"``; ``None``
             keeps all.
-        source: a ``.jsonl`` or ``.jsonl.zst`` file (``.zst`` needs ``pip install "rllc[pile]"``); a
-            folder of them; the URL of one (any that fsspec opens: ``https://``,
-            ``hf://datasets/…``, ``s3://``); or a data set of the hub by id
-            (``"monology/pile-uncopyrighted"``), with a revision if the result should stay the same
-            (``"owner/name@revision"``).
-        split: which file of a folder (``train.jsonl.zst``, or all of ``train/*.jsonl.zst``) or
-            which split of a data set; a single file is read as it is.
+        source: a file: ``.jsonl`` (an object a line), ``.json`` (a list of objects), ``.parquet``
+            or ``.txt`` (one document), all but parquet also with ``.gz`` or ``.zst`` behind (the
+            latter needs ``pip install "rllc[pile]"``); a folder of them;
+            the URL of one (any that fsspec opens: ``https://``, ``hf://datasets/…``, ``s3://``);
+            or a data set of the hub by id (``"monology/pile-uncopyrighted"``), with a revision if
+            the result should stay the same (``"owner/name@revision"``).
+        split: which file of a folder (``train.jsonl.zst``, or all files in ``train/`` or of
+            the names ``train-*``) or which split of a data set; a single file is read as it is.
         num_rows: at most so many rows; reading stops there. ``None`` reads everything.
         tokenizer: from :func:`load_tokenizer` or :func:`train_tokenizer`.
         context_length: tokens per row; 1024 in the paper.
@@ -118,14 +120,14 @@ def pile_texts(
     else:
         raise FileError(
             f"reading texts: {source!r} is not a file or folder here, a URL, or a data set of the "
-            f"hub (owner/name). Check the path; files end in .jsonl or .jsonl.zst."
+            f"hub (owner/name). Check the path; files end in "
+            f"{sources.NAMES}."
         )
     return _texts(documents, subset, column, str(source))
 
 
 def _name_of(source: str | os.PathLike[str]) -> str:
-    file = Path(sources.without_query(source)).name
-    return re.sub(r"\.jsonl(\.zst)?$", "", file)
+    return sources.stem_of(source)
 
 
 # The texts of documents.
@@ -135,17 +137,29 @@ def _texts(
     documents: Iterable[Document], subset: str | None, column: str | None, source: str
 ) -> Iterator[str]:
     counts: dict[str, int] = {}
+    nameless, first_nameless = 0, ""
     for place, row in documents:
         text = _text(row, column, place)
         if subset is None:
             yield text
             continue
-        name = _subset_of(row, place, subset)
+        name = _subset_of(row)
+        if name is None:
+            nameless += 1
+            first_nameless = first_nameless or place
+            if not counts and nameless >= _PATIENCE:
+                break
+            continue
         counts[name] = counts.get(name, 0) + 1
         if name == subset:
             yield text
         elif _is_hopeless(subset, counts):
             break
+    if nameless and not counts:
+        raise InputError(
+            f"reading {first_nameless}: subset {subset!r} was asked for, but the documents have no "
+            f"meta.pile_set_name. Leave out `subset` to take all of them."
+        )
     if subset is not None and subset not in counts:
         advice = nearest(subset, sorted(counts)) if counts else "there are no documents at all"
         raise InputError(
@@ -161,15 +175,22 @@ def _is_hopeless(subset: str, counts: Mapping[str, int]) -> bool:
     return sum(counts.values()) >= _PATIENCE
 
 
-def _subset_of(row: Mapping[str, Any], place: str, subset: str) -> str:
+def _subset_of(row: Mapping[str, Any]) -> str | None:
+    """The subset of a document, ``None`` if it says none.
+
+    ``meta`` is an object, in the Pile; in copies of it also the object written as a string, or the
+    name alone.
+    """
     meta = row.get("meta")
+    if isinstance(meta, str):
+        try:
+            meta = json.loads(meta)
+        except ValueError:
+            return meta
+    if isinstance(meta, str):
+        return meta
     name = meta.get("pile_set_name") if isinstance(meta, Mapping) else None
-    if not isinstance(name, str):
-        raise InputError(
-            f"reading {place}: subset {subset!r} was asked for, but the documents have no "
-            "meta.pile_set_name. Leave out `subset` to take all of them."
-        )
-    return name
+    return name if isinstance(name, str) else None
 
 
 def _text(row: Any, column: str | None, place: str) -> str:
@@ -187,7 +208,7 @@ def _text(row: Any, column: str | None, place: str) -> str:
             f"reading {place}: column {key!r} must hold text, got {type(text).__name__}; "
             f"give `column`: {_keys(row)}"
         )
-    return text
+    return without_surrogates(text)
 
 
 def _first_column(row: Mapping[str, Any], place: str) -> str:

@@ -1,4 +1,4 @@
-"""Where documents come from: JSON-lines files and folders, URLs, and data sets of the hub.
+"""Where documents come from: files and folders of texts, URLs, and data sets of the hub.
 
 Everything streams: nothing is read further than it is asked for. A truncated file is an error,
 never a shorter corpus.
@@ -6,9 +6,11 @@ never a shorter corpus.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import urllib.request
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +20,15 @@ from rllc.errors import FileError, first_line, nearest
 Document = tuple[str, Any]
 """Where a document stands, in words, and the JSON value that was read."""
 
+FORMATS = (".jsonl", ".json", ".parquet", ".txt")
+"""Ends of names that can be read."""
+
+COMPRESSIONS = (".zst", ".gz")
+"""What may follow them; parquet is compressed inside."""
+
+NAMES = ".jsonl or .jsonl.zst, .json, .parquet or .txt (.gz and .zst may follow)"
+"""The same in words."""
+
 _CHUNK = 1 << 16
 """Bytes read at once."""
 
@@ -26,7 +37,7 @@ def is_local(source: str) -> bool:
     """Whether a source is a path on this machine, be there a file or not."""
     if "://" in source:
         return False
-    looks_local = source.startswith((".", "~", "/")) or source.endswith((".jsonl", ".jsonl.zst"))
+    looks_local = source.startswith((".", "~", "/")) or format_of(source) is not None
     return looks_local or Path(source).exists()
 
 
@@ -34,6 +45,27 @@ def without_query(source: str | os.PathLike[str]) -> str:
     """A path as it is; a URL without ``?…``."""
     text = str(source)
     return text.split("?")[0] if "://" in text else text
+
+
+def format_of(place: str | os.PathLike[str]) -> str | None:
+    """The end of a name that says how a file is read; ``None`` if it cannot be read.
+
+    >>> format_of("pile/00.jsonl.zst"), format_of("a.pdf")
+    ('.jsonl', None)
+    """
+    name = without_query(place)
+    for end in COMPRESSIONS:
+        name = name.removesuffix(end)
+    return next((kind for kind in FORMATS if name.endswith(kind)), None)
+
+
+def stem_of(place: str | os.PathLike[str]) -> str:
+    """The name of a file without what says how it is read."""
+    name = Path(without_query(place)).name
+    for end in COMPRESSIONS:
+        name = name.removesuffix(end)
+    kind = format_of(place)
+    return name if kind is None else name.removesuffix(kind)
 
 
 # Files, folders and URLs.
@@ -51,45 +83,102 @@ def documents_of_path(path: Path, split: str) -> Iterator[Document]:
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
-    names = (f"{split}.jsonl.zst", f"{split}.jsonl")
-    for name in names:
-        if (folder / name).is_file():
-            return [folder / name]
-    shards = [*(folder / split).glob("*.jsonl.zst"), *(folder / split).glob("*.jsonl")]
+    for kind in FORMATS:
+        for end in (*COMPRESSIONS, ""):
+            file = folder / f"{split}{kind}{end}"
+            if file.is_file():
+                return [file]
+    # Shards in a folder of the split's name, or as the hub names them: train-00000-of-00002.
+    shards = [*(folder / split).glob("*"), *folder.glob(f"{split}-*")]
+    shards = [file for file in shards if file.is_file() and format_of(file)]
     if shards:
         return sorted(shards)
-    splits = sorted({file.name.split(".jsonl")[0] for file in folder.glob("*.jsonl*")})
-    advice = nearest(split, splits) if splits else "it holds no .jsonl or .jsonl.zst file"
+    readable = [file for file in folder.iterdir() if file.is_file() and format_of(file)]
+    splits = sorted({stem_of(file) for file in readable})
+    empty = "it holds no .jsonl or .jsonl.zst file, nor a .json, .parquet or .txt"
+    advice = nearest(split, splits) if splits else empty
     raise FileError(
-        f"reading texts: the folder {folder} has neither {names[0]} nor {names[1]} for "
-        f"split={split!r}; {advice}"
+        f"reading texts: the folder {folder} has neither {split}.jsonl.zst nor {split}.jsonl "
+        f"for split={split!r}; {advice}"
     )
 
 
 def documents_of_file(place: str) -> Iterator[Document]:
     """The documents of a file or URL. A name that cannot be read is an error at once."""
-    if _is_compressed(place):
+    kind = format_of(place)
+    if kind is None:
+        raise FileError(f"reading {place}: expected a file that ends in {NAMES}.")
+    if without_query(place).endswith(".zst"):
         _import_zstandard(place)
-    elif not without_query(place).endswith(".jsonl"):
-        raise FileError(f"reading {place}: expected a file that ends in .jsonl or .jsonl.zst.")
-    return _parsed(place)
-
-
-def _is_compressed(place: str) -> bool:
-    return without_query(place).endswith(".zst")
+    readers = {".txt": _whole_text, ".json": _json, ".parquet": _parquet}
+    return readers.get(kind, _parsed)(place)
 
 
 def _parsed(place: str) -> Iterator[Document]:
-    for number, line in enumerate(_lines(place), start=1):
+    for number, line in enumerate(_lines(_chunks(place)), start=1):
         if line.strip():
             place_of_line = f"{place}, line {number}"
             yield place_of_line, _from_json(line, place_of_line)
 
 
+def _whole_text(place: str) -> Iterator[Document]:
+    """One document: the whole file."""
+    contents = b"".join(_chunks(place))
+    try:
+        text = contents.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileError(
+            f"reading {place}: not UTF-8 ({error}); convert it, or give another file."
+        ) from error
+    if text:
+        yield place, {"text": text}
+
+
+def _json(place: str) -> Iterator[Document]:
+    """A list of documents, one document, or, under the wrong name, JSON lines."""
+    contents = b"".join(_chunks(place)).strip()
+    first = contents.partition(b"\n")[0]
+    if not contents.startswith(b"[") and _is_json(first):
+        for number, line in enumerate(contents.split(b"\n"), start=1):
+            if line.strip():
+                yield f"{place}, line {number}", _from_json(line, f"{place}, line {number}")
+        return
+    value = _from_json(contents, place)
+    for number, document in enumerate(value if isinstance(value, list) else [value]):
+        yield f"{place}, document {number}", document
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parquet(place: str) -> Iterator[Document]:
+    """The rows of a parquet file, a batch at a time."""
+    import pyarrow.parquet
+
+    with _opened(place) as file:
+        seekable = file if file.seekable() else io.BytesIO(b"".join(_read(file, place)))
+        number = 0
+        try:
+            for batch in pyarrow.parquet.ParquetFile(seekable).iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    yield f"{place}, row {number}", row
+                    number += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            raise FileError(
+                f"reading {place}: not parquet, or damaged, at row {number} "
+                f"({first_line(error)}). Copy or download it again."
+            ) from error
+
+
 def _from_json(line: bytes, place: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:  # also raised for bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # also raised for bytes that are not UTF-8
         raise FileError(
             f"reading {place}: not valid JSON ({error}). Every line must be one object such as "
             '{"text": "…"}; if this is the last line, the file is cut off: copy or download it '
@@ -97,19 +186,29 @@ def _from_json(line: bytes, place: str) -> Any:
         ) from error
 
 
-def _lines(place: str) -> Iterator[bytes]:
-    rest = b""
-    for chunk in _chunks(place):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-    yield rest
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    # The pieces of a long line are joined once, at its end, so that its time is linear.
+    pieces: list[bytes] = []
+    for chunk in chunks:
+        first, *others = chunk.split(b"\n")
+        pieces.append(first)
+        for line in others:
+            yield b"".join(pieces)
+            pieces = [line]
+    yield b"".join(pieces)
 
 
 def _chunks(place: str) -> Iterator[bytes]:
     """The decompressed bytes of a file or URL."""
     with _opened(place) as file:
         chunks = _read(file, place)
-        yield from _decompressed(chunks, place) if _is_compressed(place) else chunks
+        name = without_query(place)
+        if name.endswith(".zst"):
+            yield from _decompressed(chunks, place)
+        elif name.endswith(".gz"):
+            yield from _gunzipped(chunks, place)
+        else:
+            yield from chunks
 
 
 def _opened(place: str) -> BinaryIO:
@@ -184,6 +283,30 @@ def _decompressed(chunks: Iterable[bytes], place: str) -> Iterator[bytes]:
     if not has_ended:
         raise FileError(
             f"reading {place}: truncated, it ends within a zstd frame. Copy or download it again."
+        )
+
+
+def _gunzipped(chunks: Iterable[bytes], place: str) -> Iterator[bytes]:
+    """Decompress gzip, member after member."""
+    member = None
+    for chunk in chunks:
+        while chunk:
+            if member is None:
+                if not chunk.strip(b"\0"):
+                    break  # some programs fill the end of a file with zeros
+                member = zlib.decompressobj(wbits=31)
+            try:
+                yield member.decompress(chunk)
+            except zlib.error as error:
+                raise FileError(
+                    f"reading {place}: not gzip, or damaged ({error}). Copy or download it again."
+                ) from error
+            chunk = member.unused_data
+            if member.eof:
+                member = None
+    if member is not None:
+        raise FileError(
+            f"reading {place}: truncated, it ends within gzip data. Copy or download it again."
         )
 
 

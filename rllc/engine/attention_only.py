@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from rllc.documents import Documents, documents_of
 from rllc.engine.layout import Group, Moved, unpack
 from rllc.engine.modes import in_precision
-from rllc.engine.unembedding import Target, UnembedLoss
-from rllc.loss import Center, Runs, check_vocabularies
+from rllc.engine.unembedding import Target, mean_and_each
+from rllc.loss import Batch, Center, Runs, check_rows_counted
+from rllc.losses import check_vocabularies, predictions_at_home
 
 if TYPE_CHECKING:
     from rllc.models.attention_only import Activations, AttentionOnly
@@ -38,15 +40,19 @@ class TokenLoss:
         self.hidden = torch.compile(model.hidden, dynamic=False) if compile else model.hidden
 
     @torch.no_grad()
-    def center(self, batch: Tensor, seed: int) -> Center:  # noqa: D102 (see Loss)
-        with in_precision(batch.device, self.autocast):
+    def center(self, batch: Batch, seed: int) -> Center:  # noqa: D102 (see Loss)
+        documents = documents_of(batch)
+        tokens = documents.tokens
+        with in_precision(tokens.device, self.autocast):
             # The last token is predicted, but predicts nothing.
-            at = self.model.activations(batch[:, :-1])
-            target = self._target(batch)
+            at = self.model.activations(tokens[:, :-1])
+            target = self._target(documents)
             hidden = self.model.normalise("ln_final", at.residual[-1], {})
         W_U, b_U = self.frozen("unembed.W_U"), self.frozen("unembed.b_U")
-        _, each = UnembedLoss.apply(hidden, W_U, b_U, target, self.autocast)
-        return Center(each[0], (at, target))
+        _, each = mean_and_each(hidden, W_U, b_U, target, self.autocast)
+        if target.home is None:
+            return Center(each[0], (at, target))
+        return Center(each[0], (at, target), target.home >= 0)
 
     def runs(  # noqa: D102 (see Loss)
         self,
@@ -54,7 +60,7 @@ class TokenLoss:
         member: Tensor,
         position: Tensor,
         center: Center,
-        batch: Tensor,
+        batch: Batch,
         *,
         gradient: bool,
         each: bool,
@@ -70,19 +76,20 @@ class TokenLoss:
         return Runs(losses, slope, tokens.expand(len(position), -1, -1) if each else None)
 
     def gradient(  # noqa: D102 (see Loss)
-        self, names: Collection[str], center: Center, batch: Tensor, seed: int
+        self, names: Collection[str], center: Center, batch: Batch, seed: int
     ) -> dict[str, Tensor]:
+        at, target = center.shared
         leaves = {name: self.parameters[name].detach().requires_grad_() for name in names}
         changed = {f"model.{name}": leaf for name, leaf in leaves.items()}
-        with torch.enable_grad(), in_precision(batch.device, self.autocast):
-            hidden = torch.func.functional_call(self.to_hidden, changed, (batch[:, :-1],))
+        with torch.enable_grad(), in_precision(at.tokens.device, self.autocast):
+            hidden = torch.func.functional_call(self.to_hidden, changed, (at.tokens,))
             W_U = leaves["unembed.W_U"][None] if "unembed.W_U" in leaves else None
             b_U = leaves["unembed.b_U"][None] if "unembed.b_U" in leaves else None
-            mean, _ = UnembedLoss.apply(
+            mean, _ = mean_and_each(
                 hidden,
                 self.frozen("unembed.W_U") if W_U is None else W_U,
                 self.frozen("unembed.b_U") if b_U is None else b_U,
-                center.shared[1],
+                target,
                 self.autocast,
             )
             gradients = torch.autograd.grad(
@@ -111,17 +118,30 @@ class TokenLoss:
         with in_precision(at.tokens.device, self.autocast):
             hidden = self.hidden(moved, at)
         W_U, b_U = self.model.weight("unembed.W_U", moved), self.model.weight("unembed.b_U", moved)
-        return UnembedLoss.apply(hidden, W_U, b_U, target, self.autocast)
+        return mean_and_each(hidden, W_U, b_U, target, self.autocast)
 
-    def _target(self, batch: Tensor) -> Target:
+    def _target(self, documents: Documents) -> Target:
+        labels = documents.tokens if documents.labels is None else documents.labels
+        target = self._target_of_all(documents.tokens, labels)
+        wanted = documents.wanted()[:, 1:]
+        if documents.home is None and bool(wanted.all()):
+            return target
+        kept = wanted.flatten().nonzero()[:, 0]
+        number = torch.full((wanted.numel(),), -1, device=kept.device)
+        number[kept] = torch.arange(len(kept), device=kept.device)
+        home = predictions_at_home(documents, number.view(wanted.shape), -1)
+        check_rows_counted(home >= 0)
+        return target.of_kept(kept, home)
+
+    def _target_of_all(self, tokens: Tensor, labels: Tensor) -> Target:
         if self.generator is None:
-            return Target.next_tokens(batch)
+            return Target.next_tokens(labels)
         generator = self.generator
-        residual = generator.activations(batch[:, :-1]).residual[-1]
+        residual = generator.activations(tokens[:, :-1]).residual[-1]
         hidden = generator.normalise("ln_final", residual, {})[0].flatten(0, 1).float()
         unembed = generator.unembed
         softmax = (hidden, unembed.W_U.detach(), unembed.b_U.detach())
-        return Target((batch.shape[0], batch.shape[1] - 1), None, softmax)
+        return Target((tokens.shape[0], tokens.shape[1] - 1), None, softmax)
 
 
 class _ToHidden(nn.Module):

@@ -10,7 +10,8 @@ from torch import nn
 
 from rllc.engine.attention_only import TokenLoss
 from rllc.engine.module import ModuleLoss
-from rllc.loss import Distillation, Loss, LossFunction, next_token
+from rllc.loss import Loss, LossFunction
+from rllc.losses import Distillation, next_token
 
 
 def bind(

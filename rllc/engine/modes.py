@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
+
+_slow_paths = 0
+_fast_path_before = True
+_lock = threading.Lock()
+
+
+@contextmanager
+def one_arithmetic() -> Iterator[None]:
+    """Evaluate in the same way whether gradients are wanted or not.
+
+    Without gradients PyTorch takes a fast path through ``nn.TransformerEncoder`` and
+    ``nn.MultiheadAttention``, which gives other numbers at padding. And a module may ask
+    ``torch.is_grad_enabled()``. So the fast path is off, and gradients are enabled whether a graph
+    is built or not: none is where no input requires them.
+    """
+    global _slow_paths, _fast_path_before
+    # The switch is one for all threads: the first turns it, the last turns it back.
+    with _lock:
+        if _slow_paths == 0:
+            _fast_path_before = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        _slow_paths += 1
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        with _lock:
+            _slow_paths -= 1
+            if _slow_paths == 0:
+                torch.backends.mha.set_fastpath_enabled(_fast_path_before)
 
 
 @contextmanager

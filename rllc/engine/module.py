@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rllc.engine.layout import Group, stack, unpack
-from rllc.engine.modes import in_mode, in_precision, seeded
+from rllc.engine.modes import in_mode, in_precision, one_arithmetic, seeded
 from rllc.errors import InputError
-from rllc.loss import Batch, Center, LossFunction, Runs
+from rllc.loss import Batch, Center, LossFunction, Runs, check_rows_counted, mean_of
+from rllc.losses import Distillation, next_token
 
 _STACKED_FLOPS = 2e7
 """Forward FLOPs below which runs are stacked; see :class:`ModuleLoss`."""
@@ -38,6 +40,7 @@ class ModuleLoss:
     ) -> None:
         self.model, self.loss, self.autocast = model, loss, autocast
         self.train_mode, self.compile = train_mode, compile
+        self.is_own = loss is not next_token and not isinstance(loss, Distillation)
         self.wrapper = _Call(model, loss)
         self.parameters = {name: p.detach() for name, p in model.named_parameters()}
         self.device = next(iter(self.parameters.values())).device
@@ -46,13 +49,20 @@ class ModuleLoss:
 
     def center(self, batch: Batch, seed: int) -> Center:  # noqa: D102 (see Loss)
         mode = in_mode(self.model, self.train_mode)
-        with torch.no_grad(), seeded(seed, self.device), mode:
+        with one_arithmetic(), seeded(seed, self.device), mode:
             before = self._random_state()
-            losses = self._first({}, batch) if self.stacked is None else self._call({}, batch)
+            if self.stacked is None:
+                losses, mask = self._first({}, batch)
+            else:
+                losses, mask = self.losses({}, batch)
             random = not torch.equal(before, self._random_state())
         if random:
             self.stacked = False  # each run must draw the same numbers
-        return Center(losses.detach(), seed if random else None)
+        losses = losses.detach()
+        counted = what_counts(losses, mask, batch, self.is_own)
+        if counted is not None:
+            losses = losses.masked_fill(~counted, torch.nan)
+        return Center(losses, seed if random else None, counted)
 
     def runs(  # noqa: D102 (see Loss)
         self,
@@ -65,12 +75,14 @@ class ModuleLoss:
         gradient: bool,
         each: bool,
     ) -> Runs:
+        counted = center.counted
+
         def evaluate(runs: slice) -> tuple[Tensor, Tensor | None]:
-            with torch.set_grad_enabled(gradient):
-                return self._evaluate(group, member[runs], position[runs], batch, gradient)
+            moved = position[runs]
+            return self._evaluate(group, member[runs], moved, batch, counted, gradient)
 
         parts: list[tuple[Tensor, Tensor | None]] = []
-        with in_mode(self.model, self.train_mode):
+        with one_arithmetic(), in_mode(self.model, self.train_mode):
             if self.stacked:
                 try:
                     parts = [evaluate(slice(None))]
@@ -82,8 +94,10 @@ class ModuleLoss:
                         parts.append(evaluate(slice(run, run + 1)))
         examples = torch.cat([losses for losses, _ in parts])
         gradients = [slope for _, slope in parts if slope is not None]
+        if each and counted is not None:
+            examples = examples.masked_fill(~counted, torch.nan)
         return Runs(
-            examples.double().flatten(1).mean(1),
+            mean_of(examples, counted),
             torch.cat(gradients) if gradient else None,
             examples.float() if each else None,
         )
@@ -93,8 +107,9 @@ class ModuleLoss:
     ) -> dict[str, Tensor]:
         leaves = {name: self.parameters[name].clone().requires_grad_() for name in names}
         mode = in_mode(self.model, self.train_mode)
-        with torch.enable_grad(), seeded(seed, self.device), mode:
-            mean = self._call(leaves, batch).double().mean()
+        with one_arithmetic(), seeded(seed, self.device), mode:
+            losses, _ = self.losses(leaves, batch)
+            mean = mean_of(losses[None], center.counted)[0]
             if not mean.requires_grad:
                 raise _no_gradient(list(leaves))
             gradients = torch.autograd.grad(
@@ -107,7 +122,13 @@ class ModuleLoss:
         return 4 * 12 * group.dim
 
     def _evaluate(
-        self, group: Group, member: Tensor, position: Tensor, batch: Batch, gradient: bool
+        self,
+        group: Group,
+        member: Tensor,
+        position: Tensor,
+        batch: Batch,
+        counted: Tensor | None,
+        gradient: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Each example's loss ``[run, …]`` and, if asked for, the gradient ``[run, dim]``."""
         position = position.detach().requires_grad_(gradient)
@@ -118,13 +139,13 @@ class ModuleLoss:
         if self.stacked:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="There is a performance drop")
-                examples = torch.func.vmap(lambda weights: self._call(weights, batch))(changed)
+                examples = torch.func.vmap(lambda weights: self.losses(weights, batch)[0])(changed)
         else:
             first = {name: values[0] for name, values in changed.items()}
-            examples = self._call(first, batch)[None]
+            examples = self.losses(first, batch)[0][None]
         if not gradient:
             return examples.detach(), None
-        means = examples.double().flatten(1).mean(1)
+        means = mean_of(examples, counted)
         if not means.requires_grad:
             raise _no_gradient([slot.name for slot in group.slots])
         return examples.detach(), torch.autograd.grad(means.sum(), position)[0]
@@ -134,17 +155,21 @@ class ModuleLoss:
             return torch.cuda.get_rng_state(self.device)
         return torch.get_rng_state()
 
-    def _first(self, changed: dict[str, Tensor], batch: Batch) -> Tensor:
+    def _first(self, changed: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Evaluate for the first time, count the FLOPs, and check what the loss gives."""
         with FlopCounterMode(display=False) as counter:
-            losses = self._call(changed, batch)
-        _check_losses(losses, batch)
+            result = self._call(changed, batch)
+        _check_losses(result, batch)
         self.stacked = counter.get_total_flops() < _STACKED_FLOPS
         if self.compile:
             self.stacked, self.call = False, torch.compile(self.call, dynamic=False)
-        return losses
+        return _split(result)
 
-    def _call(self, changed: dict[str, Tensor], batch: Batch) -> Tensor:
+    def losses(self, changed: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Evaluate the loss with other weights: losses, and its mask if it gives one."""
+        return _split(self._call(changed, batch))
+
+    def _call(self, changed: dict[str, Tensor], batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
         # A forward pass may update buffers, so it gets copies.
         buffers = {f"module.{name}": b.clone() for name, b in self.model.named_buffers()}
         weights = {f"module.{name}": changed.get(name, p) for name, p in self.parameters.items()}
@@ -159,7 +184,7 @@ class _Call(nn.Module):
         super().__init__()
         self.module, self.loss = module, loss
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
         return self.loss(self.module, batch)
 
 
@@ -173,12 +198,109 @@ def _no_gradient(parameters: Sequence[str]) -> InputError:
     )
 
 
-def _check_losses(losses: object, batch: Batch) -> None:
-    rows = len(batch[0] if isinstance(batch, tuple) else batch)
-    if isinstance(losses, Tensor) and losses.dim() in (1, 2) and len(losses) == rows:
+def _split(result: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Losses, and the mask of what counts if there is one."""
+    if isinstance(result, tuple):
+        losses, mask = result
+        return losses, mask
+    return result, None
+
+
+def what_counts(losses: Tensor, mask: Tensor | None, batch: Batch, is_own: bool) -> Tensor | None:
+    """Which losses at w* count, ``[batch]`` or ``[batch, pos]``; ``None``: all.
+
+    Args:
+        losses: at w*.
+        mask: that came with them.
+        batch: the minibatch.
+        is_own: whether the loss is the caller's own, so that NaN may mark what does not count.
+
+    Raises:
+        InputError: a row has nothing that counts, or ignored positions were counted as 0.
+    """
+    if mask is not None:
+        counted = mask.bool()
+    elif not is_own:
+        return None
+    else:
+        counted = ~losses.isnan()
+        if not bool(counted.any()):
+            # A model that is broken, not one with nothing to predict.
+            return None
+        _check_zeros(losses, batch)
+    if bool(counted.all()):
+        return None
+    check_rows_counted(counted)
+    return counted
+
+
+def _check_zeros(losses: Tensor, batch: Batch) -> None:
+    """Refuse a loss that is 0 exactly where the batch says that nothing is to be predicted."""
+    zero = losses.detach() == 0
+    if not bool(zero.any()):
         return
+    for name, ignored in _ignored_by_batch(batch, losses.shape):
+        others = ~zero & ~ignored
+        if bool((zero | ~ignored).all()) and bool(ignored.any()) and bool(others.any()):
+            raise InputError(
+                f"the loss gives 0 at {int(ignored.sum())} of {losses.numel()} positions, just "
+                f"those that are ignored by {name}; they would be counted as perfect predictions. "
+                f"Return (loss, mask) with a mask that is true where a loss counts, such as "
+                f"labels != -100, or NaN where it does not."
+            )
+
+
+def _ignored_by_batch(batch: Batch, shape: torch.Size) -> Iterator[tuple[str, Tensor]]:
+    """What parts of a batch could say of which losses do not count."""
+    if isinstance(batch, Tensor):
+        return
+    named = batch.items() if isinstance(batch, dict) else enumerate(batch)
+    for name, part in named:
+        is_mask = part.dtype == torch.bool or "mask" in str(name)
+        if is_mask:
+            ignored = part == 0
+        elif part.is_floating_point() or not part.numel() or int(part.max()) <= 1:
+            # Numbers, or the labels 1 and -1 of two classes.
+            continue
+        else:
+            ignored = part < 0
+        where = f"{name!r}" if isinstance(name, str) else f"part {name} of the batch"
+        if ignored.shape == shape:
+            yield where, ignored
+        if ignored.dim() == 2 and ignored[:, 1:].shape == shape:
+            yield where, ignored[:, 1:]
+
+
+def rows_of(batch: Batch) -> int:
+    """How many rows a minibatch has."""
+    if isinstance(batch, dict):
+        return len(next(iter(batch.values())))
+    return len(batch[0] if isinstance(batch, tuple) else batch)
+
+
+def _check_losses(result: object, batch: Batch) -> None:
+    rows = rows_of(batch)
+    has_mask = isinstance(result, tuple) and len(result) == 2
+    losses: Any = result[0] if isinstance(result, tuple) and has_mask else result
+    mask: Any = result[1] if isinstance(result, tuple) and has_mask else None
+    fits = isinstance(losses, Tensor) and losses.dim() in (1, 2) and len(losses) == rows
+    if fits and (not has_mask or _is_mask(mask, losses.shape)):
+        return
+    if fits:
+        got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(
+            f"`loss(module, batch)` gave (losses, mask), where the mask must be of the losses' "
+            f"shape {tuple(losses.shape)} and true or 1 where a loss counts, else false or 0; got "
+            f"{got}. To give losses other weights, multiply them."
+        )
     shape = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
     raise InputError(
         f"`loss(module, batch)` must give per-example [batch] or per-token [batch, pos] losses; "
         f"expected batch = {rows}, got {shape}; with a torch loss, pass reduction='none'."
     )
+
+
+def _is_mask(mask: object, shape: torch.Size) -> bool:
+    if not isinstance(mask, Tensor) or mask.shape != shape:
+        return False
+    return mask.dtype == torch.bool or bool(((mask == 0) | (mask == 1)).all())

@@ -47,8 +47,8 @@ class Surroundings:
         self.batch_size = sampling.batch_size
         self.sampling, self.device = sampling, device
         self.looks = _LOOKS_FOR_SLOPE if sampling.control_variate else _LOOKS_FOR_WIDTH
-        self.predictions = 0
-        """Predictions in a minibatch, known once a gradient was asked for."""
+        self.predictions = 0.0
+        """Predictions that count in a minibatch, known once a gradient was asked for."""
 
     def mean(self, group: Group) -> Tensor:
         """ĝ, ``[member, dim]``."""
@@ -89,7 +89,7 @@ class Surroundings:
             gradients = self.gradients(at, batch, seed)
             if look == 0:
                 moments = [(torch.zeros_like(g), torch.zeros_like(g)) for g in gradients]
-                self.predictions = at.losses.numel()
+            self.predictions += at.num_counted / self.looks
             for gradient, (mean, squares) in zip(gradients, moments, strict=True):
                 deviation = gradient - mean
                 mean += deviation / (look + 1)

@@ -52,11 +52,25 @@ class Target(NamedTuple):
     """``[position]``: the next tokens, if these are the target."""
     generator: tuple[Tensor, Tensor, Tensor] | None
     """If a softmax is: the hidden state ``[position, d_model]``, W_U and b_U of its model."""
+    kept: Tensor | None = None
+    """Which positions of the hidden state these are, ``[position]``; ``None``: all."""
+    home: Tensor | None = None
+    """``[row, pos − 1]``: which of these positions is the prediction of each token of the
+    minibatch; −1 where nothing is predicted. ``None``: they are in order."""
 
     @classmethod
     def next_tokens(cls, batch: Tensor) -> Target:
         """Make the target of token rows ``[batch, pos]``."""
         return cls((batch.shape[0], batch.shape[1] - 1), batch[:, 1:].flatten(), None)
+
+    def of_kept(self, kept: Tensor, home: Tensor) -> Target:
+        """Return the target of some positions only."""
+        ids = None if self.ids is None else self.ids[kept]
+        generator = None
+        if self.generator is not None:
+            hidden, W_U, b_U = self.generator
+            generator = (hidden[kept], W_U, b_U)
+        return Target((1, len(kept)), ids, generator, kept, home)
 
     def at(self, rows: slice) -> Goal:
         """Return the target of some positions; a softmax is made here and never kept."""
@@ -65,6 +79,26 @@ class Target(NamedTuple):
             return Goal(self.ids[rows], None)
         hidden, W_U, b_U = self.generator
         return Goal(None, torch.addmm(b_U, hidden[rows], W_U).softmax(-1))
+
+
+def mean_and_each(
+    hidden: Tensor, W: Tensor, b: Tensor, target: Target, autocast: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """Return the mean loss ``[run]`` over what counts, and each loss ``[run, row, pos − 1]``.
+
+    Args:
+        hidden: ``[run, document, pos − 1, d_model]``.
+        W: ``[run, d_model, vocab]``.
+        b: ``[run, vocab]``.
+        target: what is to be predicted. Positions that it leaves out are not computed.
+        autocast: precision of products.
+    """
+    if target.kept is None or target.home is None:
+        return UnembedLoss.apply(hidden, W, b, target, autocast)
+    chosen = hidden.flatten(1, 2)[:, None, target.kept]
+    mean, each = UnembedLoss.apply(chosen, W, b, target, autocast)
+    returned = each[:, 0, target.home.clamp(min=0)]
+    return mean, torch.where(target.home >= 0, returned, torch.nan)
 
 
 class UnembedLoss(torch.autograd.Function):

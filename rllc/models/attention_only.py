@@ -122,7 +122,8 @@ class AttentionOnly(PreTrainedModel):
             input_ids: ``[batch, pos]``.
             labels: ``[batch, pos]``, usually ``input_ids``: position k is scored on label k + 1,
                 and ``loss`` is the mean cross entropy in nats (−100 is left out).
-            attention_mask: may only be all ones; rows are packed, never padded.
+            attention_mask: ones, and zeros for padding behind a row, which no token before it
+                sees.
             output_attentions: also give attention patterns, one ``[batch, head, query, key]`` a
                 layer.
             output_hidden_states: also give the residual stream before each block and after the
@@ -131,10 +132,10 @@ class AttentionOnly(PreTrainedModel):
         Returns:
             ``logits`` is ``[batch, pos, d_vocab]``.
         """
-        if attention_mask is not None and not bool(attention_mask.bool().all()):
+        if attention_mask is not None and not _hides_only_the_end(attention_mask):
             raise InputError(
-                "AttentionOnly: `attention_mask` has zeros, but rows are packed, never padded; "
-                "drop them."
+                "AttentionOnly: `attention_mask` has zeros, but rows are packed, never padded in "
+                "front or between tokens; put the padding behind each row, where no token sees it."
             )
         patterns: list[Tensor] | None = [] if output_attentions else None
         activations = self.activations(input_ids, patterns)
@@ -379,6 +380,11 @@ def _block(config: AttentionOnlyConfig) -> nn.ModuleDict:
         b_O=(d_model,),
     )
     return nn.ModuleDict({"ln1": Tensors(w=(d_model,), b=(d_model,)), "attn": attn})
+
+
+def _hides_only_the_end(mask: Tensor) -> bool:
+    mask = mask.bool()
+    return mask.dim() == 2 and not bool((mask[:, 1:] & ~mask[:, :-1]).any())
 
 
 def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:

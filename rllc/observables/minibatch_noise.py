@@ -19,7 +19,9 @@ def minibatch_variance() -> Observable:
     'draw'
 
     Rows are drawn without replacement, so it is the variance over rows / batch, times
-    1 − batch/rows. It is 0 on full batches, and NaN for a minibatch of one row of several.
+    1 − batch/rows. It is 0 on full batches, and NaN for a minibatch of one row of several. Where
+    rows have different numbers n of tokens that count, the mean is a ratio Σs/Σn, whose variance is
+    that of (s − n·mean)/n̄ to first order.
     """
     return Observable(_minibatch_variance)
 
@@ -62,9 +64,19 @@ class _Pairing:
 def _minibatch_variance(moment: Moment) -> Tensor:
     rise = moment.losses_by_row.double() - moment.baseline_by_row.double()
     runs, batch = rise.shape[:2]
-    by_row = rise.reshape(runs, batch, -1).mean(2)
+    rise = rise.reshape(runs, batch, -1)
+    by_row = rise.mean(2) if moment.counted is None else _shares(rise, moment.counted)
     if batch == moment.num_rows:
         return torch.zeros_like(by_row[:, 0])
     if batch == 1:
         return torch.full_like(by_row[:, 0], torch.nan)
     return by_row.var(1) / batch * (1 - batch / moment.num_rows)
+
+
+def _shares(rise: Tensor, counted: Tensor) -> Tensor:
+    """What each row adds to the mean's distance from its expectation, times the number of rows."""
+    counted = counted.reshape(len(counted), -1)
+    number = counted.sum(1).double()
+    total = rise.masked_fill(~counted, 0.0).sum(2)
+    mean = total.sum(1, keepdim=True) / number.sum()
+    return (total - number * mean) / number.mean()

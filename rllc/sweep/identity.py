@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from rllc.files import bytes_of_tensor, sha256_of, sha256_of_text
-from rllc.loss import Distillation, LossFunction
+from rllc.loss import LossFunction
+from rllc.losses import Distillation
 from rllc.models.checkpoints import Checkpoint
 
 _digests: dict[tuple[Any, ...], str] = {}

@@ -11,6 +11,7 @@ from os import PathLike
 
 from tqdm.auto import tqdm
 
+from rllc.arguments import names_checked
 from rllc.errors import InputError, RllcError
 from rllc.faults import Limits
 from rllc.loss import LossFunction
@@ -31,6 +32,7 @@ ALL = (1, 1)
 """The first of one share: everything."""
 
 
+@names_checked
 def track(
     checkpoints: CheckpointsLike,
     data: DataLike,

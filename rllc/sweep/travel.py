@@ -18,7 +18,8 @@ from rllc.data.data import Data, Tensors
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.files import load_arrays, save_arrays, sync
-from rllc.loss import Distillation, LossFunction
+from rllc.loss import LossFunction
+from rllc.losses import Distillation
 from rllc.sweep.store import Store, is_whole
 
 
@@ -27,6 +28,7 @@ class RowsFile(NamedTuple):
 
     path: str
     tokens: bool
+    fields: tuple[str, ...] = ()
 
     def load(self) -> Data:
         """Read the rows.
@@ -35,7 +37,7 @@ class RowsFile(NamedTuple):
             FileError: the file is missing or damaged.
         """
         parts = load_rows(self.path)
-        return Tokens(parts[0]) if self.tokens else Tensors(parts)
+        return Tokens(parts[0]) if self.tokens else Tensors(parts, fields=self.fields)
 
 
 class Generator(NamedTuple):
@@ -59,7 +61,8 @@ def portable_data(store: Store, data: Data | RowsFile) -> Data | RowsFile:
     if isinstance(data, Tokens):
         return RowsFile(save_rows(store, (data.rows,), data.fingerprint), tokens=True)
     if isinstance(data, Tensors):
-        return RowsFile(save_rows(store, data.parts, data.fingerprint), tokens=False)
+        path = save_rows(store, data.parts, data.fingerprint)
+        return RowsFile(path, tokens=False, fields=data.fields)
     return data
 
 

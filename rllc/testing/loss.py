@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from rllc.engine.bind import bind
 from rllc.engine.layout import center, groups, to
-from rllc.loss import Batch, Center, LossFunction, Runs
+from rllc.engine.module import rows_of
+from rllc.loss import Batch, Center, LossFunction, Runs, mean_of
 from rllc.refinement import DataLike, product
 from rllc.seeds import generator
 from rllc.testing.unchanged import require, unchanged
@@ -39,7 +40,7 @@ def check_loss(
 
     It is checked at w* and at three positions near it that
 
-    - losses are finite, and ``[batch]`` or ``[batch, pos]``;
+    - losses that count are finite, and ``[batch]`` or ``[batch, pos]``; the others are NaN;
     - a run that has not moved has the loss at w*, and per-example losses average to the loss;
     - a run gives the same alone and in company;
     - gradients agree with central differences (f(v + δ) − f(v − δ))/2δ, δ = 0.01, in random
@@ -154,7 +155,7 @@ def _check_values(
     dim: int,
 ) -> None:
     """Check shapes and values of runs, of which the first has not moved."""
-    num_rows = len(batch[0] if isinstance(batch, tuple) else batch)
+    num_rows = rows_of(batch)
     num_runs = len(runs.losses)
     shape = tuple(at_center.losses.shape)
     per_example = len(shape) in (1, 2) and shape[0] == num_rows
@@ -167,18 +168,27 @@ def _check_values(
     _check_shape("per-example losses", runs.each, (num_runs, *shape))
     assert runs.gradient is not None
     assert runs.each is not None
-    finite = [bool(x.isfinite().all()) for x in (runs.losses, runs.gradient, at_center.losses)]
+    counted = at_center.counted
+    if counted is None:
+        counted = torch.ones_like(at_center.losses, dtype=torch.bool)
+    losses = at_center.losses[counted]
+    finite = [bool(x.isfinite().all()) for x in (runs.losses, runs.gradient, losses)]
     require(
         all(finite),
         "losses and gradients near w* must be finite",
     )
-    allowed = 1e-5 * float(at_center.losses.abs().max())
-    mean = at_center.losses.double().mean()
+    hidden = [at_center.losses[~counted], runs.each[:, ~counted]]
+    require(
+        all(bool(x.isnan().all()) for x in hidden),
+        "losses that do not count must be NaN example by example",
+    )
+    allowed = 1e-5 * float(losses.abs().max())
+    mean = at_center.mean
     require(
         _close(runs.losses[0], mean, allowed),
         "an unmoved run must have the loss at w*",
     )
-    means = runs.each.double().flatten(1).mean(1)
+    means = mean_of(runs.each, at_center.counted)
     require(
         _close(means, runs.losses, allowed),
         "per-example losses must average to the loss",

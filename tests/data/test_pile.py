@@ -49,7 +49,7 @@ def test_the_pile_has_22_subsets() -> None:
     "row",
     [
         b'{"text": "a"}',
-        b'{"text": "a", "meta": "Github"}',
+        b'{"text": "a", "meta": null}',
         b'{"text": "a", "meta": {"pile_set_name": null}}',
     ],
 )
@@ -57,6 +57,33 @@ def test_a_subset_of_documents_without_names_is_an_error(tmp_path: Path, row: by
     message = r"line 1: subset 'Github' .* no meta.pile_set_name. Leave out `subset`"
     with pytest.raises(InputError, match=message):
         list(pile_texts("Github", source=write(tmp_path / "a.jsonl", row)))
+
+
+def test_meta_may_be_a_string_null_or_missing(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a", "meta": {"pile_set_name": "Github"}},
+        {"text": "b", "meta": '{"pile_set_name": "Github"}'},
+        {"text": "c", "meta": "Github"},
+        {"text": "d", "meta": '"Github"'},
+        {"text": "e", "meta": None},
+        {"text": "f"},
+        {"text": "g", "meta": '{"pile_set_name": "ArXiv"}'},
+        {"text": "h", "meta": {"pile_set_name": "Github"}},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = write(tmp_path / "a.jsonl", lines)
+    assert "".join(pile_texts("Github", source=path)) == "abcdh"
+    assert "".join(pile_texts(source=path)) == "abcdefgh"
+
+
+def test_halves_of_surrogate_pairs_are_replaced(tmp_path: Path, small_tokenizer: Any) -> None:
+    line = b'{"text": "a \\ud83d b \\ud83d\\ude42 c"}\n'
+    path = write(tmp_path / "a.jsonl", line * 5)
+    assert next(pile_texts(source=path)) == "a \ufffd b \U0001f642 c"
+    rows = load_pile(source=path, tokenizer=small_tokenizer, context_length=4)
+    assert len(rows) > 0
+    same = tokenize(["a \ud83d b \U0001f642 c"] * 5, small_tokenizer, 4)
+    assert same.rows.equal(rows.rows)
 
 
 # Columns.

@@ -568,6 +568,8 @@ def test_ones_may_be_given_as_attention_mask():
     rows = random_tokens()
     mask = torch.ones_like(rows)
     assert torch.equal(model(rows, attention_mask=mask).logits, model(rows).logits)
+    mask[0, -2:] = 0
+    assert torch.equal(model(rows, attention_mask=mask).logits, model(rows).logits)
     mask[0, 0] = 0
     message = r"`attention_mask` has zeros, but rows are packed, never padded"
     with pytest.raises(InputError, match=message):

@@ -1,0 +1,129 @@
+"""Misspelt and misplaced arguments: the error says which was meant, or where it belongs."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_documents import gpt2
+from tiny import SHORT, square, tiny_model, tiny_tokens
+from torch import nn
+
+import rllc
+from rllc.errors import InputError
+
+MODEL, DATA = nn.Linear(2, 1), torch.randn(8, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rllc.Sampling(draws=10), r"Sampling: .* 'draws'; did you mean 'num_draws'\?"),
+        (lambda: rllc.Sampling(num_drws=10), "did you mean 'num_draws'"),
+        (lambda: rllc.Sampling(gamma=1.0), r"belongs to rllc\.sgld\(localization=…\)"),
+        (lambda: rllc.Sampling(device="cuda"), r"belongs to rllc\.Compute\(device=…\)"),
+        (lambda: rllc.Compute(seed=1), r"belongs to rllc\.Sampling\(seed=…\)"),
+        (lambda: rllc.estimate(MODEL, DATA, lr=1e-3), r"pass sampler=rllc\.sgld\(lr=…\)"),
+        (
+            lambda: rllc.estimate(MODEL, DATA, num_draws=3),
+            r"sampling=rllc\.Sampling\(num_draws=…\)",
+        ),
+        (lambda: rllc.estimate(MODEL, DATA, device="cpu"), r"compute=rllc\.Compute\(device=…\)"),
+        (lambda: rllc.estimate(MODEL, dataloader=DATA), "did you mean 'data'"),
+        (lambda: rllc.sample(MODEL, DATA, criterion=square), "did you mean 'loss'"),
+        (lambda: rllc.iterate(MODEL, DATA, weight=None), "did you mean 'weights'"),
+        (lambda: rllc.calibrate(MODEL, DATA, chains=4), r"rllc\.Sampling\(num_chains=…\)"),
+        (lambda: rllc.resolution(MODEL, DATA, n_beta=[1.0]), "n_beta"),
+        (lambda: rllc.control(MODEL, DATA, epsilon=1.0), r"rllc\.sgld\(lr=…\)"),
+        (lambda: rllc.track("folder", DATA, sampeling=None), "did you mean 'sampling'"),
+        (lambda: rllc.Tracker(DATA, at_step=[1]), "did you mean 'at_steps'"),
+    ],
+)
+def test_unknown_arguments_are_told_where_to_go(call: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_checked_calls_are_otherwise_as_they_were() -> None:
+    assert "num_draws" in inspect.signature(rllc.Sampling).parameters
+    assert list(inspect.signature(rllc.estimate).parameters)[:3] == ["model", "data", "weights"]
+    settings = rllc.Sampling(num_draws=7)
+    assert pickle.loads(pickle.dumps(settings)) == settings == replace(settings, num_draws=7)
+    assert rllc.estimate.__doc__
+    with pytest.raises(TypeError):
+        rllc.estimate()  # type: ignore[call-arg]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named() -> None:
+    for device in ("cuda", "cuda:3"):
+        with pytest.raises(InputError, match="torch sees 0 CUDA GPUs"):
+            rllc.sample(MODEL, DATA, loss=square, compute=rllc.Compute(device=device))
+    with pytest.raises(InputError, match="such as 'cpu' or 'cuda'"):
+        rllc.sample(MODEL, DATA, loss=square, compute=rllc.Compute(device="gpu"))
+
+
+def test_a_list_selects_several_slices() -> None:
+    model = tiny_model()
+    chosen = rllc.parameters("blocks.0.attn.W_Q", index=[0, 2])
+    assert chosen.name == "blocks.0.attn.W_Q[[0, 2]]"
+    (mask,) = chosen.masks(model).values()
+    assert mask[[0, 2]].all()
+    assert not mask[1].any()
+    inner = rllc.parameters("blocks.0.attn.W_Q", index=(1, [0, 3, 5]))
+    (mask,) = inner.masks(model).values()
+    assert mask.nonzero()[:, 1].unique().tolist() == [0, 3, 5]
+    assert int(mask.sum()) == 3 * mask.shape[2]
+    assert hash(chosen) == hash(rllc.parameters("blocks.0.attn.W_Q", index=[0, 2]))
+    assert pickle.loads(pickle.dumps(chosen)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (([0], [1]), "one list of integers at most"),
+        ([], "not an empty one"),
+        ([0.5], "expected integers, slices and a list"),
+        ([True, False], "for a boolean mask use"),
+        (True, "for a boolean mask use"),
+    ],
+)
+def test_other_indices_are_refused(index: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        rllc.parameters("blocks.0.attn.W_Q", index=index)
+
+
+def test_a_step_hands_out_parameters_by_name() -> None:
+    """The loss at the weights that a step hands out is the loss that it says it has."""
+    for model, chosen in (
+        (tiny_model(), [rllc.head("0:1"), rllc.parameters("*.attn.b_?") | rllc.head("1:0")]),
+        (gpt2(), [rllc.parameters("*c_attn*", index=[1, 3]), rllc.parameters("*ln_f*")]),
+    ):
+        tokens = tiny_tokens(4)
+        compute = rllc.Compute(progress=False, runs_per_pass=3)
+        sampling = replace(SHORT, num_draws=2, num_probes=0)
+        options = {"sampling": sampling, "compute": compute}
+        chosen = [weights.named(str(number)) for number, weights in enumerate(chosen)]
+        for step in rllc.iterate(model, tokens, chosen, **options):  # type: ignore[arg-type]
+            for row, weights in enumerate(chosen):
+                named = step.parameters(row)
+                masks = weights.masks(model)
+                assert named.keys() == masks.keys()
+                for chain in range(2):
+                    moved = {name: values[chain] for name, values in named.items()}
+                    logits = torch.func.functional_call(model, moved, (tokens.rows.long(),)).logits
+                    loss = nn.functional.cross_entropy(
+                        logits[:, :-1].flatten(0, 1), tokens.rows[:, 1:].long().flatten()
+                    )
+                    assert float(loss.detach()) == pytest.approx(
+                        float(step.loss[row, chain]), abs=1e-5
+                    )
+                    vector = torch.cat([moved[name][masks[name]] for name in sorted(moved)])
+                    assert vector.equal(step.positions(row)[chain])
+                    for name, mask in masks.items():
+                        kept = model.get_parameter(name)[~mask]
+                        assert moved[name][~mask].equal(kept)
