@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rllc.draws import Draws
 from rllc.loss import LossFunction
+from rllc.models.checkpoints import CheckpointsLike, Into
 from rllc.refinement import DataLike
 from rllc.sample import sample
 from rllc.samplers import Sampler
@@ -22,7 +23,7 @@ from rllc.sweep import parts
 from rllc.sweep.plan import Cell
 from rllc.sweep.planning import Planned, make_plan, share
 from rllc.sweep.pools import num_workers
-from rllc.sweep.request import CheckpointsLike, ChoiceOfWeights, Request
+from rllc.sweep.request import ChoiceOfWeights, Request
 from rllc.sweep.store import Store
 from rllc.sweep.track import ALL, store_or_temporary
 
@@ -114,6 +115,7 @@ def sweep_cost(
     sampling: Sampling | None = None,
     store: str | PathLike[str] | Store | None = None,
     compute: Compute | None = None,
+    into: Into | None = None,
 ) -> SweepCost:
     """Say what :func:`rllc.track`, called with the same arguments, would take.
 
@@ -141,6 +143,7 @@ def sweep_cost(
             sampling=sampling,
             store=folder,
             compute=compute,
+            into=into,
         )
         return cost_of(request)
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from rllc.errors import InputError, RllcError
 from rllc.faults import Limits
 from rllc.loss import LossFunction
+from rllc.models.checkpoints import CheckpointsLike, Into
 from rllc.refinement import DataLike
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
@@ -21,7 +22,7 @@ from rllc.sweep.downloads import delete_download, note_download
 from rllc.sweep.plan import Cell, Plan
 from rllc.sweep.planning import announce, make_plan, share
 from rllc.sweep.pools import compute_all
-from rllc.sweep.request import CheckpointsLike, ChoiceOfWeights, Request
+from rllc.sweep.request import ChoiceOfWeights, Request
 from rllc.sweep.store import Store
 from rllc.sweep.sweep import Sweep
 from rllc.sweep.workers import Task
@@ -42,6 +43,7 @@ def track(
     store: str | PathLike[str] | Store | None = None,
     limits: Limits | None = None,
     compute: Compute | None = None,
+    into: Into | None = None,
 ) -> Trajectory:
     """Estimate refined LLCs at each checkpoint of a training run.
 
@@ -67,8 +69,9 @@ def track(
     together decide when to stop: more of them need another store.
 
     Args:
-        checkpoints: a folder or hub repository of checkpoints (see :func:`rllc.checkpoints`), or a
-            list of :class:`rllc.Checkpoint`, to take some of them.
+        checkpoints: a folder or hub repository of checkpoints (see :func:`rllc.checkpoints`); a
+            list of :class:`rllc.Checkpoint`, of paths, of ``(step, path)`` or of ``(step, model)``;
+            or a dict ``{100: "ckpt_100.pt"}``.
         data: as for :func:`rllc.estimate`.
         weights: as for :func:`rllc.estimate`, or a function of the model that gives them, such as
             ``rllc.heads``.
@@ -82,6 +85,9 @@ def track(
         compute: ``rllc.Compute(executor=...)`` says where cells are computed. For other processes
             a loss or sampler of your own must be one that can be pickled: a function, or a frozen
             dataclass with ``__call__``, in a module of its own.
+        into: for checkpoints that are state dicts of a module of your own: a module like it, which
+            is copied, or a function without arguments that makes one. For other processes it must
+            be one that they can import, and no lambda. See :func:`rllc.load`.
 
     Returns:
         :class:`rllc.Trajectory` ``[checkpoint, refinement]``; NaN with a fault where a cell failed.
@@ -102,6 +108,7 @@ def track(
             sampling=sampling,
             store=folder,
             compute=compute,
+            into=into,
         )
         sweep, _ = run(request)
         return sweep.trajectory(limits)
