@@ -7,7 +7,7 @@ from rllc import data, diagnostics, models, observables, plots, samplers, testin
 # which weights, which data
 from rllc.data.tokens import Tokens
 from rllc.refinement import Refinement
-from rllc.weights import Weights, everything, head, heads, layer, masks, parameters
+from rllc.weights import Weights, everything, head, heads, layer, masks, parameters, trainable
 
 # how to sample, and the loss
 from rllc.loss import distillation, next_token
@@ -109,5 +109,6 @@ __all__ = [
     "theory",
     "track",
     "train",
+    "trainable",
     "training",
 ]

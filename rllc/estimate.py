@@ -420,7 +420,8 @@ def estimate(
         data: :class:`rllc.Tokens`, a tensor ``[row, pos]`` of token ids, a tuple of tensors with
             one leading dimension, or a dict of named data.
         weights: :class:`rllc.Weights` (``rllc.head("1:6")``, ``rllc.heads(model)``, …): one, a
-            list or a dict. ``None`` is everything.
+            list or a dict. ``None`` is everything; where some weights are frozen
+            (``requires_grad=False``) and some are not, the others, ``rllc.trainable()``.
         loss: ``loss(module, batch)`` that gives per-example or per-token losses. ``None`` is
             next-token cross entropy; ``rllc.distillation(generating_model)`` is the loss against a
             model's predictions.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rllc.data.data import Data, Tensors
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
-from rllc.weights import Weights, everything, head
+from rllc.weights import Weights, default_weights, everything, head
 
 WeightsLike = Weights | str | Iterable[Weights | str] | Mapping[str, Weights | str] | None
 """Weights as users give them; see :func:`product`."""
@@ -40,7 +40,9 @@ class Refinement:
         return self.weights.name, self.data_name
 
 
-def product(weights: WeightsLike, data: DataLike) -> list[Refinement]:
+def product(
+    weights: WeightsLike, data: DataLike, model: nn.Module | None = None
+) -> list[Refinement]:
     """Every choice of weights with every data set, weights varying slowest.
 
     >>> rows = Tokens([[0, 1, 2]] * 4)
@@ -49,16 +51,20 @@ def product(weights: WeightsLike, data: DataLike) -> list[Refinement]:
 
     Args:
         weights: one :class:`Weights`, a list of them, or a dict that also names them; a string is a
-            head. ``None`` is :func:`rllc.everything`.
+            head. ``None`` is :func:`rllc.everything`, or :func:`rllc.trainable` if some weights of
+            ``model`` are frozen and some are not.
         data: :class:`rllc.Tokens`, a tensor of token rows ``[row, pos]``, a tuple of tensors with
             one leading dimension, any other :class:`rllc.data.Data`, or a dict of these that names
             them.
+        model: decides what ``None`` is.
 
     Raises:
         InputError: nothing is selected, two have one name, or the data is not of one of these
             forms.
     """
     named_data = _named_data(data)
+    if weights is None and model is not None:
+        weights = default_weights(model)
     refinements = []
     for selection in _list_weights(weights):
         for name, data_set in named_data.items():

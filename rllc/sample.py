@@ -45,6 +45,7 @@ from rllc.sampling import Compute, Sampling
 from rllc.threads import chosen_for
 from rllc.uncertainty import mean_of_draws
 from rllc.watch import Watch
+from rllc.wrappers import unwrapped
 
 
 class Step(NamedTuple):
@@ -196,7 +197,8 @@ class _Question:
         compute: Compute,
         observe: Mapping[str, Observable],
     ) -> _Question:
-        refinements = refine.product(weights, data)
+        model = unwrapped(model)
+        refinements = refine.product(weights, data, model)
         model, loss, _ = on_device(model, loss, compute.device)
         built_in = _built_in(sampler, sampling)
         check_names(observe, built_in)

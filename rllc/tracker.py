@@ -74,7 +74,7 @@ class Tracker:
         if self.at_steps is not None and step not in self.at_steps:
             return None
         weights = self.weights(model) if callable(self.weights) else self.weights
-        self._check_names(weights)
+        self._check_names(weights, model)
         if step not in self.estimates:
             self.estimates[step] = estimate(
                 model,
@@ -103,9 +103,9 @@ class Tracker:
             return "Tracker(no estimates yet)"
         return f"Tracker({self.trajectory!r})"
 
-    def _check_names(self, weights: WeightsLike) -> None:
+    def _check_names(self, weights: WeightsLike, model: nn.Module) -> None:
         """Compare the refinements with those of the estimates so far."""
-        asked = [refinement.name for refinement in product(weights, self.data)]
+        asked = [refinement.name for refinement in product(weights, self.data, model)]
         place = f" in {self.path}" if self.path else ""
         for step, stored in self.estimates.items():
             names = list(zip(stored.weights, stored.data, strict=True))

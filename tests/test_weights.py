@@ -216,7 +216,7 @@ def test_describe_says_what_is_taken() -> None:
             r"expected parameters named like 'blocks.0.attn.W_Q'.*rllc.parameters",
         ),
         (
-            lambda: rllc.parameters("embed.W_E", index=[0, 1]),
+            lambda: rllc.parameters("embed.W_E", index=["a"]),
             r"expected integers and slices.*rllc.masks",
         ),
         (

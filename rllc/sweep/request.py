@@ -94,7 +94,7 @@ class Request:
         sampler, sampling = arguments(model, loss, sampler, sampling)
         _check_first_chain(sampling)
         chosen = weights(model) if callable(weights) else weights
-        refinements = product(chosen, data)
+        refinements = product(chosen, data, model)
         masks = check(model, loss, refinements, sampler, sampling)
         names = [refinement.weights.name for refinement in refinements]
         return cls(
