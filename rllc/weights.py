@@ -47,8 +47,8 @@ class Weights:
     >>> circuit.name
     'induction circuit'
 
-    Make one with :func:`everything`, :func:`trainable`, :func:`layer`, :func:`head`, :func:`heads`, :func:`parameters`
-    or :func:`masks`.
+    Make one with :func:`everything`, :func:`trainable`, :func:`layer`, :func:`head`,
+    :func:`heads`, :func:`parameters` or :func:`masks`.
 
     Args:
         name: what tables, figures and files call it.
