@@ -18,6 +18,7 @@ from rllc.checks import arguments
 from rllc.errors import InputError, RllcError
 from rllc.estimate import Estimate, estimate
 from rllc.faults import Fault
+from rllc.keywords import say_what_to_type
 from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike
@@ -205,6 +206,7 @@ class Calibration:
         return f"{table(title, rows, left=(5,))}\n{self._summary()}"
 
 
+@say_what_to_type
 def calibrate(
     model: nn.Module,
     data: DataLike,

@@ -26,10 +26,12 @@ from rllc.faults import (
     status_of,
 )
 from rllc.files import load_arrays, save_arrays
+from rllc.keywords import say_what_to_type
 from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.names import Names
 from rllc.refinement import DataLike, WeightsLike
+from rllc.same import same
 from rllc.sample import sample
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
@@ -303,6 +305,12 @@ class Estimate:
         }
         return pd.DataFrame(columns | dict(self.diagnostics))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Estimate) and same(self, other)
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
     def __repr__(self) -> str:
         rows = [("weights", "data", "llc", "± se", "R-hat", "ess", "status")]
         for llc in self:
@@ -389,6 +397,7 @@ def _numbers(draws: Draws) -> dict[str, Any]:
     return numbers | {"per_chain": per_chain, "diagnostics": diagnosed, "llc": llc}
 
 
+@say_what_to_type
 def estimate(
     model: nn.Module,
     data: DataLike,

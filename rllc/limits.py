@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass, fields
 
 from rllc.errors import InputError
+from rllc.keywords import say_what_to_type
 
 
+@say_what_to_type
 @dataclass(frozen=True)
 class Limits:
     """From where on something counts as wrong. The defaults are those of an estimate's status.

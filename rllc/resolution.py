@@ -14,6 +14,7 @@ from rllc.checks import arguments
 from rllc.errors import InputError
 from rllc.estimate import Estimate, estimate
 from rllc.faults import Fault
+from rllc.keywords import say_what_to_type
 from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.names import Names
@@ -116,6 +117,7 @@ def _cell(estimate: Estimate, k: int) -> str:
     return f"{estimate.value[k]:.3f} ± {estimate.standard_error[k]:.3f}{mark}"
 
 
+@say_what_to_type
 def resolution(
     model: nn.Module,
     data: DataLike,

@@ -25,6 +25,7 @@ from rllc.engine.bind import bind
 from rllc.engine.chains import Chains, Pass, check_states
 from rllc.engine.devices import on_device
 from rllc.errors import InputError, ObservationError
+from rllc.keywords import say_what_to_type
 from rllc.loss import LossFunction
 from rllc.names import Names
 from rllc.observables import (
@@ -68,6 +69,7 @@ class Step(NamedTuple):
     alphabetical order."""
 
 
+@say_what_to_type
 def sample(
     model: nn.Module,
     data: DataLike,
@@ -140,6 +142,7 @@ def sample(
     return run.draws(compute.keep_states)
 
 
+@say_what_to_type
 def iterate(
     model: nn.Module,
     data: DataLike,

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rllc.errors import InputError
+from rllc.keywords import say_what_to_type
 
 
+@say_what_to_type
 @dataclass(frozen=True)
 class Sampling:
     """How much is sampled, and at which resolution; the defaults are the paper's.
@@ -127,6 +129,7 @@ class Sampling:
         return asdict(self)
 
 
+@say_what_to_type
 @dataclass(frozen=True)
 class Compute:
     """How a computation is run. None of it changes a number beyond the rounding of float32.

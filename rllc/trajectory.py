@@ -16,6 +16,7 @@ from rllc.estimate import ARRAYS, Estimate
 from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
 from rllc.files import load_arrays, save_arrays, write_atomically
 from rllc.names import Names
+from rllc.same import same
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,6 +135,12 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Trajectory) and same(self, other)
+
+    def __hash__(self) -> int:
+        return hash(self.names)
 
     def __repr__(self) -> str:
         steps = f"{len(self.steps)} checkpoints, steps {self.steps[0]}…{self.steps[-1]}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rllc.errors import InputError, nearest
+from rllc.keywords import say_what_to_type
 from rllc.wrappers import unwrapped
 
 IndexPart = int | slice | list[int]
@@ -250,6 +251,7 @@ def heads(model: nn.Module) -> list[Weights]:
     return [head(name) for name in names]
 
 
+@say_what_to_type
 def parameters(pattern: str, index: Index | None = None) -> Weights:
     """Parameters whose name matches a glob, or one slice of each.
 

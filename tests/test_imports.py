@@ -56,7 +56,7 @@ HEAVY = {
     "distributed",
 }
 NUMBERS = {"torch", "numpy"}
-LEAVES = {"errors", "files", "seeds", "wrappers"}
+LEAVES = {"errors", "files", "keywords", "same", "seeds", "wrappers"}
 
 
 def imports(module: str, *, typing: bool = False, lazy: bool = True) -> Iterator[str]:
@@ -132,6 +132,8 @@ def test_errors_seeds_names_and_files_know_nothing() -> None:
     assert known("rllc.files") <= {"errors"}
     assert known("rllc.names") <= {"errors", "weights"}
     assert known("rllc.wrappers") <= {"errors"}
+    assert known("rllc.keywords") <= {"errors"}
+    assert known("rllc.same") == set()
     assert outside("rllc.errors") == set()
 
 

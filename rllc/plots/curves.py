@@ -9,6 +9,7 @@ import numpy as np
 
 from rllc.draws import Draws
 from rllc.errors import InputError, nearest
+from rllc.estimate import Estimate
 from rllc.plots.figures import (
     COLORS,
     COVERS_95,
@@ -189,7 +190,10 @@ def plot_resolution(resolution: Resolution, ax: Axes | None = None) -> Axes:
 
 
 def plot_traces(
-    draws: Draws, weights: str | None = None, data: str | None = None, ax: Axes | None = None
+    draws: Draws | Estimate,
+    weights: str | None = None,
+    data: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw nβ (loss − baseline) at every draw, one thin line a chain, with its running mean.
 
@@ -198,17 +202,28 @@ def plot_traces(
     >>> ax = plot_traces(draws, "1:6")                                             # doctest: +SKIP
 
     Args:
-        draws: what :func:`rllc.sample` gave.
+        draws: what :func:`rllc.sample` or :func:`rllc.estimate` gave.
         weights: which weights; may be left out when there is one refinement.
         data: which data; may be left out when these weights have one.
         ax: where to draw; ``None`` makes a figure.
 
     Raises:
-        InputError: no such refinement, or several and none chosen.
+        InputError: no such refinement, or several and none chosen; an estimate without its draws.
     """
+    if not isinstance(draws, Draws | Estimate):
+        raise InputError(
+            f"plot_traces: expected rllc.Draws or rllc.Estimate, got {type(draws).__name__}."
+        )
+    if draws.llc is None:
+        raise InputError(
+            "plot_traces: this estimate is without its draws, as those of a trajectory are; pass "
+            "what rllc.sample, rllc.estimate or Sweep.draws gave."
+        )
     row = _row_of(draws, weights, data)
+    # A refinement that reached its target_se has NaN behind its last draw.
+    num_draws = int(np.isfinite(draws.llc[row]).any(axis=0).sum())
     ax = new_axes(ax, width=5.0)
-    for chain, values in enumerate(draws.llc[row, :, : draws.lengths[row]]):
+    for chain, values in enumerate(draws.llc[row, :, :num_draws]):
         draw_numbers = np.arange(1, len(values) + 1)
         running_mean = np.cumsum(values) / draw_numbers
         color = COLORS[chain % len(COLORS)]
@@ -222,7 +237,7 @@ def plot_traces(
     return ax
 
 
-def _row_of(draws: Draws, weights: str | None, data: str | None) -> int:
+def _row_of(draws: Draws | Estimate, weights: str | None, data: str | None) -> int:
     pairs = list(zip(draws.weights, draws.data, strict=True))
     rows = []
     for row, (its_weights, its_data) in enumerate(pairs):

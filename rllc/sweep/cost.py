@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rllc.draws import Draws
+from rllc.keywords import say_what_to_type
 from rllc.loss import LossFunction
 from rllc.models.checkpoints import CheckpointsLike, Into
 from rllc.refinement import DataLike
@@ -105,6 +106,7 @@ def _gibibytes(size: float) -> str:
     return f"{size / 2**30:.2g} GiB"
 
 
+@say_what_to_type
 def sweep_cost(
     checkpoints: CheckpointsLike,
     data: DataLike,

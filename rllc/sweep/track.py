@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from rllc.errors import InputError, RllcError
 from rllc.faults import Limits
+from rllc.keywords import say_what_to_type
 from rllc.loss import LossFunction
 from rllc.models.checkpoints import CheckpointsLike, Into
 from rllc.refinement import DataLike
@@ -32,6 +33,7 @@ ALL = (1, 1)
 """The first of one share: everything."""
 
 
+@say_what_to_type
 def track(
     checkpoints: CheckpointsLike,
     data: DataLike,
@@ -177,7 +179,7 @@ def _incomplete(cells: Sequence[Cell], store: Store) -> list[Cell]:
         warnings.warn(
             f"track: {len(damaged)} cell files in {store.folder} were damaged; they are in "
             f"damaged/ and computed again.",
-            stacklevel=4,
+            stacklevel=5,
         )
     complete = store.complete() - set(damaged)
     return [cell for cell in cells if cell.name not in complete]
@@ -197,7 +199,7 @@ def _delete_download(request: Request, step: int) -> None:
     except (OSError, ValueError) as error:  # it is in nobody's way; numbers are worth more
         warnings.warn(
             f"track: {checkpoint} stays in the hub's cache ({error}).",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
@@ -238,6 +240,6 @@ def _finish(
         warnings.warn(
             f"track: {len(reasons)} of {total} cells failed: {reasons[0]}{more}; see `failed` of "
             f"rllc.Sweep.open(store). Call again to try them again.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return reasons
