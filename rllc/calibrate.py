@@ -14,8 +14,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from rllc import search
-from rllc.checks import arguments
-from rllc.errors import InputError, RllcError
+from rllc.checks import arguments, check_how
+from rllc.errors import InputError, RllcError, must_be
 from rllc.estimate import Estimate, estimate
 from rllc.faults import Fault
 from rllc.keywords import say_what_to_type
@@ -272,11 +272,14 @@ def calibrate(
 
     Reference: the criteria are those of the Timaeus sampling guide (2026), with limits.
     """
-    if isinstance(sampler, Sampler) or not callable(sampler):
+    if isinstance(sampler, Sampler | nn.Module | type) or not callable(sampler):
         raise InputError(
             f"calibrate: `sampler` must be a function (lr, localization) -> Sampler, "
             f"such as rllc.sgld without a call; got {sampler!r}."
         )
+    check_how(compute, limits)
+    right = grid is None or isinstance(grid, Mapping)
+    must_be("calibrate", "grid", grid, right, "a dict such as {'lr': [1e-4, 1e-3]}")
     axes = search.axes_of(grid or {})
     limits = limits or Limits.for_calibration()
     sampling = arguments(model, loss, None, sampling)[1]

@@ -17,12 +17,12 @@ from rllc.biases import relaxation_times
 from rllc.data.data import Data
 from rllc.draws import Draws
 from rllc.engine.chains import OR_ANEW
-from rllc.errors import InputError
+from rllc.errors import InputError, must_be
 from rllc.limits import Limits
 from rllc.loss import Center, Distillation, LossFunction, next_token
 from rllc.refinement import Refinement
 from rllc.samplers import Sampler, sgld
-from rllc.sampling import Sampling
+from rllc.sampling import Compute, Sampling
 
 _MANY_STEPS = 1000
 """In so many steps a chain must forget its start to start at the Gaussian by default."""
@@ -44,7 +44,16 @@ def arguments(
     loader = "a torch.nn.Module; rllc.load(folder) gives one"
     _check_kind("model", model, isinstance(model, nn.Module), loader)
     losses = "None, rllc.distillation(model) or a function f(module, batch)"
-    _check_kind("loss", loss, loss is None or callable(loss), losses)
+    if isinstance(loss, nn.Module | type):
+        losses += (
+            " that gives one loss an example, such as\n"
+            "  def loss(module, batch):\n"
+            "      x, y = batch\n"
+            "      return torch.nn.functional.cross_entropy(module(x), y, reduction='none')\n"
+            "for a torch loss"
+        )
+    is_function = callable(loss) and not isinstance(loss, nn.Module | type)
+    _check_kind("loss", loss, loss is None or is_function, losses)
     samplers = "a sampler such as rllc.sgld(lr=1e-3, localization=200.0)"
     _check_kind("sampler", sampler, isinstance(sampler, Sampler), samplers)
     settings = "rllc.Sampling(num_chains=4, num_draws=200)"
@@ -57,9 +66,35 @@ def arguments(
     return sampler, sampling
 
 
+def check_how(compute: object, limits: object = None, observe: object = None) -> None:
+    """Refuse what is of another kind among the arguments that change no number.
+
+    Raises:
+        InputError: names the argument, and says what to type.
+    """
+    for name, value, kind in (("compute", compute, Compute), ("limits", limits, Limits)):
+        right = value is None or isinstance(value, kind)
+        _check_kind(name, value, right, f"None or an rllc.{kind.__name__}")
+    right = observe is None or isinstance(observe, Mapping)
+    _check_kind("observe", observe, right, "a dict such as {'distance': rllc.distance()}")
+
+
+def chosen_weights(weights: Any, model: nn.Module) -> Any:
+    """Weights as they are given, or as a function of the model gives them.
+
+    Raises:
+        InputError: it is no function that can: a class or a module.
+    """
+    if not callable(weights):
+        return weights
+    right = not isinstance(weights, type | nn.Module)
+    expected = "rllc.Weights, a list or dict of them, or a function of the model such as rllc.heads"
+    _check_kind("weights", weights, right, expected)
+    return weights(model)
+
+
 def _check_kind(name: str, value: object, right: bool, expected: str) -> None:
-    if not right:
-        raise InputError(f"sampling: `{name}` must be {expected}; got {type(value).__name__}.")
+    must_be("sampling", name, value, right, expected)
 
 
 def _has_width(sampler: Sampler) -> bool:

@@ -13,9 +13,10 @@ import numpy as np
 from torch import nn
 
 from rllc import diagnostics
+from rllc.checks import check_how
 from rllc.diagnose import DIAGNOSTICS, diagnose, parts_of_error, share_minibatches
 from rllc.draws import Draws
-from rllc.errors import FileError, InputError
+from rllc.errors import FileError, InputError, must_be
 from rllc.faults import (
     FINAL,
     Fault,
@@ -127,6 +128,7 @@ class Estimate:
             draws: what :func:`rllc.sample` gave.
             limits: from where on something is a fault; ``None`` is ``Limits()``.
         """
+        must_be("Estimate.of", "draws", draws, isinstance(draws, Draws), "what rllc.sample gave")
         first_chain = draws.settings.get("first_chain", 0)
         estimate = cls(
             **_numbers(draws),
@@ -235,6 +237,7 @@ class Estimate:
         Args:
             limits: from where on something is a fault; ``None`` is ``Limits()``.
         """
+        check_how(None, limits)
         limits = limits or Limits()
         judged = []
         for i, wrong in enumerate(self.faults):
@@ -448,6 +451,7 @@ def estimate(
 
     Reference: arXiv 2410.02984; Lau et al. 2023 (arXiv 2308.12108) for the estimator.
     """
+    check_how(compute, limits)
     draws = sample(
         model, data, weights, loss=loss, sampler=sampler, sampling=sampling, compute=compute
     )

@@ -10,8 +10,8 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
-from rllc.checks import arguments
-from rllc.errors import InputError
+from rllc.checks import arguments, check_how
+from rllc.errors import InputError, must_be
 from rllc.estimate import Estimate, estimate
 from rllc.faults import Fault
 from rllc.keywords import say_what_to_type
@@ -168,13 +168,17 @@ def resolution(
         InputError: ``n_betas`` is empty or not of positive numbers, ``sampler`` is neither; and as
             :func:`rllc.estimate`.
     """
+    check_how(compute, limits)
+    right = isinstance(n_betas, Sequence) and not isinstance(n_betas, str | bytes)
+    must_be("resolution", "n_betas", n_betas, right, "a list of positive numbers")
     points = sorted({float(n_beta) for n_beta in n_betas if is_number(n_beta, zero=False)})
     if not points or len(points) < len(n_betas):
         raise InputError(
             f"resolution: `n_betas` must be different positive numbers, "
             f"such as [10.0, 30.0, 100.0]; got {n_betas!r}."
         )
-    if not (sampler is None or callable(sampler) or isinstance(sampler, Sampler)):
+    is_function = callable(sampler) and not isinstance(sampler, nn.Module | type)
+    if not (sampler is None or is_function or isinstance(sampler, Sampler)):
         raise InputError(
             f"resolution: `sampler` must be a function n_beta -> Sampler, "
             f"a Sampler such as rllc.sgld(lr=1e-4), or None; got {sampler!r}."

@@ -17,6 +17,7 @@ from rllc.checks import (
     arguments,
     check,
     check_baseline,
+    check_how,
     check_resume,
     check_same_baseline,
 )
@@ -117,6 +118,7 @@ def sample(
             it does so at once; later, ``error.draws`` holds the draws so far.
     """
     sampler, sampling = arguments(model, loss, sampler, sampling)
+    check_how(compute, observe=observe)
     compute = Compute() if compute is None else compute
     question = _Question.of(model, data, weights, loss, sampler, sampling, compute, observe or {})
     run = _Sample(question, resume)
@@ -165,6 +167,7 @@ def iterate(
     Takes what :func:`sample` takes. Stop early by leaving the loop. Values stay on the device.
     """
     sampler, sampling = arguments(model, loss, sampler, sampling)
+    check_how(compute, observe=observe)
     compute = Compute() if compute is None else compute
     if sampling.target_se is not None:
         raise InputError(

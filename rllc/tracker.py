@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from rllc.errors import InputError
+from rllc.checks import check_how, chosen_weights
+from rllc.errors import InputError, must_be
 from rllc.estimate import ARRAYS, Estimate, estimate
 from rllc.faults import Fault
+from rllc.files import as_path
 from rllc.keywords import say_what_to_type
 from rllc.loss import LossFunction
 from rllc.names import Names
@@ -64,11 +65,15 @@ class Tracker:
         self.data = data
         self.weights = weights
         self.loss = loss
-        self.sampler = sampler or sgld()
-        self.sampling = sampling or Sampling()
-        self.at_steps = None if at_steps is None else frozenset(at_steps)
-        self.path = None if path is None else Path(path)
-        self.compute = compute or Compute(progress=False)
+        check_how(compute)
+        for name, value, kind in (("sampler", sampler, Sampler), ("sampling", sampling, Sampling)):
+            right = value is None or isinstance(value, kind)
+            must_be("Tracker", name, value, right, f"None or an rllc.{kind.__name__}")
+        self.sampler = sgld() if sampler is None else sampler
+        self.sampling = Sampling() if sampling is None else sampling
+        self.at_steps = None if at_steps is None else _steps(at_steps)
+        self.path = None if path is None else as_path(path, "Tracker")
+        self.compute = Compute(progress=False) if compute is None else compute
         self.estimates: dict[int, Estimate] = {}
         self.names: Names | None = None
         if self.path is not None and self.path.exists():
@@ -78,9 +83,11 @@ class Tracker:
 
     def __call__(self, step: int, model: nn.Module) -> Estimate | None:
         """Return the estimate at this step; ``None`` if it is not one of ``at_steps``."""
+        right = isinstance(step, int) and not isinstance(step, bool)
+        must_be("Tracker", "step", step, right, "a training step, the first argument")
         if self.at_steps is not None and step not in self.at_steps:
             return None
-        weights = self.weights(model) if callable(self.weights) else self.weights
+        weights = chosen_weights(self.weights, model)
         asked = product(weights, self.data, model)
         self.names = self._check_names(asked)
         earlier = self.estimates.get(step)
@@ -144,6 +151,13 @@ class Tracker:
                 f"Tracker: {self.path} was made with other settings or data "
                 f"({'; '.join(differing)}); use the same, or another path."
             )
+
+
+def _steps(at_steps: Collection[int]) -> frozenset[int]:
+    expected = "training steps, such as [0, 100, 1000] or range(0, 1000, 100)"
+    right = isinstance(at_steps, Collection) and all(isinstance(step, int) for step in at_steps)
+    must_be("Tracker", "at_steps", at_steps, right, expected)
+    return frozenset(at_steps)
 
 
 _MISSING = (Fault("missing"),)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rllc.errors import FileError, InputError
+from rllc.errors import FileError, InputError, must_be
 from rllc.estimate import ARRAYS, Estimate
 from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
 from rllc.files import load_arrays, save_arrays, write_atomically
@@ -68,6 +68,9 @@ class Trajectory:
             InputError: there are none, or they are of other refinements or made with other
                 settings.
         """
+        right = isinstance(estimates, Mapping)
+        right = right and all(isinstance(one, Estimate) for one in estimates.values())
+        must_be("Trajectory.of", "estimates", estimates, right, "a dict {step: estimate}")
         if not estimates:
             raise InputError("Trajectory.of: expected at least one estimate, got none.")
         steps = tuple(sorted(estimates))
@@ -118,6 +121,7 @@ class Trajectory:
         Raises:
             InputError: there is none at this step.
         """
+        must_be("trajectory.at", "step", step, isinstance(step, int), "a training step")
         if step not in self.steps:
             by_distance = sorted(self.steps, key=lambda other: abs(other - step))
             raise InputError(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rllc.errors import InputError, nearest
+from rllc.errors import InputError, kind_of, must_be, nearest
 from rllc.keywords import say_what_to_type
 from rllc.wrappers import unwrapped
 
@@ -186,6 +186,8 @@ def layer(number: int) -> Weights:
     >>> layer(1).name
     'layer 1'
     """
+    right = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    must_be("layer", "number", number, right, "a block's number, from 0 on")
     return Weights(f"layer {number}", ("layer", number))
 
 
@@ -207,17 +209,18 @@ def head(layer: int | str, head: int | None = None) -> Weights:
     Reference: arXiv 2410.02984, section 2 and its configuration files.
     """
     if isinstance(layer, str):
-        name = head_name(layer)
+        name = head_name(layer) if layer.strip() else None
         if name is None or head is not None:
             raise InputError(
                 f"head({layer!r}): expected a head such as '1:6' or 'L1H6', or two numbers: "
                 f"head(1, 6)."
             )
         layer, head = map(int, name.split(":"))
-    if head is None or layer < 0 or head < 0:
+    numbers = (layer, head)
+    if any(type(number) is not int or number < 0 for number in numbers):
         raise InputError(
-            f"head({layer}, {head}): expected a layer and a head from 0 on, as in head(1, 6) or "
-            f"head('1:6')."
+            f"head({kind_of(layer)}, {kind_of(head)}): expected a layer and a head from 0 on, as "
+            f"in head(1, 6) or head('1:6')."
         )
     return Weights(f"{layer}:{head}", ("head", layer, head))
 
@@ -267,6 +270,8 @@ def parameters(pattern: str, index: Index | None = None) -> Weights:
         index: an integer, a slice, a list of integers, or a tuple of these, as in
             ``tensor[index]``; ``None`` takes all of the tensor.
     """
+    text = "a name as model.named_parameters() gives it, such as '*.W_Q'"
+    must_be("parameters", "pattern", pattern, isinstance(pattern, str) and bool(pattern), text)
     if index is None:
         return Weights(pattern, ("parameters", pattern, None))
     return Weights(pattern + _shown(index), ("parameters", pattern, _frozen(index)))
@@ -283,6 +288,9 @@ def masks(selected: Mapping[str, Tensor], name: str = "masks") -> Weights:
         InputError: a mask is not a boolean tensor. A wrong shape or name is an error once the
             selection meets a model.
     """
+    expected = "a dict of parameter names and boolean tensors"
+    must_be("masks", "selected", selected, isinstance(selected, Mapping), expected)
+    must_be("masks", "name", name, isinstance(name, str) and bool(name), "a text")
     frozen = []
     for parameter, mask in selected.items():
         _check_boolean(parameter, mask)

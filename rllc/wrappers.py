@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from rllc.errors import InputError
+from rllc.errors import InputError, must_be
 
 _INSIDE = {
     "DataParallel": "module",
@@ -28,6 +28,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises:
         InputError: its weights are in pieces (FSDP, DeepSpeed), or a part of it is compiled.
     """
+    expected = "a torch.nn.Module; rllc.load(folder) gives one"
+    must_be("weights of a model", "model", model, isinstance(model, nn.Module), expected)
     inside = _inside(model)
     while inside is not None:
         model = inside

@@ -30,8 +30,8 @@ from typing import Any, Literal, Unpack
 
 from torch import Tensor, nn
 
-from rllc.errors import FileError, InputError
-from rllc.files import bytes_of_tensor, sha256_of, sha256_of_file, sha256_of_text
+from rllc.errors import FileError, InputError, must_be
+from rllc.files import as_path, bytes_of_tensor, sha256_of, sha256_of_file, sha256_of_text
 from rllc.models import hub
 from rllc.models.hub import Folder, Hub, HubOptions
 from rllc.models.steps import STATE_DICTS, Named, read_name, stem_of, step_in_name
@@ -100,6 +100,14 @@ class Checkpoint:
     positions: Positions | None = field(default=None, repr=False, kw_only=True)
     cache_dir: str | None = field(default=None, repr=False, compare=False, kw_only=True)
     token: str | bool | None = field(default=None, repr=False, compare=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("revision", "file"):
+            value = getattr(self, name)
+            right = value is None or isinstance(value, str)
+            must_be("Checkpoint", name, value, right, "a text, or left out")
+        if self.weights is None:
+            as_path(self.source, "Checkpoint", "source")
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
@@ -233,6 +241,7 @@ def checkpoints(
     """
     hub.check_options("checkpoints", options)
     check_into("checkpoints", into)
+    check_positions("checkpoints", positions)
     if isinstance(source, Checkpoint):
         listed = [source]
     elif isinstance(source, str | os.PathLike):
@@ -263,6 +272,13 @@ def check_into(what: str, into: object) -> None:
         f"{what}: `into` must be a torch.nn.Module, or a function without arguments that makes "
         f"one, got {type(into).__name__}."
     )
+
+
+def check_positions(what: str, positions: object) -> None:
+    """Refuse what is no kind of positions."""
+    known = isinstance(positions, str) and positions in ("shortformer", "standard")
+    right = positions is None or known
+    must_be(what, "positions", positions, right, "'shortformer' or 'standard'")
 
 
 def _order(checkpoint: Checkpoint) -> int:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllc.errors import InputError
+from rllc.errors import InputError, must_be
 
 _ROWS = 16
 """Rows that are evaluated at once."""
@@ -67,13 +67,14 @@ def unigram_entropy(tokens: Tensor) -> float:
 def _rows(model: nn.Module, tokens: Any) -> Tensor:
     rows = getattr(tokens, "rows", tokens)
     if not isinstance(rows, Tensor):
-        rows = torch.as_tensor(rows)
-    fits = rows.dim() == 2 and rows.shape[1] > 1 and len(rows) > 0
-    if not fits or rows.is_floating_point() or rows.dtype == torch.bool:
-        raise InputError(
-            f"load: `tokens` must be rows of token ids [row, pos], got {rows.dtype} of shape "
-            f"{tuple(rows.shape)}."
-        )
+        try:
+            rows = torch.as_tensor(rows)
+        except (TypeError, ValueError, RuntimeError):
+            rows = torch.empty(0)
+    whole = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
+    fits = whole and rows.dim() == 2 and rows.shape[1] > 1 and len(rows) > 0
+    fits = fits and int(rows.min()) >= 0
+    must_be("load", "tokens", tokens, fits, "rows of token ids [row, pos]")
     device = next(model.parameters()).device
     return rows.long().to(device)
 

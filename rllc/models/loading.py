@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from rllc.errors import FileError, InputError
+from rllc.errors import FileError, InputError, first_line, must_be
 from rllc.files import load_arrays
 from rllc.models import hub, reading
 from rllc.models.checkpoints import (
@@ -28,6 +28,7 @@ from rllc.models.checkpoints import (
     Into,
     Positions,
     check_into,
+    check_positions,
     checkpoints,
     state_of,
     weight_files,
@@ -100,16 +101,29 @@ def load(
             besides tensors, or a tensor is missing, unexpected, misshaped or not finite.
     """
     check_into("load", into)
+    check_positions("load", positions)
+    must_be("load", "allow", allow, isinstance(allow, bool), "True or False")
     checkpoint = _choose(source, step, options)
     # Building a model draws its initial weights.
     with torch.random.fork_rng(devices=[]):
         model = _load(checkpoint, positions or checkpoint.positions, into)
     if device is not None:
-        model = model.to(device)
+        model = _on(model, device)
     model = model.eval()
     if tokens is not None:
         check_loss(model, tokens, allow)
     return model
+
+
+def _on(model: nn.Module, device: torch.device | str) -> nn.Module:
+    right = isinstance(device, str | torch.device)
+    must_be("load", "device", device, right, "such as 'cpu' or 'cuda'")
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch knows no such device, or has none
+        raise InputError(
+            f"load: the model cannot be put on `device` = {device!r}: {first_line(error)}."
+        ) from error
 
 
 # Which checkpoint.
@@ -135,6 +149,7 @@ def _choose(source: CheckpointsLike, step: int | None, options: HubOptions) -> C
         raise InputError("load: the list of checkpoints is empty.")
     if step is None:
         return listed[-1]
+    must_be("load", "step", step, not isinstance(step, bool), "a whole number")
     try:
         wanted = operator.index(step)
     except TypeError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rllc.draws import Draws
-from rllc.errors import InputError, nearest
+from rllc.errors import InputError, must_be, nearest
 from rllc.estimate import Estimate
 from rllc.plots.figures import (
     COLORS,
@@ -62,6 +62,10 @@ def plot_trajectory(
         InputError: no such data, several data sets and none chosen, another number of Axes than of
             layers, or groups of other weights.
     """
+    right = isinstance(trajectory, Trajectory)
+    must_be("plot_trajectory", "trajectory", trajectory, right, "what rllc.track gave")
+    if data is not None:
+        must_be("plot_trajectory", "data", data, isinstance(data, str), "a data set's name")
     rows = rows_of_data(trajectory.data, data, "plot_trajectory")
     all_names = [trajectory.weights[row] for row in rows]
     groups = groups_by_name("plot_trajectory", all_names, groups)
@@ -157,6 +161,8 @@ def plot_resolution(resolution: Resolution, ax: Axes | None = None) -> Axes:
         resolution: what :func:`rllc.resolution` gave.
         ax: where to draw; ``None`` makes a figure.
     """
+    right = isinstance(resolution, Resolution)
+    must_be("plot_resolution", "resolution", resolution, right, "what rllc.resolution gave")
     ax = new_axes(ax, width=5.0)
     several_data = len(set(resolution.data)) > 1
     pairs = zip(resolution.weights, resolution.data, strict=True)
@@ -214,6 +220,9 @@ def plot_traces(
         raise InputError(
             f"plot_traces: expected rllc.Draws or rllc.Estimate, got {type(draws).__name__}."
         )
+    for name, value in (("weights", weights), ("data", data)):
+        right = value is None or isinstance(value, str)
+        must_be("plot_traces", name, value, right, "a name, or left out")
     if draws.llc is None:
         raise InputError(
             "plot_traces: this estimate is without its draws, as those of a trajectory are; pass "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rllc.errors import InputError, nearest
+from rllc.errors import InputError, must_be, nearest
 from rllc.estimate import Estimate
 from rllc.plots.figures import (
     COLORS,
@@ -38,6 +38,8 @@ def plot_heads(estimate: Estimate, ax: Axes | None = None) -> Axes:
         estimate: what :func:`rllc.estimate` gave. Diverged refinements are crosses at zero.
         ax: where to draw; ``None`` makes a figure.
     """
+    right = isinstance(estimate, Estimate)
+    must_be("plot_heads", "estimate", estimate, right, "what rllc.estimate gave")
     weights = list(dict.fromkeys(estimate.weights))
     data = list(dict.fromkeys(estimate.data))
     ax = new_axes(ax, width=max(4.0, 1.5 + 0.45 * len(weights)))

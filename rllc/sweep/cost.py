@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from rllc.checks import check_how
 from rllc.draws import Draws
 from rllc.keywords import say_what_to_type
 from rllc.loss import LossFunction
@@ -135,6 +136,7 @@ def sweep_cost(
         InputError: as :func:`rllc.track`.
         FileError: no checkpoint can be loaded.
     """
+    check_how(compute)
     with store_or_temporary(store) as folder:
         request = Request.of(
             checkpoints,

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rllc.checks import arguments, check
+from rllc.checks import arguments, check, chosen_weights
 from rllc.data.data import Data
 from rllc.engine.layout import digest
 from rllc.errors import FileError, InputError, RllcError, first_line
@@ -93,7 +93,7 @@ class Request:
         model = _first_model(by_step, cached if store.delete_downloads else None)
         sampler, sampling = arguments(model, loss, sampler, sampling)
         _check_first_chain(sampling)
-        chosen = weights(model) if callable(weights) else weights
+        chosen = chosen_weights(weights, model)
         refinements = product(chosen, data, model)
         masks = check(model, loss, refinements, sampler, sampling)
         names = [refinement.weights.name for refinement in refinements]

@@ -11,6 +11,7 @@ from os import PathLike
 
 from tqdm.auto import tqdm
 
+from rllc.checks import check_how
 from rllc.errors import InputError, RllcError
 from rllc.faults import Limits
 from rllc.keywords import say_what_to_type
@@ -100,6 +101,7 @@ def track(
         FileError: no checkpoint can be loaded, or the store cannot be written.
         RllcError: every cell failed, or the executor is broken and cannot be repaired.
     """
+    check_how(compute, limits)
     with store_or_temporary(store) as folder:
         request = Request.of(
             checkpoints,
