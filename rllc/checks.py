@@ -76,7 +76,9 @@ def check_how(compute: object, limits: object = None, observe: object = None) ->
         right = value is None or isinstance(value, kind)
         _check_kind(name, value, right, f"None or an rllc.{kind.__name__}")
     right = observe is None or isinstance(observe, Mapping)
-    _check_kind("observe", observe, right, "a dict such as {'distance': rllc.distance()}")
+    _check_kind(
+        "observe", observe, right, "a dict of observables, such as {'distance': rllc.distance()}"
+    )
 
 
 def chosen_weights(weights: Any, model: nn.Module) -> Any:

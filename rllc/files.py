@@ -52,8 +52,7 @@ def as_path(path: object, doing: str, argument: str = "path") -> Path:
     Raises:
         InputError: it is no path, is empty, or has a character that no path has.
     """
-    is_path = isinstance(path, str | os.PathLike)
-    text = os.fspath(path) if is_path else ""  # type: ignore[arg-type]
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
     right = isinstance(text, str) and bool(text) and "\0" not in text
     must_be(doing, argument, path, right, "the path of a file or folder")
     return Path(text)

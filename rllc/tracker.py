@@ -178,7 +178,7 @@ def _over(names: Names, estimates: Sequence[Estimate]) -> Estimate:
     llc = None
     if all(estimate.llc is not None for estimate in estimates):
         llc = _nan(first.llc, len(names))
-    faults = [_MISSING] * len(names)
+    faults: list[tuple[Fault, ...]] = [_MISSING] * len(names)
     for row, name in enumerate(names):
         for one in estimates:
             if _lacks(one, name):
@@ -188,7 +188,7 @@ def _over(names: Names, estimates: Sequence[Estimate]) -> Estimate:
                 array[row] = getattr(one, key)[source]
             for key, array in diagnostics.items():
                 array[row] = one.diagnostics[key][source]
-            if llc is not None:
+            if llc is not None and one.llc is not None:
                 llc[row] = one.llc[source]
             faults[row] = one.faults[source]
             break

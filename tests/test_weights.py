@@ -217,7 +217,7 @@ def test_describe_says_what_is_taken() -> None:
         ),
         (
             lambda: rllc.parameters("embed.W_E", index=["a"]),
-            r"expected integers and slices.*rllc.masks",
+            r"expected integers, slices and lists.*rllc.masks",
         ),
         (
             lambda: rllc.masks({"ln_final.w": torch.ones(D_MODEL)}),

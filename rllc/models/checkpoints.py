@@ -259,7 +259,7 @@ def checkpoints(
     listed.sort(key=_order)
     _refuse_repeated_steps(source, listed)
     given: dict[str, Any] = {"into": into, "positions": positions}
-    given |= {name: options[name] for name in ("cache_dir", "token") if name in options}  # type: ignore[literal-required]
+    given |= {name: options[name] for name in ("cache_dir", "token") if name in options}
     given = {name: value for name, value in given.items() if value is not None}
     return [replace(checkpoint, **given) for checkpoint in listed]
 
@@ -302,8 +302,8 @@ def _refuse_repeated_steps(source: object, listed: list[Checkpoint]) -> None:
 
 
 def _of_list(items: list[Any], options: HubOptions) -> list[Checkpoint]:
-    listed = []
-    nameless = []
+    listed: list[Checkpoint] = []
+    nameless: list[Checkpoint] = []
     for item in items:
         if isinstance(item, Checkpoint):
             listed.append(item)

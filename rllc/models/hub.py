@@ -60,8 +60,8 @@ class Hub:
         self, repository: str, cache_dir: str | None = None, token: str | bool | None = None
     ) -> None:
         self.repository = repository
-        self.of_cache = {} if cache_dir is None else {"cache_dir": cache_dir}
-        self.of_user = {} if token is None else {"token": token}
+        self.of_cache: dict[str, Any] = {} if cache_dir is None else {"cache_dir": cache_dir}
+        self.of_user: dict[str, Any] = {} if token is None else {"token": token}
 
     def revisions(self) -> list[str]:
         """Names of branches and tags, each once."""

@@ -79,7 +79,7 @@ def test_configuration_beside_a_file_is_used(tmp_path):
 
 def test_positions_are_checked(tmp_path):
     torch.save(with_masks(small_model()), tmp_path / "a.pth")
-    message = r"`positions` must be 'shortformer' or 'standard', got 'rotary'"
+    message = r"`positions` must be 'shortformer' or 'standard'; got 'rotary'"
     with pytest.raises(InputError, match=message):
         load(tmp_path / "a.pth", positions="rotary")
     small_gpt2().save_pretrained(tmp_path / "gpt2")
