@@ -19,7 +19,7 @@ from rllc import (
 from rllc.data.given import as_data
 from rllc.data.tokens import Tokens
 from rllc.refinement import Refinement
-from rllc.weights import Weights, everything, head, heads, layer, masks, parameters
+from rllc.weights import Weights, everything, head, heads, layer, masks, parameters, trainable
 
 # how to sample, and the loss
 from rllc.losses import distillation, next_token
@@ -137,5 +137,6 @@ __all__ = [
     "token_llc",
     "track",
     "train",
+    "trainable",
     "training",
 ]

@@ -5,12 +5,28 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from typing import Any, TypeVar, cast
 
 from rllc.errors import InputError, nearest
 
 Call = TypeVar("Call", bound=Callable[..., Any])
+
+HOMES = {
+    "sampler": ("rllc.sgld", ("lr", "localization")),
+    "sampling": (
+        "rllc.Sampling",
+        (
+            *("num_chains", "num_draws", "num_burnin_steps", "num_steps_bw_draws", "batch_size"),
+            *("n_beta", "seed", "first_chain", "num_probes", "start", "control_variate"),
+            *("common_noise", "target_se", "autocast", "train_mode"),
+        ),
+    ),
+    "compute": (
+        "rllc.Compute",
+        ("device", "runs_per_pass", "compile", "executor", "keep_states", "progress"),
+    ),
+}
+"""Arguments that hold settings: what makes them, and of which names."""
 
 _OTHER_WORDS = {
     "learning_rate": "lr",
@@ -21,11 +37,20 @@ _OTHER_WORDS = {
     "nbeta": "n_beta",
     "beta": "n_beta",
     "draws": "num_draws",
+    "samples": "num_draws",
     "num_samples": "num_draws",
     "chains": "num_chains",
     "burn_in": "num_burnin_steps",
+    "burnin": "num_burnin_steps",
     "num_burnin": "num_burnin_steps",
+    "thinning": "num_steps_bw_draws",
+    "random_state": "seed",
     "batch": "batch_size",
+    "cores": "executor",
+    "workers": "executor",
+    "n_jobs": "executor",
+    "verbose": "progress",
+    "model": "into",
     "criterion": "loss",
     "loss_fn": "loss",
     "dataset": "data",
@@ -48,7 +73,7 @@ def names_checked(call: Call) -> Call:
         made: Any = call
         made.__init__ = names_checked(made.__init__)
         return call
-    known = list(inspect.signature(call).parameters)
+    known = [name for name in inspect.signature(call).parameters if name != "self"]
     name_of_call = call.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(call)
@@ -56,33 +81,25 @@ def names_checked(call: Call) -> Call:
         for name in kwargs:
             if name not in known:
                 raise InputError(
-                    f"{name_of_call}: unexpected keyword argument {name!r}; {_advice(name, known)}"
+                    f"{name_of_call}: unexpected keyword argument {name!r}; {advice(name, known)}"
                 )
         return call(*args, **kwargs)
 
     return cast("Call", checked)
 
 
-def _advice(name: str, known: Iterable[str]) -> str:
-    known = [other for other in known if other != "self"]
-    meant = _OTHER_WORDS.get(name, name)
+def advice(unknown: str, known: Iterable[str]) -> str:
+    """What to type in place of an unknown argument.
+
+    >>> advice("learning_rate", ["model", "data", "sampler"])
+    'pass sampler=rllc.sgld(lr=…).'
+    """
+    meant = _OTHER_WORDS.get(unknown, unknown)
+    known = list(known)
     if meant in known:
         return f"did you mean {meant!r}?"
-    home = _home(meant)
-    if home and home.split("=")[0] in known:
-        return f"pass {home}."
-    if home:
-        return f"it belongs to {home.split('=', 1)[1]}."
-    return nearest(name, known, count=1)
-
-
-def _home(name: str) -> str | None:
-    """Where an argument belongs, as it is typed."""
-    from rllc.sampling import Compute, Sampling
-
-    if name in ("lr", "localization"):
-        return f"sampler=rllc.sgld({name}=…)"
-    for argument, settings in {"sampling": Sampling, "compute": Compute}.items():
-        if name in [field.name for field in fields(settings)]:
-            return f"{argument}=rllc.{settings.__name__}({name}=…)"
-    return None
+    for argument, (maker, names) in HOMES.items():
+        if meant in names:
+            typed = f"{maker}({meant}=…)"
+            return f"pass {argument}={typed}." if argument in known else f"it belongs to {typed}."
+    return nearest(unknown, known)

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from rllc import answer, search
 from rllc.arguments import names_checked
-from rllc.checks import arguments
-from rllc.errors import FileError, InputError, RllcError
+from rllc.checks import arguments, check_how
+from rllc.errors import FileError, InputError, RllcError, must_be
 from rllc.estimate import Estimate, estimate
 from rllc.faults import Fault
 from rllc.files import load_arrays, save_arrays
@@ -364,11 +364,14 @@ def calibrate(
 
     Reference: the criteria are those of the Timaeus sampling guide (2026), with limits.
     """
-    if isinstance(sampler, Sampler) or not callable(sampler):
+    if isinstance(sampler, Sampler | nn.Module | type) or not callable(sampler):
         raise InputError(
             f"calibrate: `sampler` must be a function (lr, localization) -> Sampler, "
             f"such as rllc.sgld without a call; got {sampler!r}."
         )
+    check_how(compute, limits)
+    right = grid is None or isinstance(grid, Mapping)
+    must_be("calibrate", "grid", grid, right, "a dict such as {'lr': [1e-4, 1e-3]}")
     axes = search.axes_of(grid or {})
     limits = limits or Limits.for_calibration()
     sampling = arguments(model, loss, None, sampling)[1]

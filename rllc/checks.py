@@ -18,14 +18,14 @@ from rllc.data.data import Data
 from rllc.documents import shown
 from rllc.draws import Draws
 from rllc.engine.chains import OR_ANEW
-from rllc.errors import InputError
+from rllc.errors import InputError, must_be
 from rllc.limits import Limits
 from rllc.loss import Center, LossFunction
 from rllc.loss_checks import SHIPPED, check_kind, check_model, check_rows
 from rllc.losses import Distillation, next_token
 from rllc.refinement import Refinement
 from rllc.samplers import Sampler, sgld
-from rllc.sampling import Sampling
+from rllc.sampling import Compute, Sampling
 
 _MANY_STEPS = 1000
 """In so many steps a chain must forget its start to start at the Gaussian by default."""
@@ -48,7 +48,8 @@ def arguments(
     _check_kind("model", model, isinstance(model, nn.Module), loader)
     check_kind(loss)
     losses = f"None, rllc.distillation(model) or a function f(module, batch), such as {SHIPPED}"
-    _check_kind("loss", loss, loss is None or callable(loss), losses)
+    is_function = callable(loss) and not isinstance(loss, nn.Module | type)
+    _check_kind("loss", loss, loss is None or is_function, losses)
     samplers = "a sampler such as rllc.sgld(lr=1e-3, localization=200.0)"
     _check_kind("sampler", sampler, isinstance(sampler, Sampler), samplers)
     settings = "rllc.Sampling(num_chains=4, num_draws=200)"
@@ -66,9 +67,37 @@ def with_start(sampler: Sampler, sampling: Sampling) -> Sampling:
     return replace(sampling, start="gaussian" if gaussian else "center")
 
 
+def check_how(compute: object, limits: object = None, observe: object = None) -> None:
+    """Refuse what is of another kind among the arguments that change no number.
+
+    Raises:
+        InputError: names the argument, and says what to type.
+    """
+    for name, value, kind in (("compute", compute, Compute), ("limits", limits, Limits)):
+        right = value is None or isinstance(value, kind)
+        _check_kind(name, value, right, f"None or an rllc.{kind.__name__}")
+    right = observe is None or isinstance(observe, Mapping)
+    _check_kind(
+        "observe", observe, right, "a dict of observables, such as {'distance': rllc.distance()}"
+    )
+
+
+def chosen_weights(weights: Any, model: nn.Module) -> Any:
+    """Weights as they are given, or as a function of the model gives them.
+
+    Raises:
+        InputError: it is no function that can: a class or a module.
+    """
+    if not callable(weights):
+        return weights
+    right = not isinstance(weights, type | nn.Module)
+    expected = "rllc.Weights, a list or dict of them, or a function of the model such as rllc.heads"
+    _check_kind("weights", weights, right, expected)
+    return weights(model)
+
+
 def _check_kind(name: str, value: object, right: bool, expected: str) -> None:
-    if not right:
-        raise InputError(f"sampling: `{name}` must be {expected}; got {type(value).__name__}.")
+    must_be("sampling", name, value, right, expected)
 
 
 def _has_width(sampler: Sampler) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from rllc.errors import FileError, InputError
 from rllc.files import load_arrays, save_arrays
 from rllc.names import Names
+from rllc.same import same
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +83,12 @@ class Draws:
         """
         control = self.observed.get("control", 0.0)
         return self.settings["n_beta"] * (self.loss - self.baseline - control)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Draws) and same(self, other)
+
+    def __hash__(self) -> int:
+        return hash(self.names)
 
     def __repr__(self) -> str:
         refinements, chains, draws = self.loss.shape

@@ -60,6 +60,62 @@ def nearest(name: object, known: Iterable[object], count: int = 3) -> str:
     return f"known: {listed}{more}"
 
 
+def must_be(doing: str, argument: str, value: object, right: bool, expected: str) -> None:
+    """Refuse an argument of another kind.
+
+    >>> must_be("head", "layer", "x", False, "a whole number")
+    Traceback (most recent call last):
+    rllc.errors.InputError: head: `layer` must be a whole number; got 'x'.
+
+    Args:
+        doing: what was being done, such as a function's name.
+        argument: its name.
+        value: what came.
+        right: whether that can be used.
+        expected: what can, in words.
+    """
+    if right:
+        return
+    raise InputError(f"{doing}: `{argument}` must be {expected}; got {kind_of(value)}.")
+
+
+def is_real(value: object) -> bool:
+    """Whether a value is a plain number, and neither a boolean nor NaN.
+
+    >>> is_real(0.5), is_real(True), is_real("1")
+    (True, False, False)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value == value
+
+
+def one_of(value: object, choices: Iterable[object]) -> bool:
+    """Whether a value is one of some texts, or ``None`` where that is one. Arrays never are.
+
+    >>> one_of("adamw", ["adamw", "muon"]), one_of(3, ["adamw", "muon"])
+    (True, False)
+    """
+    return (value is None or isinstance(value, str)) and value in choices
+
+
+def kind_of(value: object) -> str:
+    """What came, in few words: a short value itself, of anything else its kind.
+
+    >>> kind_of(3), kind_of({}), kind_of(int)
+    ('3', 'dict', 'the class int')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or (isinstance(value, int | float | str | bytes) and len(repr(value)) < 60):
+        return repr(value)
+    kind = type(value).__name__
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and hasattr(value, "dtype"):
+        return f"{kind} of shape {tuple(shape)} and dtype {value.dtype}"
+    return kind
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, without the pages that some of them append.
 

@@ -14,9 +14,10 @@ from torch import nn
 
 from rllc import diagnostics
 from rllc.arguments import names_checked
+from rllc.checks import check_how
 from rllc.diagnose import DIAGNOSTICS, diagnose, parts_of_error, share_minibatches
 from rllc.draws import Draws
-from rllc.errors import FileError, InputError
+from rllc.errors import FileError, InputError, must_be
 from rllc.faults import (
     FINAL,
     Fault,
@@ -31,6 +32,7 @@ from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.names import Names
 from rllc.refinement import DataLike, WeightsLike
+from rllc.same import same
 from rllc.sample import sample
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
@@ -126,6 +128,7 @@ class Estimate:
             draws: what :func:`rllc.sample` gave.
             limits: from where on something is a fault; ``None`` is ``Limits()``.
         """
+        must_be("Estimate.of", "draws", draws, isinstance(draws, Draws), "what rllc.sample gave")
         first_chain = draws.settings.get("first_chain", 0)
         estimate = cls(
             **_numbers(draws),
@@ -234,6 +237,7 @@ class Estimate:
         Args:
             limits: from where on something is a fault; ``None`` is ``Limits()``.
         """
+        check_how(None, limits)
         limits = limits or Limits()
         judged = []
         for i, wrong in enumerate(self.faults):
@@ -303,6 +307,12 @@ class Estimate:
             "status": self.status,
         }
         return pd.DataFrame(columns | dict(self.diagnostics))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Estimate) and same(self, other)
+
+    def __hash__(self) -> int:
+        return hash(self.names)
 
     def __repr__(self) -> str:
         rows = [("weights", "data", "llc", "± se", "R-hat", "ess", "status")]
@@ -459,7 +469,8 @@ def estimate(
             tokenizer's output, (inputs, labels), a DataLoader, a data set, …; or a dict of these
             by name.
         weights: :class:`rllc.Weights` (``rllc.head("1:6")``, ``rllc.heads(model)``, …): one, a
-            list or a dict. ``None`` is everything.
+            list or a dict. ``None`` is everything; where some weights are frozen
+            (``requires_grad=False``) and some are not, the others, ``rllc.trainable()``.
         loss: ``loss(module, batch)`` that gives per-example or per-token losses, NaN where nothing
             is to be predicted, or ``(losses, mask)``. ``None`` is next-token cross entropy; others
             are in :mod:`rllc.losses`, such as ``rllc.losses.classification``, and
@@ -478,6 +489,7 @@ def estimate(
 
     Reference: arXiv 2410.02984; Lau et al. 2023 (arXiv 2308.12108) for the estimator.
     """
+    check_how(compute, limits)
     draws = sample(
         model, data, weights, loss=loss, sampler=sampler, sampling=sampling, compute=compute
     )

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rllc.errors import FileError
+from rllc.errors import FileError, must_be
 
 _HEADER = "__header__"
 """The name of the array that holds the JSON header."""
@@ -43,6 +43,21 @@ _UMASK = _read_umask()
 """The process's umask. It can only be read by setting it, for all threads, so it is read once."""
 
 
+def as_path(path: object, doing: str, argument: str = "path") -> Path:
+    """A path as users give it.
+
+    >>> as_path("runs/a", "Tracker").name
+    'a'
+
+    Raises:
+        InputError: it is no path, is empty, or has a character that no path has.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+    right = isinstance(text, str) and bool(text) and "\0" not in text
+    must_be(doing, argument, path, right, "the path of a file or folder")
+    return Path(text)
+
+
 # Writing.
 
 
@@ -56,7 +71,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     >>> path.read_text()
     'whole'
     """
-    path = Path(path)
+    path = as_path(path, "writing a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -133,7 +148,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
         FileError: the file is missing, truncated or not written by rllc, or its contents do not
             match their checksum.
     """
-    path = Path(path)
+    path = as_path(path, "reading a file")
     if not path.is_file():
         raise FileError(f"reading {path}: there is no such file.")
     try:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from rllc.arguments import names_checked
 from rllc.errors import InputError
 
 
+@names_checked
 @dataclass(frozen=True)
 class Limits:
     """From where on something counts as wrong. The defaults are those of an estimate's status.

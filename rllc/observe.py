@@ -16,7 +16,7 @@ from torch import Tensor
 from rllc.data.data import Data
 from rllc.engine.layout import Group
 from rllc.engine.scene import Scene
-from rllc.errors import InputError
+from rllc.errors import InputError, must_be, one_of
 from rllc.loss import Center, Loss, Runs
 from rllc.samplers import Jump
 from rllc.sampling import Sampling
@@ -67,11 +67,17 @@ class Observable:
                 f"Observable: `measure` must be a function of a moment that gives [run, *axes], "
                 f"got {type(self.measure).__name__}."
             )
-        if self.at not in ("start", "draw", "probe"):
+        for name in ("origin", "prepare"):
+            value = getattr(self, name)
+            right = value is None or callable(value)
+            must_be("Observable", name, value, right, "a function of a moment, or left out")
+        right = isinstance(self.axes, tuple | list) and all(isinstance(a, str) for a in self.axes)
+        must_be("Observable", "axes", self.axes, right, "a tuple of names, such as ('pos',)")
+        if not one_of(self.at, ("start", "draw", "probe")):
             raise InputError(
                 f"Observable: `at` must be 'start', 'draw' or 'probe', got {self.at!r}."
             )
-        if self.keep not in ("all", "difference", "moments"):
+        if not one_of(self.keep, ("all", "difference", "moments")):
             raise InputError(
                 f"Observable: `keep` must be 'all', 'difference' or 'moments', got {self.keep!r}."
             )

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from rllc.data.data import Data
 from rllc.data.given import as_data, is_batch
 from rllc.errors import InputError
-from rllc.weights import Weights, everything, head
+from rllc.weights import Weights, default_weights, everything, head
 
 WeightsLike = Weights | str | Iterable[Weights | str] | Mapping[str, Weights | str] | None
 """Weights as users give them; see :func:`product`."""
@@ -36,7 +38,9 @@ class Refinement:
         return self.weights.name, self.data_name
 
 
-def product(weights: WeightsLike, data: DataLike) -> list[Refinement]:
+def product(
+    weights: WeightsLike, data: DataLike, model: nn.Module | None = None
+) -> list[Refinement]:
     """Every choice of weights with every data set, weights varying slowest.
 
     >>> rows = as_data([[0, 1, 2]] * 4)
@@ -45,15 +49,19 @@ def product(weights: WeightsLike, data: DataLike) -> list[Refinement]:
 
     Args:
         weights: one :class:`Weights`, a list of them, or a dict that also names them; a string is a
-            head. ``None`` is :func:`rllc.everything`.
+            head. ``None`` is :func:`rllc.everything`, or :func:`rllc.trainable` if some weights of
+            ``model`` are frozen and some are not.
         data: what :func:`rllc.as_data` takes: token rows, a tokenizer's output, (inputs, labels),
             a DataLoader, …; or a dict of these that names them.
+        model: decides what ``None`` is.
 
     Raises:
         InputError: nothing is selected, two have one name, or the data is not of one of these
             forms.
     """
     data_sets = named_data(data)
+    if weights is None and model is not None:
+        weights = default_weights(model)
     refinements = []
     for selection in _list_weights(weights):
         for name, data_set in data_sets.items():

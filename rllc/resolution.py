@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from rllc.arguments import names_checked
 from rllc.calibrate import Calibration
-from rllc.checks import arguments
-from rllc.errors import InputError
+from rllc.checks import arguments, check_how
+from rllc.errors import InputError, must_be
 from rllc.estimate import Estimate, estimate
 from rllc.faults import Fault, status_of
 from rllc.limits import Limits
@@ -201,6 +201,9 @@ def resolution(
             and as :func:`rllc.estimate`.
         RllcError: the calibration has no good setting.
     """
+    check_how(compute, limits)
+    right = isinstance(n_betas, Sequence) and not isinstance(n_betas, str | bytes)
+    must_be("resolution", "n_betas", n_betas, right, "a list of positive numbers")
     points = sorted({float(n_beta) for n_beta in n_betas if is_number(n_beta, zero=False)})
     if not points or len(points) < len(n_betas):
         raise InputError(
@@ -212,7 +215,8 @@ def resolution(
             sampling = sampler.sampling
         sampler = sampler.sampler_at
         sampler(points[0])
-    if not (sampler is None or callable(sampler) or isinstance(sampler, Sampler)):
+    is_function = callable(sampler) and not isinstance(sampler, nn.Module | type)
+    if not (sampler is None or is_function or isinstance(sampler, Sampler)):
         raise InputError(
             f"resolution: `sampler` must be a function n_beta -> Sampler, a Calibration, "
             f"a Sampler such as rllc.sgld(lr=1e-4), or None; got {sampler!r}."

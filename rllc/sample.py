@@ -17,6 +17,7 @@ from rllc.arguments import names_checked
 from rllc.checks import (
     arguments,
     check,
+    check_how,
     check_resume,
     check_same_baseline,
 )
@@ -47,6 +48,7 @@ from rllc.sampling import Compute, Sampling
 from rllc.threads import chosen_for
 from rllc.uncertainty import mean_of_draws
 from rllc.watch import Watch
+from rllc.wrappers import unwrapped
 
 
 class Step(NamedTuple):
@@ -121,6 +123,7 @@ def sample(
             it does so at once; later, ``error.draws`` holds the draws so far.
     """
     sampler, sampling = arguments(model, loss, sampler, sampling)
+    check_how(compute, observe=observe)
     compute = Compute() if compute is None else compute
     question = _Question.of(model, data, weights, loss, sampler, sampling, compute, observe or {})
     run = _Sample(question, resume)
@@ -170,6 +173,7 @@ def iterate(
     ``step.parameters(0)`` has the weights by name, such as ``weight [chain, 1, 2]`` here.
     """
     sampler, sampling = arguments(model, loss, sampler, sampling)
+    check_how(compute, observe=observe)
     compute = Compute() if compute is None else compute
     if sampling.target_se is not None:
         raise InputError(
@@ -205,7 +209,8 @@ class _Question:
         compute: Compute,
         observe: Mapping[str, Observable],
     ) -> _Question:
-        refinements = refine.product(weights, data)
+        model = unwrapped(model)
+        refinements = refine.product(weights, data, model)
         model, loss, _ = on_device(model, loss, compute.device)
         by_data = _by_data(refinements, sampler, sampling)
         built_in = _built_in(sampler, sampling, by_data.values())

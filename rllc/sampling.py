@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from rllc.arguments import names_checked
-from rllc.errors import InputError
+from rllc.errors import InputError, is_real, must_be, one_of
 
 _BATCH_SIZE = 32
 """The paper's minibatch."""
@@ -119,27 +121,28 @@ class Sampling:
             first_chain=(self.first_chain, 0),
             num_probes=(self.num_probes, 0),
         )
+        for name in ("common_noise", "train_mode"):
+            value = getattr(self, name)
+            must_be("Sampling", name, value, isinstance(value, bool), "True or False")
+        chosen = self.control_variate
+        right = chosen is None or isinstance(chosen, bool)
+        must_be("Sampling", "control_variate", chosen, right, "True, False or None")
         target = self.target_se
-        if not isinstance(self.seed, int):
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise InputError(f"Sampling: `seed` must be an integer, got {self.seed!r}.")
-        if self.control_variate not in (None, False, True):
-            raise InputError(
-                f"Sampling: `control_variate` must be True, False or None, "
-                f"got {self.control_variate!r}."
-            )
-        if self.start not in (None, "center", "gaussian"):
+        if not one_of(self.start, (None, "center", "gaussian")):
             raise InputError(
                 f"Sampling: `start` must be 'center', 'gaussian' or None, got {self.start!r}."
             )
-        if target is not None and not (isinstance(target, int | float) and target > 0):
+        if target is not None and not (is_real(target) and target > 0):
             raise InputError(
                 f"Sampling: `target_se` must be a positive number or None, got {target!r}."
             )
-        if self.autocast not in (None, "bfloat16"):
+        if not one_of(self.autocast, (None, "bfloat16")):
             raise InputError(
                 f"Sampling: `autocast` must be None or 'bfloat16', got {self.autocast!r}."
             )
-        if not isinstance(self.n_beta, int | float) or not 0 < self.n_beta < float("inf"):
+        if not is_real(self.n_beta) or not 0 < self.n_beta < float("inf"):
             raise InputError(
                 f"Sampling: `n_beta` must be a positive number, got {self.n_beta!r}; "
                 f"the paper uses 30."
@@ -207,7 +210,7 @@ class Compute:
         progress: show a bar.
 
     Raises:
-        InputError: ``runs_per_pass`` is not a positive integer.
+        InputError: ``runs_per_pass`` is not a positive integer, or another is of the wrong kind.
     """
 
     device: str | None = None
@@ -218,6 +221,11 @@ class Compute:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("compile", "keep_states", "progress"):
+            value = getattr(self, name)
+            must_be("Compute", name, value, isinstance(value, bool), "True or False")
+        right = self.device is None or isinstance(self.device, str | torch.device)
+        must_be("Compute", "device", self.device, right, "such as 'cpu' or 'cuda'")
         if self.runs_per_pass is not None:
             check_counts("Compute", runs_per_pass=(self.runs_per_pass, 1))
 

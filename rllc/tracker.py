@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 
+import numpy as np
 from torch import nn
 
 from rllc.arguments import names_checked
-from rllc.checks import with_start
-from rllc.errors import InputError
-from rllc.estimate import Estimate, estimate
+from rllc.checks import check_how, chosen_weights, with_start
+from rllc.errors import InputError, must_be
+from rllc.estimate import ARRAYS, Estimate, estimate
+from rllc.faults import Fault
+from rllc.files import as_path
 from rllc.loss import LossFunction
-from rllc.refinement import DataLike, WeightsLike, fingerprints, named_data, product
+from rllc.names import Names
+from rllc.refinement import DataLike, Refinement, WeightsLike, fingerprints, named_data, product
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.trajectory import Trajectory
@@ -39,7 +42,8 @@ class Tracker:
         at_steps: estimate at these steps only; ``None``: at every call.
         path: a file that holds the trajectory. It is written after each estimate, and read at the
             start if it is there, so that a training run that is resumed does not estimate again
-            what it has.
+            what it has. Weights may be added: at steps that are called again these alone are
+            estimated, at others they are missing.
         compute: ``None`` shows no bar, since you have one of your own.
 
     Raises:
@@ -61,12 +65,17 @@ class Tracker:
         self.data = named_data(data)
         self.weights = weights
         self.loss = loss
-        self.sampler = sampler or sgld()
-        self.sampling = sampling or Sampling()
-        self.at_steps = None if at_steps is None else frozenset(at_steps)
-        self.path = None if path is None else Path(path)
-        self.compute = compute or Compute(progress=False)
+        check_how(compute)
+        for name, value, kind in (("sampler", sampler, Sampler), ("sampling", sampling, Sampling)):
+            right = value is None or isinstance(value, kind)
+            must_be("Tracker", name, value, right, f"None or an rllc.{kind.__name__}")
+        self.sampler = sgld() if sampler is None else sampler
+        self.sampling = Sampling() if sampling is None else sampling
+        self.at_steps = None if at_steps is None else _steps(at_steps)
+        self.path = None if path is None else as_path(path, "Tracker")
+        self.compute = Compute(progress=False) if compute is None else compute
         self.estimates: dict[int, Estimate] = {}
+        self.names: Names | None = None
         if self.path is not None and self.path.exists():
             stored = Trajectory.load(self.path)
             self._check_settings(stored)
@@ -74,20 +83,27 @@ class Tracker:
 
     def __call__(self, step: int, model: nn.Module) -> Estimate | None:
         """Return the estimate at this step; ``None`` if it is not one of ``at_steps``."""
+        right = isinstance(step, int) and not isinstance(step, bool)
+        must_be("Tracker", "step", step, right, "a training step, the first argument")
         if self.at_steps is not None and step not in self.at_steps:
             return None
-        weights = self.weights(model) if callable(self.weights) else self.weights
-        self._check_names(weights)
-        if step not in self.estimates:
-            self.estimates[step] = estimate(
+        weights = chosen_weights(self.weights, model)
+        asked = product(weights, self.data, model)
+        self.names = self._check_names(asked)
+        earlier = self.estimates.get(step)
+        lacking = [refinement.weights for refinement in asked if _lacks(earlier, refinement.name)]
+        if lacking:
+            new = estimate(
                 model,
                 self.data,
-                weights,
+                list(dict.fromkeys(lacking)),
                 loss=self.loss,
                 sampler=self.sampler,
                 sampling=self.sampling,
                 compute=self.compute,
             )
+            parts = [new] if earlier is None else [new, earlier]
+            self.estimates[step] = _over(self.names, parts)
             if self.path is not None:
                 self.trajectory.save(self.path)
         return self.estimates[step]
@@ -99,25 +115,29 @@ class Tracker:
         Raises:
             InputError: there are none yet.
         """
-        return Trajectory.of(self.estimates)
+        estimates = self.estimates
+        if self.names is not None:
+            estimates = {step: _over(self.names, [one]) for step, one in estimates.items()}
+        return Trajectory.of(estimates)
 
     def __repr__(self) -> str:
         if not self.estimates:
             return "Tracker(no estimates yet)"
         return f"Tracker({self.trajectory!r})"
 
-    def _check_names(self, weights: WeightsLike) -> None:
-        """Compare the refinements with those of the estimates so far."""
-        asked = [refinement.name for refinement in product(weights, self.data)]
+    def _check_names(self, refinements: Sequence[Refinement]) -> Names:
+        """Compare the refinements with those of the estimates so far; some may be added."""
+        asked = [refinement.name for refinement in refinements]
         place = f" in {self.path}" if self.path else ""
         for step, stored in self.estimates.items():
             names = list(zip(stored.weights, stored.data, strict=True))
-            if names != asked:
+            if not set(names) <= set(asked):
                 raise InputError(
                     f"Tracker: the estimate at step {step}{place} is of (weights, data) {names}, "
-                    f"but now {asked} are asked for; use the same weights and data, or another "
-                    f"path."
+                    f"but now {asked} are asked for; use the same weights and data, or more of "
+                    f"them, or another path."
                 )
+        return Names.of(asked)
 
     def _check_settings(self, stored: Trajectory) -> None:
         sampling = with_start(self.sampler, self.sampling)
@@ -132,3 +152,58 @@ class Tracker:
                 f"Tracker: {self.path} was made with other settings or data "
                 f"({'; '.join(differing)}); use the same, or another path."
             )
+
+
+def _steps(at_steps: Collection[int]) -> frozenset[int]:
+    expected = "training steps, such as [0, 100, 1000] or range(0, 1000, 100)"
+    right = isinstance(at_steps, Collection) and all(isinstance(step, int) for step in at_steps)
+    must_be("Tracker", "at_steps", at_steps, right, expected)
+    return frozenset(at_steps)
+
+
+_MISSING = (Fault("missing"),)
+
+
+def _lacks(estimate: Estimate | None, name: tuple[str, str]) -> bool:
+    """Whether an estimate is without a refinement."""
+    if estimate is None or name not in list(estimate.names):
+        return True
+    return estimate.faults[list(estimate.names).index(name)] == _MISSING
+
+
+def _over(names: Names, estimates: Sequence[Estimate]) -> Estimate:
+    """One estimate over ``names``, from the first of some that has each; missing where none has."""
+    first = estimates[0]
+    arrays = {name: _nan(getattr(first, name), len(names)) for name in ARRAYS}
+    diagnostics = {name: _nan(array, len(names)) for name, array in first.diagnostics.items()}
+    llc = None
+    if all(estimate.llc is not None for estimate in estimates):
+        llc = _nan(first.llc, len(names))
+    faults: list[tuple[Fault, ...]] = [_MISSING] * len(names)
+    for row, name in enumerate(names):
+        for one in estimates:
+            if _lacks(one, name):
+                continue
+            source = list(one.names).index(name)
+            for key, array in arrays.items():
+                array[row] = getattr(one, key)[source]
+            for key, array in diagnostics.items():
+                array[row] = one.diagnostics[key][source]
+            if llc is not None and one.llc is not None:
+                llc[row] = one.llc[source]
+            faults[row] = one.faults[source]
+            break
+    return Estimate(
+        **arrays,
+        faults=tuple(faults),
+        names=names,
+        settings=first.settings,
+        diagnostics=diagnostics,
+        llc=llc,
+    )
+
+
+def _nan(array: np.ndarray | None, length: int) -> np.ndarray:
+    """An array like another, with ``length`` rows of NaN."""
+    assert array is not None
+    return np.full((length, *array.shape[1:]), np.nan)

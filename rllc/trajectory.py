@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rllc.errors import FileError, InputError
+from rllc.errors import FileError, InputError, must_be
 from rllc.estimate import ARRAYS, Estimate
 from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
 from rllc.files import load_arrays, save_arrays, write_atomically
 from rllc.names import Names
+from rllc.same import same
 from rllc.uncertainty import Mean, satterthwaite
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ class Trajectory:
             InputError: there are none, or they are of other refinements or made with other
                 settings.
         """
+        right = isinstance(estimates, Mapping)
+        right = right and all(isinstance(one, Estimate) for one in estimates.values())
+        must_be("Trajectory.of", "estimates", estimates, right, "a dict {step: estimate}")
         if not estimates:
             raise InputError("Trajectory.of: expected at least one estimate, got none.")
         steps = tuple(sorted(estimates))
@@ -180,6 +184,7 @@ class Trajectory:
         Raises:
             InputError: there is none at this step.
         """
+        must_be("trajectory.at", "step", step, isinstance(step, int), "a training step")
         row = self._row(step)
         return Estimate(
             **{name: getattr(self, name)[row] for name in ARRAYS},
@@ -201,6 +206,12 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Trajectory) and same(self, other)
+
+    def __hash__(self) -> int:
+        return hash(self.names)
 
     def __repr__(self) -> str:
         steps = f"{len(self.steps)} checkpoints, steps {self.steps[0]}…{self.steps[-1]}"

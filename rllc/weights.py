@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rllc.errors import InputError, nearest
+from rllc.arguments import names_checked
+from rllc.errors import InputError, kind_of, must_be, nearest
+from rllc.wrappers import unwrapped
 
 IndexPart = int | slice | list[int]
 
@@ -30,7 +32,11 @@ Masks = dict[str, Tensor]
 """A selection in one model: parameter names to boolean masks of their shapes."""
 
 _HEAD = re.compile(r"(?:[lL]?(\d+)\s*[:.]\s*(\d+)|[lL](\d+)[hH](\d+))$")
-_BLOCK = re.compile(r"(?:^|\.)(?:blocks|h|layers|layer)\.(\d+)\.")
+_BLOCK = re.compile(
+    r"(?:^|\.)(?:blocks|h|layers|layer)\.(\d+)\."
+    r"|(?:^|\.)(?:weight|bias)_(?:ih|hh|hr)_l(\d+)(?:_reverse)?$"
+)
+_PARAMETRISED = re.compile(r"(.*\.)?parametrizations\.([^.]+)\.original\d*")
 _QUERIES = re.compile(r"blocks\.(\d+)\.attn\.W_Q")
 _HEAD_TENSORS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
 
@@ -43,8 +49,8 @@ class Weights:
     >>> circuit.name
     'induction circuit'
 
-    Make one with :func:`everything`, :func:`layer`, :func:`head`, :func:`heads`, :func:`parameters`
-    or :func:`masks`.
+    Make one with :func:`everything`, :func:`trainable`, :func:`layer`, :func:`head`,
+    :func:`heads`, :func:`parameters` or :func:`masks`.
 
     Args:
         name: what tables, figures and files call it.
@@ -70,12 +76,17 @@ class Weights:
     def masks(self, model: nn.Module) -> Masks:
         """The selection in ``model``: a boolean mask for each parameter it touches.
 
+        A parameter with several names (tied weights) is there once, under the first of them. What
+        wraps the model (``DataParallel``, ``torch.compile``) adds nothing to names.
+
         Raises:
             InputError: the model has no such parameter, head or layer; a mask has another shape
-                than its parameter; nothing is selected.
+                than its parameter; nothing is selected, or weights that cannot move.
         """
+        model = unwrapped(model)
         resolved = _resolve(self.rule, model)
         selected = {name: mask for name, mask in resolved.items() if bool(mask.any())}
+        self._refuse_immovable(model, selected)
         if not selected:
             raise InputError(
                 f"Weights {self.name!r} select nothing in {type(model).__name__}; expected at "
@@ -89,39 +100,95 @@ class Weights:
         return sum(int(mask.sum()) for mask in self.masks(model).values())
 
     def describe(self, model: nn.Module) -> str:
-        """What it takes from ``model``, tensor by tensor, with counts."""
+        """What it takes from ``model``, tensor by tensor, with counts, and what of it is frozen.
+
+        >>> model = nn.Linear(3, 2).requires_grad_(False)
+        >>> everything().describe(model).partition(chr(10))[0]
+        'everything: 8 of 8 weights, 8 of them frozen (requires_grad=False)'
+        """
+        model = unwrapped(model)
+        candidates = _parameters(model)
+        notes = _notes(model)
         lines = []
         num_selected = 0
+        num_frozen = 0
         for name, mask in self.masks(model).items():
             count = int(mask.sum())
             num_selected += count
             shape = str(tuple(mask.shape))
-            lines.append(f"  {name:<28} {shape:<18} {count:>12,} of {mask.numel():,}")
-        num_weights = sum(parameter.numel() for parameter in model.parameters())
+            line = f"  {name:<28} {shape:<18} {count:>12,} of {mask.numel():,}"
+            if not candidates[name].requires_grad:
+                num_frozen += count
+                line += ", frozen"
+            lines.append(line + notes.get(name, ""))
+        num_weights = sum(parameter.numel() for parameter in candidates.values())
         title = f"{self.name}: {num_selected:,} of {num_weights:,} weights"
+        if num_frozen:
+            title += f", {num_frozen:,} of them frozen (requires_grad=False)"
         return "\n".join([title, *lines])
+
+    def _refuse_immovable(self, model: nn.Module, selected: Masks) -> None:
+        """Chains move real numbers. Leaving others out without a word would change what it is."""
+        candidates = _parameters(model)
+        immovable = [name for name in selected if not candidates[name].is_floating_point()]
+        if not immovable:
+            return
+        kinds = ", ".join(f"{name!r} ({candidates[name].dtype})" for name in immovable[:4])
+        more = f" and {len(immovable) - 4} more" if len(immovable) > 4 else ""
+        raise InputError(
+            f"Weights {self.name!r} take {kinds}{more} of {type(model).__name__}, but only real "
+            f"floating-point weights can move. Leave them out, as in rllc.everything() & "
+            f"~rllc.parameters({immovable[0]!r}), or give the module a real parameter "
+            f"(torch.view_as_real for complex ones)."
+        )
 
 
 # How selections are made.
 
 
 def everything() -> Weights:
-    """All parameters of the model: the plain LLC.
+    """All parameters of the model, frozen ones too: the plain LLC.
 
     >>> everything().count(nn.Linear(3, 2))
     8
+
+    ``requires_grad=False`` freezes a weight in training, not here: see :func:`trainable`.
     """
     return Weights("everything", ("parameters", "*", None))
+
+
+def trainable() -> Weights:
+    """The parameters with ``requires_grad=True``: of a model with an adapter, the adapter.
+
+    >>> model = nn.Linear(3, 2)
+    >>> _ = model.weight.requires_grad_(False)
+    >>> trainable().count(model)
+    2
+    """
+    return Weights("trainable", ("trainable",))
+
+
+def default_weights(model: nn.Module) -> Weights:
+    """What is refined when nothing is said: :func:`trainable` if some are frozen and some are not.
+
+    >>> default_weights(nn.Linear(3, 2)).name
+    'everything'
+    """
+    flags = {parameter.requires_grad for parameter in model.parameters()}
+    return trainable() if len(flags) == 2 else everything()
 
 
 def layer(number: int) -> Weights:
     """All parameters of one block, LayerNorm included.
 
-    A block's parameters have ``blocks.N.``, ``h.N.``, ``layers.N.`` or ``layer.N.`` in their names.
+    A block's parameters have ``blocks.N.``, ``h.N.``, ``layers.N.`` or ``layer.N.`` in their names;
+    those of a recurrent layer end in ``_lN`` or ``_lN_reverse``, as torch's do.
 
     >>> layer(1).name
     'layer 1'
     """
+    right = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    must_be("layer", "number", number, right, "a block's number, from 0 on")
     return Weights(f"layer {number}", ("layer", number))
 
 
@@ -143,17 +210,18 @@ def head(layer: int | str, head: int | None = None) -> Weights:
     Reference: arXiv 2410.02984, section 2 and its configuration files.
     """
     if isinstance(layer, str):
-        name = head_name(layer)
+        name = head_name(layer) if layer.strip() else None
         if name is None or head is not None:
             raise InputError(
                 f"head({layer!r}): expected a head such as '1:6' or 'L1H6', or two numbers: "
                 f"head(1, 6)."
             )
         layer, head = map(int, name.split(":"))
-    if head is None or layer < 0 or head < 0:
+    numbers = (layer, head)
+    if any(type(number) is not int or number < 0 for number in numbers):
         raise InputError(
-            f"head({layer}, {head}): expected a layer and a head from 0 on, as in head(1, 6) or "
-            f"head('1:6')."
+            f"head({kind_of(layer)}, {kind_of(head)}): expected a layer and a head from 0 on, as "
+            f"in head(1, 6) or head('1:6')."
         )
     return Weights(f"{layer}:{head}", ("head", layer, head))
 
@@ -187,8 +255,12 @@ def heads(model: nn.Module) -> list[Weights]:
     return [head(name) for name in names]
 
 
+@names_checked
 def parameters(pattern: str, index: Index | None = None) -> Weights:
     """Parameters whose name matches a glob, or one slice of each.
+
+    A tied parameter can be called by each of its names. The name of a parametrised tensor
+    (:mod:`torch.nn.utils.parametrize`) stands for the parameters that it is computed from.
 
     >>> parameters("blocks.*.attn.W_Q", index=3).name
     'blocks.*.attn.W_Q[3]'
@@ -202,6 +274,8 @@ def parameters(pattern: str, index: Index | None = None) -> Weights:
     Raises:
         InputError: the index is of something else.
     """
+    text = "a name as model.named_parameters() gives it, such as '*.W_Q'"
+    must_be("parameters", "pattern", pattern, isinstance(pattern, str) and bool(pattern), text)
     if index is None:
         return Weights(pattern, ("parameters", pattern, None))
     return Weights(pattern + _shown(index), ("parameters", pattern, _frozen(index)))
@@ -218,6 +292,9 @@ def masks(selected: Mapping[str, Tensor], name: str = "masks") -> Weights:
         InputError: a mask is not a boolean tensor. A wrong shape or name is an error once the
             selection meets a model.
     """
+    expected = "a dict of parameter names and boolean tensors"
+    must_be("masks", "selected", selected, isinstance(selected, Mapping), expected)
+    must_be("masks", "name", name, isinstance(name, str) and bool(name), "a text")
     frozen = []
     for parameter, mask in selected.items():
         _check_boolean(parameter, mask)
@@ -259,31 +336,56 @@ def _both(model: nn.Module, left: Rule, right: Rule) -> Masks:
 
 def _complement(model: nn.Module, rule: Rule) -> Masks:
     excluded = _resolve(rule, model)
-    masks = {name: _full(parameter) for name, parameter in _floats(model).items()}
+    masks = {name: _full(parameter) for name, parameter in _parameters(model).items()}
     for name, mask in excluded.items():
         masks[name] = ~mask
     return masks
 
 
 def _by_name(model: nn.Module, pattern: str, index: tuple[Any, ...] | None) -> Masks:
-    candidates = _floats(model)
-    names = [name for name in candidates if fnmatch.fnmatchcase(name, pattern)]
-    if not names:
+    candidates = _parameters(model)
+    names = _names(model)
+    matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not matching:
         raise InputError(
-            f"parameters({pattern!r}): {type(model).__name__} has none; "
-            f"{nearest(pattern, candidates)}"
+            f"parameters({pattern!r}): {type(model).__name__} has none; {nearest(pattern, names)}"
         )
-    if index is None:
-        return {name: _full(candidates[name]) for name in names}
-    return {name: _slice(name, candidates[name], _thawed(index)) for name in names}
+    masks: Masks = {}
+    for name in matching:
+        if index is not None and name not in candidates and len(names[name]) > 1:
+            raise InputError(
+                f"parameters({pattern!r}, index=…): {name!r} is computed from "
+                f"{', '.join(names[name])}; select a part of one of these."
+            )
+        for parameter in names[name]:
+            values = candidates[parameter]
+            masks[parameter] = (
+                _full(values) if index is None else _slice(parameter, values, _thawed(index))
+            )
+    return masks
+
+
+def _by_requires_grad(model: nn.Module) -> Masks:
+    masks = {}
+    for name, parameter in _parameters(model).items():
+        if parameter.requires_grad:
+            masks[name] = _full(parameter)
+    if not masks:
+        raise InputError(
+            f"trainable(): all parameters of {type(model).__name__} are frozen "
+            f"(requires_grad=False); choose others, or rllc.everything()."
+        )
+    return masks
 
 
 def _by_layer(model: nn.Module, number: int) -> Masks:
     masks_of_layers: dict[int, Masks] = {}
-    for name, parameter in _floats(model).items():
+    candidates = _parameters(model)
+    for name, meant in _names(model).items():
         match = _BLOCK.search(name)
         if match:
-            masks_of_layers.setdefault(int(match[1]), {})[name] = _full(parameter)
+            masks_of_layer = masks_of_layers.setdefault(int(match[1] or match[2]), {})
+            masks_of_layer |= {parameter: _full(candidates[parameter]) for parameter in meant}
     if number not in masks_of_layers:
         layers = sorted(masks_of_layers) or "with no known names"
         raise InputError(f"layer({number!r}): {type(model).__name__} has layers {layers}.")
@@ -298,19 +400,21 @@ def _by_head(model: nn.Module, layer: int, head: int) -> Masks:
             f"head({name!r}): {type(model).__name__} has no such head; "
             f"{nearest(name, names_of_heads)}"
         )
-    candidates = _floats(model)
+    candidates = _parameters(model)
     names = [f"blocks.{layer}.attn.{tensor}" for tensor in _HEAD_TENSORS]
     return {name: _slice(name, candidates[name], head) for name in names if name in candidates}
 
 
 def _by_mask(model: nn.Module, selected: tuple[tuple[str, tuple[int, ...], bytes], ...]) -> Masks:
-    candidates = _floats(model)
+    candidates = _parameters(model)
+    names = _names(model)
     masks = {}
-    for name, shape, bits in selected:
-        if name not in candidates:
+    for given, shape, bits in selected:
+        name, *others = names.get(given, (given,))
+        if name not in candidates or others:
             raise InputError(
-                f"masks: {type(model).__name__} has no parameter {name!r}; "
-                f"{nearest(name, candidates)}"
+                f"masks: {type(model).__name__} has no parameter {given!r}; "
+                f"{nearest(given, candidates)}"
             )
         expected = tuple(candidates[name].shape)
         if shape != expected:
@@ -330,14 +434,43 @@ _KINDS: dict[str, Callable[..., Masks]] = {
     "and": _both,
     "not": _complement,
     "parameters": _by_name,
+    "trainable": _by_requires_grad,
     "layer": _by_layer,
     "head": _by_head,
     "masks": _by_mask,
 }
 
 
-def _floats(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Each parameter once, under its first name."""
+    return dict(model.named_parameters())
+
+
+def _names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """All names that weights may be called by, and the parameters that each means.
+
+    A tied parameter has several names. A parametrised tensor is computed from parameters.
+    """
+    first_names = {id(parameter): name for name, parameter in _parameters(model).items()}
+    names: dict[str, tuple[str, ...]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[name] = (first_names[id(parameter)],)
+    for name, meant in list(names.items()):
+        match = _PARAMETRISED.fullmatch(name)
+        if match:
+            tensor = f"{match[1] or ''}{match[2]}"
+            names[tensor] = names.get(tensor, ()) + meant
+    return names
+
+
+def _notes(model: nn.Module) -> dict[str, str]:
+    """What else a parameter is called."""
+    others: dict[str, list[str]] = {}
+    for name, meant in _names(model).items():
+        for parameter in meant:
+            if parameter != name:
+                others.setdefault(parameter, []).append(name)
+    return {parameter: f", also {', '.join(names)}" for parameter, names in others.items()}
 
 
 def _full(parameter: Tensor) -> Tensor:
@@ -358,7 +491,7 @@ def _slice(name: str, parameter: Tensor, index: Index) -> Tensor:
 
 def _names_of_heads(model: nn.Module) -> list[str]:
     counts = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in unwrapped(model).named_parameters():
         match = _QUERIES.fullmatch(name)
         if match and parameter.dim() == 3:
             counts[int(match[1])] = parameter.shape[0]
@@ -395,6 +528,12 @@ def _frozen(index: Index) -> tuple[Any, ...]:
             f"join selections with parameters(…) | parameters(…)."
         )
     return tuple(parts)
+
+
+def _is_index(part: object) -> bool:
+    if isinstance(part, list):
+        return bool(part) and all(type(number) is int for number in part)
+    return isinstance(part, int | slice) and not isinstance(part, bool)
 
 
 def _thawed(index: tuple[Any, ...]) -> Index:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from tiny import SHORT, square, tiny_model, tiny_tokens
 from torch import nn
 
 import rllc
+from rllc.arguments import HOMES
 from rllc.errors import InputError
 
 MODEL, DATA = nn.Linear(2, 1), torch.randn(8, 2)
@@ -41,6 +42,18 @@ MODEL, DATA = nn.Linear(2, 1), torch.randn(8, 2)
         (lambda: rllc.control(MODEL, DATA, epsilon=1.0), r"rllc\.sgld\(lr=…\)"),
         (lambda: rllc.track("folder", DATA, sampeling=None), "did you mean 'sampling'"),
         (lambda: rllc.Tracker(DATA, at_step=[1]), "did you mean 'at_steps'"),
+        (lambda: rllc.Sampling(burnin=10), "'burnin'; did you mean 'num_burnin_steps'"),
+        (
+            lambda: rllc.track("run", DATA, num_chains=2),
+            r"track: .* pass sampling=rllc\.Sampling\(num_chains=…\)",
+        ),
+        (lambda: rllc.track("run", DATA, model=MODEL), "'model'; did you mean 'into'"),
+        (lambda: rllc.calibrate(MODEL, DATA, losss=None), "'losss'; did you mean 'loss'"),
+        (lambda: rllc.resolution(MODEL, DATA, smapler=None), "'smapler'; did you mean 'sampler'"),
+        (lambda: rllc.sweep_cost("run", DATA, n_jobs=3), r"pass compute=rllc\.Compute\(executor="),
+        (lambda: rllc.Compute(gpu=True), "Compute: .* 'gpu'; known: 'device'"),
+        (lambda: rllc.Limits(max_rhatt=1), "Limits: .* 'max_rhatt'; did you"),
+        (lambda: rllc.parameters("*", idx=3), "parameters: .*did you mean 'index'"),
     ],
 )
 def test_unknown_arguments_are_told_where_to_go(call: Any, message: str) -> None:
@@ -127,3 +140,14 @@ def test_a_step_hands_out_parameters_by_name() -> None:
                     for name, mask in masks.items():
                         kept = model.get_parameter(name)[~mask]
                         assert moved[name][~mask].equal(kept)
+
+
+def test_the_homes_of_settings_are_those_of_their_classes() -> None:
+    for argument, kind in (("sampling", rllc.Sampling), ("compute", rllc.Compute)):
+        _, names = HOMES[argument]
+        assert list(names) == [field.name for field in fields(kind)]
+
+
+def test_settings_can_still_be_replaced() -> None:
+    assert replace(rllc.Sampling(), num_draws=7) == rllc.Sampling(num_draws=7)
+    assert rllc.Sampling.__name__ == "Sampling"

@@ -56,7 +56,7 @@ HEAVY = {
     "distributed",
 }
 NUMBERS = {"torch", "numpy"}
-LEAVES = {"errors", "files", "seeds"}
+LEAVES = {"arguments", "errors", "files", "same", "seeds", "wrappers"}
 
 
 def imports(module: str, *, typing: bool = False, lazy: bool = True) -> Iterator[str]:
@@ -137,6 +137,9 @@ def test_errors_seeds_names_and_files_know_nothing() -> None:
     assert known("rllc.threads") == set()
     assert known("rllc.files") <= {"errors"}
     assert known("rllc.names") <= {"errors", "weights"}
+    assert known("rllc.wrappers") <= {"errors"}
+    assert known("rllc.arguments") <= {"errors"}
+    assert known("rllc.same") == set()
     assert outside("rllc.errors") == set()
 
 

@@ -131,6 +131,16 @@ def test_a_trace_and_its_running_mean(draws: rllc.Draws) -> None:
     assert mean.get_ydata()[-1] == pytest.approx(values.mean())
 
 
+def test_the_traces_of_an_estimate_are_those_of_its_draws(draws, estimate, trajectory) -> None:
+    lines = [rllc.plot_traces(result, "1:0", "code").lines for result in (draws, estimate)]
+    for one, other in zip(*lines, strict=True):
+        assert np.array_equal(one.get_ydata(), other.get_ydata())
+    with pytest.raises(rllc.InputError, match="without its draws, as those of a trajectory"):
+        rllc.plot_traces(trajectory.at(0), "1:0", "code")
+    with pytest.raises(rllc.InputError, match=r"rllc.Draws or rllc.Estimate, got Trajectory"):
+        rllc.plot_traces(trajectory)
+
+
 def crosses(ax: Any) -> list[Any]:
     return [line for line in ax.lines if line.get_marker() == "x"]
 

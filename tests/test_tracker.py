@@ -66,6 +66,29 @@ def test_it_takes_up_its_file_and_does_not_estimate_again(tmp_path, monkeypatch)
         make_tracker(path=path, sampling=replace(SHORT, seed=1))
 
 
+def test_weights_are_added_to_its_file(tmp_path) -> None:
+    """At steps that are called again the new ones alone are estimated; at others, none."""
+    path = tmp_path / "t.npz"
+    first = make_tracker(path=path, weights=rllc.parameters("bias"))
+    for step in (0, 1):
+        first(step, linear(step))
+    more = make_tracker(path=path, weights=[rllc.parameters("weight"), rllc.parameters("bias")])
+    for step in (1, 2):
+        returned = more(step, linear(step))
+        for name in ("weight", "bias"):
+            expected = estimate(linear(step), rllc.parameters(name))
+            assert returned[name].value == pytest.approx(expected[name].value, rel=1e-5)
+    for trajectory in (more.trajectory, rllc.Trajectory.load(path)):
+        assert trajectory.steps == (0, 1, 2)
+        assert trajectory.weights == ("weight", "bias")
+        assert np.isnan(trajectory.value).tolist() == [[True, False], [False] * 2, [False] * 2]
+        assert trajectory.status[0][0] == "missing"
+    assert more.trajectory.at(0)["bias"].value == first.estimates[0]["bias"].value
+    again = make_tracker(path=path, weights=[rllc.parameters("weight"), rllc.parameters("bias")])
+    expected = estimate(linear(0), rllc.parameters("weight"))
+    assert again(0, linear(0))["weight"].value == pytest.approx(expected["weight"].value, rel=1e-5)
+
+
 def test_it_refuses_a_file_of_other_weights_or_data(tmp_path) -> None:
     path = tmp_path / "t.npz"
     make_tracker(path=path)(0, linear(0))

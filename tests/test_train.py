@@ -654,7 +654,7 @@ def test_resume_false(tmp_path):
             r"`checkpoints` must hold whole numbers from 0 to `num_steps` = 12, got 13",
         ),
         ({"checkpoints": [0.5]}, r"`checkpoints` must hold whole numbers .* got 0\.5"),
-        ({"batch_size": 0}, r"`batch_size` must be at least 1, got 0"),
+        ({"batch_size": 0}, r"`batch_size` must be a whole number of at least 1, got 0"),
         ({"batch_size": 21}, r"a batch of 21 rows needs at least as many rows, got 20"),
         (
             {"config": {"n_layers": 2}},

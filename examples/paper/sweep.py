@@ -70,7 +70,8 @@ def chosen_checkpoints(settings: Settings, seed: int) -> list[rllc.Checkpoint]:
     checkpoints = rllc.checkpoints(settings.folder(seed) / "checkpoints")
     count = min(settings.checkpoints, len(checkpoints))
     # Step 0 has no logarithm; half a step stands for it.
-    log_steps = np.log(np.maximum([checkpoint.step for checkpoint in checkpoints], 0.5))
+    steps = np.array([checkpoint.step for checkpoint in checkpoints], dtype=float)
+    log_steps = np.log(np.maximum(steps, 0.5))
     chosen = {0}
     for target in np.linspace(log_steps[-1], log_steps[1], count - 1):
         others = set(range(len(checkpoints))) - chosen

@@ -28,6 +28,7 @@ from rllc.refinement import DataLike, WeightsLike
 from rllc.samplers import sgld
 from rllc.sampling import Sampling, check_counts
 from rllc.seeds import generator, stable_hash
+from rllc.wrappers import unwrapped
 
 Labels = Literal["model", "data"] | Callable[[nn.Module, Any, Generator], Any]
 """Where labels come from; see :func:`rllc.analysis.curvature.fisher_trace`."""
@@ -241,7 +242,8 @@ def surfaces(
     """
     with _errors_say(doing):
         arguments(model, loss, None, None)
-        refinements = refinement.product(weights, data)
+        model = unwrapped(model)
+        refinements = refinement.product(weights, data, model)
         masks = check(model, loss, refinements, sgld(), Sampling(batch_size=1))
         bound = ModuleLoss(model, next_token if loss is None else loss)
         batches = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rllc.errors import InputError
+from rllc.errors import InputError, first_line
 from rllc.loss import LossFunction
 from rllc.losses import Distillation
 
@@ -37,14 +37,19 @@ def on_device(
         )
     try:
         chosen = parameter.device if device is None else torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(
             f"Compute: `device` must be such as 'cpu' or 'cuda', got {device!r}."
         ) from error
     _check_there(chosen)
-    if isinstance(loss, Distillation):
-        loss = Distillation(_moved(loss.generator, chosen))
-    model = _moved(model, chosen)
+    try:
+        if isinstance(loss, Distillation):
+            loss = Distillation(_moved(loss.generator, chosen))
+        model = _moved(model, chosen)
+    except (RuntimeError, AssertionError) as error:  # torch has no such device, or no memory there
+        raise InputError(
+            f"Compute: the model cannot be put on `device` = {device!r}: {first_line(error)}."
+        ) from error
     return model, loss, next(model.parameters()).device
 
 

@@ -5,43 +5,79 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypedDict, TypeVar
 
-from rllc.errors import FileError, nearest
+from rllc.errors import FileError, InputError, first_line, nearest
+from rllc.models.steps import STATE_DICTS
 
 T = TypeVar("T")
 
-STATE_DICTS = (".pth", ".pt", ".safetensors")
-"""How files end that hold one state dict."""
-
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
-_DEPTHS = ("*", "*/*", "checkpoints/*/*")
+_DEPTHS = ("*", "*/*", "*/*/*")
 """As deep as checkpoints are in a folder. What lies deeper may be large."""
+
+
+class HubOptions(TypedDict, total=False):
+    """What is passed on to the hub's client, with its names and meanings."""
+
+    revision: str
+    """A branch, tag or commit; a pattern such as ``"stage1-*"`` chooses among the revisions of a
+    repository that has one a step."""
+    subfolder: str
+    """Where in the repository, or in the local folder, the checkpoints are."""
+    cache_dir: str
+    token: str | bool
+
+
+def check_options(what: str, options: HubOptions) -> None:
+    """Refuse a misspelt option, or one of another kind."""
+    kinds: dict[str, Any] = dict.fromkeys(HubOptions.__annotations__, str)
+    kinds["cache_dir"] = (str, Path)
+    kinds["token"] = (str, bool)
+    for name, value in options.items():
+        if name not in kinds:
+            raise InputError(f"{what}: there is no argument `{name}`; {nearest(name, kinds)}")
+        if value is not None and not isinstance(value, kinds[name]):
+            raise InputError(
+                f"{what}: `{name}` is passed on to the Hugging Face hub and must be a text, got "
+                f"{type(value).__name__}."
+            )
 
 
 class Hub:
     """One repository of the Hugging Face hub, and the only use of a network in this package.
 
     Tests put a folder in its place.
+
+    Args:
+        repository: its id.
+        cache_dir: where the client keeps what it downloads; ``None``: where it usually does.
+        token: of the user; ``None``: the one that is stored on this machine.
     """
 
-    def __init__(self, repository: str) -> None:
+    def __init__(
+        self, repository: str, cache_dir: str | None = None, token: str | bool | None = None
+    ) -> None:
         self.repository = repository
+        self.of_cache: dict[str, Any] = {} if cache_dir is None else {"cache_dir": cache_dir}
+        self.of_user: dict[str, Any] = {} if token is None else {"token": token}
 
     def revisions(self) -> list[str]:
         """Names of branches and tags, each once."""
         import huggingface_hub
 
-        refs = self._ask(lambda: huggingface_hub.list_repo_refs(self.repository))
+        refs = self._ask(lambda: huggingface_hub.list_repo_refs(self.repository, **self.of_user))
         names = [ref.name for ref in [*refs.branches, *refs.tags]]
         return list(dict.fromkeys(names))
 
-    def files(self) -> list[str]:
-        """Names of the files of the main revision, with ``/`` between folders."""
+    def files(self, revision: str | None = None) -> list[str]:
+        """Names of the files of a revision (``None``: the main one), ``/`` between folders."""
         import huggingface_hub
 
-        return self._ask(lambda: huggingface_hub.list_repo_files(self.repository))
+        options: dict[str, Any] = {} if revision is None else {"revision": revision}
+        options |= self.of_user
+        return self._ask(lambda: huggingface_hub.list_repo_files(self.repository, **options))
 
     def fetch(self, revision: str | None, patterns: list[str]) -> Path:
         """Download the files that match ``patterns``, unless they are cached.
@@ -53,7 +89,11 @@ class Hub:
 
         folder = self._ask(
             lambda: huggingface_hub.snapshot_download(
-                self.repository, revision=revision, allow_patterns=patterns
+                self.repository,
+                revision=revision,
+                allow_patterns=patterns,
+                **self.of_cache,
+                **self.of_user,
             )
         )
         return Path(folder)
@@ -65,7 +105,11 @@ class Hub:
 
         try:
             snapshot = huggingface_hub.snapshot_download(
-                self.repository, revision=revision, allow_patterns=patterns, local_files_only=True
+                self.repository,
+                revision=revision,
+                allow_patterns=patterns,
+                local_files_only=True,
+                **self.of_cache,
             )
         except LocalEntryNotFoundError:
             return set()
@@ -84,7 +128,8 @@ class Hub:
         """
         import huggingface_hub
 
-        cache = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE)
+        usual = huggingface_hub.constants.HF_HUB_CACHE
+        cache = huggingface_hub.scan_cache_dir(self.of_cache.get("cache_dir", usual))
         revisions = [revision for repository in cache.repos for revision in repository.revisions]
         cached = [file for revision in revisions for file in revision.files]
         kept_blobs = {file.blob_path for file in cached if file.file_path not in files}
@@ -99,12 +144,13 @@ class Hub:
         try:
             return request()
         except Exception as error:
-            # The client raises its own errors, the operating system's and its HTTP library's.
+            # The client raises its own errors, the operating system's and its HTTP library's, one
+            # from the other: pages of them, above the one line that helps.
             raise FileError(
                 f"asking the Hugging Face hub for {self.repository!r}: {type(error).__name__}: "
-                f"{error}. There is no local file or folder of that name either; for a local one, "
-                f"check the path."
-            ) from error
+                f"{first_line(error).rstrip('.')}. There is no local file or folder of that name "
+                f"either; for a local one, check the path."
+            ) from None
 
 
 class Folder:
@@ -117,7 +163,7 @@ class Folder:
         """None: a folder holds one version of its files."""
         return []
 
-    def files(self) -> list[str]:
+    def files(self, revision: str | None = None) -> list[str]:
         """Names of the files, with ``/`` between folders, as deep as checkpoints can be."""
         paths = [path for depth in _DEPTHS for path in self.path.glob(depth)]
         return [path.relative_to(self.path).as_posix() for path in paths if path.is_file()]
@@ -132,7 +178,9 @@ def is_on_hub(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None and not Path(source).exists()
 
 
-def place_of(source: str) -> Folder | Hub:
+def place_of(
+    source: str, cache_dir: str | None = None, token: str | bool | None = None
+) -> Folder | Hub:
     """The folder or repository that a source names.
 
     Raises:
@@ -142,7 +190,7 @@ def place_of(source: str) -> Folder | Hub:
     if path.is_dir():
         return Folder(path)
     if _HUB_ID.fullmatch(source) and not source.endswith(STATE_DICTS):
-        return Hub(source)
+        return Hub(source, cache_dir, token)
     hint = ""
     if path.parent.is_dir():
         neighbours = sorted(neighbour.name for neighbour in path.parent.iterdir())

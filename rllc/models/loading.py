@@ -8,20 +8,42 @@ with random numbers and go on.
 from __future__ import annotations
 
 import contextlib
+import copy
 import operator
 import os
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rllc.errors import FileError, InputError
-from rllc.models import reading
-from rllc.models.checkpoints import Checkpoint, checkpoints, step_in_name, weight_files
-from rllc.models.transformer_lens import Positions, infer_config, without_buffers
+from rllc.errors import FileError, InputError, first_line, must_be
+from rllc.files import load_arrays
+from rllc.models import hub, reading
+from rllc.models.checkpoints import (
+    Checkpoint,
+    CheckpointsLike,
+    Into,
+    Positions,
+    check_into,
+    check_positions,
+    checkpoints,
+    state_of,
+    weight_files,
+)
+from rllc.models.filling import fill, module_of
+from rllc.models.hub import HubOptions
+from rllc.models.likelihood import check_loss
+from rllc.models.reading import Contents
+from rllc.models.transformer_lens import (
+    infer_config,
+    is_configuration,
+    is_transformer_lens,
+    without_buffers,
+)
+from rllc.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,63 +52,84 @@ if TYPE_CHECKING:
 
 
 def load(
-    source: str | os.PathLike[str] | Checkpoint,
+    source: CheckpointsLike,
     step: int | None = None,
     *,
     positions: Positions | None = None,
-    into: PreTrainedModel | None = None,
+    into: Into | None = None,
     device: torch.device | str | None = None,
-) -> PreTrainedModel:
-    """A model from a checkpoint: float32, in eval mode, every tensor accounted for, none folded.
+    tokens: Any = None,
+    allow: bool = False,
+    **options: Unpack[HubOptions],
+) -> Any:
+    """A model from a checkpoint: in eval mode, every tensor accounted for, none folded.
 
-    >>> model = load("timaeus/tetrahedron-3m-og", step=8500)                      # doctest: +SKIP
+    >>> model = load("timaeus/tetrahedron-3m-og", 8500, positions="shortformer")  # doctest: +SKIP
     >>> for checkpoint in checkpoints("runs/seed0"):                              # doctest: +SKIP
     ...     model = load(checkpoint, into=model)
 
-    Torch's global random state is left as it was. Where training recorded SHA-256 sums
-    (``sha256.json`` in a step's folder) they are verified: a flipped byte in a safetensors file
-    would load without a word.
+    Models of this package and of transformers are float32. Torch's global random state is left as
+    it was. Where training recorded SHA-256 sums (``sha256.json`` in a step's folder) they are
+    verified: a flipped byte in a safetensors file would load without a word.
 
     Args:
         source: a :class:`Checkpoint`, or a folder, state dict or hub id as in :func:`checkpoints`.
         step: which one; by default the last. In a long sweep list once and pass each
             ``Checkpoint``: finding a step in a hub repository asks the hub.
-        positions: ``"shortformer"`` or ``"standard"``, for TransformerLens state dicts, which do
-            not say it; by default ``"shortformer"``, the paper's. What the shapes do say is
+        positions: ``"shortformer"`` or ``"standard"``, for TransformerLens state dicts without
+            their configuration, which do not say it. There is no default, because a model of one
+            kind loads as the other without a word, and is wrong. A configuration is read where
+            there is one: ``cfg`` in the file, ``config.json`` beside it. What the shapes say is
             inferred: sizes from ``embed.W_E [d_vocab, d_model]``, ``pos_embed.W_pos [n_ctx,
             d_model]`` and ``blocks.0.attn.W_Q [head, d_model, d_head]``, layers from the names.
-            ``layer_norm_eps`` is TransformerLens's 1e-5. Where a config.json says it, it must
-            agree.
-        into: a model of the same configuration, whose memory is filled and which is returned. If
-            anything is wrong with the checkpoint, its weights stay as they were.
+        into: a module that the state dict is put into, in its own memory, and which is returned;
+            or a function without arguments that makes one. Names may have one of the prefixes
+            ``module.``, ``_orig_mod.``, ``model.`` more than its own. If anything is wrong with the
+            checkpoint, its weights stay as they were. A model of transformers must be of the same
+            configuration as the checkpoint, where that has one.
         device: where the model is put; by default the CPU, or where ``into`` is.
+        tokens: rows of token ids ``[row, pos]``. The model's loss on them is printed, and one that
+            is no better than their unigram entropy is refused: such a model was loaded wrongly, or
+            was not trained.
+        allow: accept such a loss, as of the first steps of a training run.
+        options: ``revision``, ``subfolder``, ``cache_dir``, ``token`` for the Hugging Face hub.
 
     Raises:
-        InputError: there is no such step, ``into`` has another configuration, or ``positions``
-            contradicts config.json.
+        InputError: there is no such step, ``into`` has another configuration, ``positions`` is
+            needed or contradicts the configuration, or the loss on ``tokens`` is too high.
         FileError: the checkpoint is missing, truncated or damaged, holds code or other objects
             besides tensors, or a tensor is missing, unexpected, misshaped or not finite.
     """
-    path = _choose(source, step).path()
-    if path.name == "model.safetensors" and path.with_name("config.json").is_file():
-        # Its configuration is beside it and need not be inferred.
-        path = path.parent
-    model: Any
+    check_into("load", into)
+    check_positions("load", positions)
+    must_be("load", "allow", allow, isinstance(allow, bool), "True or False")
+    checkpoint = _choose(source, step, options)
     # Building a model draws its initial weights.
     with torch.random.fork_rng(devices=[]):
-        if path.is_file():
-            model = _load_state_dict(path, positions, into)
-        else:
-            model = _load_folder(path, positions, into)
+        model = _load(checkpoint, positions or checkpoint.positions, into)
     if device is not None:
-        model = model.to(device)
-    return model.eval()
+        model = _on(model, device)
+    model = model.eval()
+    if tokens is not None:
+        check_loss(model, tokens, allow)
+    return model
+
+
+def _on(model: nn.Module, device: torch.device | str) -> nn.Module:
+    right = isinstance(device, str | torch.device)
+    must_be("load", "device", device, right, "such as 'cpu' or 'cuda'")
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch knows no such device, or has none
+        raise InputError(
+            f"load: the model cannot be put on `device` = {device!r}: {first_line(error)}."
+        ) from error
 
 
 # Which checkpoint.
 
 
-def _choose(source: str | os.PathLike[str] | Checkpoint, step: int | None) -> Checkpoint:
+def _choose(source: CheckpointsLike, step: int | None, options: HubOptions) -> Checkpoint:
     if isinstance(source, Checkpoint):
         if step is not None and step != source.step:
             raise InputError(
@@ -94,13 +137,19 @@ def _choose(source: str | os.PathLike[str] | Checkpoint, step: int | None) -> Ch
                 f"`step`."
             )
         return source
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike | Mapping | list | tuple):
         raise InputError(
             f"load: `source` must be a path, a hub id or a Checkpoint, got {type(source).__name__}."
         )
-    listed = checkpoints(source)
+    if isinstance(source, str | os.PathLike):
+        _refuse_results(Path(source))
+    hub.check_options("load", options)
+    listed = checkpoints(source, **options)
+    if not listed:
+        raise InputError("load: the list of checkpoints is empty.")
     if step is None:
         return listed[-1]
+    must_be("load", "step", step, not isinstance(step, bool), "a whole number")
     try:
         wanted = operator.index(step)
     except TypeError:
@@ -109,16 +158,14 @@ def _choose(source: str | os.PathLike[str] | Checkpoint, step: int | None) -> Ch
 
 
 def _of_step(source: object, listed: list[Checkpoint], step: int) -> Checkpoint:
-    first = listed[0]
-    is_whole_source = first.revision is None and first.file is None
-    if is_whole_source and step_in_name(first.source) is None:
+    if listed[0].step is None:
         raise InputError(
             f"load: {source} holds one model and does not say of which step; drop `step={step}`."
         )
     for checkpoint in listed:
         if checkpoint.step == step:
             return checkpoint
-    steps = [checkpoint.step for checkpoint in listed]
+    steps = [checkpoint.step for checkpoint in listed if checkpoint.step is not None]
     nearest_steps = sorted(sorted(steps, key=lambda other: abs(other - step))[:3])
     raise InputError(
         f"load: {source} has no step {step}; the nearest are {', '.join(map(str, nearest_steps))} "
@@ -126,20 +173,155 @@ def _of_step(source: object, listed: list[Checkpoint], step: int) -> Checkpoint:
     )
 
 
+def _refuse_results(path: Path) -> None:
+    """Say what an ``.npz`` is. Models are in none."""
+    if path.suffix != ".npz" or not path.is_file():
+        return
+    _, header = load_arrays(path)
+    kind = header.get("kind", "arrays")
+    advice = f"; type {kind}.load({str(path)!r})" if kind.startswith("rllc.") else ""
+    raise FileError(f"loading {path}: expected a model, but it holds {kind}{advice}.")
+
+
 # From files to a model.
 
 
-def _load_state_dict(
-    path: Path, positions: Positions | None, into: PreTrainedModel | None
-) -> PreTrainedModel:
-    state = without_buffers(reading.read_tensors(path))
-    config = infer_config(path, state, positions or "shortformer")
-    return _fill(config, state, into, path)
+def _load(checkpoint: Checkpoint, positions: Positions | None, into: Into | None) -> Any:
+    if into is None and isinstance(checkpoint.weights, nn.Module):
+        return _copied(checkpoint.weights)
+    module = None
+    if into is not None:
+        module = module_of(into)
+    elif isinstance(checkpoint.into, nn.Module):
+        module = _copied(checkpoint.into)
+    elif checkpoint.into is not None:
+        module = module_of(checkpoint.into)
+    if checkpoint.weights is not None:
+        state = state_of(checkpoint.weights)
+        return _from_state(str(checkpoint), Contents(state, None), None, positions, module)
+    path = checkpoint.path()
+    if path.name == "model.safetensors" and path.with_name("config.json").is_file():
+        # Its configuration is beside it and need not be inferred.
+        path = path.parent
+    if path.is_file():
+        reading.check_sums(path.parent, [path])
+        contents = reading.read_contents(path)
+        config = checkpoint.config_file(path)
+        return _from_state(path, contents, config, positions, module)
+    if (path / "config.json").is_file() and (module is None or _is_pretrained(module)):
+        return _load_folder(path, positions, module)
+    files = weight_files(path)
+    reading.check_sums(path, files)
+    state = {}
+    for file in files:
+        state |= reading.read_tensors(file)
+    return _from_state(path, Contents(state, None), None, positions, module)
 
 
-def _load_folder(
-    path: Path, positions: Positions | None, into: PreTrainedModel | None
-) -> PreTrainedModel:
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(unwrapped(module))
+    except RuntimeError as error:  # it keeps a result of a calculation
+        raise InputError(
+            f"load: the {type(module).__name__} cannot be copied ({error}); give a function that "
+            f"makes one."
+        ) from error
+
+
+def _is_pretrained(module: nn.Module) -> bool:
+    from transformers import PreTrainedModel
+
+    return isinstance(unwrapped(module), PreTrainedModel)
+
+
+def _from_state(
+    path: Path | str,
+    contents: Contents,
+    config_file: Path | None,
+    positions: Positions | None,
+    module: nn.Module | None,
+) -> Any:
+    """A model from tensors by name, and from what is said of it beside them.
+
+    Args:
+        path: where they come from.
+        contents: tensors, and a configuration of the same file.
+        config_file: a ``config.json`` about them.
+        positions: as they were given.
+        module: what is filled; ``None``: what the configuration, or the names, tell.
+    """
+    from rllc.models.attention_only import AttentionOnly, AttentionOnlyConfig
+
+    settings: Mapping[str, Any] | None = contents.config
+    if config_file is not None and not is_configuration(settings):
+        settings = reading.read_json(config_file)
+    is_own = module is not None and not isinstance(unwrapped(module), AttentionOnly)
+    if is_own or (module is not None and not is_configuration(settings)):
+        assert module is not None
+        state = contents.state if is_own else without_buffers(contents.state)
+        fill(module, state, path)
+        return module
+    kind = None if settings is None else settings.get("model_type")
+    if kind == AttentionOnlyConfig.model_type:
+        assert settings is not None
+        config = _config_of(Path(path), settings, positions)
+        return _fill(config, without_buffers(contents.state), module, Path(path))
+    if is_transformer_lens(contents.state):
+        state = without_buffers(contents.state)
+        said = settings if is_configuration(settings) else None
+        config = infer_config(Path(path), state, positions, said)
+        return _fill(config, state, module, Path(path))
+    if kind is not None and config_file is not None:
+        module = _built(config_file)
+        fill(module, contents.state, path)
+        return module
+    names = ", ".join(list(contents.state)[:3])
+    raise FileError(
+        f"loading {path}: no config.json; expected a folder that save_pretrained wrote, or "
+        f"TransformerLens's names. Of a state dict with the names {names}, … it cannot be known "
+        f"which model it is: type into=model, with a module like the one it was saved from, or "
+        f"a function that makes one."
+    )
+
+
+def _built(config_file: Path) -> nn.Module:
+    """A model of transformers with the configuration of a file, its weights as they start."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(
+            config_file.parent, local_files_only=True, trust_remote_code=False
+        )
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False).float()
+    except Exception as error:
+        raise FileError(
+            f"loading {config_file}: {type(error).__name__}: {error}; type into=model."
+        ) from error
+
+
+def _config_of(
+    path: Path, settings: Mapping[str, Any], positions: Positions | None
+) -> AttentionOnlyConfig:
+    """The configuration that a ``config.json`` of an AttentionOnly says."""
+    from rllc.models.attention_only import AttentionOnlyConfig
+
+    try:
+        config = AttentionOnlyConfig.from_dict(dict(settings))
+    except Exception as error:
+        # transformers and huggingface_hub validate, each with errors of its own.
+        raise FileError(
+            f"loading {path}: config.json is not a configuration of AttentionOnly: {error}"
+        ) from error
+    if positions not in (None, config.positions):
+        raise InputError(
+            f"load: `positions` is {positions!r}, but the config.json in {path} says "
+            f"{config.positions!r}; drop `positions`."
+        )
+    return config
+
+
+def _load_folder(path: Path, positions: Positions | None, module: nn.Module | None) -> Any:
+    into: Any = None if module is None else unwrapped(module)
     settings = reading.read_json(path / "config.json")
     weights = weight_files(path)
     reading.check_sums(path, weights)
@@ -152,23 +334,13 @@ def _load_folder(
                 f"load: `positions` is for attention-only models, and {path} is none; drop "
                 f"`positions`."
             )
-        return _load_transformers(path, into)
-    try:
-        config = AttentionOnlyConfig.from_dict(settings)
-    except Exception as error:
-        # transformers and huggingface_hub validate, each with errors of its own.
-        raise FileError(
-            f"loading {path}: config.json is not a configuration of AttentionOnly: {error}"
-        ) from error
-    if positions not in (None, config.positions):
-        raise InputError(
-            f"load: `positions` is {positions!r}, but the config.json in {path} says "
-            f"{config.positions!r}; drop `positions`."
-        )
+        loaded = _load_transformers(path, into)
+        return loaded if module is None else module
+    config = _config_of(path, settings, positions)
     state: dict[str, Tensor] = {}
     for file in weights:
         state |= reading.read_tensors(file)
-    return _fill(config, state, into, path)
+    return _fill(config, state, module, path)
 
 
 def _load_transformers(path: Path, into: PreTrainedModel | None) -> PreTrainedModel:
@@ -215,15 +387,15 @@ def _load_transformers(path: Path, into: PreTrainedModel | None) -> PreTrainedMo
 def _fill(
     config: AttentionOnlyConfig,
     state: Mapping[str, Tensor],
-    into: PreTrainedModel | None,
+    into: nn.Module | None,
     path: Path,
-) -> PreTrainedModel:
+) -> nn.Module:
     """An AttentionOnly with the tensors of ``state``, once they are what its parameters are."""
     from rllc.models.attention_only import AttentionOnly
 
+    model: Any = AttentionOnly(config) if into is None else unwrapped(into)
     if into is not None:
-        _check_into(into, config, AttentionOnly)
-    model = AttentionOnly(config) if into is None else into
+        _check_into(model, config, AttentionOnly)
     expected = _shapes(model.state_dict())
     shapes = _shapes(state)
     reading.check_tensors(
@@ -242,7 +414,7 @@ def _fill(
     in_float32 = {name: tensor.detach().float() for name, tensor in state.items()}
     reading.check_finite(path, in_float32)
     model.load_state_dict(in_float32)
-    return model
+    return model if into is None else into
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

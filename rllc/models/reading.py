@@ -10,7 +10,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,13 +23,34 @@ _SHOWN = 8
 """How many wrong tensors a message names."""
 
 
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "weights")
+"""What training loops call a state dict among the other things that they save: Lightning's
+``state_dict``, nanoGPT's ``model``, DeepSpeed's ``module``, …"""
+
+_CONFIGS = ("cfg", "config", "model_config", "hyper_parameters")
+"""What they call the model's configuration."""
+
+
+class Contents(NamedTuple):
+    """What a file of weights holds."""
+
+    state: dict[str, Tensor]
+    config: Mapping[str, Any] | None
+    """The configuration beside them, if there is one."""
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file or of a pickle that holds nothing else."""
+    """The tensors of a ``.safetensors`` file, or of a pickle with a state dict in it."""
+    return read_contents(path).state
+
+
+def read_contents(path: Path) -> Contents:
+    """The tensors of a file, and the configuration beside them."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            return Contents(load_file(path), None)
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise refused_pickle(path, error) from None
@@ -38,8 +59,47 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"loading {path}: the file is truncated, damaged or not a state dict "
             f"({type(error).__name__}: {error}). Copy or download it again."
         ) from error
+    config = _config_in(contents)
+    if isinstance(contents, Mapping) and not _is_state_dict(contents):
+        contents = _nested(path, contents)
     _check_state_dict(path, contents)
-    return dict(contents)
+    return Contents(dict(contents), config)
+
+
+def _config_in(contents: object) -> Mapping[str, Any] | None:
+    if not isinstance(contents, Mapping):
+        return None
+    for name in _CONFIGS:
+        if isinstance(contents.get(name), Mapping):
+            return contents[name]
+    return None
+
+
+def _is_state_dict(value: object) -> bool:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _nested(path: Path, contents: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The one state dict among other things; the contents themselves if there is none."""
+    known = [name for name in _NESTED if _is_state_dict(contents.get(name))]
+    if len(known) > 1:
+        raise FileError(
+            f"loading {path}: it holds several state dicts, {', '.join(map(repr, known))}; read "
+            f"the file yourself and give the one that you mean: {{step: state_dict}}."
+        )
+    if known:
+        return contents[known[0]]
+    others = [str(name) for name, value in contents.items() if _is_state_dict(value)]
+    if others:
+        raise FileError(
+            f"loading {path}: it holds state dicts under names that say not which is the model's: "
+            f"{', '.join(map(repr, others))}; expected one of "
+            f"{', '.join(map(repr, _NESTED))}. Read the file yourself and give the one that you "
+            f"mean: {{step: state_dict}}."
+        )
+    return contents
 
 
 def _check_state_dict(path: Path, contents: object) -> None:
@@ -51,6 +111,12 @@ def _check_state_dict(path: Path, contents: object) -> None:
             raise FileError(
                 f"{expected}, but {name!r} is {type(value).__name__}; save the model's "
                 f"state_dict() alone."
+            )
+        if type(value).__name__ in ("DTensor", "ShardedTensor") or "_flat_param" in name:
+            raise FileError(
+                f"{expected}, but {name!r} is a piece of a model under FSDP; save a full state "
+                f"dict (torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+                f"full_state_dict=True)."
             )
 
 
@@ -110,7 +176,7 @@ def check_sums(folder: Path, weights: Iterable[Path]) -> None:
 
 
 def check_tensors(
-    path: Path,
+    path: Path | str,
     expected: Mapping[str, tuple[int, ...]],
     missing: Iterable[str],
     unexpected: Iterable[str],
@@ -141,7 +207,7 @@ def check_tensors(
         raise FileError(f"loading {path}: its tensors are not the model's:\n  {listed}{more}")
 
 
-def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+def check_finite(path: Path | str, state: Mapping[str, Tensor]) -> None:
     """Raise if a number is not finite in float32."""
     for name, tensor in state.items():
         num_bad = tensor.numel() - int(torch.isfinite(tensor).sum())

@@ -32,8 +32,8 @@ def losses_on(
             ℓ(v) over the draws of each chain.
 
     Returns:
-        An observable with axes ``row, pos``; one position where the loss gives one number a row. NaN
-        where nothing is predicted, as at padding.
+        An observable with axes ``row, pos``; one position where the loss gives one number a row.
+        NaN where nothing is predicted, as at padding.
 
     Raises:
         InputError: ``rows`` is not one data set.

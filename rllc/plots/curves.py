@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rllc.draws import Draws
-from rllc.errors import InputError, nearest
+from rllc.errors import InputError, must_be, nearest
+from rllc.estimate import Estimate
 from rllc.faults import Fault
 from rllc.plots.figures import (
     COLORS,
@@ -68,6 +69,10 @@ def plot_trajectory(
         InputError: no such data, several data sets and none chosen, another number of Axes than of
             layers, or groups of other weights.
     """
+    right = isinstance(trajectory, Trajectory)
+    must_be("plot_trajectory", "trajectory", trajectory, right, "what rllc.track gave")
+    if data is not None:
+        must_be("plot_trajectory", "data", data, isinstance(data, str), "a data set's name")
     rows = rows_of_data(trajectory.data, data, "plot_trajectory")
     all_names = [trajectory.weights[row] for row in rows]
     groups = groups_by_name("plot_trajectory", all_names, groups)
@@ -169,6 +174,8 @@ def plot_resolution(
         ax: where to draw; ``None`` makes a figure.
         simultaneous: whether the bands hold together with 95 % at all nβ of all lines.
     """
+    right = isinstance(resolution, Resolution)
+    must_be("plot_resolution", "resolution", resolution, right, "what rllc.resolution gave")
     ax = new_axes(ax, width=5.0)
     several_data = len(set(resolution.data)) > 1
     pairs = zip(resolution.weights, resolution.data, strict=True)
@@ -240,7 +247,10 @@ def _shade_prior(ax: Axes, resolution: Resolution) -> None:
 
 
 def plot_traces(
-    draws: Draws, weights: str | None = None, data: str | None = None, ax: Axes | None = None
+    draws: Draws | Estimate,
+    weights: str | None = None,
+    data: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw nβ (loss − baseline) at every draw, one thin line a chain, with its running mean.
 
@@ -249,17 +259,31 @@ def plot_traces(
     >>> ax = plot_traces(draws, "1:6")                                             # doctest: +SKIP
 
     Args:
-        draws: what :func:`rllc.sample` gave.
+        draws: what :func:`rllc.sample` or :func:`rllc.estimate` gave.
         weights: which weights; may be left out when there is one refinement.
         data: which data; may be left out when these weights have one.
         ax: where to draw; ``None`` makes a figure.
 
     Raises:
-        InputError: no such refinement, or several and none chosen.
+        InputError: no such refinement, or several and none chosen; an estimate without its draws.
     """
+    if not isinstance(draws, Draws | Estimate):
+        raise InputError(
+            f"plot_traces: expected rllc.Draws or rllc.Estimate, got {type(draws).__name__}."
+        )
+    for name, value in (("weights", weights), ("data", data)):
+        right = value is None or isinstance(value, str)
+        must_be("plot_traces", name, value, right, "a name, or left out")
+    if draws.llc is None:
+        raise InputError(
+            "plot_traces: this estimate is without its draws, as those of a trajectory are; pass "
+            "what rllc.sample, rllc.estimate or Sweep.draws gave."
+        )
     row = _row_of(draws, weights, data)
+    # A refinement that reached its target_se has NaN behind its last draw.
+    num_draws = int(np.isfinite(draws.llc[row]).any(axis=0).sum())
     ax = new_axes(ax, width=5.0)
-    for chain, values in enumerate(draws.llc[row, :, : draws.lengths[row]]):
+    for chain, values in enumerate(draws.llc[row, :, :num_draws]):
         draw_numbers = np.arange(1, len(values) + 1)
         running_mean = np.cumsum(values) / draw_numbers
         color = COLORS[chain % len(COLORS)]
@@ -273,7 +297,7 @@ def plot_traces(
     return ax
 
 
-def _row_of(draws: Draws, weights: str | None, data: str | None) -> int:
+def _row_of(draws: Draws | Estimate, weights: str | None, data: str | None) -> int:
     pairs = list(zip(draws.weights, draws.data, strict=True))
     rows = []
     for row, (its_weights, its_data) in enumerate(pairs):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rllc.errors import InputError, nearest
+from rllc.errors import InputError, must_be, nearest
 from rllc.estimate import Estimate
 from rllc.plots.figures import (
     COLORS,
@@ -43,6 +43,8 @@ def plot_heads(estimate: Estimate, ax: Axes | None = None, *, simultaneous: bool
             twenty is expected to miss, so that of 16 heads some interval misses in half of all
             figures.
     """
+    right = isinstance(estimate, Estimate)
+    must_be("plot_heads", "estimate", estimate, right, "what rllc.estimate gave")
     weights = list(dict.fromkeys(estimate.weights))
     data = list(dict.fromkeys(estimate.data))
     ax = new_axes(ax, width=max(4.0, 1.5 + 0.45 * len(weights)))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rllc.errors import InputError
+from rllc.errors import InputError, is_real
 
 _LOCALIZATION = 200.0
 """The paper's γ, in force where neither ``localization`` nor ``prior`` is given."""
@@ -45,7 +45,7 @@ class Prior:
                 f"prior: `localization` must be a number from 0 on, got {self.localization!r}; "
                 f"the paper uses 200."
             )
-        if not self.half_width > 0:
+        if not is_real(self.half_width) or not self.half_width > 0:
             raise InputError(
                 f"prior: `half_width` must be positive, got {self.half_width!r}; it is how far "
                 f"each weight may go from w*, such as box(0.1)."

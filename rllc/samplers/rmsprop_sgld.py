@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rllc.errors import InputError
+from rllc.errors import InputError, is_real
 from rllc.samplers.law import Law
 from rllc.samplers.prior import Prior, chosen
 from rllc.samplers.sampler import Energy, Random, Sampler
@@ -127,12 +127,12 @@ class _Step:
 
 
 def _check(alpha: float, eps: float, num_adaptation_steps: int | None) -> None:
-    if not 0 < alpha < 1:
+    if not is_real(alpha) or not 0 < alpha < 1:
         raise InputError(
             f"rmsprop_sgld: `alpha` must be between 0 and 1, got {alpha!r}; "
             f"the literature uses 0.99."
         )
-    if not 0 < eps < float("inf"):
+    if not is_real(eps) or not 0 < eps < float("inf"):
         raise InputError(
             f"rmsprop_sgld: `eps` must be a positive number, got {eps!r}; the literature uses 0.1."
         )

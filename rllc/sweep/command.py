@@ -13,7 +13,6 @@ from typing import Any
 
 from rllc.data.tokens import Tokens
 from rllc.errors import FileError, InputError, RllcError, first_line, nearest
-from rllc.loss import LossFunction
 from rllc.models.checkpoints import Checkpoint
 from rllc.models.checkpoints import checkpoints as checkpoints_of
 from rllc.samplers import from_settings
@@ -29,6 +28,8 @@ _SPEC = """the sweep, as JSON, paths being relative to it; only the first three 
  "weights": "heads" or "everything" or ["0:1", "1:6"], "steps": [0, 100, 200],
  "sampler": {"sampler": "sgld", "lr": 0.001, "localization": 200.0},
  "sampling": {"num_chains": 4, "num_draws": 200}, "loss": "module:function",
+ "into": "module:function", which makes a module for state dicts of your own, or
+ "positions": "standard" for those of TransformerLens,
  "keep_states": true, "delete_downloads": false};
 data are files that rllc.Tokens.save wrote"""
 
@@ -39,7 +40,8 @@ _ARRAY = (
 
 _NEEDED = ("checkpoints", "data", "store")
 _OF_STORE = ("keep_states", "delete_downloads")
-_FIELDS = (*_NEEDED, "weights", "steps", "sampler", "sampling", "loss", *_OF_STORE)
+_OPTIONAL = ("weights", "steps", "sampler", "sampling", "loss", "into", "positions")
+_FIELDS = (*_NEEDED, *_OPTIONAL, *_OF_STORE)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,11 +105,12 @@ def read_spec(path: Path, compute: Compute) -> Request:
         _read_checkpoints(path, spec),
         {name: Tokens.load(folder / file) for name, file in spec["data"].items()},
         _read_weights(path, spec.get("weights", "everything")),
-        loss=_read_loss(spec.get("loss")),
+        loss=_read_function("loss", spec.get("loss")),
         sampler=sampler,
         sampling=sampling,
         store=Store(folder / spec["store"], **switches),
         compute=compute,
+        into=_read_function("into", spec.get("into")),
     )
 
 
@@ -137,7 +140,8 @@ def _read_fields(path: Path) -> Mapping[str, Any]:
 def _read_checkpoints(path: Path, spec: Mapping[str, Any]) -> Sequence[Checkpoint]:
     """Return the checkpoints of a folder beside the file, or else of a hub repository."""
     source = path.absolute().parent / spec["checkpoints"]
-    listed = checkpoints_of(source if source.exists() else spec["checkpoints"])
+    place = source if source.exists() else spec["checkpoints"]
+    listed = checkpoints_of(place, positions=spec.get("positions"))
     if "steps" not in spec:
         return listed
     unknown = sorted(set(spec["steps"]) - {checkpoint.step for checkpoint in listed})
@@ -161,7 +165,7 @@ def _read_weights(path: Path, weights: object) -> ChoiceOfWeights:
     )
 
 
-def _read_loss(name: str | None) -> LossFunction | None:
+def _read_function(field: str, name: str | None) -> Any:
     if name is None:
         return None
     module, _, function = name.partition(":")
@@ -169,7 +173,7 @@ def _read_loss(name: str | None) -> LossFunction | None:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"track: `loss` {name!r} must be module:function, to be imported ({error})."
+            f"track: `{field}` {name!r} must be module:function, to be imported ({error})."
         ) from error
 
 

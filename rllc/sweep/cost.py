@@ -12,8 +12,11 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from rllc.arguments import names_checked
+from rllc.checks import check_how
 from rllc.draws import Draws
 from rllc.loss import LossFunction
+from rllc.models.checkpoints import CheckpointsLike, Into
 from rllc.refinement import DataLike
 from rllc.sample import sample
 from rllc.samplers import Sampler
@@ -22,7 +25,7 @@ from rllc.sweep import parts
 from rllc.sweep.plan import Cell
 from rllc.sweep.planning import Planned, make_plan, share
 from rllc.sweep.pools import num_workers
-from rllc.sweep.request import CheckpointsLike, ChoiceOfWeights, Request
+from rllc.sweep.request import ChoiceOfWeights, Request
 from rllc.sweep.store import Store
 from rllc.sweep.track import ALL, store_or_temporary
 
@@ -104,6 +107,7 @@ def _gibibytes(size: float) -> str:
     return f"{size / 2**30:.2g} GiB"
 
 
+@names_checked
 def sweep_cost(
     checkpoints: CheckpointsLike,
     data: DataLike,
@@ -114,6 +118,7 @@ def sweep_cost(
     sampling: Sampling | None = None,
     store: str | PathLike[str] | Store | None = None,
     compute: Compute | None = None,
+    into: Into | None = None,
 ) -> SweepCost:
     """Say what :func:`rllc.track`, called with the same arguments, would take.
 
@@ -131,6 +136,7 @@ def sweep_cost(
         InputError: as :func:`rllc.track`.
         FileError: no checkpoint can be loaded.
     """
+    check_how(compute)
     with store_or_temporary(store) as folder:
         request = Request.of(
             checkpoints,
@@ -141,6 +147,7 @@ def sweep_cost(
             sampling=sampling,
             store=folder,
             compute=compute,
+            into=into,
         )
         return cost_of(request)
 

@@ -30,6 +30,8 @@ def checkpoint_digest(checkpoint: Checkpoint) -> str:
     Raises:
         FileError: the checkpoint is not there.
     """
+    if checkpoint.weights is not None:
+        return checkpoint.sha256()
     path = checkpoint.path()
     files = [path]
     if not path.is_file():

@@ -213,5 +213,5 @@ def _warn_of_versions(earlier: Plan, plan: Plan, store: Store) -> None:
         warnings.warn(
             f"track: going on with {store.folder} with {', '.join(changes)}; new cells may differ "
             f"in their last bits from what they would have been.",
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -20,9 +20,10 @@ from typing import Literal
 
 import numpy as np
 
+from rllc.checks import check_how
 from rllc.errors import FileError, InputError
 from rllc.faults import ABSENT, PROBLEMS, Kind, Limits, status_of
-from rllc.files import write_atomically
+from rllc.files import as_path, write_atomically
 from rllc.plots import plot_traces, plot_trajectory
 from rllc.plots.figures import layer_of
 from rllc.sweep.identity import versions
@@ -72,6 +73,9 @@ def report(
         raise InputError(
             f"report: `num_traces` must be a whole number from 0 up, got {num_traces!r}."
         )
+    check_how(None, limits)
+    if path is not None:
+        as_path(path, "report")
     store = Store(folder)
     plans = store.plans()
     if not plans:

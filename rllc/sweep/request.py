@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import pickle
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from rllc.checks import arguments, check
+from rllc.checks import arguments, check, chosen_weights
 from rllc.data.data import Data
 from rllc.engine.layout import digest
-from rllc.errors import FileError, InputError, RllcError
+from rllc.errors import FileError, InputError, RllcError, first_line
 from rllc.loss import LossFunction
-from rllc.models.checkpoints import Checkpoint
+from rllc.models.checkpoints import Checkpoint, CheckpointsLike, Into, check_into
 from rllc.models.checkpoints import checkpoints as checkpoints_of
 from rllc.models.loading import load
 from rllc.refinement import DataLike, WeightsLike, product
@@ -28,7 +30,6 @@ from rllc.sweep.store import Store
 from rllc.sweep.workers import Task
 from rllc.weights import Weights
 
-CheckpointsLike = str | os.PathLike[str] | Iterable[Checkpoint]
 ChoiceOfWeights = WeightsLike | Callable[[nn.Module], WeightsLike]
 
 
@@ -77,6 +78,7 @@ class Request:
         sampling: Sampling | None,
         store: Store,
         compute: Compute | None,
+        into: Into | None = None,
     ) -> Request:
         """Check the arguments of a call.
 
@@ -84,13 +86,15 @@ class Request:
             InputError: there are no checkpoints, or an argument cannot work.
             FileError: no checkpoint can be loaded.
         """
-        by_step = _by_step(checkpoints)
+        by_step = _by_step(checkpoints, into)
+        if compute is not None and _pickles(compute.executor):
+            _check_can_travel(next(iter(by_step.values())))
         cached: dict[int, frozenset[Path]] = {}
-        model = _first_model(by_step.values(), cached if store.delete_downloads else None)
+        model = _first_model(by_step, cached if store.delete_downloads else None)
         sampler, sampling = arguments(model, loss, sampler, sampling)
         _check_first_chain(sampling)
-        chosen = weights(model) if callable(weights) else weights
-        refinements = product(chosen, data)
+        chosen = chosen_weights(weights, model)
+        refinements = product(chosen, data, model)
         masks = check(model, loss, refinements, sampler, sampling)
         names = [refinement.weights.name for refinement in refinements]
         return cls(
@@ -168,35 +172,60 @@ class Request:
         return replace(self.compute, executor=None, keep_states=kept, progress=False)
 
 
-def _by_step(source: CheckpointsLike) -> dict[int, Checkpoint]:
-    if isinstance(source, str | os.PathLike):
-        listed = checkpoints_of(source)
-    else:
-        listed = list(source)
+def _by_step(source: CheckpointsLike, into: Into | None) -> dict[int, Checkpoint]:
+    check_into("track", into)
+    listed = checkpoints_of(source, into=into)
     if not listed:
         raise InputError(f"track({source!r}): expected at least one checkpoint, got none.")
     by_step: dict[int, Checkpoint] = {}
-    for checkpoint in sorted(listed, key=lambda checkpoint: checkpoint.step):
-        step = checkpoint.step
-        if step in by_step:
+    for checkpoint in listed:
+        if checkpoint.step is None:
             raise InputError(
-                f"track: {by_step[step]} and {checkpoint} are both step {step}; one sweep is of "
-                f"one training run. Track each run in a store of its own."
+                f"track: {checkpoint} does not say its step; type {{100: {str(checkpoint)!r}}}, "
+                f"with its step, or rllc.estimate(rllc.load({str(checkpoint)!r}), …) for one model."
             )
-        by_step[step] = _absolute(checkpoint)
+        by_step[checkpoint.step] = _absolute(checkpoint)
     return by_step
+
+
+def _pickles(executor: object) -> bool:
+    """Whether an executor's workers get what the standard library can pickle, and nothing else."""
+    return isinstance(executor, int | list | tuple | ProcessPoolExecutor)
+
+
+def _check_can_travel(checkpoint: Checkpoint) -> None:
+    """Refuse a factory or a model that cannot be sent to another process.
+
+    Raises:
+        InputError: says why.
+    """
+    for what, value in (("into", checkpoint.into), ("model", checkpoint.weights)):
+        try:
+            pickle.dumps(value)
+        except Exception as error:
+            kind = "a function" if not isinstance(value, nn.Module) else type(value).__name__
+            raise InputError(
+                f"track: with an `executor`, `{what}` is sent to other processes, but {kind} as it "
+                f"is given cannot be ({first_line(error)}). A lambda, and a function inside "
+                f"another one, have no name to be imported by: write def make(): return Model(…) "
+                f"in a module of its own, and pass into=make. Without an executor any will do."
+            ) from error
 
 
 def _absolute(checkpoint: Checkpoint) -> Checkpoint:
     """Give a checkpoint on this machine an absolute path, for workers in other folders."""
     source = checkpoint.source
-    if checkpoint.revision is None and (os.path.exists(source) or os.path.isabs(source)):
+    if (
+        checkpoint.weights is None
+        and checkpoint.revision is None
+        and (os.path.exists(source) or os.path.isabs(source))
+    ):
         return replace(checkpoint, source=os.path.abspath(source))
     return checkpoint
 
 
 def _first_model(
-    checkpoints: Iterable[Checkpoint], cached: dict[int, frozenset[Path]] | None
+    checkpoints: Mapping[int, Checkpoint], cached: dict[int, frozenset[Path]] | None
 ) -> nn.Module:
     """Load the first checkpoint that can be loaded.
 
@@ -204,9 +233,9 @@ def _first_model(
         cached: filled with what is in the hub's cache of those that are tried.
     """
     errors: list[RllcError] = []
-    for checkpoint in checkpoints:
+    for step, checkpoint in checkpoints.items():
         if cached is not None:
-            cached[checkpoint.step] = checkpoint.cached()
+            cached[step] = checkpoint.cached()
         try:
             return load(checkpoint)
         except RllcError as error:
@@ -225,7 +254,7 @@ def _check_first_chain(sampling: Sampling) -> None:
 
 def _digest(checkpoint: Checkpoint) -> str | None:
     """Return the SHA-256 of the weights, unless the worker that fetches them has to find it."""
-    if not os.path.exists(checkpoint.source):
+    if checkpoint.weights is None and not os.path.exists(checkpoint.source):
         return None
     try:
         return checkpoint_digest(checkpoint)

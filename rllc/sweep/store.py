@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 
 from rllc.draws import Draws
-from rllc.errors import FileError, InputError
-from rllc.files import load_arrays, save_arrays, write_atomically
+from rllc.errors import FileError, InputError, must_be
+from rllc.files import as_path, load_arrays, save_arrays, write_atomically
 from rllc.observe import Observable
 from rllc.sweep import parts
 from rllc.sweep.identity import short_hash
@@ -97,6 +97,8 @@ class Store:
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise InputError(f"Store: `{name}` must be true or false, got {value!r}.")
+        is_dict = isinstance(self.observe, Mapping)
+        must_be("Store", "observe", self.observe, is_dict, "a dict of observables by name")
         for name in self.observe:
             if not _NAME.fullmatch(str(name)):
                 raise InputError(
@@ -104,7 +106,8 @@ class Store:
                     f"digits, spaces, - and _."
                 )
         # Absolute, because workers and later calls may have another working directory.
-        object.__setattr__(self, "folder", Path(self.folder).absolute())
+        folder = as_path(self.folder, "Store", "folder").absolute()
+        object.__setattr__(self, "folder", folder)
 
     @property
     def root(self) -> Path:

@@ -12,9 +12,11 @@ from os import PathLike
 from tqdm.auto import tqdm
 
 from rllc.arguments import names_checked
+from rllc.checks import check_how
 from rllc.errors import InputError, RllcError
 from rllc.faults import Limits
 from rllc.loss import LossFunction
+from rllc.models.checkpoints import CheckpointsLike, Into
 from rllc.refinement import DataLike
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
@@ -22,7 +24,7 @@ from rllc.sweep.downloads import delete_download, note_download
 from rllc.sweep.plan import Cell, Plan
 from rllc.sweep.planning import announce, make_plan, share
 from rllc.sweep.pools import compute_all
-from rllc.sweep.request import CheckpointsLike, ChoiceOfWeights, Request
+from rllc.sweep.request import ChoiceOfWeights, Request
 from rllc.sweep.store import Store
 from rllc.sweep.sweep import Sweep
 from rllc.sweep.workers import Task
@@ -44,6 +46,7 @@ def track(
     store: str | PathLike[str] | Store | None = None,
     limits: Limits | None = None,
     compute: Compute | None = None,
+    into: Into | None = None,
 ) -> Trajectory:
     """Estimate refined LLCs at each checkpoint of a training run.
 
@@ -69,8 +72,9 @@ def track(
     together decide when to stop: more of them need another store.
 
     Args:
-        checkpoints: a folder or hub repository of checkpoints (see :func:`rllc.checkpoints`), or a
-            list of :class:`rllc.Checkpoint`, to take some of them.
+        checkpoints: a folder or hub repository of checkpoints (see :func:`rllc.checkpoints`); a
+            list of :class:`rllc.Checkpoint`, of paths, of ``(step, path)`` or of ``(step, model)``;
+            or a dict ``{100: "ckpt_100.pt"}``.
         data: as for :func:`rllc.estimate`.
         weights: as for :func:`rllc.estimate`, or a function of the model that gives them, such as
             ``rllc.heads``.
@@ -84,6 +88,9 @@ def track(
         compute: ``rllc.Compute(executor=...)`` says where cells are computed. For other processes
             a loss or sampler of your own must be one that can be pickled: a function, or a frozen
             dataclass with ``__call__``, in a module of its own.
+        into: for checkpoints that are state dicts of a module of your own: a module like it, which
+            is copied, or a function without arguments that makes one. For other processes it must
+            be one that they can import, and no lambda. See :func:`rllc.load`.
 
     Returns:
         :class:`rllc.Trajectory` ``[checkpoint, refinement]``; NaN with a fault where a cell failed.
@@ -94,6 +101,7 @@ def track(
         FileError: no checkpoint can be loaded, or the store cannot be written.
         RllcError: every cell failed, or the executor is broken and cannot be repaired.
     """
+    check_how(compute, limits)
     with store_or_temporary(store) as folder:
         request = Request.of(
             checkpoints,
@@ -104,6 +112,7 @@ def track(
             sampling=sampling,
             store=folder,
             compute=compute,
+            into=into,
         )
         sweep, _ = run(request)
         return sweep.trajectory(limits)
@@ -172,7 +181,7 @@ def _incomplete(cells: Sequence[Cell], store: Store) -> list[Cell]:
         warnings.warn(
             f"track: {len(damaged)} cell files in {store.folder} were damaged; they are in "
             f"damaged/ and computed again.",
-            stacklevel=4,
+            stacklevel=5,
         )
     complete = store.complete() - set(damaged)
     return [cell for cell in cells if cell.name not in complete]
@@ -192,7 +201,7 @@ def _delete_download(request: Request, step: int) -> None:
     except (OSError, ValueError) as error:  # it is in nobody's way; numbers are worth more
         warnings.warn(
             f"track: {checkpoint} stays in the hub's cache ({error}).",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
@@ -233,6 +242,6 @@ def _finish(
         warnings.warn(
             f"track: {len(reasons)} of {total} cells failed: {reasons[0]}{more}; see `failed` of "
             f"rllc.Sweep.open(store). Call again to try them again.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return reasons

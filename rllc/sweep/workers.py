@@ -102,7 +102,10 @@ class Bench(threading.local):
             )
         if self.model is None or self.loaded != (task.checkpoint, digest):
             self.loaded = None  # a load that fails leaves a mixture of two checkpoints
-            self.model = load(task.checkpoint, into=self.model, device=task.compute.device)
+            # A module in memory is used as it is, with all that is no weight of it.
+            in_memory = isinstance(task.checkpoint.weights, nn.Module)
+            into = None if in_memory else self.model
+            self.model = load(task.checkpoint, into=into, device=task.compute.device)
             self.loaded = task.checkpoint, digest
         return self.model, digest
 

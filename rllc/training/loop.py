@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from rllc.data.minibatches import Minibatches
 from rllc.data.tokens import Tokens
-from rllc.errors import InputError
+from rllc.errors import InputError, first_line, must_be
+from rllc.files import as_path
 from rllc.threads import chosen_for
 from rllc.training.folder import RunFolder
 from rllc.training.reproducible import digest, reproducible, seed_step
@@ -77,7 +78,15 @@ def train(
 
     Reference: arXiv 2410.02984, section on training.
     """
-    training = training or Training()
+    right = training is None or isinstance(training, Training)
+    must_be("train", "training", training, right, "None or rllc.Training(…)")
+    right = isinstance(seed, int) and not isinstance(seed, bool)
+    must_be("train", "seed", seed, right, "a whole number")
+    must_be("train", "resume", resume, isinstance(resume, bool), "True or False")
+    must_be("train", "progress", progress, isinstance(progress, bool), "True or False")
+    if out is not None:
+        as_path(out, "train", "out")
+    training = Training() if training is None else training
     tokens = tokens if isinstance(tokens, Tokens) else Tokens(tokens)
     batches = Minibatches(len(tokens), training.batch_size, seed=("train", seed))
     _check_data(config, tokens)
@@ -93,11 +102,24 @@ def train(
         "seed": seed,
         **training.numbers(),
     }
-    run = Run.begin(model if device is None else model.to(device), training)
+    if device is not None:
+        model = _on(model, device)
+    run = Run.begin(model, training)
     with RunFolder.locked(out) as folder, reproducible(model.device), chosen_for(model):
         start = folder.take_up(run, settings, tokens.name, resume)
         _take_steps(run, start, folder, tokens, batches, seed, progress)
     return model.eval()
+
+
+def _on(model: Any, device: torch.device | str) -> Any:
+    right = isinstance(device, str | torch.device)
+    must_be("train", "device", device, right, "such as 'cpu' or 'cuda'")
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch knows no such device, or has none
+        raise InputError(
+            f"train: the model cannot be put on `device` = {device!r}: {first_line(error)}."
+        ) from error
 
 
 def _take_steps(

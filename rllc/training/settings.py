@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from rllc.errors import InputError
+from rllc.errors import InputError, is_real, must_be, one_of
 
 PAPER_STEPS = (
     0,
@@ -125,10 +125,16 @@ class Training:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_steps", count("num_steps", self.num_steps))
+        right = isinstance(self.betas, tuple | list) and all(map(is_real, self.betas))
+        must_be("training", "betas", self.betas, right, "two numbers, such as (0.9, 0.999)")
         object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "batch_size", count("batch_size", self.batch_size))
         if self.resume_every is not None:
             count("resume_every", self.resume_every)
         if not isinstance(self.checkpoints, str):
+            right = isinstance(self.checkpoints, Iterable)
+            expected = "'paper', 'log' or training steps, such as [0, 100]"
+            must_be("training", "checkpoints", self.checkpoints, right, expected)
             object.__setattr__(self, "checkpoints", tuple(self.checkpoints))
         _check_choices(self)
         _check_rates(self)
@@ -226,7 +232,7 @@ def _check_choices(training: Training) -> None:
     }
     for name, allowed in choices.items():
         value = getattr(training, name)
-        if value not in allowed:
+        if not one_of(value, allowed):
             listed = " or ".join(repr(choice) for choice in allowed)
             raise InputError(f"training: `{name}` must be {listed}, got {value!r}.")
 
@@ -234,7 +240,7 @@ def _check_choices(training: Training) -> None:
 def _check_rates(training: Training) -> None:
     for name, usual in (("lr", "the paper's is 1e-3"), ("muon_lr", "usual: 0.02")):
         value = getattr(training, name)
-        if not (math.isfinite(value) and value > 0):
+        if not (is_real(value) and math.isfinite(value) and value > 0):
             raise InputError(
                 f"training: `{name}` must be positive and finite, got {value!r}; {usual}."
             )
@@ -245,11 +251,11 @@ def _check_rates(training: Training) -> None:
         )
     for name in ("weight_decay", "muon_weight_decay"):
         value = getattr(training, name)
-        if not (math.isfinite(value) and value >= 0):
+        if not (is_real(value) and math.isfinite(value) and value >= 0):
             raise InputError(
                 f"training: `{name}` must be finite and not negative, got {value!r}; 0 is none."
             )
-    if not training.gradient_clip > 0:
+    if not is_real(training.gradient_clip) or not training.gradient_clip > 0:
         raise InputError(
             f"training: `gradient_clip` must be positive, got {training.gradient_clip!r}; "
             f"float('inf') is no clipping."

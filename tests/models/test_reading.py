@@ -169,7 +169,7 @@ def test_remote_code_is_not_run(tmp_path):
     [
         ([1, 2], r"expected a state dict \(names to tensors\), got list"),
         (
-            {"model": {"embed.W_E": torch.ones(2, 2)}},
+            {"model": {"embed.W_E": 3}},
             r"'model' is dict; save the model's state_dict\(\) alone",
         ),
         ({3: torch.ones(1)}, r"but 3 is Tensor"),
