@@ -10,7 +10,7 @@ from rllc.refinement import Refinement
 from rllc.weights import Weights, everything, head, heads, layer, masks, parameters
 
 # how to sample, and the loss
-from rllc.loss import distillation, next_token
+from rllc.loss import distillation, named, next_token
 from rllc.observables import distance, losses_on
 from rllc.observe import Moment, Observable
 from rllc.sample import iterate, sample
@@ -90,6 +90,7 @@ __all__ = [
     "losses_on",
     "masks",
     "models",
+    "named",
     "next_token",
     "observables",
     "parameters",

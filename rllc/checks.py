@@ -18,6 +18,7 @@ from rllc.data.data import Data
 from rllc.draws import Draws
 from rllc.engine.chains import OR_ANEW
 from rllc.errors import InputError
+from rllc.identity import plain
 from rllc.limits import Limits
 from rllc.loss import Center, Distillation, LossFunction, next_token
 from rllc.refinement import Refinement
@@ -217,7 +218,7 @@ def check_resume(
     pairs: dict[str, tuple[Any, Any]] = {}
     pairs["(weights, data)"] = (list(resume.names), [r.name for r in refinements])
     for name, value in settings.items():
-        if name != "num_draws":
+        if name not in ("num_draws", "ambient"):
             pairs[name] = (resume.settings.get(name), value)
     differences = []
     for name, (earlier, present) in pairs.items():
@@ -233,8 +234,8 @@ def check_resume(
 
 
 def _json(value: Any) -> str:
-    # Lists and tuples are the same after a file.
-    return json.dumps(value, sort_keys=True)
+    # Lists and tuples are the same after a file, and so are 30 and 30.0.
+    return json.dumps(plain(value), sort_keys=True)
 
 
 def check_same_baseline(at: Center, before: float, name: str) -> None:
@@ -249,3 +250,36 @@ def check_same_baseline(at: Center, before: float, name: str) -> None:
             f"sample: `resume` is of another model or loss: on the minibatch of its last draw from "
             f"{name!r} the loss at w* was {before:.6g}, and now is {loss:.6g}. {OR_ANEW}"
         )
+
+
+def check_same_identity(resume: Draws, present: Mapping[str, Any]) -> None:
+    """Refuse draws of another model, loss or sampler, equal as their losses may be.
+
+    Args:
+        resume: earlier draws.
+        present: :func:`rllc.identity.of_call` of this call.
+
+    Raises:
+        InputError: says which differs, or cannot be told.
+    """
+    earlier = resume.settings.get("identity", {})
+    for name, value in present.items():
+        before = earlier.get(name)
+        if value is None or before is None:
+            raise InputError(
+                f"sample: it cannot be told whether `resume` is of the same {name}, because "
+                f"something within it cannot be looked into, or `resume` is of an earlier version "
+                f"of rllc. For a loss of yours use rllc.named(loss, 'my loss, version 1'). "
+                f"{OR_ANEW}"
+            )
+        if before != value:
+            what = "version of the library's numbers" if name == "numerics" else name
+            raise InputError(
+                f"sample: `resume` is of another {what} ({_short(before)} there, {_short(value)} "
+                f"now). {OR_ANEW}"
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:8]}…" if len(text) == 64 else text

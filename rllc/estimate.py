@@ -130,7 +130,7 @@ class Estimate:
             **_numbers(draws),
             faults=tuple(divergence(steps, first_chain) for steps in draws.diverged),
             names=Names(draws.weights, draws.data),
-            settings=draws.settings,
+            settings=_without_identity(draws.settings),
         )
         return estimate.judge(limits)
 
@@ -362,6 +362,11 @@ class Estimate:
             diagnostics=diagnosed,
             llc=arrays.get("llc"),
         )
+
+
+def _without_identity(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings without what chains that go on are compared by: it differs from step to step."""
+    return {name: value for name, value in settings.items() if name != "identity"}
 
 
 def _numbers(draws: Draws) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from rllc.checks import (
     check_baseline,
     check_resume,
     check_same_baseline,
+    check_same_identity,
 )
 from rllc.draws import Draws
 from rllc.engine.bind import bind
 from rllc.engine.chains import Chains, Pass, check_states
 from rllc.engine.devices import on_device
 from rllc.errors import InputError, ObservationError
+from rllc.identity import of_call
 from rllc.loss import LossFunction
 from rllc.names import Names
 from rllc.observables import (
@@ -211,6 +213,9 @@ class _Question:
             "fingerprints": refine.fingerprints(self.refinements),
         }
 
+    def identity(self) -> dict[str, object]:
+        return of_call(self.model, self.loss, self.sampler)
+
 
 class _Sample:
     """One sampling: its chains, and what is kept of them."""
@@ -232,6 +237,11 @@ class _Sample:
         self.baseline = Column(sampling.num_draws, earlier_baseline)
         self.num_draws = 0 if resume is None else resume.num_draws
         self.chains: Chains | None = None
+        self.identity: dict[str, object] | None = None
+        """Of model, loss and sampler, where states are kept or gone on from: it takes a hash of
+        all weights."""
+        if resume is not None or question.compute.keep_states:
+            self.identity = question.identity()
         self._stop_the_precise()
 
     def steps(self) -> Iterator[Step]:
@@ -290,12 +300,15 @@ class _Sample:
         assert baseline is not None
         refinements = range(len(question.refinements))
         diverged = self._diverged()
+        settings = question.settings | {"observed": self.watch.axes}
+        if keep_states:
+            settings["identity"] = self.identity or question.identity()
         return Draws(
             loss=loss,
             baseline=baseline,
             diverged=diverged,
             names=Names.of(r.name for r in question.refinements),
-            settings=question.settings | {"observed": self.watch.axes},
+            settings=settings,
             lengths=tuple(self.stopped.get(row, self.num_draws) for row in refinements),
             observed=self.watch.observed(),
             states=self.chains.states() if keep_states and self.chains is not None else {},
@@ -341,6 +354,8 @@ class _Sample:
             scene = data_set.scene(last, chains.loss)
             baseline = resume.baseline[int(data_set.refinements[0]), 0, -1]
             check_same_baseline(scene.center, baseline, data_set.name)
+        assert self.identity is not None
+        check_same_identity(resume, self.identity)
 
     def _stop_the_precise(self) -> None:
         """Note the refinements whose standard error is small enough."""
