@@ -50,12 +50,21 @@ def arguments(
     _check_kind("sampler", sampler, isinstance(sampler, Sampler), samplers)
     settings = "rllc.Sampling(num_chains=4, num_draws=200)"
     _check_kind("sampling", sampling, isinstance(sampling, Sampling), settings)
+    return sampler, with_start(sampler, sampling)
+
+
+def with_start(sampler: Sampler, sampling: Sampling) -> Sampling:
+    """Say where chains start, where ``start`` is ``None``.
+
+    Raises:
+        InputError: they cannot start where ``start`` says.
+    """
     if sampling.start is None:
         gaussian = _has_width(sampler) and _forgets(sampler)
-        sampling = replace(sampling, start="gaussian" if gaussian else "center")
-    elif sampling.start == "gaussian":
+        return replace(sampling, start="gaussian" if gaussian else "center")
+    if sampling.start == "gaussian":
         _check_gaussian_start(sampler)
-    return sampler, sampling
+    return sampling
 
 
 def _check_kind(name: str, value: object, right: bool, expected: str) -> None:

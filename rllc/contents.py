@@ -37,36 +37,13 @@ _PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None), type(
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)
 """Kinds of values that their ``repr`` describes completely."""
 
-_OF_ANY_CLASS = {
-    "__abstractmethods__",
-    "__annotate__",
-    "__annotate_func__",
-    "__annotations__",
-    "__annotations_cache__",
-    "__dataclass_fields__",
-    "__dataclass_params__",
-    "__dict__",
-    "__doc__",
-    "__firstlineno__",
-    "__match_args__",
-    "__module__",
-    "__orig_bases__",
-    "__parameters__",
-    "__qualname__",
-    "__slots__",
-    "__static_attributes__",
-    "__weakref__",
-    "_abc_impl",
-}
-"""Attributes of a class that change nothing that it computes."""
-
 _OF_ANY_MODULE = set(vars(nn.Module()))
 """Attributes that ``torch.nn.Module`` keeps for itself."""
 
 _NOTES = {"name_or_path", "warnings_issued", "model_tags", "generation_config"}
 """Attributes in which libraries note what changes no forward pass."""
 
-_NOTES_OF_CONFIG = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"}
+NOTES_OF_CONFIG = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"}
 """Fields of a configuration of transformers that change no forward pass."""
 
 
@@ -233,7 +210,7 @@ class _Walk:
             return _hashed("installed class", _installed(kind.__module__, kind.__qualname__))
         parts = [self.digest(base, where) for base in kind.__bases__]
         for name, value in sorted(vars(kind).items()):
-            if name in _OF_ANY_CLASS or _is_generated(value):
+            if _is_note(name, value) or _is_generated(value):
                 continue
             parts += [name.encode(), self.digest(value, f"{where}, {kind.__qualname__}.{name}")]
         return _hashed("class", kind.__qualname__, *parts)
@@ -395,6 +372,14 @@ def _installed(module: str, name: str) -> str:
 # Classes.
 
 
+def _is_note(name: str, value: object) -> bool:
+    """Whether Python notes something in a class, such as its module or the names of its slots."""
+    if name in ("_abc_impl", "__dataclass_params__"):
+        return True
+    notes = (str, int, tuple, list, dict, set, frozenset, type(None), types.GetSetDescriptorType)
+    return name.startswith("__") and name.endswith("__") and isinstance(value, notes)
+
+
 def _is_generated(value: object) -> bool:
     """Whether a member was made by ``dataclasses`` or ``namedtuple``: the fields say it all."""
     if type(value).__name__ == "_tuplegetter":
@@ -432,6 +417,6 @@ def _configuration(config: Any) -> dict[str, Any]:
     """The fields of a configuration of transformers that its forward pass may depend on."""
     fields = {}
     for name, value in config.to_dict().items():
-        if name not in _NOTES_OF_CONFIG and not name.startswith("_"):
+        if name not in NOTES_OF_CONFIG and not name.startswith("_"):
             fields[name] = value
     return fields

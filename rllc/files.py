@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,8 @@ _HEADER = "__header__"
 
 _SEAL = 64
 """Characters of a SHA-256 in hexadecimal: the end of the zip's comment, and so of the file."""
+
+_TEMPORARY = re.compile(r"\..+\.rllc-\d+\..*tmp", re.DOTALL)
 
 _BLOCK = 1 << 20
 """Bytes that are read at once."""
@@ -58,7 +61,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    prefix = temporary_prefix(path.name)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
@@ -72,6 +76,23 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         raise
     sync(path.parent)
     return path
+
+
+def temporary_prefix(name: str) -> str:
+    """Return how the temporary name of a file or folder begins: with our mark and our process.
+
+    A long name is cut, because file systems take no more than 255 bytes.
+    """
+    return f".{name[:60]}.rllc-{os.getpid()}."
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one of :func:`temporary_prefix`, of this process or another.
+
+    >>> is_temporary(Path("cells/.a.npz.rllc-17.x.tmp")), is_temporary(Path("cells/.mine.tmp"))
+    (True, False)
+    """
+    return _TEMPORARY.fullmatch(path.name) is not None and not path.is_symlink()
 
 
 def sync(path: Path) -> None:

@@ -109,17 +109,22 @@ def of_call(model: nn.Module, loss: LossFunction | None, sampler: Sampler) -> di
     """Return what chains are of, to be kept beside their states; ``None`` for what is not known."""
     return {
         "numerics": NUMERICS,
-        "model": _if_known(of_model, model),
-        "loss": _if_known(of_loss, loss),
-        "sampler": _if_known(of_sampler, sampler),
+        "model": if_known(of_model)(model),
+        "loss": if_known(of_loss)(loss),
+        "sampler": if_known(of_sampler)(sampler),
     }
 
 
-def _if_known(identify: Callable[[Any], str], value: Any) -> str | None:
-    try:
-        return identify(value)
-    except InputError:
-        return None
+def if_known(identify: Callable[[Any], str]) -> Callable[[Any], str | None]:
+    """Make of a function such as :func:`of_model` one that gives ``None`` instead of an error."""
+
+    def identify_or_not(value: Any) -> str | None:
+        try:
+            return identify(value)
+        except InputError:
+            return None
+
+    return identify_or_not
 
 
 def short_hash(text: str) -> str:

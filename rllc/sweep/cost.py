@@ -141,6 +141,7 @@ def sweep_cost(
             sampling=sampling,
             store=folder,
             compute=compute,
+            lasting=store is not None,
         )
         return cost_of(request)
 

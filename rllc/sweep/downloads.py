@@ -7,8 +7,8 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
+from rllc.identity import short_hash
 from rllc.models.checkpoints import Checkpoint
-from rllc.sweep.identity import short_hash
 from rllc.sweep.store import Store, write_text
 
 

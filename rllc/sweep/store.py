@@ -18,7 +18,8 @@
 - ``damaged/``: cell files whose checksum was wrong, set aside to be computed again.
 
 No two processes ever change one file. Everything is written under a temporary name, synced and
-renamed; a ``.tmp`` file is a killed writer's and may be removed.
+renamed; a ``.tmp`` file with ``.rllc-`` in its name is a killed writer's and may be removed.
+Nothing else is ever removed, and a store is made only in a folder that is new, empty or a sweep's.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ import numpy as np
 
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError
-from rllc.files import load_arrays, save_arrays, write_atomically
+from rllc.files import is_temporary, load_arrays, save_arrays, write_atomically
+from rllc.identity import short_hash
 from rllc.observe import Observable
 from rllc.sweep import parts
-from rllc.sweep.identity import short_hash
 from rllc.sweep.plan import Cell, Plan
 
 _NAME = re.compile(r"[\w -]+")
@@ -133,6 +134,7 @@ class Store:
         Raises:
             FileError: it cannot be written.
         """
+        self.check_place()
         path = self._plan_path(plan)
         with self.writing("what this call asks for"):
             if path.exists():
@@ -152,16 +154,39 @@ class Store:
         return self.root / "sweeps" / f"{short_hash(plan.text())}.json"
 
     def _remove_leftovers(self) -> None:
-        """Remove the temporary files of killed writers; those of writers at work are younger."""
+        """Remove the temporary files of killed writers; those of writers at work are younger.
+
+        What has not our mark, and what is behind a link, is somebody else's.
+        """
         for name in _FOLDERS:
             for leftover in self.root.glob(f"{name}/.*.tmp"):
+                if leftover.parent.is_symlink() or not is_temporary(leftover):
+                    continue
                 with suppress(OSError):  # gone, or not ours to remove: it is in nobody's way
                     if time.time() - leftover.stat().st_mtime < _LEFT_OVER:
                         continue
-                    if leftover.is_dir():
+                    if leftover.is_dir() and name == "generators":
                         shutil.rmtree(leftover)
-                    else:
+                    elif leftover.is_file():
                         leftover.unlink()
+
+    def check_place(self) -> None:
+        """See that the folder is new, empty, or that of a sweep.
+
+        Raises:
+            FileError: it holds something else.
+        """
+        with self.writing("a sweep"):
+            if not self.root.is_dir():
+                return
+            entries = {path.name for path in self.root.iterdir()}
+        is_sweep = "cells" in entries or any((self.root / "sweeps").glob("*.json"))
+        if entries - {"sweeps"} and not is_sweep:
+            raise FileError(
+                f"track: `store` = {self.folder} holds {sorted(entries)[0]!r}"
+                f"{' and more' if len(entries) > 1 else ''}, and no sweep; give a new or an empty "
+                f"folder, as in store={str(self.root / 'sweep')!r}."
+            )
 
     # Which cells there are.
 
@@ -209,10 +234,12 @@ class Store:
             path = self._reason_path(name)
             try:
                 fields = json.loads(path.read_text(encoding="utf-8"))
+                if fields["cell"] != name:
+                    raise ValueError("it is of another cell")
                 reasons[name] = str(fields["reason"])
             except FileNotFoundError:  # it has just been finished
                 continue
-            except (ValueError, KeyError, OSError) as error:
+            except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
                 reasons[name] = f"unknown: {path} cannot be read ({error})"
         return reasons
 
@@ -232,12 +259,15 @@ class Store:
             FileError: it cannot be written; no part of the file is left then.
         """
         cell_draws = parts.for_cell(draws, self.observe)
-        settings = {**cell_draws.settings, "cell": dict(about)}
+        cell = {**about, "name": name}
+        settings = {**cell_draws.settings, "cell": cell}
         with self.writing(f"cell {name}"):
             for observable in self.observe:
                 self._write_observed(name, observable, draws)
             if self.keep_states:
-                parts.endings(draws).save(self.state_path(name))
+                ending = parts.endings(draws)
+                at_the_end = {**ending.settings, "cell": cell}
+                replace(ending, settings=at_the_end).save(self.state_path(name))
             replace(cell_draws, settings=settings).save(self.path(name))
             self._reason_path(name).unlink(missing_ok=True)
             replaces = earlier is not None and set(earlier.weights) == set(draws.weights)
@@ -246,7 +276,7 @@ class Store:
 
     def _write_observed(self, name: str, observable: str, draws: Draws) -> None:
         axes = parts.observed_axes(draws, observable)
-        header = {"kind": "rllc.observed", "name": observable, "axes": axes}
+        header = {"kind": "rllc.observed", "cell": name, "name": observable, "axes": axes}
         arrays = parts.observed_arrays(draws, observable)
         # Most bits of what is observed are random, and do not compress.
         save_arrays(self.observed_path(name, observable), arrays, header, compress=False)
@@ -254,16 +284,16 @@ class Store:
     def fail(self, name: str, reason: str) -> None:
         """Write down why a cell has no file."""
         with self.writing(f"why cell {name} failed"):
-            text = json.dumps({"reason": reason}, ensure_ascii=False)
+            text = json.dumps({"cell": name, "reason": reason}, ensure_ascii=False)
             write_text(self._reason_path(name), text)
 
     def read(self, name: str) -> Draws:
         """Read a finished cell; ``settings["cell"]`` says what it was made from.
 
         Raises:
-            FileError: there is no such file, or it is damaged.
+            FileError: there is no such file, it is damaged, or it is another cell's.
         """
-        return Draws.load(self.path(name))
+        return _read_cell(self.path(name))
 
     def read_observed(self, name: str, observables: Iterable[str] | None = None) -> Draws:
         """Read a finished cell with what was observed along its chains.
@@ -280,7 +310,10 @@ class Store:
         arrays: dict[str, np.ndarray] = {}
         axes: dict[str, list[str]] = {}
         for observable in observables:
-            observed, header = load_arrays(self.observed_path(name, observable))
+            path = self.observed_path(name, observable)
+            observed, header = load_arrays(path)
+            if (header.get("cell"), header.get("name")) != (name, observable):
+                raise FileError(f"reading {path}: it is of another cell or observable.")
             arrays |= observed
             axes[observable] = header["axes"]
         return parts.with_observed(self.read(name), arrays, axes)
@@ -292,7 +325,7 @@ class Store:
             FileError: a file is missing or damaged, or the two are not of the same draws.
         """
         draws = self.read_observed(cell.name, self.observe)
-        ending = Draws.load(self.state_path(cell.name))
+        ending = _read_cell(self.state_path(cell.name))
         if not parts.end_alike(draws, ending):
             path = self.state_path(cell.name)
             raise FileError(f"reading {path}: its last draw is not the cell's.")
@@ -315,6 +348,16 @@ class Store:
                     with suppress(FileNotFoundError):
                         os.replace(path, aside)
         return damaged
+
+    def set_aside(self, path: Path) -> None:
+        """Move a damaged file or folder to ``damaged/``, in place of an earlier one."""
+        aside = self.root / "damaged" / path.name
+        with self.writing(f"damaged/{path.name}"):
+            aside.parent.mkdir(exist_ok=True)
+            if aside.is_dir():
+                shutil.rmtree(aside)
+            with suppress(FileNotFoundError):
+                os.replace(path, aside)
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
@@ -353,12 +396,35 @@ def read_plan(path: Path) -> Plan:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file of arrays is there and its checksum is right."""
+    """Whether a file of arrays is there, its checksum is right, and a cell is that of its name."""
     try:
-        load_arrays(path)
+        _, header = load_arrays(path)
     except FileError:
         return False
-    return True
+    return header.get("kind") != "rllc.Draws" or _name_in(header.get("settings")) == path.stem
+
+
+def _read_cell(path: Path) -> Draws:
+    """Read a cell, which says itself which one it is.
+
+    Raises:
+        FileError: there is no such file, it is damaged, or it is another cell's.
+    """
+    draws = Draws.load(path)
+    name = _name_in(draws.settings)
+    if name != path.stem:
+        raise FileError(
+            f"reading {path}: it holds the cell {name}; the file was copied or renamed. Remove it, "
+            f"and call rllc.track again."
+        )
+    return draws
+
+
+def _name_in(settings: Any) -> Any:
+    try:
+        return settings["cell"]["name"]
+    except (KeyError, TypeError):
+        return None
 
 
 def write_text(path: Path, text: str) -> Path:

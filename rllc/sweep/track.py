@@ -72,8 +72,9 @@ def track(
         data: as for :func:`rllc.estimate`.
         weights: as for :func:`rllc.estimate`, or a function of the model that gives them, such as
             ``rllc.heads``.
-        loss: as for :func:`rllc.estimate`. A loss or sampler of your own is recognised by its
-            name; that it is still the same function is taken on trust.
+        loss: as for :func:`rllc.estimate`. A loss or sampler of your own is recognised by its code
+            and all that it uses; another one needs another store. A new version of Python may count
+            as another; :func:`rllc.named` lets a loss be recognised by a name instead.
         sampler: as for :func:`rllc.estimate`.
         sampling: as for :func:`rllc.estimate`.
         store: a folder, or :class:`rllc.Store` to say what is kept in it. ``None`` keeps nothing.
@@ -102,6 +103,7 @@ def track(
             sampling=sampling,
             store=folder,
             compute=compute,
+            lasting=store is not None,
         )
         sweep, _ = run(request)
         return sweep.trajectory(limits)
