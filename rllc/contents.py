@@ -172,9 +172,10 @@ class _Walk:
 
     def _cell(self, cell: types.CellType, where: str) -> bytes:
         try:
-            return self.digest(cell.cell_contents, where)
+            contents = cell.cell_contents
         except ValueError:  # a variable that has no value yet
             return _hashed("empty cell")
+        return self.digest(contents, where)
 
     def _partial(self, partial: functools.partial[Any], where: str) -> bytes:
         parts = (partial.func, partial.args, partial.keywords)

@@ -130,6 +130,8 @@ def save_arrays(
     text = json.dumps({"header": dict(header)}, sort_keys=True)
     contents: dict[str, Any] = {}
     for name, array in arrays.items():
+        if f"{name}.npy" in arrays:
+            raise FileError(f"writing {path}: NumPy takes {name!r} and '{name}.npy' for one.")
         contents[name] = np.ascontiguousarray(array)
     contents[_HEADER] = np.frombuffer(text.encode(), dtype=np.uint8)
     save = np.savez_compressed if compress else np.savez

@@ -25,6 +25,7 @@ from rllc.draws import Draws
 from rllc.engine.bind import bind
 from rllc.engine.chains import Chains, Pass, check_states
 from rllc.engine.devices import on_device
+from rllc.engine.modes import ambient, undisturbed
 from rllc.errors import InputError, ObservationError
 from rllc.identity import of_call
 from rllc.loss import LossFunction
@@ -117,8 +118,11 @@ def sample(
     """
     sampler, sampling = arguments(model, loss, sampler, sampling)
     compute = Compute() if compute is None else compute
-    question = _Question.of(model, data, weights, loss, sampler, sampling, compute, observe or {})
-    run = _Sample(question, resume)
+    with undisturbed(model):
+        question = _Question.of(
+            model, data, weights, loss, sampler, sampling, compute, observe or {}
+        )
+        run = _Sample(question, resume)
     done = 0 if resume is None else replace(sampling, num_draws=resume.num_draws).num_steps
     bar = tqdm(
         total=sampling.num_steps,
@@ -169,7 +173,10 @@ def iterate(
             "iterate: `target_se` stops rllc.sample and rllc.estimate; in a loop of your own, "
             "leave the loop when you like."
         )
-    question = _Question.of(model, data, weights, loss, sampler, sampling, compute, observe or {})
+    with undisturbed(model):
+        question = _Question.of(
+            model, data, weights, loss, sampler, sampling, compute, observe or {}
+        )
     return _Sample(question, None).steps()
 
 
@@ -246,7 +253,8 @@ class _Sample:
 
     def steps(self) -> Iterator[Step]:
         """Advance all chains step by step. Refinements in ``stopped`` are not sampled further."""
-        chains = self.chains = self._chains()
+        with undisturbed(self.question.model):
+            chains = self.chains = self._chains()
         sampling = self.question.sampling
         running = len(self.question.refinements)
         # The first step leads from the start to step 1 and gives no loss worth having.
@@ -261,26 +269,38 @@ class _Sample:
                 return
             draw = sampling.draw_at(step)
             page = Page(*chains.diverged.shape)
-            positions: list[tuple[Pass, Tensor]] = []
-            for data_set in chains.data_sets:
-                scene = data_set.scene(step, chains.loss)
-                if step == 0:
-                    check_baseline(scene.center, data_set.name)
-                baseline = scene.center.losses.double().mean()
-                for p in data_set.passes:
-                    before = p.state.position
-                    runs = chains.advance(p, scene, each=draw is not None)
-                    loss = chains.judge(p, runs, step)
-                    page.put("loss", loss, p.refinement, p.chain)
-                    page.put("baseline", baseline.expand_as(loss), p.refinement, p.chain)
-                    positions.append((p, before))
-                    if draw is not None:
-                        moment = self.watch.moment(chains, p, scene, runs, before, step, draw)
-                        self.watch.look(moment, p, loss.isfinite(), page)
+            with undisturbed(self.question.model):
+                positions = self._advance(chains, step, draw, page)
             if step > 0:
                 yield _step(step, draw, page, chains, positions)
             if self.watch.failure is not None:
                 raise self.watch.failure
+
+    def _advance(
+        self, chains: Chains, step: int, draw: int | None, page: Page
+    ) -> list[tuple[Pass, Tensor]]:
+        """Advance all chains by one step, and write on a page what was measured before it.
+
+        Returns:
+            Each pass with its positions before the step.
+        """
+        positions: list[tuple[Pass, Tensor]] = []
+        for data_set in chains.data_sets:
+            scene = data_set.scene(step, chains.loss)
+            if step == 0:
+                check_baseline(scene.center, data_set.name)
+            baseline = scene.center.losses.double().mean()
+            for p in data_set.passes:
+                before = p.state.position
+                runs = chains.advance(p, scene, each=draw is not None)
+                loss = chains.judge(p, runs, step)
+                page.put("loss", loss, p.refinement, p.chain)
+                page.put("baseline", baseline.expand_as(loss), p.refinement, p.chain)
+                positions.append((p, before))
+                if draw is not None:
+                    moment = self.watch.moment(chains, p, scene, runs, before, step, draw)
+                    self.watch.look(moment, p, loss.isfinite(), page)
+        return positions
 
     def keep(self, step: Step) -> None:
         """Keep a draw, and stop the refinements whose error is small enough."""
@@ -300,7 +320,7 @@ class _Sample:
         assert baseline is not None
         refinements = range(len(question.refinements))
         diverged = self._diverged()
-        settings = question.settings | {"observed": self.watch.axes}
+        settings = question.settings | {"observed": self.watch.axes, "ambient": ambient()}
         if keep_states:
             settings["identity"] = self.identity or question.identity()
         return Draws(

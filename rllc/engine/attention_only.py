@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rllc.engine.layout import Group, Moved, unpack
 from rllc.engine.modes import in_precision
+from rllc.engine.private import private_copy
 from rllc.engine.unembedding import Target, UnembedLoss
 from rllc.loss import Center, Runs, check_vocabularies
 
@@ -32,6 +33,7 @@ class TokenLoss:
     ) -> None:
         if generator is not None:
             check_vocabularies(generator.config.d_vocab, model.config.d_vocab)
+        model = private_copy(model)
         self.model, self.generator, self.autocast = model, generator, autocast
         self.parameters = dict(model.named_parameters())
         self.to_hidden = _ToHidden(model)

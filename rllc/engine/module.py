@@ -1,18 +1,25 @@
-"""Any module and any loss, through ``torch.func.functional_call``, without copying the model."""
+"""Any module and any loss, through ``torch.func.functional_call`` on modules of our own."""
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from rllc.engine.layout import Group, stack, unpack
-from rllc.engine.modes import in_mode, in_precision, seeded
+from rllc.engine.modes import Count, GlobalNumbers, in_mode, in_precision, seeded
+from rllc.engine.private import private_copy
 from rllc.errors import InputError
-from rllc.loss import Batch, Center, LossFunction, Runs
+from rllc.loss import Batch, Center, Distillation, LossFunction, Runs
+
+T = TypeVar("T")
+
+_WARNINGS = threading.RLock()
+"""Held while warnings are filtered, which is for all threads at once."""
 
 _STACKED_FLOPS = 2e7
 """Forward FLOPs below which runs are stacked; see :class:`ModuleLoss`."""
@@ -36,23 +43,27 @@ class ModuleLoss:
         train_mode: bool = False,
         compile: bool = False,
     ) -> None:
+        model = private_copy(model)
+        if isinstance(loss, Distillation):
+            # Its mode is changed for each batch, and it may be the model that is sampled.
+            loss = Distillation(private_copy(loss.generator))
         self.model, self.loss, self.autocast = model, loss, autocast
         self.train_mode, self.compile = train_mode, compile
         self.wrapper = _Call(model, loss)
-        self.parameters = {name: p.detach() for name, p in model.named_parameters()}
+        self.parameters = {name: p.detach() for name, p in self.model.named_parameters()}
         self.device = next(iter(self.parameters.values())).device
         self.stacked: bool | None = None
+        self.random = False
+        """Whether the loss draws global random numbers: each run must then draw the same."""
+        self.unwatched = {"center", "runs"}
+        """Kinds of evaluation that have not been watched yet for NumPy's and Python's numbers."""
         self.call = torch.func.functional_call
 
     def center(self, batch: Batch, seed: int) -> Center:  # noqa: D102 (see Loss)
-        mode = in_mode(self.model, self.train_mode)
-        with torch.no_grad(), seeded(seed, self.device), mode:
-            before = self._random_state()
-            losses = self._first({}, batch) if self.stacked is None else self._call({}, batch)
-            random = not torch.equal(before, self._random_state())
-        if random:
-            self.stacked = False  # each run must draw the same numbers
-        return Center(losses.detach(), seed if random else None)
+        evaluate = self._first if self.stacked is None else self._call
+        with torch.no_grad(), in_mode(self.model, self.train_mode):
+            losses = self._seeded("center", seed, batch, lambda: evaluate({}, batch))
+        return Center(losses.detach(), seed)
 
     def runs(  # noqa: D102 (see Loss)
         self,
@@ -69,6 +80,10 @@ class ModuleLoss:
             with torch.set_grad_enabled(gradient):
                 return self._evaluate(group, member[runs], position[runs], batch, gradient)
 
+        def one(run: int) -> tuple[Tensor, Tensor | None]:
+            runs = slice(run, run + 1)
+            return self._seeded("runs", center.shared, batch, lambda: evaluate(runs))
+
         parts: list[tuple[Tensor, Tensor | None]] = []
         with in_mode(self.model, self.train_mode):
             if self.stacked:
@@ -76,10 +91,8 @@ class ModuleLoss:
                     parts = [evaluate(slice(None))]
                 except RuntimeError:  # an operation that cannot be batched, or that looks at values
                     self.stacked = False
-            if not self.stacked:
-                for run in range(len(position)):
-                    with seeded(center.shared, self.device):
-                        parts.append(evaluate(slice(run, run + 1)))
+            if not parts:
+                parts = [one(run) for run in range(len(position))]
         examples = torch.cat([losses for losses, _ in parts])
         gradients = [slope for _, slope in parts if slope is not None]
         return Runs(
@@ -93,8 +106,9 @@ class ModuleLoss:
     ) -> dict[str, Tensor]:
         leaves = {name: self.parameters[name].clone().requires_grad_() for name in names}
         mode = in_mode(self.model, self.train_mode)
-        with torch.enable_grad(), seeded(seed, self.device), mode:
-            mean = self._call(leaves, batch).double().mean()
+        with torch.enable_grad(), mode:
+            losses = self._seeded("runs", seed, batch, lambda: self._call(leaves, batch))
+            mean = losses.double().mean()
             if not mean.requires_grad:
                 raise _no_gradient(list(leaves))
             gradients = torch.autograd.grad(
@@ -116,7 +130,7 @@ class ModuleLoss:
             parameter = self.parameters[name]
             changed[name] = stack(moved, parameter).to(parameter.dtype)
         if self.stacked:
-            with warnings.catch_warnings():
+            with _WARNINGS, warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="There is a performance drop")
                 examples = torch.func.vmap(lambda weights: self._call(weights, batch))(changed)
         else:
@@ -129,18 +143,46 @@ class ModuleLoss:
             raise _no_gradient([slot.name for slot in group.slots])
         return examples.detach(), torch.autograd.grad(means.sum(), position)[0]
 
-    def _random_state(self) -> Tensor:
-        if self.device.type == "cuda":
-            return torch.cuda.get_rng_state(self.device)
-        return torch.get_rng_state()
+    def _seeded(
+        self, kind: Literal["center", "runs"], seed: int, batch: Batch, evaluate: Callable[[], T]
+    ) -> T:
+        """Evaluate, from a seed where the loss draws global random numbers.
+
+        Where it does not, the global generators are left alone, because other threads may draw from
+        them. Whether it does is looked at each time: it may draw only now and then, or only where
+        gradients are wanted.
+        """
+        if not self.random:
+            everything = kind in self.unwatched
+            self.unwatched.discard(kind)
+            before = GlobalNumbers.now(self.device, everything)
+            result = evaluate()
+            after = GlobalNumbers.now(self.device, everything)
+            in_torch = after.differ_of_torch(before) and self._draws(batch)
+            if not in_torch and not after.differ_elsewhere(before):
+                return result
+            before.put_back()
+            self.random, self.stacked = True, False
+        with seeded(seed, self.device):
+            return evaluate()
+
+    def _draws(self, batch: Batch) -> bool:
+        """Whether the loss draws torch's random numbers, and not another thread."""
+        leaves = {name: p.clone().requires_grad_() for name, p in self.parameters.items()}
+        with Count() as count, seeded(0, self.device):
+            with torch.enable_grad():
+                self._call(leaves, batch)
+            with torch.no_grad():
+                self._call({}, batch)
+        return count.draws
 
     def _first(self, changed: dict[str, Tensor], batch: Batch) -> Tensor:
         """Evaluate for the first time, count the FLOPs, and check what the loss gives."""
-        with FlopCounterMode(display=False) as counter:
+        with Count() as count:
             losses = self._call(changed, batch)
         _check_losses(losses, batch)
-        self.stacked = counter.get_total_flops() < _STACKED_FLOPS
-        if self.compile:
+        self.stacked = count.flops < _STACKED_FLOPS and not self.random
+        if self.compile and self.call is torch.func.functional_call:
             self.stacked, self.call = False, torch.compile(self.call, dynamic=False)
         return losses
 
@@ -157,7 +199,10 @@ class _Call(nn.Module):
 
     def __init__(self, module: nn.Module, loss: LossFunction) -> None:
         super().__init__()
-        self.module, self.loss = module, loss
+        self.module = module
+        # Past nn.Module, which would take a loss that is a module, and may hold the model that was
+        # given, for a part into which weights are put, too.
+        object.__setattr__(self, "loss", loss)
 
     def forward(self, batch: Batch) -> Tensor:
         return self.loss(self.module, batch)

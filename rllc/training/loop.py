@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from rllc.contents import digest as digest_of
 from rllc.data.minibatches import Minibatches
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
+from rllc.identity import NUMERICS
 from rllc.threads import chosen_for
 from rllc.training.folder import RunFolder
 from rllc.training.reproducible import digest, reproducible, seed_step
@@ -83,8 +85,10 @@ def train(
     _check_data(config, tokens)
     model: Any = initial_model(config, seed, training.dtype)
     settings = {
+        "numerics": NUMERICS,
         "config": _fields(model.config),
         "initial_weights": digest(model.state_dict()) if isinstance(config, nn.Module) else None,
+        "code": digest_of(type(model), "training: the model"),
         "data": {
             "fingerprint": tokens.fingerprint,
             "rows": len(tokens),
@@ -180,7 +184,8 @@ def _check_data(config: Any, tokens: Tokens) -> None:
 
 def _fields(config: Any) -> dict[str, Any]:
     """A configuration as JSON holds it, without what does not bear on training."""
-    values = json.loads(json.dumps(config.to_diff_dict(), default=str))
+    # All fields, because one that is at its default in one run may not be in another.
+    values = json.loads(json.dumps(config.to_dict(), default=str))
     return {
         name: value
         for name, value in values.items()
