@@ -290,7 +290,7 @@ def _hashed(*parts: str | bytes | np.ndarray) -> bytes:
     """The SHA-256 of parts, each with its length before it, so that no two lists are alike."""
     sha = hashlib.sha256()
     for part in parts:
-        written = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        written: Any = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         sha.update(str(memoryview(written).nbytes).encode() + b":")
         sha.update(written)
     return sha.digest()

@@ -197,6 +197,8 @@ class ModuleLoss:
 class _Call(nn.Module):
     """``loss(module, batch)`` as a module that functional_call can put weights into."""
 
+    loss: LossFunction
+
     def __init__(self, module: nn.Module, loss: LossFunction) -> None:
         super().__init__()
         self.module = module

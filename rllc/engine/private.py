@@ -253,7 +253,8 @@ class _Eager(nn.Module):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._modules["_orig_mod"](*args, **kwargs)
+        original: Any = self._modules["_orig_mod"]
+        return original(*args, **kwargs)
 
 
 def _kind_of_copy(module: nn.Module) -> type[nn.Module]:
