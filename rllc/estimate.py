@@ -15,7 +15,7 @@ from torch import nn
 from rllc import diagnostics
 from rllc.diagnose import DIAGNOSTICS, diagnose, parts_of_error, share_minibatches
 from rllc.draws import Draws
-from rllc.errors import FileError, InputError
+from rllc.errors import InputError
 from rllc.faults import (
     FINAL,
     Fault,
@@ -25,7 +25,7 @@ from rllc.faults import (
     faults_to_json,
     status_of,
 )
-from rllc.files import load_arrays, save_arrays
+from rllc.files import check_shapes, load_arrays, reading, save_arrays
 from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.names import Names
@@ -130,7 +130,7 @@ class Estimate:
             **_numbers(draws),
             faults=tuple(divergence(steps, first_chain) for steps in draws.diverged),
             names=Names(draws.weights, draws.data),
-            settings=_without_identity(draws.settings),
+            settings=_of_all_steps(draws.settings),
         )
         return estimate.judge(limits)
 
@@ -345,28 +345,29 @@ class Estimate:
         Raises:
             FileError: there is no such file, it is damaged, or it holds something else.
         """
-        arrays, header = load_arrays(path)
-        kind = header.get("kind", "something else")
-        if kind != "rllc.Estimate":
-            raise FileError(f"reading {path} as Estimate: it holds {kind}.")
+        arrays, header = load_arrays(path, kind="rllc.Estimate")
         diagnosed = {
             name.removeprefix("diagnostics."): array
             for name, array in arrays.items()
             if name.startswith("diagnostics.")
         }
-        return cls(
-            **{name: arrays[name] for name in ARRAYS},
-            faults=tuple(faults_from_json(wrong) for wrong in header["faults"]),
-            names=Names(tuple(header["weights"]), tuple(header["data"])),
-            settings=header["settings"],
-            diagnostics=diagnosed,
-            llc=arrays.get("llc"),
-        )
+        with reading(path):
+            names = Names(tuple(header["weights"]), tuple(header["data"]))
+            check_shapes(arrays, {name: 1 for name in ARRAYS if name != "per_chain"}, len(names))
+            return cls(
+                **{name: arrays[name] for name in ARRAYS},
+                faults=tuple(faults_from_json(wrong) for wrong in header["faults"]),
+                names=names,
+                settings=dict(header["settings"]),
+                diagnostics=diagnosed,
+                llc=arrays.get("llc"),
+            )
 
 
-def _without_identity(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings without what chains that go on are compared by: it differs from step to step."""
-    return {name: value for name, value in settings.items() if name != "identity"}
+def _of_all_steps(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings without what is of one call alone, and may differ from one checkpoint to another."""
+    of_one_call = ("identity", "ambient")
+    return {name: value for name, value in settings.items() if name not in of_one_call}
 
 
 def _numbers(draws: Draws) -> dict[str, Any]:

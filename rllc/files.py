@@ -14,7 +14,8 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rllc.errors import FileError
+from rllc.errors import FileError, first_line
 
 _HEADER = "__header__"
 """The name of the array that holds the JSON header."""
@@ -149,12 +150,18 @@ def save_arrays(
     return write_atomically(path, write)
 
 
-def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load_arrays(
+    path: str | os.PathLike[str], *, kind: str | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what :func:`save_arrays` wrote: ``(arrays, header)``.
 
+    Args:
+        path: the file.
+        kind: what the header's ``"kind"`` must be; ``None``: anything.
+
     Raises:
-        FileError: the file is missing, truncated or not written by rllc, or its contents do not
-            match their checksum.
+        FileError: the file is missing, truncated, not written by rllc or of another kind, or its
+            contents do not match their checksum.
     """
     path = Path(path)
     if not path.is_file():
@@ -174,7 +181,52 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
             f"reading {path}: its contents do not match the checksum in it; the file was changed "
             f"or damaged."
         )
+    if not isinstance(header, dict):
+        raise FileError(f"reading {path}: its header is a {type(header).__name__}, no object.")
+    if kind is not None and header.get("kind") != kind:
+        held = header.get("kind", "something else")
+        raise FileError(f"reading {path} as {kind.removeprefix('rllc.')}: it holds {held}.")
     return arrays, header
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what foreign contents may raise into an error that says which file and field.
+
+    Raises:
+        FileError: something within the block found a field missing, or another than it expected.
+    """
+    try:
+        yield
+    except (FileError, OSError):
+        raise
+    except KeyError as error:
+        raise FileError(
+            f"reading {path}: it has no field {error}; rllc did not write it."
+        ) from error
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise FileError(
+            f"reading {path}: a field is not as rllc writes it ({first_line(error)})."
+        ) from error
+    except (RecursionError, MemoryError) as error:
+        raise FileError(
+            f"reading {path}: it is too large or too deeply nested ({type(error).__name__})."
+        ) from error
+
+
+def check_shapes(arrays: Mapping[str, np.ndarray], axes: Mapping[str, int], length: int) -> None:
+    """See that arrays have as many axes as they should, the first of them of one length.
+
+    Raises:
+        ValueError: one has not.
+        KeyError: one is missing.
+    """
+    for name, count in axes.items():
+        shape = arrays[name].shape
+        if len(shape) != count or shape[0] != length:
+            raise ValueError(f"{name} is {list(shape)}, expected {count} axes, {length} rows")
+        if arrays[name].dtype.kind not in "fiub":
+            raise ValueError(f"{name} holds {arrays[name].dtype}, expected numbers")
 
 
 def _is_sealed(path: Path) -> bool:

@@ -244,6 +244,8 @@ class _Sample:
         self.baseline = Column(sampling.num_draws, earlier_baseline)
         self.num_draws = 0 if resume is None else resume.num_draws
         self.chains: Chains | None = None
+        self.ambient: dict[str, object] = {}
+        """What chains were computed with, of which their last bits may depend."""
         self.identity: dict[str, object] | None = None
         """Of model, loss and sampler, where states are kept or gone on from: it takes a hash of
         all weights."""
@@ -253,6 +255,7 @@ class _Sample:
 
     def steps(self) -> Iterator[Step]:
         """Advance all chains step by step. Refinements in ``stopped`` are not sampled further."""
+        self.ambient = ambient()
         with undisturbed(self.question.model):
             chains = self.chains = self._chains()
         sampling = self.question.sampling
@@ -320,7 +323,7 @@ class _Sample:
         assert baseline is not None
         refinements = range(len(question.refinements))
         diverged = self._diverged()
-        settings = question.settings | {"observed": self.watch.axes, "ambient": ambient()}
+        settings = question.settings | {"observed": self.watch.axes, "ambient": self.ambient}
         if keep_states:
             settings["identity"] = self.identity or question.identity()
         return Draws(

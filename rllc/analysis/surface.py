@@ -17,7 +17,7 @@ from rllc import refinement
 from rllc.checks import arguments, check, check_baseline
 from rllc.data.data import Data
 from rllc.engine.layout import Group, center, digest, groups, stack, to, unpack
-from rllc.engine.modes import in_mode, seeded
+from rllc.engine.modes import in_mode, seeded, undisturbed
 from rllc.engine.module import ModuleLoss
 from rllc.errors import InputError, first_line
 from rllc.loss import Batch, LossFunction, logits_of, next_token
@@ -143,6 +143,7 @@ class Surface:
         seed = stable_hash("loss", self.seed, number)
         try:
             with (
+                undisturbed(self.bound.model),
                 torch.enable_grad(),
                 sdpa_kernel(SDPBackend.MATH),
                 seeded(seed, device),

@@ -382,12 +382,12 @@ def read_plan(path: Path) -> Plan:
     Raises:
         FileError: it is damaged, or not a plan.
     """
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         if short_hash(text) != path.stem:
             raise ValueError("its contents do not match their hash, its name")
         return Plan.of(text)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(
             f"reading {path}: it is damaged or was not written by rllc.track ({error}). "
             f"Remove it and make the call that it is of again: finished cells are found by their "

@@ -11,7 +11,7 @@ from os import PathLike
 
 from tqdm.auto import tqdm
 
-from rllc.errors import InputError, RllcError
+from rllc.errors import FileError, InputError, RllcError
 from rllc.faults import Limits
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike
@@ -189,7 +189,11 @@ def _delete_download(request: Request, step: int) -> None:
     checkpoint = request.checkpoints[step]
     try:
         delete_download(request.store, checkpoint)
-    except (OSError, ValueError) as error:  # it is in nobody's way; numbers are worth more
+    except (
+        OSError,
+        ValueError,
+        FileError,
+    ) as error:  # it is in nobody's way; numbers are worth more
         warnings.warn(
             f"track: {checkpoint} stays in the hub's cache ({error}).",
             stacklevel=5,

@@ -78,6 +78,10 @@ class Task:
         return replace(self, compute=replace(self.compute, device=device))
 
 
+_LOADING = threading.Lock()
+"""Held while a checkpoint is loaded: transformers builds models in a state that threads share."""
+
+
 class Bench(threading.local):
     """What a worker keeps from one cell to the next: a model, and the files that it has read."""
 
@@ -97,7 +101,8 @@ class Bench(threading.local):
             note_download(task.store, task.checkpoint)
         if self.model is None or not self._has(task):
             self.loaded = None  # a load that fails leaves a mixture of two checkpoints
-            self.model = load(task.checkpoint, into=self.model, device=task.compute.device)
+            with _LOADING:
+                self.model = load(task.checkpoint, into=self.model, device=task.compute.device)
             # Hashed after it was read, so that what is replaced meanwhile is noticed.
             digest = checkpoint_digest(task.checkpoint)
             _refuse_another(task, digest)

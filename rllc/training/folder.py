@@ -186,7 +186,10 @@ class RunFolder:
             description = json.loads(path.read_text(encoding="utf-8"))
             if description["kind"] != _KIND or not isinstance(description["settings"], dict):
                 raise ValueError("it is of another kind")
-        except (ValueError, KeyError, TypeError) as error:
+            for session in description["sessions"]:
+                if not isinstance(session["environment"], dict):
+                    raise ValueError("a session has no environment")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FileError(
                 f"training: {path} is damaged or was not written by rllc.train ({error}). Give an "
                 f"empty folder as `out`."

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from rllc.contents import digest as digest_of
 from rllc.data.minibatches import Minibatches
 from rllc.data.tokens import Tokens
+from rllc.engine.modes import undisturbed
 from rllc.errors import InputError
 from rllc.identity import NUMERICS
 from rllc.threads import chosen_for
@@ -83,7 +84,8 @@ def train(
     tokens = tokens if isinstance(tokens, Tokens) else Tokens(tokens)
     batches = Minibatches(len(tokens), training.batch_size, seed=("train", seed))
     _check_data(config, tokens)
-    model: Any = initial_model(config, seed, training.dtype)
+    with torch.inference_mode(False):
+        model: Any = initial_model(config, seed, training.dtype)
     settings = {
         "numerics": NUMERICS,
         "config": _fields(model.config),
@@ -98,7 +100,12 @@ def train(
         **training.numbers(),
     }
     run = Run.begin(model if device is None else model.to(device), training)
-    with RunFolder.locked(out) as folder, reproducible(model.device), chosen_for(model):
+    with (
+        RunFolder.locked(out) as folder,
+        undisturbed(model),
+        reproducible(model.device),
+        chosen_for(model),
+    ):
         start = folder.take_up(run, settings, tokens.name, resume)
         _take_steps(run, start, folder, tokens, batches, seed, progress)
     return model.eval()
