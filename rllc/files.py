@@ -189,6 +189,20 @@ def load_arrays(
     return arrays, header
 
 
+def load_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the header alone of what :func:`save_arrays` wrote, without the checksum of the rest.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            header = json.loads(bytes(archive[_HEADER]).decode())["header"]
+        return dict(header)
+    except Exception as error:  # as in load_arrays
+        raise FileError(f"reading {path}: its header cannot be read ({error}).") from error
+
+
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn what foreign contents may raise into an error that says which file and field.

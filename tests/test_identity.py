@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import tempfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -282,3 +283,107 @@ def test_a_loss_that_cannot_be_known_needs_a_name_where_results_are_kept(tmp_pat
         rllc.track(tmp_path / "run", **stored | {"loss": rllc.named(noisy, "noisy, version 2")})
     with pytest.raises(rllc.InputError, match="cannot be looked into"):
         rllc.Tracker(call.arguments()["data"], loss=noisy, path=tmp_path / "t.npz")
+
+
+def test_another_observable_of_the_same_name_is_observed(tmp_path) -> None:
+    call = Call(**{name: values[0] for name, values in CHOICES.items()})
+    call.make_model().save_pretrained(tmp_path / "run/step0000010")
+
+    def track(power: float) -> np.ndarray:
+        def measure(moment):
+            return (moment.position - moment.origin).norm(dim=1) ** power
+
+        observable = rllc.Observable(measure)
+        store = rllc.Store(tmp_path / "s", observe={"distance": observable})
+        rllc.track(tmp_path / "run", **call.arguments(), store=store, compute=QUIET)
+        return rllc.Sweep.open(tmp_path / "s").draws(10, "part").observed["distance"]
+
+    once = track(1.0)
+    (file,) = (tmp_path / "s" / "observed" / "distance").iterdir()
+    written = file.stat().st_mtime_ns
+    np.testing.assert_array_equal(track(1.0), once)
+    assert file.stat().st_mtime_ns == written
+    np.testing.assert_allclose(track(2.0), once**2, rtol=1e-5)
+
+
+def test_a_damaged_or_foreign_generating_model_is_set_aside_and_written_again(tmp_path) -> None:
+    from rllc.sweep.travel import portable_loss
+
+    store = rllc.Store(tmp_path)
+    folders = []
+    for seed in (1, 2):
+        loss = rllc.distillation(tiny_model(seed))
+        name = rllc.identity.of_loss(loss)
+        folders.append(Path(portable_loss(store, loss, name).folder))
+    weights = folders[1] / "model.safetensors"
+    whole = weights.read_bytes()
+    generator = portable_loss(store, loss, name)
+    for place in (200, len(whole) // 2, len(whole) - 1):
+        flipped = bytes([whole[place] ^ 1])
+        weights.write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        with pytest.raises(rllc.FileError, match=r"reading the generating model .* is damaged"):
+            generator.load()
+        portable_loss(store, loss, name)
+        assert weights.read_bytes() == whole
+    for file in folders[0].iterdir():
+        (folders[1] / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(rllc.FileError, match="it is another model"):
+        generator.load()
+    portable_loss(store, loss, name)
+    assert weights.read_bytes() == whole
+
+
+def test_a_branch_of_the_hub_that_moved_is_noticed(tmp_path, monkeypatch) -> None:
+    import types
+
+    import huggingface_hub
+
+    call = Call(**{name: values[0] for name, values in CHOICES.items()})
+    commits = {"step0": "a" * 40, "step10": "b" * 40}
+    for seed, commit in enumerate(("a", "b", "c")):
+        replace(call, model=seed).make_model().save_pretrained(tmp_path / "hub" / (commit * 40))
+    fetched: list[str] = []
+
+    def refs(repository: str):
+        branches = []
+        for name, commit in commits.items():
+            branches.append(types.SimpleNamespace(name=name, target_commit=commit))
+        return types.SimpleNamespace(branches=branches, tags=[])
+
+    def download(repository: str, *, revision: str, allow_patterns: list[str], **_: Any) -> str:
+        fetched.append(revision)
+        return str(tmp_path / "hub" / commits.get(revision, revision))
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_refs", refs)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    arguments = {**call.arguments(), "store": tmp_path / "s", "compute": QUIET}
+    rllc.track("org/name", **arguments)
+    assert set(fetched) == {"a" * 40, "b" * 40}
+    commits["step10"] = "c" * 40
+    with pytest.raises(rllc.InputError, match="checkpoint of step 10, commit: "):
+        rllc.track("org/name", **arguments)
+    commits["step10"] = "b" * 40
+    rllc.track("org/name", **arguments)
+
+
+def test_a_checkpoint_that_appears_or_is_replaced_later_is_noticed_by_its_contents(
+    tmp_path,
+) -> None:
+    call = Call(**{name: values[0] for name, values in CHOICES.items()})
+    for step in (0, 10):
+        replace(call, model=step).make_model().save_pretrained(tmp_path / f"run/step{step:07d}")
+    weights = tmp_path / "run/step0000010/model.safetensors"
+    checkpoints = rllc.checkpoints(tmp_path / "run")
+    arguments = {**call.arguments(), "store": tmp_path / "s", "compute": QUIET}
+    whole, date = weights.read_bytes(), weights.stat()
+    weights.unlink()
+    with pytest.warns(UserWarning, match="1 of 2 cells failed"):
+        rllc.track(checkpoints, **arguments)
+    weights.write_bytes(whole)
+    rllc.track(checkpoints, **arguments)
+    other = (tmp_path / "run/step0000000/model.safetensors").read_bytes()
+    assert len(other) == len(whole)
+    weights.write_bytes(other)
+    os.utime(weights, ns=(date.st_atime_ns, date.st_mtime_ns))
+    with pytest.raises(rllc.InputError, match="checkpoint of step 10, SHA-256"):
+        rllc.track(checkpoints, **arguments)

@@ -32,15 +32,17 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rllc.contents import digest
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError
-from rllc.files import is_temporary, load_arrays, save_arrays, write_atomically
-from rllc.identity import short_hash
+from rllc.files import is_temporary, load_arrays, load_header, save_arrays, write_atomically
+from rllc.identity import if_known, short_hash
 from rllc.observe import Observable
 from rllc.sweep import parts
 from rllc.sweep.plan import Cell, Plan
@@ -74,10 +76,10 @@ class Store:
             cost far more than their disk.
         observe: what else to measure along the chains, as for :func:`rllc.sample`; for
             ``rllc.Sweep.open(...).draws(step, weights, data).observed``. It changes no chain.
-            Finished cells without it are computed again. That an observable is still the same
-            under its name is taken on trust. Losses of each token on each draw's own minibatch
-            (:func:`rllc.observables.minibatch_losses`) are 52 MB a head and checkpoint at the
-            paper's settings.
+            Finished cells without it are computed again, and so are those that have another
+            observable under its name, as far as its contents can be looked into. Losses of each
+            token on each draw's own minibatch (:func:`rllc.observables.minibatch_losses`) are 52 MB
+            a head and checkpoint at the paper's settings.
         delete_downloads: with checkpoints from the hub, delete each one's weights from the cache as
             soon as all its cells are finished, but no file that was there before the sweep fetched
             it. On this machine; workers on others keep theirs. Checkpoints of cells that failed
@@ -207,9 +209,7 @@ class Store:
 
     def has(self, name: str) -> bool:
         """Whether a cell has all files that are to be kept, its states excepted."""
-        paths = [self.path(name)]
-        paths += [self.observed_path(name, observable) for observable in self.observe]
-        return all(path.exists() for path in paths)
+        return self.path(name).exists() and self._has_observed(name)
 
     def finished(self) -> set[str]:
         """Return the names of the cells that have a file."""
@@ -220,7 +220,26 @@ class Store:
         names = self.finished()
         for observable in self.observe:
             names &= _stems(self.root / "observed" / observable, "*.npz")
-        return names
+        return {name for name in names if self._has_observed(name)}
+
+    def _has_observed(self, name: str) -> bool:
+        """Whether what is to be observed along a cell's chains was, by observables like these."""
+        for observable in self.observe:
+            path = self.observed_path(name, observable)
+            if not path.exists():
+                return False
+            try:
+                if load_header(path).get("identity") != self._identities[observable]:
+                    return False
+            except FileError:
+                return False
+        return True
+
+    @cached_property
+    def _identities(self) -> dict[str, str | None]:
+        """What each observable is; ``None`` where it cannot be looked into."""
+        identify = if_known(partial(digest, what="observable"))
+        return {name: identify(observable) for name, observable in self.observe.items()}
 
     def resumable(self) -> set[str]:
         """Return the names of the complete cells that also have their states."""
@@ -276,7 +295,13 @@ class Store:
 
     def _write_observed(self, name: str, observable: str, draws: Draws) -> None:
         axes = parts.observed_axes(draws, observable)
-        header = {"kind": "rllc.observed", "cell": name, "name": observable, "axes": axes}
+        header = {
+            "kind": "rllc.observed",
+            "cell": name,
+            "name": observable,
+            "identity": self._identities[observable],
+            "axes": axes,
+        }
         arrays = parts.observed_arrays(draws, observable)
         # Most bits of what is observed are random, and do not compress.
         save_arrays(self.observed_path(name, observable), arrays, header, compress=False)
