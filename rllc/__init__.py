@@ -23,6 +23,7 @@ from rllc.weights import Weights, everything, head, heads, layer, masks, paramet
 
 # how to sample, and the loss
 from rllc.losses import distillation, next_token
+from rllc.loss import named
 from rllc.observables import distance, losses_on
 from rllc.observe import Moment, Observable
 from rllc.sample import iterate, sample
@@ -116,6 +117,7 @@ __all__ = [
     "losses_on",
     "masks",
     "models",
+    "named",
     "next_token",
     "observables",
     "parameters",

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from rllc import answer, search
 from rllc.arguments import names_checked
 from rllc.checks import arguments, check_how
-from rllc.errors import FileError, InputError, RllcError, must_be
+from rllc.errors import InputError, RllcError, must_be
 from rllc.estimate import Estimate, estimate
 from rllc.faults import Fault
 from rllc.files import load_arrays, save_arrays
@@ -252,10 +252,7 @@ class Calibration:
             FileError: there is no such file, it is damaged, or it holds something else.
             InputError: its sampler is not one of rllc's, and ``sampler`` is missing.
         """
-        arrays, header = load_arrays(path)
-        kind = header.get("kind", "something else")
-        if kind != "rllc.Calibration":
-            raise FileError(f"reading {path} as Calibration: it holds {kind}.")
+        arrays, header = load_arrays(path, kind="rllc.Calibration")
         estimates = []
         for i, its_header in enumerate(header["estimates"]):
             prefix = f"{i}."

@@ -19,6 +19,7 @@ from rllc.documents import shown
 from rllc.draws import Draws
 from rllc.engine.chains import OR_ANEW
 from rllc.errors import InputError, must_be
+from rllc.identity import plain
 from rllc.limits import Limits
 from rllc.loss import Center, LossFunction
 from rllc.loss_checks import SHIPPED, check_kind, check_model, check_rows
@@ -54,17 +55,21 @@ def arguments(
     _check_kind("sampler", sampler, isinstance(sampler, Sampler), samplers)
     settings = "rllc.Sampling(num_chains=4, num_draws=200)"
     _check_kind("sampling", sampling, isinstance(sampling, Sampling), settings)
-    if sampling.start == "gaussian":
-        _check_gaussian_start(sampler)
     return sampler, with_start(sampler, sampling)
 
 
 def with_start(sampler: Sampler, sampling: Sampling) -> Sampling:
-    """Fill in where chains of this sampler start."""
-    if sampling.start is not None:
-        return sampling
-    gaussian = _has_width(sampler) and _forgets(sampler)
-    return replace(sampling, start="gaussian" if gaussian else "center")
+    """Say where chains start, where ``start`` is ``None``.
+
+    Raises:
+        InputError: they cannot start where ``start`` says.
+    """
+    if sampling.start is None:
+        gaussian = _has_width(sampler) and _forgets(sampler)
+        return replace(sampling, start="gaussian" if gaussian else "center")
+    if sampling.start == "gaussian":
+        _check_gaussian_start(sampler)
+    return sampling
 
 
 def check_how(compute: object, limits: object = None, observe: object = None) -> None:
@@ -250,7 +255,7 @@ def check_resume(
     pairs: dict[str, tuple[Any, Any]] = {}
     pairs["(weights, data)"] = (list(resume.names), [r.name for r in refinements])
     for name, value in settings.items():
-        if name != "num_draws":
+        if name not in ("num_draws", "ambient"):
             pairs[name] = (resume.settings.get(name), value)
     differences = []
     for name, (earlier, present) in pairs.items():
@@ -266,8 +271,8 @@ def check_resume(
 
 
 def _json(value: Any) -> str:
-    # Lists and tuples are the same after a file.
-    return json.dumps(value, sort_keys=True)
+    # Lists and tuples are the same after a file, and so are 30 and 30.0.
+    return json.dumps(plain(value), sort_keys=True)
 
 
 def check_same_baseline(at: Center, before: float, name: str) -> None:
@@ -282,3 +287,36 @@ def check_same_baseline(at: Center, before: float, name: str) -> None:
             f"sample: `resume` is of another model or loss: on the minibatch of its last draw from "
             f"{name!r} the loss at w* was {before:.6g}, and now is {loss:.6g}. {OR_ANEW}"
         )
+
+
+def check_same_identity(resume: Draws, present: Mapping[str, Any]) -> None:
+    """Refuse draws of another model, loss or sampler, equal as their losses may be.
+
+    Args:
+        resume: earlier draws.
+        present: :func:`rllc.identity.of_call` of this call.
+
+    Raises:
+        InputError: says which differs, or cannot be told.
+    """
+    earlier = resume.settings.get("identity", {})
+    for name, value in present.items():
+        before = earlier.get(name)
+        if value is None or before is None:
+            raise InputError(
+                f"sample: it cannot be told whether `resume` is of the same {name}, because "
+                f"something within it cannot be looked into, or `resume` is of an earlier version "
+                f"of rllc. For a loss of yours use rllc.named(loss, 'my loss, version 1'). "
+                f"{OR_ANEW}"
+            )
+        if before != value:
+            what = "version of the library's numbers" if name == "numerics" else name
+            raise InputError(
+                f"sample: `resume` is of another {what} ({_short(before)} there, {_short(value)} "
+                f"now). {OR_ANEW}"
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:8]}…" if len(text) == 64 else text

@@ -28,6 +28,7 @@ DIAGNOSTICS: Mapping[str, str] = {
     "disagreement_p": "probability of levels as different in chains that agree",
     "spread": "what chains differ by beyond that, as a share of λ̂",
     "heavy_tails": "share of all squared steps of λ̂'s draws that the largest 2 % hold",
+    "rounding": "what the rounding of float32 alone may give for λ̂",
     "spikes": "number of draws far outside the distribution of the others",
     "acceptance": "mean probability that MALA would accept sgld's steps",
     "discretisation": "share of λ̂ that the step size adds",
@@ -75,6 +76,7 @@ def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict
     relaxation = draws.settings.get("relaxation")
     numbers = {
         "spikes": diagnostics.spikes(llc),
+        "rounding": _rounding(draws, rows, kept),
         "heavy_tails": heavy_tails(llc),
         "relaxation": llc.shape[1] * num_draws / diagnostics.ess(llc, method="mean"),
     }
@@ -88,6 +90,12 @@ def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict
         numbers |= _of_prior(draws, rows, mean)
         numbers |= _of_pairing(draws, rows, num_draws, mean.value)
     return numbers | _of_curvature(draws, rows)
+
+
+def _rounding(draws: Draws, rows: np.ndarray, kept: slice) -> np.ndarray:
+    """nβ times the last bits of the losses, of which λ̂ is a difference."""
+    losses = np.abs(draws.baseline[rows, :, kept]).mean((1, 2))
+    return 4 * draws.settings["n_beta"] * losses * 2.0**-24
 
 
 def _memory(autocorrelation_time: np.ndarray) -> float:

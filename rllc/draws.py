@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rllc.errors import FileError, InputError
-from rllc.files import load_arrays, save_arrays
+from rllc.errors import InputError
+from rllc.files import check_shapes, load_arrays, reading, save_arrays
 from rllc.names import Names
 from rllc.same import same
 
@@ -167,23 +167,23 @@ class Draws:
         Raises:
             FileError: no such file, a damaged one, or one that holds something else.
         """
-        arrays, header = load_arrays(path)
-        if header.get("kind") != "rllc.Draws":
-            kind = header.get("kind", "something else")
-            raise FileError(f"reading {path} as Draws: it holds {kind}.")
-        states = {}
-        for number, pair in enumerate(header["states"]):
-            states[tuple(pair)] = _under(f"states.{number}.", arrays)
-        return cls(
-            loss=arrays["loss"],
-            baseline=arrays["baseline"],
-            diverged=arrays["diverged"],
-            names=Names(tuple(header["weights"]), tuple(header["data"])),
-            settings=header["settings"],
-            lengths=tuple(header["lengths"]),
-            observed=_under("observed.", arrays),
-            states=states,
-        )
+        arrays, header = load_arrays(path, kind="rllc.Draws")
+        with reading(path):
+            names = Names(tuple(header["weights"]), tuple(header["data"]))
+            check_shapes(arrays, {"loss": 3, "baseline": 3, "diverged": 2}, len(names))
+            states = {}
+            for number, pair in enumerate(header["states"]):
+                states[tuple(pair)] = _under(f"states.{number}.", arrays)
+            return cls(
+                loss=arrays["loss"],
+                baseline=arrays["baseline"],
+                diverged=arrays["diverged"],
+                names=names,
+                settings=dict(header["settings"]),
+                lengths=tuple(map(int, header["lengths"])),
+                observed=_under("observed.", arrays),
+                states=states,
+            )
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

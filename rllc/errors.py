@@ -13,6 +13,13 @@ _SHOWN = 8
 """How many names a message lists when none is close to the mistyped one."""
 
 
+_COMPARED = 200
+"""Characters of a name that count, and so many names are compared: the time that similar ones take
+to be found rises with the product of both, and an error is no place to wait."""
+
+_MOST_COMPARED = 2000
+
+
 class RllcError(Exception):
     """Every error that rllc raises on purpose."""
 
@@ -48,10 +55,12 @@ def nearest(name: object, known: Iterable[object], count: int = 3) -> str:
     >>> nearest("blocks.0.atn.W_Q", ["blocks.0.attn.W_Q", "embed.W_E"])
     "did you mean 'blocks.0.attn.W_Q'?"
     """
-    names = [str(known_name) for known_name in known]
+    names = [str(known_name)[:_COMPARED] for known_name in known]
+    name = str(name)[:_COMPARED]
     # A wrong case is the likeliest mistake, so names are compared without it.
     by_folded = {known_name.casefold(): known_name for known_name in names}
-    close = difflib.get_close_matches(str(name).casefold(), by_folded, n=count, cutoff=0.5)
+    compared = list(by_folded)[:_MOST_COMPARED]
+    close = difflib.get_close_matches(name.casefold(), compared, n=count, cutoff=0.5)
     if close:
         suggestions = " or ".join(repr(by_folded[folded]) for folded in close)
         return f"did you mean {suggestions}?"

@@ -17,7 +17,7 @@ from rllc.arguments import names_checked
 from rllc.checks import check_how
 from rllc.diagnose import DIAGNOSTICS, diagnose, parts_of_error, share_minibatches
 from rllc.draws import Draws
-from rllc.errors import FileError, InputError, must_be
+from rllc.errors import InputError, must_be
 from rllc.faults import (
     FINAL,
     Fault,
@@ -27,7 +27,7 @@ from rllc.faults import (
     faults_to_json,
     status_of,
 )
-from rllc.files import load_arrays, save_arrays
+from rllc.files import check_shapes, load_arrays, reading, save_arrays
 from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.names import Names
@@ -134,7 +134,7 @@ class Estimate:
             **_numbers(draws),
             faults=tuple(divergence(steps, first_chain) for steps in draws.diverged),
             names=Names(draws.weights, draws.data),
-            settings=draws.settings,
+            settings=_of_all_steps(draws.settings),
         )
         return estimate.judge(limits)
 
@@ -374,11 +374,9 @@ class Estimate:
         Raises:
             FileError: there is no such file, it is damaged, or it holds something else.
         """
-        arrays, header = load_arrays(path)
-        kind = header.get("kind", "something else")
-        if kind != "rllc.Estimate":
-            raise FileError(f"reading {path} as Estimate: it holds {kind}.")
-        return cls.unpack(arrays, header)
+        arrays, header = load_arrays(path, kind="rllc.Estimate")
+        with reading(path):
+            return cls.unpack(arrays, header)
 
     @classmethod
     def unpack(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Estimate:
@@ -388,14 +386,22 @@ class Estimate:
             for name, array in arrays.items()
             if name.startswith("diagnostics.")
         }
+        names = Names(tuple(header["weights"]), tuple(header["data"]))
+        check_shapes(arrays, {name: 1 for name in ARRAYS if name != "per_chain"}, len(names))
         return cls(
             **{name: arrays[name] for name in ARRAYS},
             faults=tuple(faults_from_json(wrong) for wrong in header["faults"]),
-            names=Names(tuple(header["weights"]), tuple(header["data"])),
-            settings=header["settings"],
+            names=names,
+            settings=dict(header["settings"]),
             diagnostics=diagnosed,
             llc=arrays.get("llc"),
         )
+
+
+def _of_all_steps(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings without what is of one call alone, and may differ from one checkpoint to another."""
+    of_one_call = ("identity", "ambient")
+    return {name: value for name, value in settings.items() if name not in of_one_call}
 
 
 def _batches(minibatches: Mapping[str, Mapping[str, Any]]) -> list[str]:

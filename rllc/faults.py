@@ -38,6 +38,7 @@ Kind = Literal[
     "too_short",
     "does_not_move",
     "weights_ignored",
+    "rounding",
     "pairing",
     "negative",
     "noise_above_signal",
@@ -68,6 +69,7 @@ PROBLEMS: Mapping[Kind, str] = {
     "too_short": "too short (flat directions lack {share:.1%})",
     "does_not_move": "chains do not move",
     "weights_ignored": "nothing to measure",
+    "rounding": "no more than rounding",
     "pairing": "minibatches of one epoch add {share:.0%}",
     "negative": "negative",
     "noise_above_signal": "noise exceeds signal",
@@ -300,6 +302,12 @@ def _does_not_move(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fau
     return _fault("does_not_move", "lower lr, or start='gaussian'")
 
 
+def _rounding(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
+    if row["value"] == 0 or not abs(row["value"]) <= row["rounding"]:
+        return None
+    return _fault("rounding", "larger lr, or other weights", rounding=row["rounding"])
+
+
 def _negative(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
     if not row["value"] < 0:
         return None
@@ -348,6 +356,7 @@ def _pairing(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | N
 RULES: tuple[Rule, ...] = (
     _too_few_draws,
     _does_not_move,
+    _rounding,
     _spikes,
     _unstable,
     _rarely_accepted,

@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,13 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rllc.errors import FileError, must_be
+from rllc.errors import FileError, first_line, must_be
 
 _HEADER = "__header__"
 """The name of the array that holds the JSON header."""
 
 _SEAL = 64
 """Characters of a SHA-256 in hexadecimal: the end of the zip's comment, and so of the file."""
+
+_TEMPORARY = re.compile(r"\..+\.rllc-\d+\..*tmp", re.DOTALL)
 
 _BLOCK = 1 << 20
 """Bytes that are read at once."""
@@ -73,7 +77,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     """
     path = as_path(path, "writing a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    prefix = temporary_prefix(path.name)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
@@ -87,6 +92,23 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         raise
     sync(path.parent)
     return path
+
+
+def temporary_prefix(name: str) -> str:
+    """Return how the temporary name of a file or folder begins: with our mark and our process.
+
+    A long name is cut, because file systems take no more than 255 bytes.
+    """
+    return f".{name[:60]}.rllc-{os.getpid()}."
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one of :func:`temporary_prefix`, of this process or another.
+
+    >>> is_temporary(Path("cells/.a.npz.rllc-17.x.tmp")), is_temporary(Path("cells/.mine.tmp"))
+    (True, False)
+    """
+    return _TEMPORARY.fullmatch(path.name) is not None and not path.is_symlink()
 
 
 def sync(path: Path) -> None:
@@ -124,6 +146,8 @@ def save_arrays(
     text = json.dumps({"header": dict(header)}, sort_keys=True)
     contents: dict[str, Any] = {}
     for name, array in arrays.items():
+        if f"{name}.npy" in arrays:
+            raise FileError(f"writing {path}: NumPy takes {name!r} and '{name}.npy' for one.")
         contents[name] = np.ascontiguousarray(array)
     contents[_HEADER] = np.frombuffer(text.encode(), dtype=np.uint8)
     save = np.savez_compressed if compress else np.savez
@@ -141,12 +165,18 @@ def save_arrays(
     return write_atomically(path, write)
 
 
-def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load_arrays(
+    path: str | os.PathLike[str], *, kind: str | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what :func:`save_arrays` wrote: ``(arrays, header)``.
 
+    Args:
+        path: the file.
+        kind: what the header's ``"kind"`` must be; ``None``: anything.
+
     Raises:
-        FileError: the file is missing, truncated or not written by rllc, or its contents do not
-            match their checksum.
+        FileError: the file is missing, truncated, not written by rllc or of another kind, or its
+            contents do not match their checksum.
     """
     path = as_path(path, "reading a file")
     if not path.is_file():
@@ -166,7 +196,66 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
             f"reading {path}: its contents do not match the checksum in it; the file was changed "
             f"or damaged."
         )
+    if not isinstance(header, dict):
+        raise FileError(f"reading {path}: its header is a {type(header).__name__}, no object.")
+    if kind is not None and header.get("kind") != kind:
+        held = header.get("kind", "something else")
+        raise FileError(f"reading {path} as {kind.removeprefix('rllc.')}: it holds {held}.")
     return arrays, header
+
+
+def load_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the header alone of what :func:`save_arrays` wrote, without the checksum of the rest.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            header = json.loads(bytes(archive[_HEADER]).decode())["header"]
+        return dict(header)
+    except Exception as error:  # as in load_arrays
+        raise FileError(f"reading {path}: its header cannot be read ({error}).") from error
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what foreign contents may raise into an error that says which file and field.
+
+    Raises:
+        FileError: something within the block found a field missing, or another than it expected.
+    """
+    try:
+        yield
+    except (FileError, OSError):
+        raise
+    except KeyError as error:
+        raise FileError(
+            f"reading {path}: it has no field {error}; rllc did not write it."
+        ) from error
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise FileError(
+            f"reading {path}: a field is not as rllc writes it ({first_line(error)})."
+        ) from error
+    except (RecursionError, MemoryError) as error:
+        raise FileError(
+            f"reading {path}: it is too large or too deeply nested ({type(error).__name__})."
+        ) from error
+
+
+def check_shapes(arrays: Mapping[str, np.ndarray], axes: Mapping[str, int], length: int) -> None:
+    """See that arrays have as many axes as they should, the first of them of one length.
+
+    Raises:
+        ValueError: one has not.
+        KeyError: one is missing.
+    """
+    for name, count in axes.items():
+        shape = arrays[name].shape
+        if len(shape) != count or shape[0] != length:
+            raise ValueError(f"{name} is {list(shape)}, expected {count} axes, {length} rows")
+        if arrays[name].dtype.kind not in "fiub":
+            raise ValueError(f"{name} holds {arrays[name].dtype}, expected numbers")
 
 
 def _is_sealed(path: Path) -> bool:

@@ -7,6 +7,7 @@ A loss is a function of a module and a batch. :func:`rllc.engine.bind.bind` make
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -128,3 +129,40 @@ def check_rows_counted(counted: Tensor) -> None:
         f"the loss has nothing to predict in {len(rows)} of the {len(counted)} rows of a minibatch "
         f"(its rows {shown}), or is NaN there; leave such rows out of the data."
     )
+
+
+@dataclass(frozen=True, eq=False)
+class NamedLoss:
+    """A loss that is recognised by a name; see :func:`named`."""
+
+    loss: LossFunction
+    name: str
+
+    def __call__(self, module: nn.Module, batch: Any) -> Tensor:
+        """What the loss gives."""
+        return self.loss(module, batch)
+
+
+def named(loss: LossFunction, name: str) -> NamedLoss:
+    """Let a loss be recognised by a name, and not by its code and what it holds.
+
+    >>> named(lambda module, batch: module(batch)[:, 0], "the output, version 2").name
+    'the output, version 2'
+
+    A store, a :class:`rllc.Tracker` with a path and ``resume`` give back earlier results only for
+    the same loss. They know one of yours by its code, its arguments and the values that it uses.
+    Where these cannot be looked into, or change from call to call, you say what it is: give another
+    name whenever it is another loss.
+
+    Args:
+        loss: ``loss(module, batch)``.
+        name: what it is, version included.
+
+    Raises:
+        InputError: ``loss`` cannot be called, or ``name`` is not a text.
+    """
+    if not callable(loss):
+        raise InputError(f"named: expected a loss to call, got {type(loss).__name__}.")
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"named: `name` must say what the loss is, in words, got {name!r}.")
+    return NamedLoss(loss, name)

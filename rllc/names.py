@@ -10,6 +10,34 @@ import numpy as np
 from rllc.errors import InputError, nearest
 from rllc.weights import head_name
 
+LONGEST_NAME = 500
+"""Characters. A circuit of sixty heads has such a name; files, tables and pages can show it."""
+
+
+def check_name(name: object, what: str) -> None:
+    """Refuse a name that files, tables or terminals cannot hold: the one rule for all names.
+
+    >>> check_name("induction circuit", "weights")
+
+    Args:
+        name: of weights, data or an observable.
+        what: what it names, for the error.
+
+    Raises:
+        InputError: it is not a text of 1 to 500 printable characters, begins or ends with a space,
+            or ends in ``.npy``, which NumPy adds to names in its files.
+    """
+    if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME:
+        usual = name.isprintable() and name == name.strip()
+        if usual and not name.endswith(".npy"):
+            return
+    shown = ascii(name) if isinstance(name, str) else type(name).__name__
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}… ({len(shown)} characters)"
+    raise InputError(
+        f"{what}: a name must be a text of 1 to {LONGEST_NAME} printable characters without spaces "
+        f"around it, and not end in '.npy'; got {shown}. Rename it."
+    )
+
 
 @dataclass(frozen=True)
 class Names:

@@ -18,6 +18,7 @@ from rllc.engine.layout import Group
 from rllc.engine.scene import Scene
 from rllc.errors import InputError, must_be, one_of
 from rllc.loss import Center, Loss, Runs
+from rllc.names import check_name
 from rllc.samplers import Jump
 from rllc.sampling import Sampling
 from rllc.seeds import stable_hash
@@ -327,6 +328,7 @@ def check_names(observe: Mapping[str, Observable], reserved: Mapping[str, Observ
                 f"sample: `observe[{name!r}]` must be an rllc.Observable, such as rllc.distance() "
                 f"or rllc.losses_on(rows), got {type(observable).__name__}."
             )
+        check_name(name, "`observe`")
         if name in reserved or not isinstance(name, str) or "." in name:
             raise InputError(
                 f"sample: `observe` has the name {name!r}; names must be strings without a dot, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,8 @@ from torch import nn
 from rllc.data.data import Data
 from rllc.data.given import as_data, is_batch
 from rllc.errors import InputError
-from rllc.weights import Weights, default_weights, everything, head
+from rllc.names import check_name
+from rllc.weights import Weights, default_weights, everything, head, head_name
 
 WeightsLike = Weights | str | Iterable[Weights | str] | Mapping[str, Weights | str] | None
 """Weights as users give them; see :func:`product`."""
@@ -111,7 +113,11 @@ def _selection(weights: Weights | str) -> Weights:
 
 
 def _check_names(names: list[str]) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    for name in names:
+        check_name(name, "`weights`")
+    # A head may be written in several ways, of which each finds it.
+    written = Counter(head_name(name) or name for name in names)
+    repeated = sorted(name for name, count in written.items() if count > 1)
     if names and not repeated:
         return
     problem = f"{repeated} each name more than one selection" if repeated else "the list is empty"
@@ -130,10 +136,13 @@ def named_data(data: DataLike) -> dict[str, Data]:
     """
     if not isinstance(data, Mapping) or is_batch(data):
         data_set = as_data(data)
+        check_name(data_set.name, "`data`")
         return {data_set.name: data_set}
     if not data:
         raise InputError("`data`: the dict is empty; pass at least one named data set.")
     named = {str(name): _of_one_name(str(name), one) for name, one in data.items()}
+    for name in named:
+        check_name(name, "`data`")
     if len(named) < len(data):
         raise InputError(
             f"`data`: of the names {list(data)}, written out, two are the same; rename one."

@@ -20,13 +20,16 @@ from rllc.checks import (
     check_how,
     check_resume,
     check_same_baseline,
+    check_same_identity,
 )
 from rllc.draws import Draws
 from rllc.engine.bind import bind
 from rllc.engine.chains import Chains, Pass, check_states
 from rllc.engine.devices import on_device
 from rllc.engine.layout import stack, unpack
+from rllc.engine.modes import ambient, undisturbed
 from rllc.errors import InputError, ObservationError
+from rllc.identity import of_call
 from rllc.loss import LossFunction
 from rllc.loss_checks import check_origin
 from rllc.names import Names
@@ -125,8 +128,11 @@ def sample(
     sampler, sampling = arguments(model, loss, sampler, sampling)
     check_how(compute, observe=observe)
     compute = Compute() if compute is None else compute
-    question = _Question.of(model, data, weights, loss, sampler, sampling, compute, observe or {})
-    run = _Sample(question, resume)
+    with undisturbed(model):
+        question = _Question.of(
+            model, data, weights, loss, sampler, sampling, compute, observe or {}
+        )
+        run = _Sample(question, resume)
     done = 0 if resume is None else replace(sampling, num_draws=resume.num_draws).num_steps
     bar = tqdm(
         total=sampling.num_steps,
@@ -180,7 +186,10 @@ def iterate(
             "iterate: `target_se` stops rllc.sample and rllc.estimate; in a loop of your own, "
             "leave the loop when you like."
         )
-    question = _Question.of(model, data, weights, loss, sampler, sampling, compute, observe or {})
+    with undisturbed(model):
+        question = _Question.of(
+            model, data, weights, loss, sampler, sampling, compute, observe or {}
+        )
     return _Sample(question, None).steps()
 
 
@@ -239,6 +248,9 @@ class _Question:
             }
         return chosen
 
+    def identity(self) -> dict[str, object]:
+        return of_call(self.model, self.loss, self.sampler)
+
 
 class _Sample:
     """One sampling: its chains, and what is kept of them."""
@@ -261,11 +273,20 @@ class _Sample:
         self.num_draws = 0 if resume is None else resume.num_draws
         self.chains: Chains | None = None
         self.parameters = dict(question.model.named_parameters())
+        self.ambient: dict[str, object] = {}
+        """What chains were computed with, of which their last bits may depend."""
+        self.identity: dict[str, object] | None = None
+        """Of model, loss and sampler, where states are kept or gone on from: it takes a hash of
+        all weights."""
+        if resume is not None or question.compute.keep_states:
+            self.identity = question.identity()
         self._stop_the_precise()
 
     def steps(self) -> Iterator[Step]:
         """Advance all chains step by step. Refinements in ``stopped`` are not sampled further."""
-        chains = self.chains = self._chains()
+        self.ambient = ambient()
+        with undisturbed(self.question.model):
+            chains = self.chains = self._chains()
         sampling = self.question.sampling
         running = len(self.question.refinements)
         # The first step leads from the start to step 1 and gives no loss worth having.
@@ -280,24 +301,36 @@ class _Sample:
                 return
             draw = sampling.draw_at(step)
             page = Page(*chains.diverged.shape)
-            positions: list[tuple[Pass, Tensor]] = []
-            for data_set in chains.data_sets:
-                scene = data_set.scene(step, chains.loss)
-                baseline = scene.center.mean
-                for p in data_set.passes:
-                    before = p.state.position
-                    runs = chains.advance(p, scene, each=draw is not None)
-                    loss = chains.judge(p, runs, step)
-                    page.put("loss", loss, p.refinement, p.chain)
-                    page.put("baseline", baseline.expand_as(loss), p.refinement, p.chain)
-                    positions.append((p, before))
-                    if draw is not None:
-                        moment = self.watch.moment(chains, p, scene, runs, before, step, draw)
-                        self.watch.look(moment, p, loss.isfinite(), page)
+            with undisturbed(self.question.model):
+                positions = self._advance(chains, step, draw, page)
             if step > 0:
                 yield _step(step, draw, page, chains, positions, self.parameters)
             if self.watch.failure is not None:
                 raise self.watch.failure
+
+    def _advance(
+        self, chains: Chains, step: int, draw: int | None, page: Page
+    ) -> list[tuple[Pass, Tensor]]:
+        """Advance all chains by one step, and write on a page what was measured before it.
+
+        Returns:
+            Each pass with its positions before the step.
+        """
+        positions: list[tuple[Pass, Tensor]] = []
+        for data_set in chains.data_sets:
+            scene = data_set.scene(step, chains.loss)
+            baseline = scene.center.mean
+            for p in data_set.passes:
+                before = p.state.position
+                runs = chains.advance(p, scene, each=draw is not None)
+                loss = chains.judge(p, runs, step)
+                page.put("loss", loss, p.refinement, p.chain)
+                page.put("baseline", baseline.expand_as(loss), p.refinement, p.chain)
+                positions.append((p, before))
+                if draw is not None:
+                    moment = self.watch.moment(chains, p, scene, runs, before, step, draw)
+                    self.watch.look(moment, p, loss.isfinite(), page)
+        return positions
 
     def keep(self, step: Step) -> None:
         """Keep a draw, and stop the refinements whose error is small enough."""
@@ -317,12 +350,15 @@ class _Sample:
         assert baseline is not None
         refinements = range(len(question.refinements))
         diverged = self._diverged()
+        settings = question.settings | {"observed": self.watch.axes, "ambient": self.ambient}
+        if keep_states:
+            settings["identity"] = self.identity or question.identity()
         return Draws(
             loss=loss,
             baseline=baseline,
             diverged=diverged,
             names=Names.of(r.name for r in question.refinements),
-            settings=question.settings | {"observed": self.watch.axes},
+            settings=settings,
             lengths=tuple(self.stopped.get(row, self.num_draws) for row in refinements),
             observed=self.watch.observed(),
             states=self.chains.states() if keep_states and self.chains is not None else {},
@@ -369,6 +405,8 @@ class _Sample:
             scene = data_set.scene(last, chains.loss)
             baseline = resume.baseline[int(data_set.refinements[0]), 0, -1]
             check_same_baseline(scene.center, baseline, data_set.name)
+        assert self.identity is not None
+        check_same_identity(resume, self.identity)
 
     def _stop_the_precise(self) -> None:
         """Note the refinements whose standard error is small enough."""

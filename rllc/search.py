@@ -46,6 +46,7 @@ TROUBLES: Mapping[Kind, Trouble] = {
     "too_short": "slow",
     "does_not_move": "step",
     "weights_ignored": "noise",
+    "rounding": "step",
     "heavy_tails": "noise",
     "pairing": "noise",
     "rising": "slow",
@@ -112,6 +113,7 @@ _ALONE: Mapping[Kind, float] = {
     "too_few_draws": 10.0,
     "does_not_move": 10.0,
     "weights_ignored": 10.0,
+    "rounding": 10.0,
     "negative": 5.0,
 }
 """Faults beside which no other counts, and how far from good they are."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from rllc.covariance import deviations_product, independent_draws
 from rllc.draws import Draws
-from rllc.errors import FileError, InputError
+from rllc.errors import InputError
 from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
 from rllc.files import load_arrays, save_arrays
 from rllc.loss import LossFunction
@@ -259,10 +259,7 @@ class Susceptibilities:
         Raises:
             FileError: there is no such file, it is damaged, or it holds something else.
         """
-        arrays, header = load_arrays(path)
-        kind = header.get("kind", "something else")
-        if kind != "rllc.Susceptibilities":
-            raise FileError(f"reading {path} as Susceptibilities: it holds {kind}.")
+        arrays, header = load_arrays(path, kind="rllc.Susceptibilities")
         return cls(
             value=arrays["value"],
             standard_error=arrays["standard_error"],

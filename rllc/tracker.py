@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from rllc.arguments import names_checked
 from rllc.checks import check_how, chosen_weights, with_start
-from rllc.errors import InputError, must_be
+from rllc.engine.layout import digest
+from rllc.errors import FileError, InputError, must_be
 from rllc.estimate import ARRAYS, Estimate, estimate
 from rllc.faults import Fault
-from rllc.files import as_path
+from rllc.files import as_path, write_atomically
+from rllc.identity import NUMERICS, if_known, of_loss, of_model, of_sampler, plain
 from rllc.loss import LossFunction
 from rllc.names import Names
 from rllc.refinement import DataLike, Refinement, WeightsLike, fingerprints, named_data, product
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.trajectory import Trajectory
+
+_TRACKED = "tracked"
+"""In the settings of a tracker's file: what its estimates are of."""
 
 
 @names_checked
@@ -42,12 +50,16 @@ class Tracker:
         at_steps: estimate at these steps only; ``None``: at every call.
         path: a file that holds the trajectory. It is written after each estimate, and read at the
             start if it is there, so that a training run that is resumed does not estimate again
-            what it has. Weights may be added: at steps that are called again these alone are
-            estimated, at others they are missing.
+            what it has. An estimate is given back only for the same model, weights, data, loss,
+            sampler and settings; another model at a step that it has is an error. Weights may be
+            added: at steps that are called again these alone are estimated, at others they are
+            missing.
         compute: ``None`` shows no bar, since you have one of your own.
 
     Raises:
-        InputError: the file at ``path`` was made with other settings or data.
+        InputError: the file at ``path`` was made with other settings, data, loss or sampler, or it
+            cannot be told.
+        FileError: it is damaged, or cannot be written.
     """
 
     def __init__(
@@ -70,16 +82,25 @@ class Tracker:
             right = value is None or isinstance(value, kind)
             must_be("Tracker", name, value, right, f"None or an rllc.{kind.__name__}")
         self.sampler = sgld() if sampler is None else sampler
-        self.sampling = Sampling() if sampling is None else sampling
+        self.sampling = with_start(self.sampler, Sampling() if sampling is None else sampling)
         self.at_steps = None if at_steps is None else _steps(at_steps)
         self.path = None if path is None else as_path(path, "Tracker")
         self.compute = Compute(progress=False) if compute is None else compute
         self.estimates: dict[int, Estimate] = {}
         self.names: Names | None = None
-        if self.path is not None and self.path.exists():
-            stored = Trajectory.load(self.path)
-            self._check_settings(stored)
-            self.estimates = {step: stored.at(step) for step in stored.steps}
+        self.measured: dict[int, dict[str, Any]] = {}
+        """By step, what each estimate is of."""
+        self.identity: dict[str, Any] = {}
+        if self.path is None:
+            return
+        self.identity = {
+            "numerics": NUMERICS,
+            "loss": of_loss(self.loss),
+            "sampler": of_sampler(self.sampler),
+        }
+        if self.path.exists():
+            self._take_up(self.path)
+        self._check_writable(self.path)
 
     def __call__(self, step: int, model: nn.Module) -> Estimate | None:
         """Return the estimate at this step; ``None`` if it is not one of ``at_steps``."""
@@ -89,8 +110,12 @@ class Tracker:
             return None
         weights = chosen_weights(self.weights, model)
         asked = product(weights, self.data, model)
-        self.names = self._check_names(asked)
+        names = self._check_names(asked)
+        measured = self._measured(model, asked)
         earlier = self.estimates.get(step)
+        if earlier is not None:
+            self._check_same(step, measured)
+        self.names = names
         lacking = [refinement.weights for refinement in asked if _lacks(earlier, refinement.name)]
         if lacking:
             new = estimate(
@@ -103,9 +128,10 @@ class Tracker:
                 compute=self.compute,
             )
             parts = [new] if earlier is None else [new, earlier]
-            self.estimates[step] = _over(self.names, parts)
+            self.estimates[step] = _over(names, parts)
+            self.measured[step] = measured
             if self.path is not None:
-                self.trajectory.save(self.path)
+                self._save(self.path)
         return self.estimates[step]
 
     @property
@@ -139,13 +165,83 @@ class Tracker:
                 )
         return Names.of(asked)
 
+    def _measured(self, model: nn.Module, asked: Sequence[Refinement]) -> dict[str, Any]:
+        """What an estimate is of, beside the settings that all have in common."""
+        masks = {}
+        for refinement in asked:
+            selection = refinement.weights
+            if selection.name not in masks:
+                masks[selection.name] = digest(selection.masks(model))
+        # Without a file nothing outlives this object, so a model that is not known is no error.
+        identify = of_model if self.path is not None else if_known(of_model)
+        return {"model": identify(model), "weights": masks}
+
+    def _check_same(self, step: int, measured: Mapping[str, Any]) -> None:
+        """Refuse another model, and other weights of a name that was measured."""
+        before = self.measured[step]
+        what = None
+        if before["model"] != measured["model"]:
+            what = "another model"
+        for name, mask in before["weights"].items():
+            if measured["weights"].get(name) != mask:
+                what = "other weights of the same names"
+        if what is not None:
+            raise InputError(
+                f"Tracker: the estimate at step {step} is of {what}; use another Tracker, with "
+                f"another path, for each training run."
+            )
+
+    def _save(self, path: Path) -> None:
+        trajectory = self.trajectory
+        measured = {str(step): self.measured[step] for step in trajectory.steps}
+        settings = {**trajectory.settings, _TRACKED: {**self.identity, "estimates": measured}}
+        try:
+            replace(trajectory, settings=settings).save(path)
+        except OSError as error:
+            raise _not_written(path, error) from error
+
+    def _check_writable(self, path: Path) -> None:
+        """Find out before any chain runs, by a file beside it."""
+        try:
+            probe = write_atomically(path.with_name(f".{path.name}.writable"), Path.touch)
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise _not_written(path, error) from error
+
+    def _take_up(self, path: Path) -> None:
+        """Read the estimates of an earlier run.
+
+        Raises:
+            InputError: they were made with other settings, data, loss or sampler.
+            FileError: the file is damaged.
+        """
+        stored = Trajectory.load(path)
+        settings = dict(stored.settings)
+        tracked = settings.pop(_TRACKED, None)
+        self._check_settings(stored)
+        if not isinstance(tracked, Mapping):
+            raise InputError(
+                f"Tracker: {path} does not say of which models it is: rllc.Tracker did not write "
+                f"it, or an earlier version did. Use another path."
+            )
+        for name, value in self.identity.items():
+            if tracked.get(name) != value:
+                what = "version of the library's numbers" if name == "numerics" else name
+                raise InputError(
+                    f"Tracker: {path} was made with another {what}; use the same, or another path."
+                )
+        stored = replace(stored, settings=settings)
+        for step in stored.steps:
+            self.estimates[step] = stored.at(step)
+            self.measured[step] = tracked["estimates"][str(step)]
+
     def _check_settings(self, stored: Trajectory) -> None:
         sampling = with_start(self.sampler, self.sampling)
         settings = self.sampler.settings | sampling.settings
         settings["fingerprints"] = fingerprints(product(None, self.data))
         differing = []
         for name, value in settings.items():
-            if stored.settings.get(name) != value:
+            if plain(stored.settings.get(name)) != plain(value):
                 differing.append(f"{name}: {stored.settings.get(name)} there, {value} here")
         if differing:
             raise InputError(
@@ -207,3 +303,10 @@ def _nan(array: np.ndarray | None, length: int) -> np.ndarray:
     """An array like another, with ``length`` rows of NaN."""
     assert array is not None
     return np.full((length, *array.shape[1:]), np.nan)
+
+
+def _not_written(path: Path, error: OSError) -> FileError:
+    return FileError(
+        f"Tracker: `path` = {path} cannot be written ({error}). Make room, change its rights or "
+        f"give another path."
+    )

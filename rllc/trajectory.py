@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rllc.errors import FileError, InputError, must_be
+from rllc.errors import InputError, must_be
 from rllc.estimate import ARRAYS, Estimate
 from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
-from rllc.files import load_arrays, save_arrays, write_atomically
+from rllc.files import check_shapes, load_arrays, reading, save_arrays, write_atomically
 from rllc.names import Names
 from rllc.same import same
 from rllc.uncertainty import Mean, satterthwaite
@@ -294,19 +294,20 @@ class Trajectory:
         Raises:
             FileError: no such file, a damaged one, or one that holds something else.
         """
-        arrays, header = load_arrays(path)
-        if header.get("kind") != "rllc.Trajectory":
-            kind = header.get("kind", "something else")
-            raise FileError(f"reading {path} as Trajectory: it holds {kind}.")
+        arrays, header = load_arrays(path, kind="rllc.Trajectory")
         diagnostics = {}
         for name, array in arrays.items():
             if name.startswith(_DIAGNOSTICS):
                 diagnostics[name.removeprefix(_DIAGNOSTICS)] = array
-        return cls(
-            steps=tuple(header["steps"]),
-            **{name: arrays[name] for name in ARRAYS},
-            faults=tuple(tuple(map(faults_from_json, row)) for row in header["faults"]),
-            names=Names(tuple(header["weights"]), tuple(header["data"])),
-            settings=header["settings"],
-            diagnostics=diagnostics,
-        )
+        with reading(path):
+            steps = tuple(map(int, header["steps"]))
+            axes = {name: 3 if name == "per_chain" else 2 for name in ARRAYS}
+            check_shapes(arrays, axes, len(steps))
+            return cls(
+                steps=steps,
+                **{name: arrays[name] for name in ARRAYS},
+                faults=tuple(tuple(map(faults_from_json, row)) for row in header["faults"]),
+                names=Names(tuple(header["weights"]), tuple(header["data"])),
+                settings=dict(header["settings"]),
+                diagnostics=diagnostics,
+            )

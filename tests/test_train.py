@@ -558,11 +558,30 @@ def test_a_removed_or_changed_checkpoint_at_the_resume_step_is_written_again(tmp
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     run(tmp_path, num_steps=2)
-    (tmp_path / ".resume.pt.abc.tmp").write_text("torn")
-    (tmp_path / ".step0000003.tmp").mkdir()
-    (tmp_path / ".step0000003.tmp" / "model.safetensors").write_text("torn")
+    unfinished = tmp_path / ".step0000003.rllc-17.tmp"
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_text("torn")
+    (tmp_path / ".resume.pt.rllc-17.abc.tmp").write_text("torn")
+    foreign = [".mine.tmp", ".resume.pt.swp.tmp", ".notes.rllc-17.tmp"]
+    for name in foreign:
+        (tmp_path / name).mkdir()
     run(tmp_path)
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert {path.name for path in tmp_path.glob(".*.tmp")} == set(foreign)
+
+
+def test_the_state_of_another_run_is_not_gone_on_from(tmp_path):
+    for folder, seed in (("one", 0), ("other", 1)):
+        run(tmp_path / folder, num_steps=2, seed=seed)
+    shutil.copy(tmp_path / "one" / "resume.pt", tmp_path / "other" / "resume.pt")
+    with pytest.raises(rllc.FileError, match="it is of another run"):
+        run(tmp_path / "other", num_steps=3, seed=1)
+
+
+def test_a_field_that_was_at_its_default_is_compared(tmp_path):
+    run(tmp_path)
+    fields = CONFIG.to_diff_dict() | {"layer_norm_eps": 1e-3}
+    with pytest.raises(rllc.InputError, match=r"config\.layer_norm_eps: 1e-05 there, 0\.001 now"):
+        run(tmp_path, config=AttentionOnlyConfig(**fields))
 
 
 def test_changed_settings_are_listed(tmp_path):

@@ -18,7 +18,7 @@ from rllc.checks import arguments, check
 from rllc.data.data import Data
 from rllc.documents import documents_of
 from rllc.engine.layout import Group, center, digest, groups, stack, to, unpack
-from rllc.engine.modes import in_mode, one_arithmetic, seeded
+from rllc.engine.modes import in_mode, one_arithmetic, seeded, undisturbed
 from rllc.engine.module import ModuleLoss, what_counts
 from rllc.errors import InputError, first_line
 from rllc.loss import Batch, LossFunction
@@ -148,6 +148,7 @@ class Surface:
         try:
             with (
                 one_arithmetic(),
+                undisturbed(self.bound.model),
                 sdpa_kernel(SDPBackend.MATH),
                 seeded(seed, device),
                 in_mode(self.bound.model, training=False),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rllc.documents import Documents, documents_of
 from rllc.engine.layout import Group, Moved, unpack
 from rllc.engine.modes import in_precision
+from rllc.engine.private import private_copy
 from rllc.engine.unembedding import Target, mean_and_each
 from rllc.loss import Batch, Center, Runs, check_rows_counted
 from rllc.losses import check_vocabularies, predictions_at_home
@@ -34,6 +35,7 @@ class TokenLoss:
     ) -> None:
         if generator is not None:
             check_vocabularies(generator.config.d_vocab, model.config.d_vocab)
+        model = private_copy(model)
         self.model, self.generator, self.autocast = model, generator, autocast
         self.parameters = dict(model.named_parameters())
         self.to_hidden = _ToHidden(model)

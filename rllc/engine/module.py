@@ -1,20 +1,33 @@
-"""Any module and any loss, through ``torch.func.functional_call``, without copying the model."""
+"""Any module and any loss, through ``torch.func.functional_call`` on modules of our own."""
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from rllc.engine.layout import Group, stack, unpack
-from rllc.engine.modes import in_mode, in_precision, one_arithmetic, seeded
+from rllc.engine.modes import (
+    Count,
+    GlobalNumbers,
+    in_mode,
+    in_precision,
+    one_arithmetic,
+    seeded,
+)
+from rllc.engine.private import private_copy
 from rllc.errors import InputError
 from rllc.loss import Batch, Center, LossFunction, Runs, check_rows_counted, mean_of
 from rllc.losses import Distillation, next_token
+
+T = TypeVar("T")
+
+_WARNINGS = threading.RLock()
+"""Held while warnings are filtered, which is for all threads at once."""
 
 _STACKED_FLOPS = 2e7
 """Forward FLOPs below which runs are stacked; see :class:`ModuleLoss`."""
@@ -38,31 +51,32 @@ class ModuleLoss:
         train_mode: bool = False,
         compile: bool = False,
     ) -> None:
+        model = private_copy(model)
+        if isinstance(loss, Distillation):
+            # Its mode is changed for each batch, and it may be the model that is sampled.
+            loss = Distillation(private_copy(loss.generator))
         self.model, self.loss, self.autocast = model, loss, autocast
         self.train_mode, self.compile = train_mode, compile
         self.is_own = loss is not next_token and not isinstance(loss, Distillation)
         self.wrapper = _Call(model, loss)
-        self.parameters = {name: p.detach() for name, p in model.named_parameters()}
+        self.parameters = {name: p.detach() for name, p in self.model.named_parameters()}
         self.device = next(iter(self.parameters.values())).device
         self.stacked: bool | None = None
+        self.random = False
+        """Whether the loss draws global random numbers: each run must then draw the same."""
+        self.unwatched = {"center", "runs"}
+        """Kinds of evaluation that have not been watched yet for NumPy's and Python's numbers."""
         self.call = torch.func.functional_call
 
     def center(self, batch: Batch, seed: int) -> Center:  # noqa: D102 (see Loss)
-        mode = in_mode(self.model, self.train_mode)
-        with one_arithmetic(), seeded(seed, self.device), mode:
-            before = self._random_state()
-            if self.stacked is None:
-                losses, mask = self._first({}, batch)
-            else:
-                losses, mask = self.losses({}, batch)
-            random = not torch.equal(before, self._random_state())
-        if random:
-            self.stacked = False  # each run must draw the same numbers
+        evaluate = self._first if self.stacked is None else self.losses
+        with one_arithmetic(), in_mode(self.model, self.train_mode):
+            losses, mask = self._seeded("center", seed, batch, lambda: evaluate({}, batch))
         losses = losses.detach()
         counted = what_counts(losses, mask, batch, self.is_own)
         if counted is not None:
             losses = losses.masked_fill(~counted, torch.nan)
-        return Center(losses, seed if random else None, counted)
+        return Center(losses, seed, counted)
 
     def runs(  # noqa: D102 (see Loss)
         self,
@@ -81,6 +95,10 @@ class ModuleLoss:
             moved = position[runs]
             return self._evaluate(group, member[runs], moved, batch, counted, gradient)
 
+        def one(run: int) -> tuple[Tensor, Tensor | None]:
+            runs = slice(run, run + 1)
+            return self._seeded("runs", center.shared, batch, lambda: evaluate(runs))
+
         parts: list[tuple[Tensor, Tensor | None]] = []
         with one_arithmetic(), in_mode(self.model, self.train_mode):
             if self.stacked:
@@ -88,10 +106,8 @@ class ModuleLoss:
                     parts = [evaluate(slice(None))]
                 except RuntimeError:  # an operation that cannot be batched, or that looks at values
                     self.stacked = False
-            if not self.stacked:
-                for run in range(len(position)):
-                    with seeded(center.shared, self.device):
-                        parts.append(evaluate(slice(run, run + 1)))
+            if not parts:
+                parts = [one(run) for run in range(len(position))]
         examples = torch.cat([losses for losses, _ in parts])
         gradients = [slope for _, slope in parts if slope is not None]
         if each and counted is not None:
@@ -107,8 +123,8 @@ class ModuleLoss:
     ) -> dict[str, Tensor]:
         leaves = {name: self.parameters[name].clone().requires_grad_() for name in names}
         mode = in_mode(self.model, self.train_mode)
-        with one_arithmetic(), seeded(seed, self.device), mode:
-            losses, _ = self.losses(leaves, batch)
+        with one_arithmetic(), mode:
+            losses, _ = self._seeded("runs", seed, batch, lambda: self.losses(leaves, batch))
             mean = mean_of(losses[None], center.counted)[0]
             if not mean.requires_grad:
                 raise _no_gradient(list(leaves))
@@ -137,7 +153,7 @@ class ModuleLoss:
             parameter = self.parameters[name]
             changed[name] = stack(moved, parameter).to(parameter.dtype)
         if self.stacked:
-            with warnings.catch_warnings():
+            with _WARNINGS, warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="There is a performance drop")
                 examples = torch.func.vmap(lambda weights: self.losses(weights, batch)[0])(changed)
         else:
@@ -150,18 +166,46 @@ class ModuleLoss:
             raise _no_gradient([slot.name for slot in group.slots])
         return examples.detach(), torch.autograd.grad(means.sum(), position)[0]
 
-    def _random_state(self) -> Tensor:
-        if self.device.type == "cuda":
-            return torch.cuda.get_rng_state(self.device)
-        return torch.get_rng_state()
+    def _seeded(
+        self, kind: Literal["center", "runs"], seed: int, batch: Batch, evaluate: Callable[[], T]
+    ) -> T:
+        """Evaluate, from a seed where the loss draws global random numbers.
+
+        Where it does not, the global generators are left alone, because other threads may draw from
+        them. Whether it does is looked at each time: it may draw only now and then, or only where
+        gradients are wanted.
+        """
+        if not self.random:
+            everything = kind in self.unwatched
+            self.unwatched.discard(kind)
+            before = GlobalNumbers.now(self.device, everything)
+            result = evaluate()
+            after = GlobalNumbers.now(self.device, everything)
+            in_torch = after.differ_of_torch(before) and self._draws(batch)
+            if not in_torch and not after.differ_elsewhere(before):
+                return result
+            before.put_back()
+            self.random, self.stacked = True, False
+        with seeded(seed, self.device):
+            return evaluate()
+
+    def _draws(self, batch: Batch) -> bool:
+        """Whether the loss draws torch's random numbers, and not another thread."""
+        leaves = {name: p.clone().requires_grad_() for name, p in self.parameters.items()}
+        with Count() as count, seeded(0, self.device):
+            with torch.enable_grad():
+                self._call(leaves, batch)
+            with torch.no_grad():
+                self._call({}, batch)
+        return count.draws
 
     def _first(self, changed: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Evaluate for the first time, count the FLOPs, and check what the loss gives."""
-        with FlopCounterMode(display=False) as counter:
+        with Count() as count:
             result = self._call(changed, batch)
         _check_losses(result, batch)
-        self.stacked = counter.get_total_flops() < _STACKED_FLOPS
-        if self.compile:
+        self.stacked = count.flops < _STACKED_FLOPS and not self.random
+        if self.compile and self.call is torch.func.functional_call:
             self.stacked, self.call = False, torch.compile(self.call, dynamic=False)
         return _split(result)
 
@@ -180,9 +224,14 @@ class ModuleLoss:
 class _Call(nn.Module):
     """``loss(module, batch)`` as a module that functional_call can put weights into."""
 
+    loss: LossFunction
+
     def __init__(self, module: nn.Module, loss: LossFunction) -> None:
         super().__init__()
-        self.module, self.loss = module, loss
+        self.module = module
+        # Past nn.Module, which would take a loss that is a module, and may hold the model that was
+        # given, for a part into which weights are put, too.
+        object.__setattr__(self, "loss", loss)
 
     def forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
         return self.loss(self.module, batch)

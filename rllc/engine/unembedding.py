@@ -131,8 +131,8 @@ class UnembedLoss(torch.autograd.Function):
         x = hidden.reshape(len(hidden), count, -1)
         each = x.new_empty(runs, count)
         d_x = torch.empty_like(x) if want_x else None
-        d_W = torch.zeros(runs, *W.shape[1:], device=W.device) if want_W else None
-        d_b = torch.zeros(runs, *b.shape[1:], device=b.device) if want_b else None
+        d_W = W.new_zeros(runs, *W.shape[1:], dtype=torch.float32) if want_W else None
+        d_b = b.new_zeros(runs, *b.shape[1:], dtype=torch.float32) if want_b else None
         low_W = W if autocast is None else W.to(autocast)
         low_b = b if autocast is None else b.to(autocast)
         # Products and look-ups are faster along rows.

@@ -12,6 +12,8 @@ from rllc.models.steps import STATE_DICTS
 
 T = TypeVar("T")
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 _DEPTHS = ("*", "*/*", "*/*/*")
@@ -70,6 +72,35 @@ class Hub:
         refs = self._ask(lambda: huggingface_hub.list_repo_refs(self.repository, **self.of_user))
         names = [ref.name for ref in [*refs.branches, *refs.tags]]
         return list(dict.fromkeys(names))
+
+    def commits(self) -> dict[str, str]:
+        """Commits by branch and tag, as far as the hub says them; of the cache, without a network.
+
+        A branch may move while a sweep runs; a commit may not.
+        """
+        import huggingface_hub
+
+        try:
+            refs = self._ask(lambda: huggingface_hub.list_repo_refs(self.repository))
+        except FileError:
+            return self._cached_commits()
+        commits = {}
+        for ref in [*refs.tags, *refs.branches]:
+            commit = getattr(ref, "target_commit", None)
+            if commit:
+                commits[ref.name] = commit
+        return commits
+
+    def _cached_commits(self) -> dict[str, str]:
+        import huggingface_hub
+
+        name = f"models--{self.repository.replace('/', '--')}"
+        refs = Path(huggingface_hub.constants.HF_HUB_CACHE) / name / "refs"
+        commits = {}
+        for path in refs.rglob("*"):
+            if path.is_file():
+                commits[path.relative_to(refs).as_posix()] = path.read_text().strip()
+        return commits
 
     def files(self, revision: str | None = None) -> list[str]:
         """Names of the files of a revision (``None``: the main one), ``/`` between folders."""
@@ -176,6 +207,11 @@ class Folder:
 def is_on_hub(source: str) -> bool:
     """Whether a source can only be a repository: a hub id, and nothing of that name exists here."""
     return _HUB_ID.fullmatch(source) is not None and not Path(source).exists()
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a commit, which never moves, and not a branch or tag."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
 def place_of(

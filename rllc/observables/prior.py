@@ -48,7 +48,7 @@ class _LossUnderPrior:
             losses = []
             for _ in range(_POSITIONS):
                 # All refinements of one size get the same noise, whatever their company.
-                noise = torch.randn(moment.origin.shape[1], generator=stream)
+                noise = torch.randn(moment.origin.shape[1], generator=stream, dtype=torch.float32)
                 step = self.deviation * noise.to(moment.origin.device)
                 losses.append(moment.rise_at(moment.origin + step, minibatch))
             columns.append(torch.stack(losses, 1))

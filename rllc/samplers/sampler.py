@@ -49,16 +49,20 @@ class Random:
 
     def normal(self) -> Tensor:
         """Standard normal numbers ``[run, dim]``, one flat draw a run."""
-        noise = torch.empty(len(self.streams), self.dim, device=self.device)
+        # float32 whatever torch's default is: in another precision it would be other noise.
+        shape = (len(self.streams), self.dim)
+        noise = torch.empty(shape, dtype=torch.float32, device=self.device)
         for row, stream in zip(noise, self.streams, strict=True):
             row.normal_(generator=stream)
         return noise
 
     def uniform(self) -> Tensor:
         """Uniform numbers in [0, 1), ``[run]``."""
-        return torch.cat(
-            [torch.rand(1, generator=stream, device=self.device) for stream in self.streams]
-        )
+        numbers = []
+        for stream in self.streams:
+            number = torch.rand(1, generator=stream, dtype=torch.float32, device=self.device)
+            numbers.append(number)
+        return torch.cat(numbers)
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,7 @@ def sweep_cost(
             store=folder,
             compute=compute,
             into=into,
+            lasting=store is not None,
         )
         return cost_of(request)
 

@@ -7,8 +7,9 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
+from rllc.files import reading
+from rllc.identity import short_hash
 from rllc.models.checkpoints import Checkpoint
-from rllc.sweep.identity import short_hash
 from rllc.sweep.store import Store, write_text
 
 
@@ -32,8 +33,10 @@ def delete_download(store: Store, checkpoint: Checkpoint) -> None:
     """Delete what this machine has fetched of a checkpoint since :func:`note_download`."""
     path = _path(store, checkpoint)
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))["there"]
-        checkpoint.delete_cached([Path(file) for file in kept])
+        with reading(path):
+            kept = json.loads(path.read_text(encoding="utf-8"))["there"]
+            files = [Path(file) for file in kept]
+        checkpoint.delete_cached(files)
         path.unlink(missing_ok=True)
 
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import platform
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from rllc.files import bytes_of_tensor, sha256_of, sha256_of_text
-from rllc.loss import LossFunction
-from rllc.losses import Distillation
+from rllc.contents import NOTES_OF_CONFIG
+from rllc.files import sha256_of
+from rllc.identity import of_loss
+from rllc.loss import LossFunction, NamedLoss
+from rllc.losses import Distillation, next_token
 from rllc.models.checkpoints import Checkpoint
-
-_digests: dict[tuple[Any, ...], str] = {}
-
-
-def short_hash(text: str) -> str:
-    """Return the first 32 hexadecimal digits of a text's SHA-256."""
-    return sha256_of_text(text)[:32]
 
 
 def checkpoint_digest(checkpoint: Checkpoint) -> str:
-    """Return the SHA-256 of a checkpoint's weights.
+    """Return the SHA-256 of a checkpoint's weights and of the configuration beside them.
 
-    It is computed again only if the name, size or time of one of the files has changed.
+    Files are read each time: size and date do not tell whether one was replaced.
 
     Raises:
         FileError: the checkpoint is not there.
@@ -33,38 +27,34 @@ def checkpoint_digest(checkpoint: Checkpoint) -> str:
     if checkpoint.weights is not None:
         return checkpoint.sha256()
     path = checkpoint.path()
-    files = [path]
-    if not path.is_file():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-    stamps = []
-    for file in files:
-        stat = file.stat()
-        stamps.append((str(file), stat.st_size, stat.st_mtime_ns))
-    key = tuple(stamps)
-    if key not in _digests:
-        _digests[key] = checkpoint.sha256()
-    return _digests[key]
+    folder = path if path.is_dir() else path.parent
+    has_configuration = path.is_dir() or path.name == "model.safetensors"
+    file = folder / "config.json"
+    pieces: list[str | bytes] = [checkpoint.sha256()]
+    if has_configuration and file.is_file():
+        pieces.append(_configuration(file.read_bytes()))
+    return sha256_of(pieces)
+
+
+def _configuration(text: bytes) -> bytes:
+    """The fields that a forward pass may depend on, however they are written down."""
+    try:
+        fields = json.loads(text)
+        fields = {k: fields[k] for k in fields if k not in NOTES_OF_CONFIG and k[0] != "_"}
+    except (ValueError, TypeError, IndexError):  # loading will say so
+        return text
+    return json.dumps(fields, sort_keys=True).encode()
 
 
 def loss_name(loss: LossFunction | None) -> str:
-    """Return the name under which a loss stands in a plan.
+    """Return what a loss is called in a plan: where it is defined, or the name you gave it.
 
-    A distillation loss is named by its model's weights, any other by the module it is defined in.
+    :func:`rllc.identity.of_loss` says which loss it is.
     """
-    if loss is None:
-        return "next token"
-    if isinstance(loss, Distillation):
-        return f"distillation of {_model_digest(loss.generator)}"
-    named = loss if hasattr(loss, "__qualname__") else type(loss)
-    return f"{named.__module__}:{named.__qualname__}"
-
-
-def _model_digest(model: nn.Module) -> str:
-    pieces: list[str | np.ndarray] = []
-    for name, tensor in sorted(model.state_dict().items()):
-        pieces.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}")
-        pieces.append(bytes_of_tensor(tensor))
-    return sha256_of(pieces)
+    if loss is None or isinstance(loss, Distillation | NamedLoss) or loss is next_token:
+        return of_loss(loss)
+    described = loss if hasattr(loss, "__qualname__") else type(loss)
+    return f"{described.__module__}:{described.__qualname__}"
 
 
 def versions() -> dict[str, str]:

@@ -31,7 +31,8 @@ def for_cell(draws: Draws, observe: Collection[str]) -> Draws:
     for name, array in draws.observed.items():
         if name.removesuffix(COVARIANCE) not in observe:
             observed[name] = array
-    settings = _without(draws.settings, "observed")
+    # What chains that go on are compared by stands beside their states.
+    settings = _without(_without(draws.settings, "observed"), "identity")
     return replace(draws, settings=settings, observed=observed, states={})
 
 
@@ -68,8 +69,12 @@ def with_observed(
 
 def endings(draws: Draws) -> Draws:
     """Return the last draw with the states of the chains: what is needed to go on from there."""
+    ending = for_cell(draws, ())
+    identity = draws.settings.get("identity")
+    settings = ending.settings if identity is None else {**ending.settings, "identity": identity}
     return replace(
-        for_cell(draws, ()),
+        ending,
+        settings=settings,
         loss=draws.loss[..., -1:],
         baseline=draws.baseline[..., -1:],
         observed={},
@@ -90,6 +95,7 @@ def resumable(draws: Draws, ending: Draws, cell: Cell, weights: Sequence[str]) -
     settings = dict(chosen.settings)
     settings["first_chain"] = cell.chains[0]
     settings["cell"] = draws.settings["cell"]
+    settings["identity"] = ending.settings.get("identity", {})
     states = {}
     for pair in chosen.names:
         if pair in ending.states:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from rllc.sweep.identity import short_hash
+from rllc.identity import measurement, short_hash
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Version of the store's layout. It enters every cell's name."""
 
 
@@ -46,12 +46,14 @@ class Plan:
         num_draws: of each chain.
         num_chains: of each refinement.
         loss: its name.
-        checkpoints: by step, where each is and the SHA-256 of its weights, ``None`` if that was not
-            known beforehand.
+        checkpoints: by step, where each is, the commit of one on the hub, and the SHA-256 of
+            weights and configuration, ``None`` if that was not known beforehand.
         data: by name, the SHA-256 of the rows.
         weights: by name, the SHA-256 of the masks.
         cells: all that it needs, finished or not.
         versions: of the libraries that compute.
+        identity: what loss and sampler are by their contents (:mod:`rllc.identity`), and the
+            version of the library's numbers.
     """
 
     settings: Mapping[str, Any]
@@ -63,6 +65,7 @@ class Plan:
     weights: Mapping[str, str]
     cells: tuple[Cell, ...]
     versions: Mapping[str, str]
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def draws_settings(self) -> dict[str, Any]:
@@ -74,7 +77,8 @@ class Plan:
         """Whether results of both may stand in one trajectory."""
         if (self.num_draws, self.loss) != (other.num_draws, other.loss):
             return False
-        return dict(self.settings) == dict(other.settings)
+        same_identity = dict(self.identity) == dict(other.identity)
+        return same_identity and dict(self.settings) == dict(other.settings)
 
     def text(self) -> str:
         """Write it as JSON."""
@@ -112,22 +116,24 @@ def cell_name(
 ) -> str:
     """Return the hash of all that a cell's numbers depend on.
 
-    That is the contents of checkpoint and data, the masks, the loss, the settings and the chains.
+    That is :func:`rllc.identity.measurement`: the contents of checkpoint and data, the masks, the
+    loss, the sampler, the settings; and the chains.
     Where a checkpoint lies is left out once its SHA-256 is known, so that a folder may move.
     Versions are left out: those that computed a cell stand in its file.
     """
     identity = {"step": checkpoint["step"], "sha256": checkpoint["sha256"]}
     if checkpoint["sha256"] is None:
-        identity |= {name: checkpoint[name] for name in ("source", "revision", "file")}
-    key = {
-        "version": _LAYOUT,
-        "checkpoint": identity,
-        "data": [data, plan.data[data]],
-        "weights": [[name, plan.weights[name]] for name in weights],
-        "loss": plan.loss,
-        "settings": {**plan.settings, "num_draws": plan.num_draws},
-        "chains": chains,
-    }
+        places = ("source", "revision", "commit", "file")
+        identity |= {name: checkpoint.get(name) for name in places}
+    key = measurement(
+        model=json.dumps(identity, sort_keys=True),
+        loss=f"{plan.loss} {plan.identity.get('loss')}",
+        sampler=str(plan.identity.get("sampler")),
+        settings={**plan.settings, "num_draws": plan.num_draws},
+        data={data: plan.data[data]},
+        weights={name: plan.weights[name] for name in weights},
+    )
+    key |= {"version": _LAYOUT, "order": list(weights), "chains": chains}
     return short_hash(json.dumps(key, sort_keys=True))
 
 
@@ -189,12 +195,24 @@ def _compared(names: Iterable[str], there: Mapping[str, Any], now: Mapping[str, 
     return sentences
 
 
-def _fingerprints(plan: Plan) -> dict[str, str]:
+_IDENTITIES = {
+    "numerics": "version of the library's numbers",
+    "loss": "contents of the loss",
+    "sampler": "contents of the sampler",
+}
+"""What sentences call the parts of an identity."""
+
+
+def _fingerprints(plan: Plan) -> dict[str, Any]:
     """Return what says that contents are the same, as far as it is known."""
     fingerprints = {"loss": plan.loss}
+    for name, identity in plan.identity.items():
+        fingerprints[_IDENTITIES.get(name, name)] = identity
     for step, where in plan.checkpoints.items():
         if where["sha256"] is not None:
             fingerprints[f"checkpoint of step {step}, SHA-256"] = where["sha256"]
+        elif where.get("commit") is not None:
+            fingerprints[f"checkpoint of step {step}, commit"] = where["commit"]
         elif where["revision"] is not None:
             fingerprints[f"checkpoint of step {step}, revision"] = where["revision"]
     for name, digest in plan.data.items():

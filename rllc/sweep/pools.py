@@ -82,6 +82,7 @@ def num_workers(executor: int | Sequence[str] | Executor | None) -> int | None:
     if executor is None:
         return 1
     if isinstance(executor, Executor):
+        _refuse_fork(executor)
         return getattr(executor, "_max_workers", None)
     if isinstance(executor, int) and not isinstance(executor, bool) and executor > 0:
         return executor
@@ -94,6 +95,18 @@ def num_workers(executor: int | Sequence[str] | Executor | None) -> int | None:
         f"['cuda:0', 'cuda:1'], or a concurrent.futures.Executor such as "
         f"Client(…).get_executor() of Dask; got {executor!r}."
     )
+
+
+def _refuse_fork(executor: Executor) -> None:
+    """Refuse processes that begin as copies of this one, whose threads of torch they lack."""
+    context = getattr(executor, "_mp_context", None)
+    forks = context is not None and context.get_start_method() == "fork"
+    if isinstance(executor, ProcessPoolExecutor) and forks and torch.get_num_threads() > 1:
+        raise InputError(
+            "track: `executor` forks this process, and what is forked from one that computes on "
+            "several threads hangs; give ProcessPoolExecutor(4, "
+            "mp_context=multiprocessing.get_context('spawn')), or Compute(executor=4)."
+        )
 
 
 def _one_after_another(tasks: Sequence[Task]) -> Iterator[Result]:
@@ -151,6 +164,11 @@ class Pool:
         except BrokenExecutor:  # a worker was killed while nothing ran on it
             self.mend()
             future = self.executor.submit(work, task)
+        except RuntimeError as error:
+            raise RllcError(
+                f"track: the {type(self.executor).__name__} that was given takes no more cells "
+                f"({first_line(error)}). Finished cells are kept: call again with a new one."
+            ) from error
         self.running[future] = attempt
 
     def mend(self) -> None:

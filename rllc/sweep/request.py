@@ -17,7 +17,9 @@ from rllc.checks import arguments, check, chosen_weights
 from rllc.data.data import Data
 from rllc.engine.layout import digest
 from rllc.errors import FileError, InputError, RllcError, first_line
+from rllc.identity import NUMERICS, of_loss, of_sampler
 from rllc.loss import LossFunction
+from rllc.models import hub
 from rllc.models.checkpoints import Checkpoint, CheckpointsLike, Into, check_into
 from rllc.models.checkpoints import checkpoints as checkpoints_of
 from rllc.models.loading import load
@@ -38,8 +40,10 @@ class Request:
     """The arguments of :func:`rllc.track`, checked.
 
     Args:
-        checkpoints: by step, rising; those on this machine by absolute paths.
-        digests: by step, the SHA-256 of the weights, ``None`` if it is not known yet.
+        checkpoints: by step, rising; those on this machine by absolute paths, those of the hub by
+            the commit that their branch was at.
+        revisions: by step, the branch that was asked for.
+        digests: by step, the SHA-256 of weights and configuration, ``None`` if it is not known yet.
         data: by name.
         weights: by name.
         masks: by name of the weights.
@@ -49,11 +53,13 @@ class Request:
         store: where cells go.
         compute: how they are computed.
         model: the first checkpoint that can be loaded.
+        identity: of loss and sampler, and the version of the library's numbers.
         cached: with ``delete_downloads``, by step, what the hub's cache had held of the checkpoints
             that were tried for ``model``.
     """
 
     checkpoints: Mapping[int, Checkpoint]
+    revisions: Mapping[int, str | None]
     digests: Mapping[int, str | None]
     data: Mapping[str, Data]
     weights: Mapping[str, Weights]
@@ -64,6 +70,7 @@ class Request:
     store: Store
     compute: Compute
     model: nn.Module
+    identity: Mapping[str, Any]
     cached: Mapping[int, frozenset[Path]]
 
     @classmethod
@@ -79,16 +86,31 @@ class Request:
         store: Store,
         compute: Compute | None,
         into: Into | None = None,
+        lasting: bool = True,
     ) -> Request:
         """Check the arguments of a call.
+
+        Args:
+            lasting: whether a later call may find the store; then loss and sampler must be such
+                that it can be told whether they are the same.
+
+            checkpoints: as for :func:`rllc.track`; so are the others.
+            data: see checkpoints.
+            weights: see checkpoints.
+            loss: see checkpoints.
+            sampler: see checkpoints.
+            sampling: see checkpoints.
+            store: see checkpoints.
+            compute: see checkpoints.
 
         Raises:
             InputError: there are no checkpoints, or an argument cannot work.
             FileError: no checkpoint can be loaded.
         """
-        by_step = _by_step(checkpoints, into)
+        asked = _by_step(checkpoints, into)
         if compute is not None and _pickles(compute.executor):
-            _check_can_travel(next(iter(by_step.values())))
+            _check_can_travel(next(iter(asked.values())))
+        by_step = _at_commits(asked)
         cached: dict[int, frozenset[Path]] = {}
         model = _first_model(by_step, cached if store.delete_downloads else None)
         sampler, sampling = arguments(model, loss, sampler, sampling)
@@ -99,6 +121,7 @@ class Request:
         names = [refinement.weights.name for refinement in refinements]
         return cls(
             checkpoints=by_step,
+            revisions={step: checkpoint.revision for step, checkpoint in asked.items()},
             digests={step: _digest(checkpoint) for step, checkpoint in by_step.items()},
             data={refinement.data_name: refinement.data for refinement in refinements},
             weights={refinement.weights.name: refinement.weights for refinement in refinements},
@@ -109,6 +132,7 @@ class Request:
             store=store,
             compute=compute or Compute(),
             model=model,
+            identity=_identity(loss, sampler) if lasting else {},
             cached=cached,
         )
 
@@ -122,7 +146,8 @@ class Request:
         shared = {name: value for name, value in settings.items() if name not in separate}
         checkpoints = {}
         for step, checkpoint in self.checkpoints.items():
-            checkpoints[step] = _where(checkpoint, self.digests[step])
+            revision = self.revisions[step]
+            checkpoints[step] = _where(checkpoint, revision, self.digests[step])
         return Plan(
             settings=json.loads(json.dumps(shared)),
             num_draws=self.sampling.num_draws,
@@ -133,6 +158,7 @@ class Request:
             weights={name: digest(masks) for name, masks in self.masks.items()},
             cells=(),
             versions=versions(),
+            identity=self.identity,
         )
 
     def task(self, plan: Plan, cell: Cell, earlier: Cell | None) -> Task:
@@ -144,7 +170,9 @@ class Request:
         about = {
             "checkpoint": dict(plan.checkpoints[cell.step]),
             "weights": {name: plan.weights[name] for name in cell.weights},
+            "data": plan.data[cell.data],
             "loss": plan.loss,
+            "identity": dict(plan.identity),
             "chains": list(cell.chains),
         }
         return Task(
@@ -224,6 +252,26 @@ def _absolute(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
+def _at_commits(checkpoints: Mapping[int, Checkpoint]) -> dict[int, Checkpoint]:
+    """Name each branch of the hub by the commit that it is at now, where the hub says it."""
+    commits: dict[str, Mapping[str, str]] = {}
+    resolved = {}
+    for step, checkpoint in checkpoints.items():
+        source = checkpoint.source
+        if hub.is_on_hub(source) and not hub.is_commit(checkpoint.revision):
+            if source not in commits:
+                commits[source] = hub.Hub(source).commits()
+            branch = checkpoint.revision or "main"
+            revision = commits[source].get(branch, checkpoint.revision)
+            checkpoint = replace(checkpoint, revision=revision)
+        resolved[step] = checkpoint
+    return resolved
+
+
+def _identity(loss: LossFunction | None, sampler: Sampler) -> dict[str, Any]:
+    return {"numerics": NUMERICS, "loss": of_loss(loss), "sampler": of_sampler(sampler)}
+
+
 def _first_model(
     checkpoints: Mapping[int, Checkpoint], cached: dict[int, frozenset[Path]] | None
 ) -> nn.Module:
@@ -262,11 +310,13 @@ def _digest(checkpoint: Checkpoint) -> str | None:
         return None
 
 
-def _where(checkpoint: Checkpoint, sha256: str | None) -> dict[str, Any]:
+def _where(checkpoint: Checkpoint, revision: str | None, sha256: str | None) -> dict[str, Any]:
+    """Say where a checkpoint is, with the branch that was asked for."""
     return {
         "step": checkpoint.step,
         "source": checkpoint.source,
-        "revision": checkpoint.revision,
+        "revision": revision,
+        "commit": checkpoint.revision if hub.is_commit(checkpoint.revision) else None,
         "file": checkpoint.file,
         "sha256": sha256,
     }

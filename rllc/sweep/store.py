@@ -18,7 +18,8 @@
 - ``damaged/``: cell files whose checksum was wrong, set aside to be computed again.
 
 No two processes ever change one file. Everything is written under a temporary name, synced and
-renamed; a ``.tmp`` file is a killed writer's and may be removed.
+renamed; a ``.tmp`` file with ``.rllc-`` in its name is a killed writer's and may be removed.
+Nothing else is ever removed, and a store is made only in a folder that is new, empty or a sweep's.
 """
 
 from __future__ import annotations
@@ -31,17 +32,26 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rllc.contents import digest
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError, must_be
-from rllc.files import as_path, load_arrays, save_arrays, write_atomically
+from rllc.files import (
+    as_path,
+    is_temporary,
+    load_arrays,
+    load_header,
+    save_arrays,
+    write_atomically,
+)
+from rllc.identity import if_known, short_hash
 from rllc.observe import Observable
 from rllc.sweep import parts
-from rllc.sweep.identity import short_hash
 from rllc.sweep.plan import Cell, Plan
 
 _NAME = re.compile(r"[\w -]+")
@@ -73,10 +83,10 @@ class Store:
             cost far more than their disk.
         observe: what else to measure along the chains, as for :func:`rllc.sample`; for
             ``rllc.Sweep.open(...).draws(step, weights, data).observed``. It changes no chain.
-            Finished cells without it are computed again. That an observable is still the same
-            under its name is taken on trust. Losses of each token on each draw's own minibatch
-            (:func:`rllc.observables.minibatch_losses`) are 52 MB a head and checkpoint at the
-            paper's settings.
+            Finished cells without it are computed again, and so are those that have another
+            observable under its name, as far as its contents can be looked into. Losses of each
+            token on each draw's own minibatch (:func:`rllc.observables.minibatch_losses`) are 52 MB
+            a head and checkpoint at the paper's settings.
         delete_downloads: with checkpoints from the hub, delete each one's weights from the cache as
             soon as all its cells are finished, but no file that was there before the sweep fetched
             it. On this machine; workers on others keep theirs. Checkpoints of cells that failed
@@ -136,6 +146,7 @@ class Store:
         Raises:
             FileError: it cannot be written.
         """
+        self.check_place()
         path = self._plan_path(plan)
         with self.writing("what this call asks for"):
             if path.exists():
@@ -155,16 +166,39 @@ class Store:
         return self.root / "sweeps" / f"{short_hash(plan.text())}.json"
 
     def _remove_leftovers(self) -> None:
-        """Remove the temporary files of killed writers; those of writers at work are younger."""
+        """Remove the temporary files of killed writers; those of writers at work are younger.
+
+        What has not our mark, and what is behind a link, is somebody else's.
+        """
         for name in _FOLDERS:
             for leftover in self.root.glob(f"{name}/.*.tmp"):
+                if leftover.parent.is_symlink() or not is_temporary(leftover):
+                    continue
                 with suppress(OSError):  # gone, or not ours to remove: it is in nobody's way
                     if time.time() - leftover.stat().st_mtime < _LEFT_OVER:
                         continue
-                    if leftover.is_dir():
+                    if leftover.is_dir() and name == "generators":
                         shutil.rmtree(leftover)
-                    else:
+                    elif leftover.is_file():
                         leftover.unlink()
+
+    def check_place(self) -> None:
+        """See that the folder is new, empty, or that of a sweep.
+
+        Raises:
+            FileError: it holds something else.
+        """
+        with self.writing("a sweep"):
+            if not self.root.is_dir():
+                return
+            entries = {path.name for path in self.root.iterdir()}
+        is_sweep = "cells" in entries or any((self.root / "sweeps").glob("*.json"))
+        if entries - {"sweeps"} and not is_sweep:
+            raise FileError(
+                f"track: `store` = {self.folder} holds {sorted(entries)[0]!r}"
+                f"{' and more' if len(entries) > 1 else ''}, and no sweep; give a new or an empty "
+                f"folder, as in store={str(self.root / 'sweep')!r}."
+            )
 
     # Which cells there are.
 
@@ -185,9 +219,7 @@ class Store:
 
     def has(self, name: str) -> bool:
         """Whether a cell has all files that are to be kept, its states excepted."""
-        paths = [self.path(name)]
-        paths += [self.observed_path(name, observable) for observable in self.observe]
-        return all(path.exists() for path in paths)
+        return self.path(name).exists() and self._has_observed(name)
 
     def finished(self) -> set[str]:
         """Return the names of the cells that have a file."""
@@ -198,7 +230,26 @@ class Store:
         names = self.finished()
         for observable in self.observe:
             names &= _stems(self.root / "observed" / observable, "*.npz")
-        return names
+        return {name for name in names if self._has_observed(name)}
+
+    def _has_observed(self, name: str) -> bool:
+        """Whether what is to be observed along a cell's chains was, by observables like these."""
+        for observable in self.observe:
+            path = self.observed_path(name, observable)
+            if not path.exists():
+                return False
+            try:
+                if load_header(path).get("identity") != self._identities[observable]:
+                    return False
+            except FileError:
+                return False
+        return True
+
+    @cached_property
+    def _identities(self) -> dict[str, str | None]:
+        """What each observable is; ``None`` where it cannot be looked into."""
+        identify = if_known(partial(digest, what="observable"))
+        return {name: identify(observable) for name, observable in self.observe.items()}
 
     def resumable(self) -> set[str]:
         """Return the names of the complete cells that also have their states."""
@@ -212,10 +263,12 @@ class Store:
             path = self._reason_path(name)
             try:
                 fields = json.loads(path.read_text(encoding="utf-8"))
+                if fields["cell"] != name:
+                    raise ValueError("it is of another cell")
                 reasons[name] = str(fields["reason"])
             except FileNotFoundError:  # it has just been finished
                 continue
-            except (ValueError, KeyError, OSError) as error:
+            except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
                 reasons[name] = f"unknown: {path} cannot be read ({error})"
         return reasons
 
@@ -235,12 +288,15 @@ class Store:
             FileError: it cannot be written; no part of the file is left then.
         """
         cell_draws = parts.for_cell(draws, self.observe)
-        settings = {**cell_draws.settings, "cell": dict(about)}
+        cell = {**about, "name": name}
+        settings = {**cell_draws.settings, "cell": cell}
         with self.writing(f"cell {name}"):
             for observable in self.observe:
                 self._write_observed(name, observable, draws)
             if self.keep_states:
-                parts.endings(draws).save(self.state_path(name))
+                ending = parts.endings(draws)
+                at_the_end = {**ending.settings, "cell": cell}
+                replace(ending, settings=at_the_end).save(self.state_path(name))
             replace(cell_draws, settings=settings).save(self.path(name))
             self._reason_path(name).unlink(missing_ok=True)
             replaces = earlier is not None and set(earlier.weights) == set(draws.weights)
@@ -249,7 +305,13 @@ class Store:
 
     def _write_observed(self, name: str, observable: str, draws: Draws) -> None:
         axes = parts.observed_axes(draws, observable)
-        header = {"kind": "rllc.observed", "name": observable, "axes": axes}
+        header = {
+            "kind": "rllc.observed",
+            "cell": name,
+            "name": observable,
+            "identity": self._identities[observable],
+            "axes": axes,
+        }
         arrays = parts.observed_arrays(draws, observable)
         # Most bits of what is observed are random, and do not compress.
         save_arrays(self.observed_path(name, observable), arrays, header, compress=False)
@@ -257,16 +319,16 @@ class Store:
     def fail(self, name: str, reason: str) -> None:
         """Write down why a cell has no file."""
         with self.writing(f"why cell {name} failed"):
-            text = json.dumps({"reason": reason}, ensure_ascii=False)
+            text = json.dumps({"cell": name, "reason": reason}, ensure_ascii=False)
             write_text(self._reason_path(name), text)
 
     def read(self, name: str) -> Draws:
         """Read a finished cell; ``settings["cell"]`` says what it was made from.
 
         Raises:
-            FileError: there is no such file, or it is damaged.
+            FileError: there is no such file, it is damaged, or it is another cell's.
         """
-        return Draws.load(self.path(name))
+        return _read_cell(self.path(name))
 
     def read_observed(self, name: str, observables: Iterable[str] | None = None) -> Draws:
         """Read a finished cell with what was observed along its chains.
@@ -283,7 +345,10 @@ class Store:
         arrays: dict[str, np.ndarray] = {}
         axes: dict[str, list[str]] = {}
         for observable in observables:
-            observed, header = load_arrays(self.observed_path(name, observable))
+            path = self.observed_path(name, observable)
+            observed, header = load_arrays(path)
+            if (header.get("cell"), header.get("name")) != (name, observable):
+                raise FileError(f"reading {path}: it is of another cell or observable.")
             arrays |= observed
             axes[observable] = header["axes"]
         return parts.with_observed(self.read(name), arrays, axes)
@@ -295,7 +360,7 @@ class Store:
             FileError: a file is missing or damaged, or the two are not of the same draws.
         """
         draws = self.read_observed(cell.name, self.observe)
-        ending = Draws.load(self.state_path(cell.name))
+        ending = _read_cell(self.state_path(cell.name))
         if not parts.end_alike(draws, ending):
             path = self.state_path(cell.name)
             raise FileError(f"reading {path}: its last draw is not the cell's.")
@@ -318,6 +383,16 @@ class Store:
                     with suppress(FileNotFoundError):
                         os.replace(path, aside)
         return damaged
+
+    def set_aside(self, path: Path) -> None:
+        """Move a damaged file or folder to ``damaged/``, in place of an earlier one."""
+        aside = self.root / "damaged" / path.name
+        with self.writing(f"damaged/{path.name}"):
+            aside.parent.mkdir(exist_ok=True)
+            if aside.is_dir():
+                shutil.rmtree(aside)
+            with suppress(FileNotFoundError):
+                os.replace(path, aside)
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
@@ -342,12 +417,12 @@ def read_plan(path: Path) -> Plan:
     Raises:
         FileError: it is damaged, or not a plan.
     """
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         if short_hash(text) != path.stem:
             raise ValueError("its contents do not match their hash, its name")
         return Plan.of(text)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(
             f"reading {path}: it is damaged or was not written by rllc.track ({error}). "
             f"Remove it and make the call that it is of again: finished cells are found by their "
@@ -356,12 +431,35 @@ def read_plan(path: Path) -> Plan:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file of arrays is there and its checksum is right."""
+    """Whether a file of arrays is there, its checksum is right, and a cell is that of its name."""
     try:
-        load_arrays(path)
+        _, header = load_arrays(path)
     except FileError:
         return False
-    return True
+    return header.get("kind") != "rllc.Draws" or _name_in(header.get("settings")) == path.stem
+
+
+def _read_cell(path: Path) -> Draws:
+    """Read a cell, which says itself which one it is.
+
+    Raises:
+        FileError: there is no such file, it is damaged, or it is another cell's.
+    """
+    draws = Draws.load(path)
+    name = _name_in(draws.settings)
+    if name != path.stem:
+        raise FileError(
+            f"reading {path}: it holds the cell {name}; the file was copied or renamed. Remove it, "
+            f"and call rllc.track again."
+        )
+    return draws
+
+
+def _name_in(settings: Any) -> Any:
+    try:
+        return settings["cell"]["name"]
+    except (KeyError, TypeError):
+        return None
 
 
 def write_text(path: Path, text: str) -> Path:

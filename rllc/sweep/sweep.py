@@ -137,7 +137,11 @@ class Sweep:
 
         Args:
             limits: from where on something is a fault; ``None`` is ``Limits()``.
+
+        Raises:
+            FileError: none of the finished cells is there any more.
         """
+        self._check_presence()
         rows = {step: row for row, step in enumerate(self.steps)}
         columns = {pair: column for column, pair in enumerate(self.names)}
         shape = len(rows), len(columns)
@@ -175,6 +179,16 @@ class Sweep:
             settings=self.settings,
             diagnostics=diagnostics,
         )
+
+    def _check_presence(self) -> None:
+        """Refuse a store that has vanished, of which a trajectory would be NaN and no more."""
+        cells = [cell for cells in self.finished.values() for cell in cells]
+        if cells and not any(self.store.path(cell.name).exists() for cell in cells):
+            raise FileError(
+                f"reading the sweep in {self.store.folder}: none of its {len(set(cells))} finished "
+                f"cells is there any more; the folder was moved or removed. Open it where it is "
+                f"now, or call rllc.track again."
+            )
 
     def _in_order(self, faults: Mapping[Key, Faults]) -> tuple[tuple[Faults, ...], ...]:
         """Return faults as a trajectory has them, ``[checkpoint][refinement]``."""

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from rllc.arguments import names_checked
 from rllc.checks import check_how
-from rllc.errors import InputError, RllcError
+from rllc.errors import FileError, InputError, RllcError
 from rllc.faults import Limits
 from rllc.loss import LossFunction
 from rllc.models.checkpoints import CheckpointsLike, Into
@@ -78,8 +78,9 @@ def track(
         data: as for :func:`rllc.estimate`.
         weights: as for :func:`rllc.estimate`, or a function of the model that gives them, such as
             ``rllc.heads``.
-        loss: as for :func:`rllc.estimate`. A loss or sampler of your own is recognised by its
-            name; that it is still the same function is taken on trust.
+        loss: as for :func:`rllc.estimate`. A loss or sampler of your own is recognised by its code
+            and all that it uses; another one needs another store. A new version of Python may count
+            as another; :func:`rllc.named` lets a loss be recognised by a name instead.
         sampler: as for :func:`rllc.estimate`.
         sampling: as for :func:`rllc.estimate`.
         store: a folder, or :class:`rllc.Store` to say what is kept in it. ``None`` keeps nothing.
@@ -113,6 +114,7 @@ def track(
             store=folder,
             compute=compute,
             into=into,
+            lasting=store is not None,
         )
         sweep, _ = run(request)
         return sweep.trajectory(limits)
@@ -198,7 +200,11 @@ def _delete_download(request: Request, step: int) -> None:
     checkpoint = request.checkpoints[step]
     try:
         delete_download(request.store, checkpoint)
-    except (OSError, ValueError) as error:  # it is in nobody's way; numbers are worth more
+    except (
+        OSError,
+        ValueError,
+        FileError,
+    ) as error:  # it is in nobody's way; numbers are worth more
         warnings.warn(
             f"track: {checkpoint} stays in the hub's cache ({error}).",
             stacklevel=6,

@@ -5,6 +5,7 @@ All else in a task is small and is pickled; so is a sampler.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -16,54 +17,80 @@ import torch
 
 from rllc.data.data import Data, Tensors
 from rllc.data.tokens import Tokens
-from rllc.errors import InputError
-from rllc.files import load_arrays, save_arrays, sync
+from rllc.errors import FileError, InputError
+from rllc.files import load_arrays, save_arrays, sha256_of_file, sync, temporary_prefix
 from rllc.loss import LossFunction
 from rllc.losses import Distillation
+from rllc.models.checkpoints import SUMS
 from rllc.sweep.store import Store, is_whole
+
+_IDENTITY = "identity.txt"
+"""In a generating model's folder: which model it is."""
 
 
 class RowsFile(NamedTuple):
-    """A data set in a file, and whether it is of tokens."""
+    """A data set in a file, whether it is of tokens, and the SHA-256 of its rows."""
 
     path: str
     tokens: bool
+    fingerprint: str
     fields: tuple[str, ...] = ()
 
     def load(self) -> Data:
         """Read the rows.
 
         Raises:
-            FileError: the file is missing or damaged.
+            FileError: the file is missing, damaged or holds other rows.
         """
         parts = load_rows(self.path)
-        return Tokens(parts[0]) if self.tokens else Tensors(parts, fields=self.fields)
+        data: Data
+        data = Tokens(parts[0]) if self.tokens else Tensors(parts, fields=self.fields)
+        if data.fingerprint != self.fingerprint:
+            raise FileError(f"reading {self.path}: it holds other rows than its name says.")
+        return data
 
 
 class Generator(NamedTuple):
-    """The folder of a distillation loss's generating model."""
+    """The folder of a distillation loss's generating model, and what model it is."""
 
     folder: str
+    identity: str
 
     def load(self) -> LossFunction:
         """Read the model and make the loss.
 
         Raises:
-            FileError: it is missing or damaged.
+            FileError: it is missing, damaged or another model.
         """
         from rllc.models.loading import load
 
+        check_model(Path(self.folder), self.identity)
         return Distillation(load(self.folder))
 
 
 def portable_data(store: Store, data: Data | RowsFile) -> Data | RowsFile:
     """Write a data set into the store, once. One of the user's own kind is pickled instead."""
     if isinstance(data, Tokens):
-        return RowsFile(save_rows(store, (data.rows,), data.fingerprint), tokens=True)
+        return _rows_file(store, (data.rows,), data.fingerprint, tokens=True)
     if isinstance(data, Tensors):
-        path = save_rows(store, data.parts, data.fingerprint)
-        return RowsFile(path, tokens=False, fields=data.fields)
+        return _rows_file(store, data.parts, data.fingerprint, tokens=False, fields=data.fields)
     return data
+
+
+def _rows_file(
+    store: Store,
+    rows: tuple[torch.Tensor, ...],
+    fingerprint: str,
+    tokens: bool,
+    fields: tuple[str, ...] = (),
+) -> RowsFile:
+    file = RowsFile(save_rows(store, rows, fingerprint), tokens, fingerprint, fields)
+    try:
+        file.load()
+    except FileError:  # whole, but of other rows
+        Path(file.path).unlink(missing_ok=True)
+        save_rows(store, rows, fingerprint)
+    return file
 
 
 def save_rows(store: Store, rows: tuple[torch.Tensor, ...], digest: str) -> str:
@@ -96,7 +123,7 @@ def portable_loss(
     """Return a loss that can be pickled: a generating model is saved in the store, once.
 
     Args:
-        name: the loss's, with the SHA-256 of the model's weights at its end.
+        name: the loss's, with the SHA-256 of the model at its end.
 
     Raises:
         InputError: the generating model cannot be saved.
@@ -104,32 +131,72 @@ def portable_loss(
     if not isinstance(loss, Distillation):
         return loss
     model: Any = loss.generator
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        raise InputError(
+            "track: with an `executor`, the generating model of rllc.distillation must be float32, "
+            "as workers read it; pass rllc.distillation(model.float()), or no executor."
+        )
     if not hasattr(model, "save_pretrained"):
         raise InputError(
             f"track: with an `executor`, the generating model of rllc.distillation must be one of "
             f"rllc or transformers, which can be saved in the store; got {type(model).__name__}. "
             f"Without an executor any will do."
         )
-    folder = store.root / "generators" / name.split()[-1][:32]
-    save_model(store, folder, model.save_pretrained)
-    return Generator(str(folder))
+    identity = name.split()[-1]
+    folder = store.root / "generators" / identity[:32]
+    if folder.exists() and not _is_model(folder, identity):
+        store.set_aside(folder)
+    save_model(store, folder, model.save_pretrained, identity)
+    return Generator(str(folder), identity)
 
 
-def save_model(store: Store, folder: Path, save: Callable[[Path], None]) -> None:
-    """Write a model once, whole or not at all.
+def check_model(folder: Path, identity: str) -> None:
+    """See that a folder holds a certain model; loading then compares each file with its sum.
+
+    Raises:
+        FileError: it does not, or files are missing or damaged.
+    """
+    try:
+        of = (folder / _IDENTITY).read_text(encoding="utf-8")
+        sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        for name in [_IDENTITY, *sums]:
+            if sha256_of_file(folder / name) != sums[name]:
+                raise FileError(f"reading the generating model {folder}: {name} is damaged.")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FileError(f"reading the generating model {folder}: {error!r}.") from error
+    if of != identity:
+        raise FileError(f"reading the generating model {folder}: it is another model.")
+
+
+def _is_model(folder: Path, identity: str) -> bool:
+    try:
+        check_model(folder, identity)
+    except FileError:
+        return False
+    return True
+
+
+def save_model(
+    store: Store, folder: Path, save: Callable[[Path], None], identity: str = ""
+) -> None:
+    """Write a model once, whole or not at all, with the SHA-256 of each file.
 
     Args:
         save: writes the model into a folder that it makes.
+        identity: what model it is.
     """
     if folder.exists():
         return
     with store.writing("a generating model"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{folder.name}."
+        prefix = temporary_prefix(folder.name)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=".tmp"))
         try:
             model = temporary / "model"  # one deeper, because mkdtemp's own is closed to others
             save(model)
+            (model / _IDENTITY).write_text(identity, encoding="utf-8")
+            sums = {file.name: sha256_of_file(file) for file in sorted(model.iterdir())}
+            (model / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
             for file in model.rglob("*"):
                 if file.is_file():
                     sync(file)

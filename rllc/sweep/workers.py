@@ -19,6 +19,7 @@ from rllc.data.data import Data
 from rllc.draws import Draws
 from rllc.errors import FileError, InputError, first_line
 from rllc.loss import LossFunction
+from rllc.models import hub
 from rllc.models.checkpoints import Checkpoint
 from rllc.models.loading import load
 from rllc.sample import sample
@@ -40,7 +41,7 @@ class Task:
         cell: which one.
         store: where its file goes.
         checkpoint: where the weights are.
-        sha256: of the weights; ``None`` if it was not known when the sweep began.
+        sha256: of weights and configuration; ``None`` if it was not known when the sweep began.
         data: the rows or, for another process, the file that holds them.
         weights: those of the cell.
         loss: a function or, for another process, the folder of a generating model.
@@ -77,6 +78,10 @@ class Task:
         return replace(self, compute=replace(self.compute, device=device))
 
 
+_LOADING = threading.Lock()
+"""Held while a checkpoint is loaded: transformers builds models in a state that threads share."""
+
+
 class Bench(threading.local):
     """What a worker keeps from one cell to the next: a model, and the files that it has read."""
 
@@ -86,28 +91,38 @@ class Bench(threading.local):
         self.files: dict[RowsFile | Generator, Any] = {}
 
     def load(self, task: Task) -> tuple[nn.Module, str]:
-        """Return the model with the weights of a checkpoint, and their SHA-256.
+        """Return the model of a checkpoint, and the SHA-256 of its weights and configuration.
 
         Raises:
-            FileError: the checkpoint is missing, damaged, or was replaced since the sweep began.
+            FileError: the checkpoint is missing, damaged, or appeared or was replaced since the
+                sweep began.
         """
         if task.store.delete_downloads:
             note_download(task.store, task.checkpoint)
-        digest = checkpoint_digest(task.checkpoint)
-        if task.sha256 not in (None, digest):
-            raise FileError(
-                f"loading {task.checkpoint}: it was replaced since the sweep began "
-                f"(SHA-256 {digest[:8]}…, then {task.sha256[:8]}…). Put the old one back, or "
-                f"track into another store."
-            )
-        if self.model is None or self.loaded != (task.checkpoint, digest):
+        if self.model is None or not self._has(task):
             self.loaded = None  # a load that fails leaves a mixture of two checkpoints
             # A module in memory is used as it is, with all that is no weight of it.
             in_memory = isinstance(task.checkpoint.weights, nn.Module)
             into = None if in_memory else self.model
-            self.model = load(task.checkpoint, into=into, device=task.compute.device)
+            with _LOADING:
+                self.model = load(task.checkpoint, into=into, device=task.compute.device)
+            # Hashed after it was read, so that what is replaced meanwhile is noticed.
+            digest = checkpoint_digest(task.checkpoint)
+            _refuse_another(task, digest)
             self.loaded = task.checkpoint, digest
-        return self.model, digest
+        assert self.loaded is not None
+        return self.model, self.loaded[1]
+
+    def _has(self, task: Task) -> bool:
+        """Whether the model is that of the task, of the contents that the sweep was announced for.
+
+        A branch of the hub that could not be resolved may have moved since the last cell.
+        """
+        if self.loaded is None or self.loaded[0] != task.checkpoint:
+            return False
+        if task.sha256 is None:
+            return hub.is_commit(task.checkpoint.revision)
+        return task.sha256 == self.loaded[1]
 
     def opened(self, value: Any) -> Any:
         """Return what a file holds, which is read once; another value is returned as it is."""
@@ -116,6 +131,20 @@ class Bench(threading.local):
         if value not in self.files:
             self.files[value] = value.load()
         return self.files[value]
+
+
+def _refuse_another(task: Task, digest: str) -> None:
+    if task.sha256 is None and not hub.is_on_hub(task.checkpoint.source):
+        raise FileError(
+            f"loading {task.checkpoint}: it was not there, or not whole, when the sweep began. "
+            f"Call rllc.track again, which looks at what it holds."
+        )
+    if task.sha256 not in (None, digest):
+        raise FileError(
+            f"loading {task.checkpoint}: it was replaced since the sweep began "
+            f"(SHA-256 {digest[:8]}…, then {task.sha256[:8]}…). Put the old one back, or "
+            f"track into another store."
+        )
 
 
 _BENCH = Bench()
@@ -184,8 +213,11 @@ def _draw(task: Task, bench: Bench, model: nn.Module, digest: str) -> tuple[Draw
 def _draws_to_resume(task: Task, earlier: Cell, digest: str) -> Draws:
     draws = task.store.read_to_resume(earlier, task.cell.weights)
     about = draws.settings["cell"]
-    if about["checkpoint"]["sha256"] != digest or about["loss"] != task.about["loss"]:
-        raise FileError("it is of another checkpoint or loss.")
+    if about["checkpoint"]["sha256"] != digest:
+        raise FileError("it is of another checkpoint.")
+    for name in ("loss", "identity"):
+        if about[name] != task.about[name]:
+            raise FileError("it is of another loss or sampler.")
     return draws
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,15 @@ from typing import Any
 import torch
 
 from rllc.errors import FileError, InputError, first_line
-from rllc.files import save_arrays, sha256_of_file, sync, write_atomically
+from rllc.files import (
+    is_temporary,
+    save_arrays,
+    sha256_of_file,
+    sha256_of_text,
+    sync,
+    temporary_prefix,
+    write_atomically,
+)
 from rllc.models.checkpoints import SUMS
 from rllc.training.reproducible import digest, environment
 from rllc.training.run import Run
@@ -38,6 +47,8 @@ class RunFolder:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.settings: Mapping[str, Any] = {}
+        """Of the run that is written here, once it is taken up."""
         self.resumed: int | None = None
         """The step of ``resume.pt`` when the folder was taken up."""
 
@@ -87,6 +98,8 @@ class RunFolder:
             )
         if described:
             _compare(described["settings"], settings, self.path)
+        # Those that were written: another version of transformers would say more or less.
+        self.settings = described.get("settings", json.loads(json.dumps(settings)))
         state = self._state()
         step = 0 if state is None else state["step"]
         num_steps = run.training.num_steps
@@ -111,7 +124,7 @@ class RunFolder:
                 "data_name": data,
                 "environment": versions,
             }
-            self._write_description(settings, [*sessions, session])
+            self._write_description([*sessions, session])
         return step
 
     def write_checkpoint(self, model: Any, step: int) -> None:
@@ -119,7 +132,7 @@ class RunFolder:
         if self.path is None:
             return
         final = self.path / f"step{step:07d}"
-        temporary = self.path / f".{final.name}.tmp"
+        temporary = self.path / f"{temporary_prefix(final.name)}tmp"
         with self._writing(final.name):
             with _no_bars():
                 model.save_pretrained(temporary)
@@ -133,7 +146,7 @@ class RunFolder:
             (temporary / SUMS).write_text(text, encoding="utf-8")
             for path in (*temporary.iterdir(), temporary):
                 sync(path)
-            old = self.path / f".{final.name}.old.tmp"
+            old = self.path / f"{temporary_prefix(final.name)}old.tmp"
             if final.exists():
                 # Changed by someone, or made with other versions before the run was killed.
                 os.replace(final, old)
@@ -145,15 +158,15 @@ class RunFolder:
         """``losses.npz``, then ``resume.pt``."""
         if self.path is None or step == self.resumed:
             return
-        state = run.state(step)
+        state = run.state(step, of_run=self._run())
         losses = {"loss": state["losses"].numpy()}
         with self._writing("resume.pt"):
             save_arrays(self.path / "losses.npz", losses, {"kind": "rllc.losses"})
             write_atomically(self.path / "resume.pt", lambda at: torch.save(state, at))
 
-    def _write_description(self, settings: Mapping[str, Any], sessions: list[Any]) -> None:
+    def _write_description(self, sessions: list[Any]) -> None:
         assert self.path is not None
-        description = {"kind": _KIND, "settings": settings, "sessions": sessions}
+        description = {"kind": _KIND, "settings": self.settings, "sessions": sessions}
         text = json.dumps(description, indent=1)
 
         def write(at: Path) -> None:
@@ -173,7 +186,10 @@ class RunFolder:
             description = json.loads(path.read_text(encoding="utf-8"))
             if description["kind"] != _KIND or not isinstance(description["settings"], dict):
                 raise ValueError("it is of another kind")
-        except (ValueError, KeyError, TypeError) as error:
+            for session in description["sessions"]:
+                if not isinstance(session["environment"], dict):
+                    raise ValueError("a session has no environment")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FileError(
                 f"training: {path} is damaged or was not written by rllc.train ({error}). Give an "
                 f"empty folder as `out`."
@@ -199,6 +215,8 @@ class RunFolder:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if state.pop("sha256") != digest(state):
                 raise ValueError("its contents do not match the checksum in it")
+            if state.pop("of_run", None) not in (None, self._run()):
+                raise ValueError("it is of another run")
         except Exception as error:  # damaged bytes can make the reader fail in any way
             raise FileError(
                 f"training: {path} is damaged ({type(error).__name__}: {first_line(error)}). The "
@@ -206,6 +224,10 @@ class RunFolder:
                 f"train in another folder."
             ) from error
         return state
+
+    def _run(self) -> str:
+        """Return which run this is: the hash of its settings, which ``resume.pt`` says, too."""
+        return sha256_of_text(json.dumps(self.settings, sort_keys=True))
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
@@ -232,9 +254,15 @@ def _lock(file: Any, path: Path) -> None:
         pass
 
 
+_OURS = re.compile(r"\.(step\d{7}|training\.json|losses\.npz|resume\.pt)\.rllc-.*")
+"""Temporary names of what a run writes."""
+
+
 def _remove_leftovers(folder: Path) -> None:
-    """Remove the unfinished files of a killed run."""
+    """Remove the unfinished files of a killed run, and nothing that is somebody else's."""
     for path in folder.glob(".*.tmp"):
+        if not is_temporary(path) or _OURS.fullmatch(path.name) is None:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -250,6 +278,8 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None
         # Other versions of transformers know more or fewer fields of a configuration.
         if name.startswith("config.") and not (name in before and name in now):
             continue
+        if name in ("numerics", "code") and name not in before:
+            continue  # an earlier version wrote neither
         if before.get(name) != now.get(name):
             lines.append(f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now\n")
     if lines:

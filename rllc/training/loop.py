@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from rllc.contents import digest as digest_of
 from rllc.data.minibatches import Minibatches
 from rllc.data.tokens import Tokens
+from rllc.engine.modes import undisturbed
 from rllc.errors import InputError, first_line, must_be
 from rllc.files import as_path
+from rllc.identity import NUMERICS
 from rllc.threads import chosen_for
 from rllc.training.folder import RunFolder
 from rllc.training.reproducible import digest, reproducible, seed_step
@@ -90,10 +93,13 @@ def train(
     tokens = tokens if isinstance(tokens, Tokens) else Tokens(tokens)
     batches = Minibatches(len(tokens), training.batch_size, seed=("train", seed))
     _check_data(config, tokens)
-    model: Any = initial_model(config, seed, training.dtype)
+    with torch.inference_mode(False):
+        model: Any = initial_model(config, seed, training.dtype)
     settings = {
+        "numerics": NUMERICS,
         "config": _fields(model.config),
         "initial_weights": digest(model.state_dict()) if isinstance(config, nn.Module) else None,
+        "code": digest_of(type(model), "training: the model"),
         "data": {
             "fingerprint": tokens.fingerprint,
             "rows": len(tokens),
@@ -105,7 +111,12 @@ def train(
     if device is not None:
         model = _on(model, device)
     run = Run.begin(model, training)
-    with RunFolder.locked(out) as folder, reproducible(model.device), chosen_for(model):
+    with (
+        RunFolder.locked(out) as folder,
+        undisturbed(model),
+        reproducible(model.device),
+        chosen_for(model),
+    ):
         start = folder.take_up(run, settings, tokens.name, resume)
         _take_steps(run, start, folder, tokens, batches, seed, progress)
     return model.eval()
@@ -202,7 +213,8 @@ def _check_data(config: Any, tokens: Tokens) -> None:
 
 def _fields(config: Any) -> dict[str, Any]:
     """A configuration as JSON holds it, without what does not bear on training."""
-    values = json.loads(json.dumps(config.to_diff_dict(), default=str))
+    # All fields, because one that is at its default in one run may not be in another.
+    values = json.loads(json.dumps(config.to_dict(), default=str))
     return {
         name: value
         for name, value in values.items()

@@ -60,9 +60,15 @@ class Run:
             optimiser.step()
         self.losses[step] = loss.detach()
 
-    def state(self, step: int) -> dict[str, Any]:
-        """All that the steps to come depend on, and the losses so far, with a checksum."""
+    def state(self, step: int, of_run: str = "") -> dict[str, Any]:
+        """All that the steps to come depend on, and the losses so far, with a checksum.
+
+        Args:
+            step: how many steps were taken.
+            of_run: which run it is.
+        """
         state = {
+            "of_run": of_run,
             "step": step,
             "losses": self.losses[:step].cpu().clone(),
             "model": self.model.state_dict(),

@@ -128,5 +128,7 @@ def test_a_download_that_cannot_be_deleted_is_no_reason_to_stop(
     monkeypatch.setattr(rllc.Checkpoint, "delete_cached", refused)
     message = r"track: org/name@step0 stays in the hub's cache \(not yours\)"
     with pytest.warns(UserWarning, match=message):
-        trajectory = rllc.track("org/name", DATA["a"], "0:1", store=deleting(tmp_path), **QUICK)
+        trajectory = rllc.track(
+            "org/name", DATA["a"], "0:1", store=deleting(tmp_path / "s"), **QUICK
+        )
     assert np.isfinite(trajectory.value).all()

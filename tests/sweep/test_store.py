@@ -90,19 +90,24 @@ def test_a_plan_that_is_withdrawn_while_others_are_read_is_none(tmp_path, monkey
 def test_temporary_files_of_killed_writers_go_and_those_of_others_stay(tmp_path) -> None:
     store = Store(tmp_path)
     store.announce(PLAN)
-    old, young = tmp_path / "cells" / ".a.npz.x.tmp", tmp_path / "cells" / ".b.npz.x.tmp"
-    observed = tmp_path / "observed" / "losses" / ".a.npz.x.tmp"
-    unfinished, foreign = tmp_path / "generators" / ".a.x.tmp", tmp_path / "notes" / ".mine.tmp"
-    for folder in (unfinished / "model", foreign.parent, observed.parent):
+    name, cells = ".a.npz.rllc-17.x.tmp", tmp_path / "cells"
+    old, young = cells / name, cells / ".b.npz.rllc-17.x.tmp"
+    observed = tmp_path / "observed" / "losses" / name
+    unfinished = tmp_path / "generators" / ".a.rllc-17.x.tmp"
+    elsewhere = tmp_path.parent / "elsewhere"
+    foreign = [cells / ".mine.tmp", tmp_path / "notes" / name, elsewhere / name]
+    foreign_folder = tmp_path / "data" / ".theirs.rllc-17.x.tmp"
+    for folder in (unfinished / "model", foreign_folder, observed.parent):
         folder.mkdir(parents=True)
-    for file in (old, young, observed, foreign):
+    for file in (old, young, observed, *foreign):
+        file.parent.mkdir(exist_ok=True)
         file.touch()
-    for leftover in (old, observed, unfinished, foreign):
+    (tmp_path / "downloads").symlink_to(elsewhere)
+    for leftover in (old, observed, unfinished, foreign_folder, *foreign):
         os.utime(leftover, (0, 0))
     store.announce(PLAN)
     assert [path.exists() for path in (old, observed, unfinished)] == [False] * 3
-    assert young.exists()
-    assert foreign.exists()
+    assert all(path.exists() for path in (young, foreign_folder, *foreign))
     assert store.finished() == set()
 
 
@@ -135,7 +140,7 @@ def test_a_cell_is_finished_or_failed_or_neither(tmp_path) -> None:
     store.write(name, make_draws(2, 4), {"why": "not"})
     assert Sweep.of(store, [PLAN], [PLAN]).finished[keys[0]] == PLAN.cells
     assert store.failures() == {}
-    assert store.read(name).settings["cell"] == {"why": "not"}
+    assert store.read(name).settings["cell"] == {"why": "not", "name": name}
     (tmp_path / "failed" / f"{'m' * 32}.json").write_text("no json")
     assert "cannot be read" in store.failures()["m" * 32]
 
@@ -169,9 +174,10 @@ def test_a_result_never_holds_two_kinds_of_settings(tmp_path) -> None:
 def test_the_same_cell_is_the_same_bytes(tmp_path) -> None:
     store = Store(tmp_path)
     store.announce(PLAN)
-    for name in ("a", "b"):
-        store.write(name, make_draws(), {"x": 1})
-    assert store.path("a").read_bytes() == store.path("b").read_bytes()
+    other = Store(tmp_path / "other")
+    for place in (store, other):
+        place.write("a", make_draws(), {"x": 1})
+    assert store.path("a").read_bytes() == other.path("a").read_bytes()
 
 
 def test_chains_from_several_cells_are_those_of_one() -> None:

@@ -1,0 +1,52 @@
+"""One rule for names, where they enter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import QUIET, SHORT, square
+from torch import nn
+
+import rllc
+from rllc.files import save_arrays
+from rllc.names import LONGEST_NAME, check_name
+
+BAD = ["", " a", "a\nb", "a\0b", "\x1b[31mred", "\ud800", "a" * 70_000, "a.npy", "a\u202eb"]
+DATA = torch.ones(8, 3)
+
+
+def draw(model: nn.Module, **arguments: object) -> rllc.Draws:
+    return rllc.sample(model, loss=square, sampling=SHORT, compute=QUIET, **arguments)
+
+
+@pytest.mark.parametrize("name", BAD, ids=range(len(BAD)))
+def test_names_that_nothing_can_show_are_refused_where_they_enter(name: str) -> None:
+    model = nn.Linear(3, 1)
+    for arguments in (
+        {"data": {name: DATA}},
+        {"weights": {name: rllc.everything()}},
+        {"observe": {name: rllc.distance()}},
+    ):
+        message = "a name must be a text of 1 to 500 printable characters .* got "
+        with pytest.raises(rllc.InputError, match=message) as caught:
+            draw(model, **{"data": DATA} | arguments)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
+
+
+def test_usual_names_are_good() -> None:
+    for name in ("a", "0:1 | ~(1:6)", "data/code", "Größe", "a" * LONGEST_NAME):
+        check_name(name, "weights")
+
+
+def test_two_spellings_of_one_head_are_no_two_names() -> None:
+    weights = {"1:6": rllc.head("0:1"), "L1H6": rllc.head("1:6")}
+    with pytest.raises(rllc.InputError, match=r"\['1:6'\] each name more than one selection"):
+        rllc.refinement.product(weights, DATA)
+
+
+def test_arrays_that_numpy_takes_for_one_are_refused(tmp_path) -> None:
+    arrays = {"a": np.zeros(1), "a.npy": np.ones(1)}
+    with pytest.raises(rllc.FileError, match=r"NumPy takes 'a' and 'a\.npy' for one"):
+        save_arrays(tmp_path / "x.npz", arrays, {})
