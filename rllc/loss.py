@@ -138,7 +138,7 @@ class NamedLoss:
     loss: LossFunction
     name: str
 
-    def __call__(self, module: nn.Module, batch: Any) -> Tensor:
+    def __call__(self, module: nn.Module, batch: Any) -> Tensor | tuple[Tensor, Tensor]:
         """What the loss gives."""
         return self.loss(module, batch)
 
