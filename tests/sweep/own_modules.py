@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from small_sweeps import SMALL
+from tiny import tiny_model
 from torch import nn
 
 
@@ -16,3 +18,8 @@ def make(seed: int = 0) -> nn.Module:
 def square(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The loss of an output that should be 0."""
     return module(x)[:, 0] ** 2
+
+
+def small_model() -> nn.Module:
+    """The model of the small sweeps, of other weights."""
+    return tiny_model(5, **SMALL)

@@ -6,8 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from small_sweeps import DATA, same
+import torch
+from small_sweeps import DATA, QUICK, same
 
 import rllc
 from rllc.sweep.command import main
@@ -51,6 +53,24 @@ def test_shards_together_are_the_sweep(run, unbroken, tmp_path, computed, capsys
     assert main([path, "--dry-run"]) == 0
     assert "8 finished, 0 to compute" in capsys.readouterr().out
     assert len(computed) == 8
+
+
+def test_state_dicts_are_told_their_model_or_their_positions(run, tmp_path, capsys) -> None:
+    folder = tmp_path / "state-dicts"
+    folder.mkdir()
+    for step in (0, 10):
+        torch.save(rllc.load(run, step).state_dict(), folder / f"ckpt_{step}.pt")
+    path = spec(tmp_path, folder)
+    assert main([path, "--dry-run"]) == 2
+    assert "type positions='standard'" in capsys.readouterr().err
+    for number, told in enumerate(
+        ({"positions": "shortformer"}, {"into": "own_modules:small_model"})
+    ):
+        path = spec(tmp_path, folder, store=f"sweep{number}", **told)
+        assert main([path, "--quiet"]) == 0
+        trajectory = rllc.Sweep.open(tmp_path / f"sweep{number}").trajectory()
+        expected = rllc.track(run, DATA, rllc.heads, **QUICK)
+        assert np.array_equal(trajectory.value, expected.value)
 
 
 def test_a_share_is_counted_alone_and_does_not_answer_for_others(
