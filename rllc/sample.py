@@ -385,11 +385,13 @@ class _Sample:
             sampling,
             question.compute.runs_per_pass,
         )
-        check_origin(chains)
         if resume is not None:
             self._put_back(chains, resume)
-        elif sampling.start == "gaussian":
-            chains.start_at_gaussian()
+        else:
+            # Earlier draws of the same call have been checked.
+            check_origin(chains)
+            if sampling.start == "gaussian":
+                chains.start_at_gaussian()
         self.watch.prepare(chains, bind_loss())
         return chains
 
