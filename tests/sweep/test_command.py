@@ -29,6 +29,7 @@ def spec(folder: Path, run: Path, **changes: object) -> str:
             "num_chains": 2,
             "num_draws": 5,
             "batch_size": 4,
+            "control_variate": False,
             "num_probes": 0,
             "start": "center",
         },

@@ -30,7 +30,7 @@ from rllc.sweep.store import Store
 
 
 def without_observed(settings) -> dict[str, object]:
-    of_draws = ("observed", "relaxation")
+    of_draws = ("observed", "relaxation", "minibatches")
     return {name: value for name, value in settings.items() if name not in of_draws}
 
 
