@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from rllc.engine.bind import bind
 from rllc.engine.layout import center, groups, to
+from rllc.engine.modes import in_mode
 from rllc.engine.module import rows_of
+from rllc.engine.private import private_copy
 from rllc.loss import Batch, Center, LossFunction, Runs, mean_of
+from rllc.losses import next_token
 from rllc.refinement import DataLike, product
 from rllc.seeds import generator
 from rllc.testing.unchanged import require, unchanged
@@ -80,6 +83,10 @@ def check_loss(
         wanted = {"gradient": gradient, "each": gradient}
         return bound.runs(group, member, position, at_center, batch, **wanted)
 
+    copied = private_copy(model)
+    with unchanged(model), torch.random.fork_rng(), torch.no_grad(), in_mode(copied, False):
+        # As anybody would call it, who does not seed NumPy's and Python's generators for it.
+        (loss or next_token)(copied, batch)
     with unchanged(model):
         at_center = bound.center(batch, seed=seed)
         together = evaluate(position)
