@@ -4,36 +4,65 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
 
-from rllc.contents import NOTES_OF_CONFIG
+from rllc.contents import NOTES_OF_CONFIG, digest
+from rllc.engine.private import private_copy
 from rllc.files import sha256_of
-from rllc.identity import of_loss
+from rllc.identity import if_known, of_loss, of_model
 from rllc.loss import LossFunction, NamedLoss
 from rllc.losses import Distillation, next_token
 from rllc.models.checkpoints import Checkpoint
 
 
 def checkpoint_digest(checkpoint: Checkpoint) -> str:
-    """Return the SHA-256 of a checkpoint's weights and of the configuration beside them.
+    """Return the SHA-256 of a checkpoint's weights and of what they are the weights of.
 
-    Files are read each time: size and date do not tell whether one was replaced.
+    That is the configuration beside them, or the module into which they are loaded. Files are read
+    each time: size and date do not tell whether one was replaced.
 
     Raises:
         FileError: the checkpoint is not there.
+        InputError: a module of yours holds something that cannot be looked into.
     """
+    loaded_as: list[str | bytes] = []
+    if checkpoint.positions is not None:
+        loaded_as.append(f"positions {checkpoint.positions}")
+    if checkpoint.into is not None:
+        loaded_as.append(_digest_of_into(checkpoint.into))
+    if isinstance(checkpoint.weights, nn.Module):
+        known = if_known(of_model)(checkpoint.weights)
+        return sha256_of([known or checkpoint.sha256(), *loaded_as])
     if checkpoint.weights is not None:
-        return checkpoint.sha256()
+        return sha256_of([checkpoint.sha256(), *loaded_as])
     path = checkpoint.path()
     folder = path if path.is_dir() else path.parent
     has_configuration = path.is_dir() or path.name == "model.safetensors"
     file = folder / "config.json"
-    pieces: list[str | bytes] = [checkpoint.sha256()]
+    pieces: list[str | bytes] = [checkpoint.sha256(), *loaded_as]
     if has_configuration and file.is_file():
         pieces.append(_configuration(file.read_bytes()))
     return sha256_of(pieces)
+
+
+def _digest_of_into(into: nn.Module | Callable[[], nn.Module]) -> str:
+    """What a module is apart from the weights that a checkpoint replaces; a function's contents."""
+    if not isinstance(into, nn.Module):
+        return digest(into, "into")
+    emptied = private_copy(into)
+    for module in emptied.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.zeros_like(parameter)
+                module._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                module._buffers[name] = torch.zeros_like(buffer)
+    return digest(emptied, "into")
 
 
 def _configuration(text: bytes) -> bytes:

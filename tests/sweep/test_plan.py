@@ -6,7 +6,10 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import torch
 
+from rllc.models.checkpoints import Checkpoint
+from rllc.sweep.identity import checkpoint_digest
 from rllc.sweep.plan import Cell, Plan, cell_name, covering, differences
 
 WHERE = {
@@ -150,3 +153,36 @@ def test_covering_is_found_whenever_there_is_one() -> None:
                 assert chains == set(range(8))
     # No chains beyond those asked for.
     assert [cell.name for cell in covering(every, 4)] == ["(0, 4)"]
+
+
+# What a state dict is loaded into.
+
+
+class Scaled(torch.nn.Module):
+    """A linear map times a constant that is no weight."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.linear, self.scale = torch.nn.Linear(2, 1), scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.linear(x)
+
+
+def test_a_module_is_known_by_all_but_the_weights_that_are_replaced() -> None:
+    state = Scaled(1.0).state_dict()
+
+    def of(**changes: object) -> str:
+        return checkpoint_digest(Checkpoint(0, "memory", weights=state, **changes))
+
+    assert of(into=Scaled(1.0)) == of(into=Scaled(1.0))
+    assert of(into=Scaled(1.0)) != of(into=Scaled(2.0))
+    assert of(into=Scaled(1.0)) != of()
+    assert of(into=lambda: Scaled(1.0)) != of(into=lambda: Scaled(2.0))
+    assert of(positions="standard") != of(positions="shortformer")
+    same, other = Scaled(1.0), Scaled(1.0)
+    other.load_state_dict(same.state_dict())
+    modules = [Checkpoint(0, "memory", weights=module) for module in (same, other)]
+    assert checkpoint_digest(modules[0]) == checkpoint_digest(modules[1])
+    other.scale = 3.0
+    assert checkpoint_digest(modules[0]) != checkpoint_digest(modules[1])
