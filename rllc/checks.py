@@ -49,7 +49,7 @@ def arguments(
     _check_kind("model", model, isinstance(model, nn.Module), loader)
     check_kind(loss)
     losses = f"None, rllc.distillation(model) or a function f(module, batch), such as {SHIPPED}"
-    is_function = callable(loss) and not isinstance(loss, nn.Module | type)
+    is_function = callable(loss) and not isinstance(loss, type)
     _check_kind("loss", loss, loss is None or is_function, losses)
     samplers = "a sampler such as rllc.sgld(lr=1e-3, localization=200.0)"
     _check_kind("sampler", sampler, isinstance(sampler, Sampler), samplers)

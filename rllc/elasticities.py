@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rllc.arguments import names_checked
 from rllc.covariance import deviations_product, independent_draws
 from rllc.draws import Draws
 from rllc.errors import InputError
@@ -65,6 +66,7 @@ def _doubled(mean: Mean, i: int) -> str:
     return f"{change:+.2g} ± {error:.1g}"
 
 
+@names_checked
 def elasticities(draws: Draws, rows: str = "rows", distance: str = "distance") -> Elasticities:
     """Derivatives of λ̂ by log nβ and log γ, from draws that observed losses and distances.
 

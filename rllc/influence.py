@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from rllc.arguments import names_checked
 from rllc.covariance import deviations_product, independent_draws
 from rllc.draws import Draws
 from rllc.errors import InputError
@@ -28,6 +29,7 @@ _ROWS = "rows"
 _QUERIES = "queries"
 
 
+@names_checked
 def loss_kernel(
     model: nn.Module,
     data: DataLike,
@@ -80,6 +82,7 @@ def loss_kernel(
     return LossKernel.of(draws)
 
 
+@names_checked
 def influence(
     model: nn.Module,
     data: DataLike,

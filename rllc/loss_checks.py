@@ -13,6 +13,7 @@ from rllc.documents import Batch, Documents, documents_of
 from rllc.engine.bind import bind, is_attention_only
 from rllc.engine.chains import Chains
 from rllc.engine.modes import in_mode, one_arithmetic, seeded
+from rllc.engine.private import private_copy
 from rllc.errors import InputError
 from rllc.loss import Center, LossFunction
 from rllc.losses import (
@@ -63,7 +64,7 @@ def check_kind(loss: object) -> None:
     """
     named = loss if hasattr(loss, "__qualname__") else type(loss)
     module = str(getattr(named, "__module__", ""))
-    if not (isinstance(loss, nn.Module) or module.startswith("torch.nn")):
+    if not module.startswith("torch.nn"):
         return
     name = getattr(named, "__qualname__", type(loss).__name__)
     call, instead = "loss_of(module(inputs), targets)", ""
@@ -148,12 +149,16 @@ def check_model(model: nn.Module, loss: LossFunction | None, data: Data, name: s
     batch = data.take(torch.tensor([0]), device)
     if isinstance(batch, dict):
         batch = data.take(torch.arange(min(_FEW_ROWS, len(data))), device)
-    with one_arithmetic(), torch.no_grad(), in_mode(model, training=False), seeded(0, device):
-        if loss is model_loss and isinstance(batch, dict):
-            check_model_loss(model, {field: values[:4] for field, values in batch.items()})
-        is_tokens = isinstance(batch, Tensor) or "input_ids" in batch
-        if is_tokens and _predicts_next_tokens(loss) and not is_attention_only(model):
-            _warn_if_it_looks_ahead(model, batch)
+    is_tokens = isinstance(batch, Tensor) or "input_ids" in batch
+    may_look_ahead = is_tokens and _predicts_next_tokens(loss) and not is_attention_only(model)
+    is_own_loss = loss is model_loss and isinstance(batch, dict)
+    if may_look_ahead or is_own_loss:
+        copied = private_copy(model)
+        with one_arithmetic(), torch.no_grad(), in_mode(copied, False), seeded(0, device):
+            if loss is model_loss and isinstance(batch, dict):
+                check_model_loss(copied, {field: values[:4] for field, values in batch.items()})
+            if may_look_ahead:
+                _warn_if_it_looks_ahead(copied, batch)
     if isinstance(batch, dict) and "input_ids" in batch:
         _check_padding(model, loss, batch, name)
 

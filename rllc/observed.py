@@ -9,7 +9,7 @@ import numpy as np
 
 from rllc.diagnose import share_minibatches
 from rllc.draws import Draws
-from rllc.errors import InputError, nearest
+from rllc.errors import InputError, must_be, nearest
 from rllc.estimate import Estimate
 from rllc.faults import Fault
 
@@ -86,8 +86,9 @@ def axes_of(draws: Draws, name: str, *, asked_by: str) -> list[str]:
     Raises:
         InputError: the draws have no such observable, or only its moments.
     """
+    must_be(asked_by, "draws", draws, isinstance(draws, Draws), "what rllc.sample gave")
     axes = dict(draws.settings.get("observed", {}))
-    if name not in draws.observed or name not in axes:
+    if not isinstance(name, str) or name not in draws.observed or name not in axes:
         raise InputError(
             f"{asked_by}: these draws did not observe {name!r}; {nearest(name, list(axes))}"
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from rllc.arguments import names_checked
 from rllc.covariance import deviations_product, independent_draws
 from rllc.draws import Draws
 from rllc.errors import InputError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _PROBES = "probes"
 
 
+@names_checked
 def susceptibilities(
     model: nn.Module,
     data: DataLike,

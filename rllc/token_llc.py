@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from rllc.arguments import names_checked
 from rllc.draws import Draws
 from rllc.observed import fixed_rows
 from rllc.uncertainty import Mean, mean_of_draws
 
 
+@names_checked
 def token_llc(draws: Draws, rows: str = "rows") -> Mean:
     """λ̂ of each token of fixed rows: nβ(E[ℓ_z] − ℓ_z(w*)), ``[refinement, row, pos]``.
 
@@ -31,12 +33,11 @@ def token_llc(draws: Draws, rows: str = "rows") -> Mean:
     Raises:
         InputError: the draws did not observe these rows.
     """
-    n_beta = draws.settings["n_beta"]
     means = []
     for observed in fixed_rows(draws, rows, asked_by="token_llc"):
         each = []
         for losses in observed.losses:
-            rise = n_beta * losses
+            rise = draws.settings["n_beta"] * losses
             each.append(mean_of_draws(rise, observed.relaxation, shared=observed.shared))
         means.append(Mean(*(np.stack(numbers) for numbers in zip(*each, strict=True))))
     return Mean(*(np.stack(numbers) for numbers in zip(*means, strict=True)))

@@ -28,6 +28,14 @@ MODEL = tiny_model()
 ROWS = tiny_tokens()
 DRAWS = rllc.sample(MODEL, ROWS, "0:0", sampling=SHORT, compute=QUIET)
 ESTIMATE = rllc.Estimate.of(DRAWS)
+OBSERVED = rllc.sample(
+    MODEL,
+    ROWS,
+    "0:0",
+    sampling=SHORT,
+    compute=QUIET,
+    observe={"rows": rllc.losses_on(ROWS), "distance": rllc.distance()},
+)
 TRAJECTORY = rllc.Trajectory.of({1: ESTIMATE})
 
 FEW: dict[str, Any] = {
@@ -112,6 +120,9 @@ FITS_SAMPLING = {
     "store": "None, text",
     "into": f"None, function, class, {ANY_MODULE}",
     "checkpoints": "",
+    "probes": "tokens, float tensor, one dimension, three dimensions",
+    "rows": "tokens, float tensor, one dimension, three dimensions",
+    "queries": "tokens, float tensor, one dimension, three dimensions",
     "path": "None, text",
 }
 """Rows that are no token ids fit data, but not this model's loss; the error then says so."""
@@ -150,6 +161,18 @@ CALLS: dict[str, Call] = {
     "sample": for_sampling(rllc.sample, observe=None, resume=None),
     "iterate": for_sampling(one_step, observe=None),
     "control": for_sampling(rllc.control, limits=None),
+    "susceptibilities": for_sampling(rllc.susceptibilities, probes=ROWS),
+    "loss_kernel": for_sampling(rllc.loss_kernel, rows=ROWS),
+    "influence": for_sampling(rllc.influence, rows=ROWS, queries=ROWS),
+    "elasticities": Call(
+        rllc.elasticities, {"draws": OBSERVED, "rows": "rows", "distance": "distance"}
+    ),
+    "token_llc": Call(rllc.token_llc, {"draws": OBSERVED, "rows": "rows"}),
+    "named": Call(
+        rllc.named,
+        {"loss": rllc.next_token, "name": "mine"},
+        {"loss": "function, class, module, empty module, on meta", "name": "text, NUL"},
+    ),
     "calibrate": Call(
         rllc.calibrate,
         FOR_SAMPLING | {"sampler": rllc.sgld, "grid": None, "limits": None},
@@ -257,7 +280,8 @@ CALLS: dict[str, Call] = {
         first_chain="0, 3",
         num_probes="0, 3",
         start="None",
-        control_variate="True",
+        control_variate="True, None",
+        common_noise="True",
         target_se=f"{POSITIVE}, inf, None",
         autocast="None",
         train_mode="True",
@@ -341,10 +365,21 @@ CALLS: dict[str, Call] = {
         },
     ),
 }
-MADE_BY_RLLC = {"Calibration", "Resolution", "Moment", "Refinement", "Fault", "Sampler", "Weights"}
+MADE_BY_RLLC = {
+    "Calibration",
+    "Elasticities",
+    "Fault",
+    "LossKernel",
+    "Moment",
+    "Refinement",
+    "Resolution",
+    "Sampler",
+    "Susceptibilities",
+    "Weights",
+}
 """Values that a user is given, or makes of what other calls have checked."""
 
-ELSEWHERE = {"Tokens", "next_token", "distance"}
+ELSEWHERE = {"Tokens", "as_data", "next_token", "distance"}
 """Tested with data and losses; ``distance`` has no argument."""
 
 
@@ -433,11 +468,11 @@ def test_every_public_name_is_in_the_table() -> None:
         (lambda: rllc.Trajectory.of([ESTIMATE]), r"a dict \{step: estimate\}; got list"),
         (
             lambda: rllc.estimate(MODEL, ROWS, loss=nn.CrossEntropyLoss()),
-            r"(?s)def loss\(module, batch\):.*reduction='none'.*got CrossEntropyLoss",
+            r"(?s)CrossEntropyLoss compares.*def loss\(module, batch\):.*reduction=\"none\"",
         ),
         (
             lambda: rllc.estimate(MODEL, ROWS, compute=rllc.Compute(device="cuda:7")),
-            r"cannot be put on `device` = 'cuda:7'",
+            r"there is no device 'cuda:7' here",
         ),
         (lambda: rllc.head("6"), r"expected a head such as '1:6'"),
         (lambda: rllc.layer("0"), r"layer: `number` must be a block's number.*got '0'"),

@@ -252,7 +252,8 @@ def test_one_data_set_against_another() -> None:
     for bars, axis, data in ((across, 0, "pile"), (upright, 1, "code")):
         ends = bars.get_segments()[0][:, axis]
         width = 2 * 1.95996398 * estimate["0:0", data].standard_error
-        assert np.ptp(ends) == pytest.approx(width)
+        # Of so many degrees of freedom that Student's distribution is nearly normal.
+        assert np.ptp(ends) == pytest.approx(width, rel=1e-5)
     assert ax.get_title() == "not finite: 0:3"
     assert set(written(ax.texts)) == set(names)
     assert ax.get_xlabel().startswith(r"$\hat\lambda$ on pile")

@@ -43,7 +43,7 @@ def plot_heads(estimate: Estimate, ax: Axes | None = None, *, simultaneous: bool
             twenty is expected to miss, so that of 16 heads some interval misses in half of all
             figures.
     """
-    right = isinstance(estimate, Estimate)
+    right = all(hasattr(estimate, name) for name in ("weights", "data", "value", "mean"))
     must_be("plot_heads", "estimate", estimate, right, "what rllc.estimate gave")
     weights = list(dict.fromkeys(estimate.weights))
     data = list(dict.fromkeys(estimate.data))

@@ -101,7 +101,11 @@ def test_a_share_is_counted_alone_and_does_not_answer_for_others(
         ({"weights": "head"}, [], "'weights' must be 'heads', 'everything' or a list of heads"),
         ({"steps": [0, 11]}, [], "has no checkpoints of the steps [11]"),
         ({"loss": "faulty:nothing"}, [], "`loss` 'faulty:nothing' must be module:function"),
-        ({"sampling": {"chains": 3}}, [], "no argument `chains`; did you mean 'num_chains'"),
+        (
+            {"sampling": {"chains": 3}},
+            [],
+            "unexpected keyword argument 'chains'; did you mean 'num_chains'",
+        ),
         ({"sampler": {"sampler": "nuts"}}, [], "sampler or sampling: from_settings: 'sampler'"),
         ({"sampler": {"sampler": "sgld", "lr": -1}}, [], "sgld: `lr` must be a positive number"),
         ({"keep_states": 1}, [], "`keep_states` must be true or false, got 1"),
