@@ -232,5 +232,5 @@ def test_a_list_of_indices() -> None:
     columns = rllc.parameters("weight", index=(slice(None), [1])).masks(model)["weight"]
     assert columns.sum() == 6
     for wrong in ([True, False], [], "a", 1.5):
-        with pytest.raises(rllc.InputError, match="integers, slices and|one list of integers"):
+        with pytest.raises(rllc.InputError, match=r"integers, slices and|one list of integers"):
             rllc.parameters("weight", index=wrong)
