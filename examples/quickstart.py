@@ -24,6 +24,7 @@ import torch.nn.functional as F
 import rllc
 from rllc.analysis import attention, classify, tokens_in_context
 from rllc.models import AttentionOnlyConfig
+from rllc.uncertainty import mean_of_draws
 
 
 @dataclass(frozen=True)
@@ -223,16 +224,19 @@ def spread(checkpoints: list[rllc.Checkpoint], count: int) -> list[rllc.Checkpoi
 
 
 # %% The table and the figure
-def print_table(final: rllc.Estimate, roles: dict[str, str], names: list[str]) -> None:
+def print_table(
+    final: rllc.Estimate, sweep: rllc.Sweep, roles: dict[str, str], names: list[str]
+) -> None:
     first, second = names[1:3]
     columns = "".join(f"{name[:14]:>16}" for name in names)
     print(f"\n{'head':6}{'role':16}{columns}{f'{first[:8]} - {second[:8]}':>22}  of the prior")
     for head, role in roles.items():
         cells = [final[head, name] for name in names]
         shown = "".join(f"{cell.value:10.1f} ({cell.standard_error:3.1f})" for cell in cells)
-        one, other = final[head, first], final[head, second]
-        difference = one.value - other.value
-        error = np.hypot(one.standard_error, other.standard_error)
+        # Paired draw by draw, so its error knows what both have in common.
+        one, other = (sweep.draws(sweep.steps[-1], head, name) for name in (first, second))
+        paired = mean_of_draws(one.llc[0] - other.llc[0], one.settings["relaxation"])
+        difference, error = float(paired.value), float(paired.standard_error)
         share = final.diagnostics["control_ratio"][final.names.index(head, "all")]
         print(f"{head:6}{role:16}{shown}{difference:14.1f} ({error:3.1f}){share:14.2f}")
     flagged = sum(status != "ok" for status in final.status)
@@ -261,7 +265,7 @@ def draw(
     axes[0].set_xlabel("training step")
     axes[0].set_title("text seen twice", fontsize="medium")
     named = {head: role for head, role in roles.items() if role in ("previous token", "induction")}
-    rllc.plot_trajectory(trajectory, "all", axes[1:], groups=named or None)
+    rllc.plot_trajectory(trajectory, "all", axes[1:], groups=named or None, simultaneous=True)
     formed = step_of_formation(circuit)
     for ax in axes:
         ax.axvline(formed, color="0.4", ls=":", lw=1)
@@ -324,7 +328,7 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     trajectory.save(args.out / "trajectory.npz")
     final = last.at(last.steps[-1])
     final.to_dataframe().to_csv(args.out / "estimate.csv", index=False)
-    print_table(final, roles, list(data))
+    print_table(final, rllc.Sweep.open(args.out / "sweep"), roles, list(data))
     draw(trajectory, circuit, roles, args.out / "quickstart.png")
     print(f"\n{time.perf_counter() - begin:.0f} s; all files are in {args.out}")
     return trajectory

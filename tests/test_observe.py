@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,6 +104,11 @@ def test_distance_has_the_mean_of_the_law() -> None:
     assert abs(draws.observed["far"].mean() - exact) < 5 * error
 
 
+@functools.cache
+def unobserved(sampling: rllc.Sampling) -> rllc.Draws:
+    return observed({}, sampling=sampling)
+
+
 @pytest.mark.parametrize(
     "observable",
     [
@@ -118,13 +124,17 @@ def test_distance_has_the_mean_of_the_law() -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "changes", [{}, {"start": "gaussian", "control_variate": True, "num_steps_bw_draws": 2}]
+    "sampling",
+    [
+        replace(SHORT, num_probes=2),
+        replace(SHORT, num_probes=2, start="gaussian", control_variate=True, num_steps_bw_draws=2),
+    ],
+    ids=["plain", "with all"],
 )
 def test_no_observable_changes_a_chain(
-    observable: rllc.Observable, changes: dict[str, object]
+    observable: rllc.Observable, sampling: rllc.Sampling
 ) -> None:
-    sampling = replace(SHORT, num_probes=2, **changes)
-    plain = observed({}, sampling=sampling)
+    plain = unobserved(sampling)
     watched = observed({"yours": observable}, sampling=sampling)
     np.testing.assert_array_equal(watched.loss, plain.loss)
     np.testing.assert_array_equal(watched.baseline, plain.baseline)

@@ -58,8 +58,8 @@ CheckpointsLike = Any
 _SETTINGS = ("config.json", "generation_config.json", SUMS)
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}")
 _AUXILIARY = re.compile(
-    r"(?:^|[-_.])(?:optim\w*|optimizer\w*|sched\w*|scaler|rng_state\w*|training_args|trainer_state)"
-    r"(?:[-_.]|$)",
+    r"(?:^|[-_.])(?:optim\w*|optimizer\w*|sched\w*|scaler|rng_state\w*|training_args|trainer_state"
+    r"|resume)(?:[-_.]|$)",
     re.IGNORECASE,
 )
 """Files that training keeps beside the weights."""

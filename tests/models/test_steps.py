@@ -103,7 +103,13 @@ def test_the_folder_of_a_trainer(tmp_path) -> None:
     for step in (500, 1000):
         folder = tmp_path / f"checkpoint-{step}"
         small_gpt2(step).save_pretrained(folder)
-        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+        for name in (
+            "optimizer.pt",
+            "scheduler.pt",
+            "rng_state.pth",
+            "training_args.bin",
+            "resume.pt",
+        ):
             (folder / name).write_bytes(b"not weights")
     small_gpt2(7).save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="left out, .* no step: model.safetensors"):
