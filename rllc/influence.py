@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import nn
@@ -13,7 +15,8 @@ from rllc.arguments import names_checked
 from rllc.covariance import deviations_product, independent_draws
 from rllc.draws import Draws
 from rllc.errors import InputError
-from rllc.faults import Fault, status_of
+from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
+from rllc.files import load_arrays, reading, save_arrays
 from rllc.loss import LossFunction
 from rllc.names import Names
 from rllc.observables import losses_on
@@ -24,6 +27,9 @@ from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
 from rllc.tables import label, table
 from rllc.uncertainty import Mean, mean_of_draws
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ROWS = "rows"
 _QUERIES = "queries"
@@ -223,6 +229,54 @@ class LossKernel:
         key = (weights,) if isinstance(weights, str) else weights
         i = self.names.index(*key, of="kernel")
         return Mean(self.value[i], self.standard_error[i], self.dof[i])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a pair: ``weights, data, row, query``, the value under its kind, and its error."""
+        import pandas as pd
+
+        numbers = np.indices(self.value.shape).reshape(3, -1)
+        columns: dict[str, Any] = {
+            "weights": np.array(self.names.weights, dtype=object)[numbers[0]],
+            "data": np.array(self.names.data, dtype=object)[numbers[0]],
+            "row": numbers[1],
+            "query": numbers[2],
+            self.kind: self.value.ravel(),
+            "standard_error": self.standard_error.ravel(),
+            "dof": self.dof.ravel(),
+        }
+        return pd.DataFrame(columns)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one atomic, checksummed file (``.npz``)."""
+        arrays = {"value": self.value, "standard_error": self.standard_error, "dof": self.dof}
+        header = {
+            "kind": "rllc.LossKernel",
+            "of": self.kind,
+            "weights": self.names.weights,
+            "data": self.names.data,
+            "faults": [faults_to_json(wrong) for wrong in self.faults],
+            "settings": dict(self.settings),
+        }
+        return save_arrays(path, arrays, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LossKernel:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileError: there is no such file, it is damaged, or it holds something else.
+        """
+        arrays, header = load_arrays(path, kind="rllc.LossKernel")
+        with reading(path):
+            return cls(
+                value=arrays["value"],
+                standard_error=arrays["standard_error"],
+                dof=arrays["dof"],
+                faults=tuple(faults_from_json(wrong) for wrong in header["faults"]),
+                names=Names(tuple(header["weights"]), tuple(header["data"])),
+                settings=header["settings"],
+                kind=header["of"],
+            )
 
     def __repr__(self) -> str:
         rows = [("weights", "lowest", "highest", "median se", "status")]

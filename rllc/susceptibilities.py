@@ -16,7 +16,7 @@ from rllc.covariance import deviations_product, independent_draws
 from rllc.draws import Draws
 from rllc.errors import InputError
 from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
-from rllc.files import load_arrays, save_arrays
+from rllc.files import load_arrays, reading, save_arrays
 from rllc.loss import LossFunction
 from rllc.names import Names
 from rllc.observables import losses_on
@@ -262,15 +262,16 @@ class Susceptibilities:
             FileError: there is no such file, it is damaged, or it holds something else.
         """
         arrays, header = load_arrays(path, kind="rllc.Susceptibilities")
-        return cls(
-            value=arrays["value"],
-            standard_error=arrays["standard_error"],
-            dof=arrays["dof"],
-            on_all=Mean(*(arrays[f"on_all.{name}"] for name in Mean._fields)),
-            faults=tuple(faults_from_json(wrong) for wrong in header["faults"]),
-            names=Names(tuple(header["weights"]), tuple(header["data"])),
-            settings=header["settings"],
-        )
+        with reading(path):
+            return cls(
+                value=arrays["value"],
+                standard_error=arrays["standard_error"],
+                dof=arrays["dof"],
+                on_all=Mean(*(arrays[f"on_all.{name}"] for name in Mean._fields)),
+                faults=tuple(faults_from_json(wrong) for wrong in header["faults"]),
+                names=Names(tuple(header["weights"]), tuple(header["data"])),
+                settings=header["settings"],
+            )
 
 
 @dataclass(frozen=True, eq=False)

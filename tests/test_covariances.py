@@ -370,6 +370,15 @@ def test_of_a_language_model(tmp_path: Path) -> None:
     influence = rllc.influence(model, rows, rows[:2], probes, "0:1", **options)
     assert influence.value.shape == (1, 2, 3)
     assert influence.kind == "influence"
+    table = influence.to_dataframe()
+    assert table.query("row == 1 and query == 2")["influence"].item() == influence.value[0, 1, 2]
+    again = LossKernel.load(influence.save(tmp_path / "influence.npz"))
+    np.testing.assert_array_equal(again.value, influence.value)
+    assert (again.kind, again.names, again.faults) == (
+        influence.kind,
+        influence.names,
+        influence.faults,
+    )
     assert "influence of the losses of 2 × 3 rows" in repr(influence)
     assert plot_kernel(kernel, "0:1").get_xlabel() == "query"
 
