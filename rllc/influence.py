@@ -231,7 +231,7 @@ class LossKernel:
         return Mean(self.value[i], self.standard_error[i], self.dof[i])
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a pair: ``weights, data, row, query``, the value under its kind, and its error."""
+        """One row a pair: ``weights, data, row, query``, the value by its kind, and its error."""
         import pandas as pd
 
         numbers = np.indices(self.value.shape).reshape(3, -1)

@@ -142,15 +142,21 @@ class _Given:
             return source
         if isinstance(source, list):
             return self._list(source)
+        if isinstance(source, bytes | bytearray | set | frozenset):
+            # They can be walked, but hold no rows in an order.
+            raise self._of_unknown_kind(source)
         if hasattr(source, "column_names") and hasattr(source, "features"):
             return self._columns(source)
         if isinstance(source, DataLoader):
             return self._loader(source)
         if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
             return self._rows(source, range(len(source)), _example)
-        if isinstance(source, Iterable) and not isinstance(source, bytes):
+        if isinstance(source, Iterable):
             return self._iterable(source, _example)
-        raise InputError(f"`data` {self.name!r} must be {_KINDS}; got {type(source).__name__}.")
+        raise self._of_unknown_kind(source)
+
+    def _of_unknown_kind(self, source: object) -> InputError:
+        return InputError(f"`data` {self.name!r} must be {_KINDS}; got {type(source).__name__}.")
 
     # Arrays.
 
@@ -256,6 +262,8 @@ class _Given:
         first = source[0]
         if isinstance(first, str):
             return self._texts(source)
+        if all(type(number) is int for number in source):
+            return self._array(np.array(source))
         if isinstance(first, Tensor | np.ndarray):
             is_rows = all(_is_row_of_ids(part) for part in source)
             lengths = {len(part) if getattr(part, "ndim", 0) else -1 for part in source}
