@@ -214,11 +214,11 @@ def sweep(
 
 
 def spread(checkpoints: list[rllc.Checkpoint], count: int) -> list[rllc.Checkpoint]:
-    """The last, and others about evenly spaced in log step, from an eighth of it on."""
+    """The last, and others about evenly spaced in log step, from a sixth of it on."""
     if count >= len(checkpoints):
         return checkpoints
     last = checkpoints[-1].step
-    wanted = np.geomspace(max(last / 8, 1), last, count)
+    wanted = np.geomspace(max(last / 6, 1), last, count)
     nearest = {min(checkpoints, key=lambda c: abs(c.step - step)).step for step in wanted}
     return [checkpoint for checkpoint in checkpoints if checkpoint.step in nearest]
 
@@ -265,11 +265,19 @@ def draw(
     axes[0].set_xlabel("training step")
     axes[0].set_title("text seen twice", fontsize="medium")
     named = {head: role for head, role in roles.items() if role in ("previous token", "induction")}
-    rllc.plot_trajectory(trajectory, "all", axes[1:], groups=named or None, simultaneous=True)
+    rllc.plot_trajectory(trajectory, "all", axes[1:], groups=named or None)
     formed = step_of_formation(circuit)
     for ax in axes:
         ax.axvline(formed, color="0.4", ls=":", lw=1)
     axes[0].legend(frameon=False, fontsize="small", loc="upper left")
+    first, last = trajectory.steps[0], trajectory.steps[-1]
+    if first > 0:
+        ticks = [tick for tick in (100, 200, 500, 1000, 10_000) if first <= tick <= last]
+        for ax in axes[1:]:
+            ax.set_xscale("log")
+            ax.minorticks_off()
+            ax.set_xticks(ticks, [f"{tick}" for tick in ticks])
+            ax.set_xlim(left=0.9 * first)
     for ax in axes:
         ax.set_xlim(right=1.1 * steps[-1])
         ax.annotate(
@@ -279,7 +287,7 @@ def draw(
             fontsize="small",
             ha="right",
         )
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110)
 
 
 # %% All of it
