@@ -178,6 +178,8 @@ def test_chains_that_never_move_and_numbers_of_rounding_are_faults() -> None:
 
     for lr in (1e-20, 1e-12):
         (faults,) = judged(lr).faults
-        assert {fault.kind for fault in faults} & {"does_not_move", "rounding"}, lr
+        # Of rounding alone the sign is chance.
+        wanted = {"does_not_move", "rounding", "negative"}
+        assert {fault.kind for fault in faults} & wanted, lr
     (faults,) = judged(1e-3).faults
     assert "rounding" not in {fault.kind for fault in faults}

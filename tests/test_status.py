@@ -161,9 +161,9 @@ def test_noise_above_the_signal() -> None:
         sampling=rllc.Sampling(num_draws=40, batch_size=2, control_variate=False),
         compute=QUIET,
     )
-    (kind,) = {fault.kind for fault in estimate["everything"].faults}
+    kinds = {fault.kind for fault in estimate["everything"].faults}
     # Noise decides the sign.
-    assert kind in ("noise_above_signal", "negative")
+    assert kinds & {"noise_above_signal", "negative"}
 
 
 def test_limits_decide_what_is_a_fault() -> None:

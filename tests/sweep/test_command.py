@@ -46,7 +46,8 @@ def test_shards_together_are_the_sweep(run, unbroken, tmp_path, computed, capsys
     for k, shares_done in ((1, {0}), (3, {0, 2}), (2, {0, 1, 2})):
         assert main([path, "--shard", f"{k}/3", "--quiet"]) == 0
         finished = Store(tmp_path / "sweep").finished()
-        assert {int(name, 16) % 3 for name in finished} == shares_done
+        # A share may be empty: names are hashes.
+        assert {int(name, 16) % 3 for name in finished} <= shares_done
     assert len(computed) == 8
     assert {cell[0] for cell in computed} == {"a", "b"}
     assert "Sweep(2 checkpoints" in capsys.readouterr().out
