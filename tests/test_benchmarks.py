@@ -82,7 +82,6 @@ def test_seconds_to_an_error_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="not run to its end since errors and verdicts changed", strict=False)
 def test_noise(tmp_path: Path) -> None:
     options = ["--steps", "3", "--draws", "40", "--rounds", "1", "--context", "16"]
     options += ["--bytes", "60000", "--skip-bfloat16", "--out", "here"]
@@ -93,7 +92,6 @@ def test_noise(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="not run to its end since errors and verdicts changed", strict=False)
 def test_threads(tmp_path: Path) -> None:
     options = ["--rounds", "1", "--steps", "1", "--context", "8"]
     printed = run("benchmarks/threads.py", *options, folder=tmp_path)

@@ -95,7 +95,6 @@ def times_written(out: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="not run to its end since errors and verdicts changed", strict=False)
 def test_the_paper_in_small_and_again(tmp_path) -> None:
     printed = run_paper(tmp_path, "tiny", processes=1)
     out = tmp_path / "here"
@@ -116,7 +115,6 @@ def test_the_paper_in_small_and_again(tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="not run to its end since errors and verdicts changed", strict=False)
 def test_the_paper_on_texts(tmp_path) -> None:
     printed = run_paper(tmp_path, "small", processes=0, vocab=300)
     assert "on code, λ̂ of induction heads is larger than on all" in printed
