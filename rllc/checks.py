@@ -204,7 +204,10 @@ def _check_batch(model: nn.Module, loss: LossFunction | None, name: str, data: D
         parts = batch if isinstance(batch, tuple) else (batch,)
         shapes = [shown(part) for part in parts]
         if not isinstance(batch, dict):
-            shapes = [f"{part.dtype} {[len(data), *part.shape[1:]]}" for part in parts]  # type: ignore[union-attr]
+            shapes = []
+            for part in parts:
+                assert isinstance(part, Tensor)
+                shapes.append(f"{part.dtype} {[len(data), *part.shape[1:]]}")
         raise InputError(
             f"sampling on data {name!r}: the loss of tokens needs rllc.Tokens, one tensor of "
             f"token ids [row, pos] or a dict with `input_ids`, got {', '.join(shapes)}; for "

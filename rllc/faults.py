@@ -85,6 +85,18 @@ ABSENT: frozenset[Kind] = frozenset({"missing", "failed", "damaged", "not_asked_
 FINAL: frozenset[Kind] = ABSENT | {"diverged"}
 """The kinds that no limit decides. A refinement that has one is not judged."""
 
+ABOUT_LLC: frozenset[Kind] = frozenset(
+    {
+        "pairing",
+        "negative",
+        "noise_above_signal",
+        "imprecise",
+        "above_target",
+        "prior_dominated",
+    }
+)
+"""The kinds that are of λ̂ itself. The others are of the chains, and so of all made of them."""
+
 
 @dataclass(frozen=True)
 class Fault:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,19 +11,7 @@ from rllc.diagnose import share_minibatches
 from rllc.draws import Draws
 from rllc.errors import InputError, must_be, nearest
 from rllc.estimate import Estimate
-from rllc.faults import Fault
-
-ABOUT_LLC = frozenset(
-    {
-        "pairing",
-        "negative",
-        "noise_above_signal",
-        "imprecise",
-        "above_target",
-        "prior_dominated",
-    }
-)
-"""Faults of λ̂ itself. The others are faults of the chains, and so of all that is made of them."""
+from rllc.faults import ABOUT_LLC, Fault
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +91,10 @@ def axes_of(draws: Draws, name: str, *, asked_by: str) -> list[str]:
 def faults_of_chains(draws: Draws) -> tuple[tuple[Fault, ...], ...]:
     """What is wrong with each refinement's chains, ``[refinement]``: faults of λ̂ are left out."""
     faults = Estimate.of(draws).faults
-    return tuple(_without(wrong, ABOUT_LLC) for wrong in faults)
-
-
-def _without(faults: Sequence[Fault], kinds: frozenset[str]) -> tuple[Fault, ...]:
-    return tuple(fault for fault in faults if fault.kind not in kinds)
+    of_chains = []
+    for wrong in faults:
+        of_chains.append(tuple(fault for fault in wrong if fault.kind not in ABOUT_LLC))
+    return tuple(of_chains)
 
 
 def _mean(losses: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:

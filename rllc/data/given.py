@@ -610,7 +610,8 @@ def _of_examples(examples: list[_Example], name: str, width: int = 0) -> Data:
     if isinstance(first, tuple):
         parts = []
         for number in range(len(first)):
-            parts.append(_stacked([example[number] for example in examples], name, number))  # type: ignore[index]
+            column = [example[number] for example in examples]  # type: ignore[index]
+            parts.append(_stacked(column, name, number))
         return Tensors(tuple(parts), name)
     rows = _stacked(examples, name, 0)  # type: ignore[arg-type]
     return Tokens(rows, name) if rows.dim() == 2 and _is_integer(rows) else Tensors((rows,), name)

@@ -91,9 +91,6 @@ class Request:
         """Check the arguments of a call.
 
         Args:
-            lasting: whether a later call may find the store; then loss and sampler must be such
-                that it can be told whether they are the same.
-
             checkpoints: as for :func:`rllc.track`; so are the others.
             data: see checkpoints.
             weights: see checkpoints.
@@ -102,6 +99,9 @@ class Request:
             sampling: see checkpoints.
             store: see checkpoints.
             compute: see checkpoints.
+            into: see checkpoints.
+            lasting: whether a later call may find the store; then loss and sampler must be such
+                that it can be told whether they are the same.
 
         Raises:
             InputError: there are no checkpoints, or an argument cannot work.
