@@ -280,13 +280,14 @@ def draw(
             ax.set_xlim(left=0.9 * first)
     for ax in axes:
         ax.set_xlim(right=1.1 * steps[-1])
-        ax.annotate(
+        note = ax.annotate(
             f"circuit forms, step {formed} ",
             (formed, 0.02),
             xycoords=("data", "axes fraction"),
             fontsize="small",
             ha="right",
         )
+        note.set_in_layout(False)  # a step at the left edge would leave no room for the axes
     figure.savefig(path, dpi=110)
 
 
