@@ -186,9 +186,14 @@ def follow_circuit(
     return {name: np.array(values) for name, values in columns.items()}
 
 
-def step_of_formation(circuit: dict[str, np.ndarray]) -> int:
-    """The first checkpoint with half of the last one's gain on random tokens."""
+def step_of_formation(circuit: dict[str, np.ndarray]) -> int | None:
+    """The first checkpoint with half of the last one's gain on random tokens.
+
+    ``None`` where the last gain is below 0.2 nats: then no circuit has formed.
+    """
     gain = circuit["gain on random tokens"]
+    if gain[-1] < 0.2:
+        return None
     return int(circuit["step"][np.argmax(gain >= gain[-1] / 2)])
 
 
@@ -267,8 +272,6 @@ def draw(
     named = {head: role for head, role in roles.items() if role in ("previous token", "induction")}
     rllc.plot_trajectory(trajectory, "all", axes[1:], groups=named or None)
     formed = step_of_formation(circuit)
-    for ax in axes:
-        ax.axvline(formed, color="0.4", ls=":", lw=1)
     axes[0].legend(frameon=False, fontsize="small", loc="upper left")
     first, last = trajectory.steps[0], trajectory.steps[-1]
     if first > 0:
@@ -280,6 +283,9 @@ def draw(
             ax.set_xlim(left=0.9 * first)
     for ax in axes:
         ax.set_xlim(right=1.1 * steps[-1])
+        if formed is None:
+            continue
+        ax.axvline(formed, color="0.4", ls=":", lw=1)
         note = ax.annotate(
             f"circuit forms, step {formed} ",
             (formed, 0.02),
@@ -323,7 +329,11 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     for values in zip(*circuit.values(), strict=True):
         cells = zip(circuit, values, strict=True)
         print("  ".join(f"{value:{len(name)}.4g}" for name, value in cells))
-    print(f"the circuit forms about step {step_of_formation(circuit)}")
+    formed = step_of_formation(circuit)
+    if formed is None:
+        print("no induction circuit has formed: the second copy is predicted no better")
+    else:
+        print(f"the circuit forms about step {formed}")
 
     tokenizer = rllc.data.load_tokenizer(args.out / "tokenizer")
     brackets = tokens_in_context.brackets(tokenizer)
