@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,7 +53,8 @@ from rllc.watch import Watch
 from rllc.wrappers import unwrapped
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Step:
     """The chains after a step, measured on the next minibatch, on which they do not depend."""
 
     step: int

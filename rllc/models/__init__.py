@@ -12,9 +12,10 @@ from rllc.models.checkpoints import Checkpoint, checkpoints
 from rllc.models.loading import load
 
 if TYPE_CHECKING:
-    from rllc.models.attention_only import AttentionOnly, AttentionOnlyConfig
+    from rllc.models.attention_only import AttentionOnly as AttentionOnly
+    from rllc.models.attention_only import AttentionOnlyConfig as AttentionOnlyConfig
 
-__all__ = ["AttentionOnly", "AttentionOnlyConfig", "Checkpoint", "checkpoints", "load"]
+__all__ = ["Checkpoint", "checkpoints", "load"]
 
 
 def __getattr__(name: str) -> Any:

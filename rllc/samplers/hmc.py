@@ -1,7 +1,5 @@
 """MALA and HMC: full-batch samplers without any error of the step size, as references."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The law of chains that do not see the loss, drawn without a chain."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import NamedTuple

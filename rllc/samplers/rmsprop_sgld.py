@@ -1,7 +1,5 @@
 """SGLD with RMSProp's preconditioner, held still after an adaptation so that the law is right."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Stochastic gradient Hamiltonian Monte Carlo, with no error of the step size on quadratics."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Stochastic gradient Langevin dynamics: the paper's sampler."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 
