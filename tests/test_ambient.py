@@ -13,7 +13,7 @@ from tiny import QUIET, SHORT, square, tiny_model, tiny_tokens
 from torch import nn
 
 import rllc
-from rllc.engine.modes import Count
+from rllc.engine.modes import Count, Precision
 
 ROWS = torch.linspace(-1, 1, 24).reshape(8, 3)
 
@@ -54,6 +54,22 @@ def precision(name: str):
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def tensor_float(device_setting: str):
+    """TensorFloat-32 as people turn it on; then torch's one setting for all cannot be read."""
+    before = Precision.now()
+    matmul = torch.backends.cuda.matmul
+    setattr(matmul, device_setting, True if device_setting == "allow_tf32" else "tf32")
+    chosen = Precision.now()
+    try:
+        yield
+        assert Precision.now() == chosen
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        before.put_back()
+        assert Precision.now() == before
+
+
 SURROUNDINGS = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "float64 by default": lambda: default_dtype(torch.float64),
@@ -61,6 +77,8 @@ SURROUNDINGS = {
     "inference mode": torch.inference_mode,
     "no gradients": torch.no_grad,
     "products of bfloat16": lambda: precision("medium"),
+    "TensorFloat-32": lambda: tensor_float("allow_tf32"),
+    "TensorFloat-32 by the new name": lambda: tensor_float("fp32_precision"),
     "another device by default": lambda: torch.device("meta"),
 }
 

@@ -101,15 +101,66 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Products of float32 in float32, not in TensorFloat-32 or bfloat16."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
+    global _full_precisions, _precision_before
+    # As the fast path, it is one for all threads.
+    with _lock:
+        if _full_precisions == 0:
+            _precision_before = Precision.now()
+            torch.set_float32_matmul_precision("highest")
+        _full_precisions += 1
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with _lock:
+            _full_precisions -= 1
+            if _full_precisions == 0:
+                _precision_before.put_back()
+
+
+class Precision(NamedTuple):
+    """How float32 matrices are multiplied: one old setting, and from torch 2.9 on one a backend.
+
+    The old one cannot say what each backend does, and cannot be read once they were set apart, as
+    by ``torch.backends.cuda.matmul.allow_tf32 = True``.
+    """
+
+    of_all: str | None
+    of_backends: tuple[str, ...]
+
+    @classmethod
+    def now(cls) -> Precision:
+        """Take the settings as they are."""
+        try:
+            of_all = torch.get_float32_matmul_precision()
+        except RuntimeError:
+            of_all = None
+        return cls(of_all, tuple(backend.fp32_precision for backend in _backends()))
+
+    def put_back(self) -> None:
+        """Set them as they were."""
+        if self.of_all is not None:
+            torch.set_float32_matmul_precision(self.of_all)
+        for backend, precision in zip(_backends(), self.of_backends, strict=True):
+            backend.fp32_precision = precision
+
+
+def _backends() -> list[Any]:
+    backends: list[Any] = [torch.backends.cuda.matmul]
+    if hasattr(torch.backends.mkldnn, "matmul"):
+        backends.append(torch.backends.mkldnn.matmul)
+    return [backend for backend in backends if _has_precision(backend)]
+
+
+def _has_precision(backend: Any) -> bool:
+    # CUDA's settings have no attributes of their own: they answer or raise.
+    try:
+        return isinstance(backend.fp32_precision, str)
+    except AttributeError:
+        return False
+
+
+_full_precisions = 0
+_precision_before = Precision(None, ())
 
 
 def ambient() -> dict[str, Any]:
