@@ -11,6 +11,7 @@ import torch
 from test_examples import run
 from tiny import tiny_model
 
+from examples.benchmarks import gpu
 from examples.benchmarks.engine import __main__ as engine
 from examples.benchmarks.engine import clock, flops, full, growth, memory, precision, work
 from rllc import threads
@@ -97,3 +98,14 @@ def test_threads(tmp_path: Path) -> None:
     printed = run("benchmarks/threads.py", *options, folder=tmp_path)
     rows = re.findall(r"^\| (training|sampling) \| .* \| [\d.]+ \|$", printed, re.MULTILINE)
     assert rows == ["training", "training", "sampling", "sampling"]
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_asked_runs_on_a_cpu(tmp_path: Path) -> None:
+    options = ["--device", "cpu", "--tiny", "--parts", "234", "--out", str(tmp_path)]
+    results = gpu.main(options)
+    assert results["checkpoint"]["float32"]["seconds"] > 0
+    # What is set outside must not enter.
+    assert results["precision"]["TensorFloat-32 outside"]["percent"] == 0
+    assert results["precision"]["bfloat16"]["percent"] > 0
+    assert (tmp_path / "gpu.json").exists()

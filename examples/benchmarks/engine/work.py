@@ -22,10 +22,10 @@ SIZES = {"256 × 8": (256, 8), "1024 × 2": (1024, 2)}
 """Context and batch."""
 
 
-def paper_model() -> rllc.models.AttentionOnly:
-    """The paper's sizes; no LayerNorm or bias is at a value that hides work or errors."""
+def paper_model(**sizes: int) -> rllc.models.AttentionOnly:
+    """The paper's sizes, or others; no LayerNorm or bias has a value that hides work or errors."""
     torch.manual_seed(0)
-    model = rllc.models.AttentionOnly(rllc.models.AttentionOnlyConfig()).eval()
+    model = rllc.models.AttentionOnly(rllc.models.AttentionOnlyConfig(**sizes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
