@@ -93,6 +93,9 @@ def slow_and_white(
     pairs = draws - lags[fitted]
     weights = pairs * shape[fitted]
     norm = np.sum(weights * shape[fitted])
+    if shape[0] == 0:  # of one draw nothing is left without its own mean
+        unknown = np.full(covariance.shape[:-1], np.nan)
+        return unknown, unknown
     total = covariance[..., 0] / shape[0]
     if norm == 0:
         return np.zeros_like(total), total

@@ -371,6 +371,7 @@ def calibrate(
     must_be("calibrate", "grid", grid, right, "a dict such as {'lr': [1e-4, 1e-3]}")
     axes = search.axes_of(grid or {})
     limits = limits or Limits.for_calibration()
+    sampling = Sampling() if sampling is None else sampling
     sampling = arguments(model, loss, None, sampling)[1]
     data = named_data(data)
     lists = [axis.values for axis in axes if axis.values is not None]

@@ -482,8 +482,9 @@ def estimate(
             are in :mod:`rllc.losses`, such as ``rllc.losses.classification``, and
             ``rllc.distillation(generating_model)``, the loss against a model's predictions.
         sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
-        sampling: ``None`` is ``rllc.Sampling()``: the paper's 4 chains × 200 draws, nβ = 30, and
-            batches of 32, or of all rows where these are few.
+        sampling: ``None`` is 16 chains × 50 draws at nβ = 30, in batches of 32 or of all rows where
+            these are few. A sampler that does not forget its start in a quarter of 50 steps gets
+            ``rllc.Sampling()``, the paper's 4 × 200.
         limits: from where on something is a fault; ``None`` is ``Limits()``. They change no number.
         compute: how it is run; ``None`` is ``rllc.Compute()``.
 

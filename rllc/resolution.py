@@ -221,6 +221,7 @@ def resolution(
             f"resolution: `sampler` must be a function n_beta -> Sampler, a Calibration, "
             f"a Sampler such as rllc.sgld(lr=1e-4), or None; got {sampler!r}."
         )
+    sampling = Sampling() if sampling is None else sampling
     sampling = arguments(model, loss, None, sampling)[1]
     data = named_data(data)
 

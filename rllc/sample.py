@@ -110,7 +110,7 @@ def sample(
         loss: ``loss(module, batch)`` giving per-example or per-token losses; ``None`` is next-token
             cross entropy; see :func:`rllc.estimate`.
         sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
-        sampling: ``None`` is ``rllc.Sampling()``, the paper's.
+        sampling: as for :func:`rllc.estimate`.
         compute: how it is run; ``None`` is ``rllc.Compute()``.
         observe: what else to measure along the chains, by name: ``{"distance": rllc.distance()}``.
             It changes no chain.

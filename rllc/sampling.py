@@ -28,16 +28,16 @@ class Sampling:
     >>> Sampling(num_draws=100).num_steps
     100
 
-    Where chains run side by side, as on a GPU, ``Sampling(num_chains=16, num_draws=50)`` is the
-    same work as the paper's 4 × 200 with the same spread of λ̂, and says more: 16 chains' own means
-    show its error with 15 degrees of freedom, and whether chains agree. It needs a start that is
-    not w* (``start="gaussian"``, the default of rllc.sgld), or the first draws count four times as
-    much, and an εγ of at least 0.08, so that 50 steps are 4 relaxation times. It takes more
-    memory, and not more time.
+    The paper's are these. What :func:`rllc.estimate` takes when no sampling is given is
+    ``Sampling(num_chains=16, num_draws=50)``: the same work as 4 × 200 with the same spread of λ̂,
+    in more memory and no more time. 16 chains' own means show its error with 15 degrees of freedom,
+    and whether chains agree. It needs a start that is not w* (``start="gaussian"``, the default of
+    rllc.sgld), or the first draws count four times as much, and an εγ of at least 0.08, so that 50
+    steps are 4 relaxation times.
 
     Args:
         num_chains: independent chains for each refinement; 4, the paper's, show whether they agree.
-        num_draws: draws kept from each chain. 16 × 50 is recommended, see above.
+        num_draws: draws kept from each chain.
         num_burnin_steps: steps before the first draw counts. 0 in the paper: chains start at w*.
         num_steps_bw_draws: steps from one draw to the next.
         batch_size: rows of a minibatch. All chains of all refinements of one data set see the same

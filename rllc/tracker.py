@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from rllc.arguments import names_checked
-from rllc.checks import check_how, chosen_weights, with_start
+from rllc.checks import check_how, chosen_weights, default_sampling, with_start
 from rllc.engine.layout import digest
 from rllc.errors import FileError, InputError, must_be
 from rllc.estimate import ARRAYS, Estimate, estimate
@@ -82,7 +82,8 @@ class Tracker:
             right = value is None or isinstance(value, kind)
             must_be("Tracker", name, value, right, f"None or an rllc.{kind.__name__}")
         self.sampler = sgld() if sampler is None else sampler
-        self.sampling = with_start(self.sampler, Sampling() if sampling is None else sampling)
+        chosen = default_sampling(self.sampler) if sampling is None else sampling
+        self.sampling = with_start(self.sampler, chosen)
         self.at_steps = None if at_steps is None else _steps(at_steps)
         self.path = None if path is None else as_path(path, "Tracker")
         self.compute = Compute(progress=False) if compute is None else compute

@@ -151,3 +151,37 @@ def test_the_homes_of_settings_are_those_of_their_classes() -> None:
 def test_settings_can_still_be_replaced() -> None:
     assert replace(rllc.Sampling(), num_draws=7) == rllc.Sampling(num_draws=7)
     assert rllc.Sampling.__name__ == "Sampling"
+
+
+def without_law() -> rllc.Sampler:
+    known = rllc.sgld()
+    return rllc.Sampler("own", known.lr, known.localization, known.init, known.step)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "chains_and_draws"),
+    [
+        (None, (16, 50)),
+        (rllc.sgld(lr=4e-4, localization=200.0), (16, 50)),
+        (rllc.sgld(lr=1e-4, localization=200.0), (4, 200)),
+        (rllc.sgld(lr=1e-3, prior=rllc.box(1.0)), (4, 200)),
+        (without_law(), (4, 200)),
+    ],
+    ids=["default", "fast enough", "slow", "in a box", "unknown"],
+)
+def test_many_short_chains_where_they_forget_their_start(
+    sampler: rllc.Sampler | None, chains_and_draws: tuple[int, int]
+) -> None:
+    model, rows = nn.Linear(2, 1), torch.randn(40, 2)
+    draws = rllc.sample(model, rows, loss=square, sampler=sampler)
+    assert draws.loss.shape[1:] == chains_and_draws
+    tracker = rllc.Tracker(rows, loss=square, sampler=sampler)
+    assert (tracker.sampling.num_chains, tracker.sampling.num_draws) == chains_and_draws
+
+
+def test_what_looks_for_settings_keeps_the_paper_s_chains() -> None:
+    model, rows = nn.Linear(2, 1), torch.randn(40, 2)
+    grid = {"lr": [1e-3], "n_beta": [30.0], "localization": [200.0]}
+    assert rllc.calibrate(model, rows, loss=square, grid=grid).sampling == rllc.Sampling(
+        start="gaussian"
+    )
