@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -25,6 +25,9 @@ from rllc.refinement import DataLike, Refinement, WeightsLike, fingerprints, nam
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from rllc.trainer_callback import EachStep
 
 _TRACKED = "tracked"
 """In the settings of a tracker's file: what its estimates are of."""
@@ -55,6 +58,9 @@ class Tracker:
             added: at steps that are called again these alone are estimated, at others they are
             missing.
         compute: ``None`` shows no bar, since you have one of your own.
+        log: is called after each new estimate with one flat dict, such as ``wandb.log`` or
+            ``rows.append``: ``{"step": 100, "rllc/1:6/code/llc": 4.2, "rllc/1:6/code/se": 0.1}``;
+            NaN where a chain diverged.
 
     Raises:
         InputError: the file at ``path`` was made with other settings, data, loss or sampler, or it
@@ -73,6 +79,7 @@ class Tracker:
         at_steps: Collection[int] | None = None,
         path: str | os.PathLike[str] | None = None,
         compute: Compute | None = None,
+        log: Callable[[dict[str, float]], object] | None = None,
     ) -> None:
         self.data = named_data(data)
         self.weights = weights
@@ -87,6 +94,8 @@ class Tracker:
         self.at_steps = None if at_steps is None else _steps(at_steps)
         self.path = None if path is None else as_path(path, "Tracker")
         self.compute = Compute(progress=False) if compute is None else compute
+        must_be("Tracker", "log", log, log is None or callable(log), "a function of a dict")
+        self.log = log
         self.estimates: dict[int, Estimate] = {}
         self.names: Names | None = None
         self.measured: dict[int, dict[str, Any]] = {}
@@ -133,7 +142,19 @@ class Tracker:
             self.measured[step] = measured
             if self.path is not None:
                 self._save(self.path)
+            if self.log is not None:
+                self.log({"step": step} | _flat(new))
         return self.estimates[step]
+
+    def callback(self) -> EachStep:
+        """Return a callback for transformers' Trainer, which then calls this tracker at each step.
+
+        ``Trainer(..., callbacks=[tracker.callback()])``. Steps are the optimiser's.
+        """
+        # transformers takes long to import, and not every loop has a Trainer.
+        from rllc.trainer_callback import EachStep
+
+        return EachStep(self)
 
     @property
     def trajectory(self) -> Trajectory:
@@ -249,6 +270,16 @@ class Tracker:
                 f"Tracker: {self.path} was made with other settings or data "
                 f"({'; '.join(differing)}); use the same, or another path."
             )
+
+
+def _flat(estimate: Estimate) -> dict[str, float]:
+    """The numbers of an estimate by names that loggers sort well."""
+    numbers = {}
+    for llc in estimate:
+        name = f"rllc/{llc.weights}/{llc.data}"
+        numbers[f"{name}/llc"] = llc.value
+        numbers[f"{name}/se"] = llc.standard_error
+    return numbers
 
 
 def _steps(at_steps: Collection[int]) -> frozenset[int]:
