@@ -39,7 +39,7 @@ _NPY = ".npy"
 _MAGIC = b"\x93NUMPY"
 """The first bytes of a ``.npy``."""
 
-_UNPACKED = 2**30
+_UNPACKED = 2**28
 """Bytes that any file may unpack to."""
 
 _RATIO = 200
@@ -292,7 +292,7 @@ def _npy_header(contents: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
 def check_unpacked(path: str | os.PathLike[str], unpacked: int, packed: int) -> None:
     """Refuse a file whose contents are far larger than itself, before they are in memory.
 
-    Contents of up to 1 GB are always read, and larger ones where they are at most 200 times as
+    Contents of up to 268 MB are always read, and larger ones where they are at most 200 times as
     large as the file. ``RLLC_MAX_UNPACKED=64e9`` in the environment allows 64 GB of any file.
 
     >>> check_unpacked("cells/a.npz", unpacked=6_000_000, packed=20_000)
