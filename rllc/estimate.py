@@ -248,11 +248,15 @@ class Estimate:
     def _judge(self, i: int, limits: Limits) -> tuple[Fault, ...]:
         row = {name: float(getattr(self, name)[i]) for name in ARRAYS if name != "per_chain"}
         row |= {name: float(array[i]) for name, array in self._diagnostics.items()}
-        row["imprecision"] = float(self.mean.imprecision()[i])
+        row["imprecision"] = float(self._imprecision[i])
         row |= {f"{name}_part": float(array[i]) for name, array in self.error_parts.items()}
         return faults_of(row, self.settings, limits)
 
-    @property
+    @cached_property
+    def _imprecision(self) -> np.ndarray:
+        return self.mean.imprecision()
+
+    @cached_property
     def _diagnostics(self) -> dict[str, np.ndarray]:
         """All diagnostics, NaN where one is missing."""
         unknown = np.full(len(self), np.nan)

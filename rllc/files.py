@@ -9,6 +9,7 @@ as the last 64: no byte of a file can change unnoticed.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,20 +17,37 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rllc.errors import FileError, first_line, must_be
+from rllc.errors import FileError, InputError, RllcError, first_line, must_be
 
 _HEADER = "__header__"
 """The name of the array that holds the JSON header."""
 
 _SEAL = 64
 """Characters of a SHA-256 in hexadecimal: the end of the zip's comment, and so of the file."""
+
+_NPY = ".npy"
+"""What NumPy adds to an array's name in its files."""
+
+_MAGIC = b"\x93NUMPY"
+"""The first bytes of a ``.npy``."""
+
+_UNPACKED = 2**28
+"""Bytes that any file may unpack to."""
+
+_RATIO = 200
+"""How many times larger than the file contents may be beyond that. Noise shrinks by a tenth, and
+rows of token ids by ten; a file of zeros shrinks by a thousand."""
+
+_ALLOWED = "RLLC_MAX_UNPACKED"
+"""The variable of the environment that allows more."""
 
 _TEMPORARY = re.compile(r"\..+\.rllc-\d+\..*tmp", re.DOTALL)
 
@@ -175,17 +193,20 @@ def load_arrays(
         kind: what the header's ``"kind"`` must be; ``None``: anything.
 
     Raises:
-        FileError: the file is missing, truncated, not written by rllc or of another kind, or its
-            contents do not match their checksum.
+        FileError: the file is missing, truncated, not written by rllc or of another kind, its
+            contents do not match their checksum, or they are far larger than the file
+            (:func:`check_unpacked`).
     """
     path = as_path(path, "reading a file")
     if not path.is_file():
         raise FileError(f"reading {path}: there is no such file.")
     try:
-        is_sealed = _is_sealed(path)
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        header = json.loads(bytes(arrays.pop(_HEADER)).decode())["header"]
+        with open(path, "rb") as file:
+            is_sealed = _is_sealed(file)
+            arrays = _arrays_in(file, path)
+        header = json.loads(arrays.pop(_HEADER).tobytes())["header"]
+    except RllcError:
+        raise
     except Exception as error:
         # Damaged bytes make zipfile, zlib, NumPy and json raise nearly anything.
         raise FileError(
@@ -211,11 +232,96 @@ def load_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileError: it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            header = json.loads(bytes(archive[_HEADER]).decode())["header"]
-        return dict(header)
+        with open(path, "rb") as file:
+            arrays = _arrays_in(file, path, [f"{_HEADER}{_NPY}"])
+        return dict(json.loads(arrays[_HEADER].tobytes())["header"])
+    except RllcError:
+        raise
     except Exception as error:  # as in load_arrays
         raise FileError(f"reading {path}: its header cannot be read ({error}).") from error
+
+
+def _arrays_in(
+    file: BinaryIO, path: str | os.PathLike[str], names: Iterable[str] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz``, as ``np.load`` reads them, in a fifth of its time.
+
+    Args:
+        file: the file, opened.
+        path: its name, for the error.
+        names: of those that are read; ``None``: all.
+    """
+    file.seek(0)
+    arrays = {}
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        unpacked = sum(entry.file_size for entry in entries)
+        check_unpacked(path, unpacked, os.fstat(file.fileno()).st_size)
+        for name in names or [entry.filename for entry in entries]:
+            arrays[name.removesuffix(_NPY)] = _array_of(archive.read(name))
+    return arrays
+
+
+def _array_of(contents: bytes) -> np.ndarray:
+    """The array in the bytes of a ``.npy``; one of objects is refused."""
+    version = contents[len(_MAGIC)]
+    size = 2 if version == 1 else 4
+    begin = len(_MAGIC) + 2 + size
+    begin += int.from_bytes(contents[begin - size : begin], "little")
+    dtype, shape, columns_first = _npy_header(contents[:begin])
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    order: Literal["C", "F"] = "F" if columns_first else "C"
+    # A copy, because what is in bytes cannot be written to.
+    return np.ndarray(shape, dtype, contents, begin, order=order).copy(order)
+
+
+@lru_cache(maxsize=256)
+def _npy_header(contents: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+    """Type, shape and order of a ``.npy``: the same few headers stand in all files of a sweep."""
+    stream = io.BytesIO(contents)
+    version = np.lib.format.read_magic(stream)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    shape, columns_first, dtype = read[version](stream)
+    return dtype, shape, columns_first
+
+
+def check_unpacked(path: str | os.PathLike[str], unpacked: int, packed: int) -> None:
+    """Refuse a file whose contents are far larger than itself, before they are in memory.
+
+    Contents of up to 268 MB are always read, and larger ones where they are at most 200 times as
+    large as the file. ``RLLC_MAX_UNPACKED=64e9`` in the environment allows 64 GB of any file.
+
+    >>> check_unpacked("cells/a.npz", unpacked=6_000_000, packed=20_000)
+
+    Args:
+        path: the file.
+        unpacked: bytes of its contents.
+        packed: bytes of the file.
+
+    Raises:
+        FileError: it is refused.
+        InputError: ``RLLC_MAX_UNPACKED`` is not a number of bytes.
+    """
+    if unpacked <= max(_UNPACKED, _RATIO * packed):
+        return
+    text = os.environ.get(_ALLOWED, "0")
+    try:
+        allowed = float(text)
+    except ValueError:
+        raise InputError(
+            f"{_ALLOWED} must be a number of bytes, such as 64e9; got {text!r}."
+        ) from None
+    if unpacked <= allowed:
+        return
+    raise FileError(
+        f"reading {path}: its {packed:,} bytes unpack to {unpacked:,}, far more than measured "
+        f"numbers do. If you trust the file, type {_ALLOWED}={unpacked} before your command, or "
+        f"os.environ[{_ALLOWED!r}] = '{unpacked}' in Python."
+    )
 
 
 @contextmanager
@@ -258,10 +364,9 @@ def check_shapes(arrays: Mapping[str, np.ndarray], axes: Mapping[str, int], leng
             raise ValueError(f"{name} holds {arrays[name].dtype}, expected numbers")
 
 
-def _is_sealed(path: Path) -> bool:
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        return size > _SEAL and _sha256_before_seal(file) == file.read(_SEAL)
+def _is_sealed(file: BinaryIO) -> bool:
+    size = file.seek(0, os.SEEK_END)
+    return size > _SEAL and _sha256_before_seal(file) == file.read(_SEAL)
 
 
 def _sha256_before_seal(file: BinaryIO) -> bytes:

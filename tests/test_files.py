@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import signal
@@ -10,13 +11,14 @@ import stat
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from rllc.errors import FileError
+from rllc.errors import FileError, InputError
 from rllc.files import (
     bytes_of_tensor,
     load_arrays,
@@ -119,6 +121,59 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
         with pytest.raises(FileError, match="not written by rllc"):
             load_arrays(tmp_path / name)
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.zeros((0, 4)),
+        np.array(3.5),
+        np.array(["a", "déjà"]),
+        np.arange(3, dtype=">i8"),
+        np.ones(2, dtype=np.complex64),
+    ],
+    ids=str,
+)
+def test_arrays_are_read_as_numpy_reads_them(tmp_path: Path, array: np.ndarray) -> None:
+    path = tmp_path / "f.npz"
+    save_arrays(path, {"x": array}, {})
+    ours = load_arrays(path)[0]["x"]
+    with np.load(path) as archive:
+        theirs = archive["x"]
+    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+    assert np.array_equal(ours, theirs)
+    assert ours.flags.writeable
+
+
+def test_what_would_fill_the_memory_is_refused_unless_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f.npz"
+    save_arrays(path, {"x": np.zeros(300_000)}, {})
+    monkeypatch.setattr("rllc.files._UNPACKED", 1_000_000)
+    message = r"reading .*f.npz: its \d,\d+ bytes unpack to 2,400,\d+, .*RLLC_MAX_UNPACKED=2400\d+ "
+    with pytest.raises(FileError, match=message):
+        load_arrays(path)
+    monkeypatch.setenv("RLLC_MAX_UNPACKED", "3e6")
+    assert load_arrays(path)[0]["x"].size == 300_000
+    monkeypatch.setenv("RLLC_MAX_UNPACKED", "much")
+    with pytest.raises(InputError, match=r"RLLC_MAX_UNPACKED must be a number of bytes.*'much'"):
+        load_arrays(path)
+
+
+def test_a_small_file_whose_entry_claims_to_be_large_reads_no_more_than_it_holds(
+    tmp_path: Path,
+) -> None:
+    """An array of 8 TB by its header, and of 80 bytes by its contents."""
+    path = tmp_path / "f.npz"
+    stream = io.BytesIO()
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", stream.getvalue() + bytes(80))
+    with pytest.raises(FileError, match="truncated, damaged"):
+        load_arrays(path)
 
 
 def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:

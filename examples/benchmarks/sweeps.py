@@ -8,12 +8,16 @@ Checkpoints of an untrained model, one cell each, of about a second on one threa
   (:func:`rllc.sample`), on the clock and as CPU time: planning, loading, checking, writing;
 - processes: the whole call with one process and with two in turn, starting them included, and the
   ratio of their medians; and the same without the start, from two lengths;
-- opening: :meth:`rllc.Sweep.open` of ten thousand cells, of which none is read.
+- opening: :meth:`rllc.Sweep.open` of ten thousand cells, of which none is read; then all their
+  values (:meth:`rllc.Sweep.trajectory`), and a page about them (:func:`rllc.report`), each in a
+  process of its own, with the most memory that the process had.
 """
 
 # %% Checkpoints, and cells of about a second
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,10 +25,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
 import rllc
+import rllc.files
 import rllc.sweep.workers
 
 WIDE: dict[str, Any] = {
@@ -131,9 +137,36 @@ def processes(cells: int, rounds: int, swept: Swept) -> None:
     print(f"two are {with_start:.2f} times as fast with their start, {one / two:.2f} times without")
 
 
-# %% Opening a large sweep
+# %% A large sweep: opening it, reading its values, a page about it
+READING = """
+import resource, sys, time
+import rllc
+begin = time.process_time()
+sweep = rllc.Sweep.open(sys.argv[1])
+opened = time.process_time()
+{}
+read = time.process_time()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+print(f"{{opened - begin:.2f}} {{read - opened:.2f}} {{peak:.0f}}")
+"""
+
+
 def opening(folder: Path, num_cells: int) -> None:
-    """The plan of a small sweep, as if it had been of many checkpoints, all of them finished."""
+    large = write_large_sweep(folder, num_cells)
+    steps = {
+        "only opened": "",
+        "all values": "sweep.trajectory()",
+        "report": "del sweep; rllc.report(sys.argv[1])",
+    }
+    for name, code in steps.items():
+        command = [sys.executable, "-c", READING.format(code), large]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        opened, read, peak = printed.split()
+        print(f"{num_cells:,} cells, {name}: opening {opened} s, reading {read} s, {peak} MB")
+
+
+def write_large_sweep(folder: Path, num_cells: int) -> str:
+    """The cell of a small sweep, as if there had been many checkpoints, each with other noise."""
     small = rllc.Store(folder)
     (plan,) = small.plans()
     (cell,) = plan.cells
@@ -144,11 +177,19 @@ def opening(folder: Path, num_cells: int) -> None:
     checkpoints = {step: {**where, "step": step} for step in range(num_cells)}
     large = rllc.Store(folder.with_name("large"))
     large.announce(replace(plan, cells=tuple(cells), checkpoints=checkpoints))
-    for planned in cells:
-        large.path(planned.name).touch()
-    begin = time.perf_counter()
-    sweep = rllc.Sweep.open(large.folder)
-    print(f"opening: {time.perf_counter() - begin:.2f} s for {len(sweep.finished):,} cells")
+    draws = small.read(cell.name)
+    random = np.random.default_rng(0)
+    sync = rllc.files.sync
+    rllc.files.sync = lambda path: None  # nothing of this is to outlive a crash
+    try:
+        for planned in cells:
+            noise = 1e-3 * random.standard_normal(draws.loss.shape)
+            settings = {**draws.settings, "cell": {"name": planned.name}}
+            other = replace(draws, loss=draws.loss + noise, settings=settings)
+            other.save(large.path(planned.name))
+    finally:
+        rllc.files.sync = sync
+    return str(large.folder)
 
 
 if __name__ == "__main__":  # worker processes import this file

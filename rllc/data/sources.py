@@ -11,11 +11,12 @@ import json
 import os
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rllc.errors import FileError, first_line, nearest
+from rllc.files import check_unpacked
 
 Document = tuple[str, Any]
 """Where a document stands, in words, and the JSON value that was read."""
@@ -31,6 +32,9 @@ NAMES = ".jsonl or .jsonl.zst, .json, .parquet or .txt (.gz and .zst may follow)
 
 _CHUNK = 1 << 16
 """Bytes read at once."""
+
+_PIECE = 1 << 12
+"""Bytes of zstd that are unpacked at once."""
 
 
 def is_local(source: str) -> bool:
@@ -204,11 +208,30 @@ def _chunks(place: str) -> Iterator[bytes]:
         chunks = _read(file, place)
         name = without_query(place)
         if name.endswith(".zst"):
-            yield from _decompressed(chunks, place)
+            yield from _bounded(_decompressed, chunks, place)
         elif name.endswith(".gz"):
-            yield from _gunzipped(chunks, place)
+            yield from _bounded(_gunzipped, chunks, place)
         else:
             yield from chunks
+
+
+def _bounded(
+    unpack: Callable[[Iterable[bytes], str], Iterator[bytes]], chunks: Iterable[bytes], place: str
+) -> Iterator[bytes]:
+    """Unpack, and stop where so much comes of so little as of no text."""
+    packed = 0
+    unpacked = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal packed
+        for chunk in chunks:
+            packed += len(chunk)
+            yield chunk
+
+    for piece in unpack(counted(), place):
+        unpacked += len(piece)
+        check_unpacked(place, unpacked, packed)
+        yield piece
 
 
 def _opened(place: str) -> BinaryIO:
@@ -269,16 +292,18 @@ def _decompressed(chunks: Iterable[bytes], place: str) -> Iterator[bytes]:
             if frame is None:
                 # Files packed with --long need a window beyond the default limit.
                 frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+            # Four bytes may stand for 128 kB, so a whole chunk may be more than fits in memory.
+            piece, rest = chunk[:_PIECE], chunk[_PIECE:]
             try:
-                yield frame.decompress(chunk)
+                yield frame.decompress(piece)
             except zstandard.ZstdError as error:
                 raise FileError(
                     f"reading {place}: not zstd, or damaged ({error}). Copy or download it again."
                 ) from error
             has_ended = frame.eof
-            chunk = b""
+            chunk = rest
             if has_ended:
-                chunk = frame.unused_data
+                chunk = frame.unused_data + rest
                 frame = None
     if not has_ended:
         raise FileError(

@@ -272,6 +272,8 @@ def _from_state(
         config = infer_config(Path(path), state, positions, said)
         return _fill(config, state, module, Path(path))
     if kind is not None and config_file is not None:
+        assert settings is not None
+        reading.check_sizes(config_file.parent, settings, [Path(path)])
         module = _built(config_file)
         fill(module, contents.state, path)
         return module
@@ -334,6 +336,7 @@ def _load_folder(path: Path, positions: Positions | None, module: nn.Module | No
                 f"load: `positions` is for attention-only models, and {path} is none; drop "
                 f"`positions`."
             )
+        reading.check_sizes(path, settings, weights)
         loaded = _load_transformers(path, into)
         return loaded if module is None else module
     config = _config_of(path, settings, positions)
@@ -393,10 +396,9 @@ def _fill(
     """An AttentionOnly with the tensors of ``state``, once they are what its parameters are."""
     from rllc.models.attention_only import AttentionOnly
 
-    model: Any = AttentionOnly(config) if into is None else unwrapped(into)
     if into is not None:
-        _check_into(model, config, AttentionOnly)
-    expected = _shapes(model.state_dict())
+        _check_into(unwrapped(into), config, AttentionOnly)
+    expected = _expected_shapes(path, config, state)
     shapes = _shapes(state)
     reading.check_tensors(
         path,
@@ -413,8 +415,29 @@ def _fill(
             )
     in_float32 = {name: tensor.detach().float() for name, tensor in state.items()}
     reading.check_finite(path, in_float32)
+    model: Any = AttentionOnly(config) if into is None else unwrapped(into)
     model.load_state_dict(in_float32)
     return model if into is None else into
+
+
+def _expected_shapes(
+    path: Path, config: AttentionOnlyConfig, state: Mapping[str, Tensor]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors, without making them: sizes may be any number."""
+    from rllc.models.attention_only import AttentionOnly
+
+    if config.n_layers > max(len(state), 100):
+        raise FileError(
+            f"loading {path}: its configuration says n_layers = {config.n_layers:,}, but it has "
+            f"{len(state)} tensors."
+        )
+    try:
+        with torch.device("meta"):
+            return _shapes(AttentionOnly(config).state_dict())
+    except RuntimeError as error:  # more bytes than 64 bits can count
+        raise FileError(
+            f"loading {path}: no model has the sizes of its configuration ({first_line(error)})."
+        ) from error
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

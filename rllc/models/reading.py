@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rllc.errors import FileError, nearest
-from rllc.files import sha256_of_file
+from rllc.errors import FileError, RllcError, nearest
+from rllc.files import check_unpacked, sha256_of_file
 from rllc.models.checkpoints import SUMS
 
 _SHOWN = 8
@@ -29,6 +30,13 @@ _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "module", "
 
 _CONFIGS = ("cfg", "config", "model_config", "hyper_parameters")
 """What they call the model's configuration."""
+
+
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
+_HEIGHTS = ("vocab_size", "d_vocab", "n_positions", "intermediate_size", "n_inner")
+"""What configurations call the number of layers, the width of the residual stream, and sizes of
+matrices that have it as their other side."""
 
 
 class Contents(NamedTuple):
@@ -47,11 +55,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_contents(path: Path) -> Contents:
     """The tensors of a file, and the configuration beside them."""
     try:
+        if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
+            _check_archive(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return Contents(load_file(path), None)
         contents = torch.load(path, map_location="cpu", weights_only=True)
+    except RllcError:
+        raise
     except pickle.UnpicklingError as error:
         raise refused_pickle(path, error) from None
     except Exception as error:  # damaged bytes can make the readers fail in any way
@@ -63,7 +75,50 @@ def read_contents(path: Path) -> Contents:
     if isinstance(contents, Mapping) and not _is_state_dict(contents):
         contents = _nested(path, contents)
     _check_state_dict(path, contents)
+    _check_unpacked(path, contents)
     return Contents(dict(contents), config)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse the zip of torch.save whose entries are packed, and far larger than the file."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    check_unpacked(path, unpacked, path.stat().st_size)
+
+
+def _check_unpacked(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that repeat few numbers, by strides of 0, as if they were many."""
+    unpacked = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    check_unpacked(path, unpacked, path.stat().st_size)
+
+
+def check_sizes(path: Path, settings: Mapping[str, Any], weights: Iterable[Path]) -> None:
+    """Refuse a configuration of a model that is far larger than the files of its weights.
+
+    A model is made before its weights are read; one of 10⁹ layers never is.
+
+    Raises:
+        FileError: it has more layers than there are kB of weights, or a table of tokens or
+            positions, or a matrix of an MLP, that has more numbers than there are bits.
+    """
+    size = sum(file.stat().st_size for file in weights)
+    for name in _LAYERS:
+        count = settings.get(name)
+        if isinstance(count, int) and count > max(1000, size // 1000):
+            raise FileError(
+                f"loading {path}: config.json says {name} = {count:,}, but the weights are "
+                f"{size:,} bytes; they are cut off or of another model, or it was changed."
+            )
+    widths = [name for name in _WIDTHS if isinstance(settings.get(name), int)]
+    for width in widths[:1]:
+        for name in _HEIGHTS:
+            height = settings.get(name)
+            if isinstance(height, int) and height * settings[width] > 8 * size:
+                raise FileError(
+                    f"loading {path}: config.json says {name} = {height:,} and {width} = "
+                    f"{settings[width]:,}, but the weights are {size:,} bytes; they are cut off or "
+                    f"of another model, or it was changed."
+                )
 
 
 def _config_in(contents: object) -> Mapping[str, Any] | None:
@@ -142,7 +197,7 @@ def read_json(path: Path) -> dict[str, Any]:
         )
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"loading {path}: the file is truncated or damaged ({error}).") from error
     if not isinstance(contents, dict):
         raise FileError(f"loading {path}: expected a JSON object, got {type(contents).__name__}.")
@@ -194,16 +249,18 @@ def check_tensors(
     missing = sorted(missing)
     unexpected = sorted(unexpected)
     problems = []
-    for name in missing:
+    # What is similar is looked for only of those that are shown: each is compared with all others.
+    for name in missing[:_SHOWN]:
         similar = f"; {nearest(name, unexpected)}" if unexpected else ""
         problems.append(f"{name!r} is missing{similar}")
-    for name in unexpected:
+    for name in unexpected[:_SHOWN]:
         problems.append(f"{name!r} is unexpected; {nearest(name, missing or expected)}")
-    for name, shape in sorted(misshaped.items()):
+    for name, shape in sorted(misshaped.items())[:_SHOWN]:
         problems.append(f"{name!r} has shape {shape}, expected {expected[name]}")
+    num_problems = len(missing) + len(unexpected) + len(misshaped)
     if problems:
         listed = "\n  ".join(problems[:_SHOWN])
-        more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        more = f"\n  … and {num_problems - _SHOWN} more" if num_problems > _SHOWN else ""
         raise FileError(f"loading {path}: its tensors are not the model's:\n  {listed}{more}")
 
 

@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 
 from rllc.draws import Draws
+from rllc.names import Names
 from rllc.sweep.plan import Cell
 
 Chains = tuple[int, int]
 """Numbers of the first chain and of the one behind the last."""
+
+_OF_ONE_CELL = ("cell", "identity", "ambient", "fingerprints")
+"""Settings that say where numbers come from and change none."""
 
 COVARIANCE = ".covariance"
 """After an observable's name, where only moments of it are kept."""
@@ -146,6 +150,44 @@ def joined(parts: Sequence[Draws], chains: Sequence[Chains], weights: Sequence[s
         lengths=tuple(first.lengths[row] for row in rows[0]),
         settings=_without(first.settings, "cell") | counts,
     )
+
+
+def stacked(parts: Sequence[Draws]) -> Draws:
+    """Return draws that are :func:`likeness` to each other as one, their refinements in turn.
+
+    Settings are those of the first part, as far as they are the same in all.
+    """
+    first = parts[0]
+    names = [pair for part in parts for pair in part.names]
+    lengths = [length for part in parts for length in part.lengths]
+    observed = {}
+    for name in first.observed:
+        observed[name] = np.concatenate([part.observed[name] for part in parts])
+    return Draws(
+        loss=np.concatenate([part.loss for part in parts]),
+        baseline=np.concatenate([part.baseline for part in parts]),
+        diverged=np.concatenate([part.diverged for part in parts]),
+        names=Names.of(names),
+        settings=first.settings,
+        lengths=tuple(lengths),
+        observed=observed,
+    )
+
+
+def likeness(draws: Draws) -> str | None:
+    """Return what draws have in common whose estimates may be made at once; ``None``: nothing.
+
+    It is all that :meth:`rllc.Estimate.of` looks at beside each refinement's own numbers.
+    """
+    if draws.settings.get("relaxation") is None:
+        return None  # what chains forget is then read from all refinements together
+    settings = dict(draws.settings)
+    for name in _OF_ONE_CELL:
+        settings.pop(name, None)
+    shapes = {name: array.shape[1:] for name, array in draws.observed.items()}
+    noise = draws.observed.get("minibatch_variance")
+    is_noisy = noise is None or bool(noise.any())
+    return repr((settings, draws.loss.shape[1:], sorted(shapes.items()), is_noisy))
 
 
 def _has_chains(draws: Draws, name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rllc.identity import measurement, short_hash
@@ -13,7 +13,7 @@ _LAYOUT = 2
 """Version of the store's layout. It enters every cell's name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One unit of work, which becomes one file.
 
@@ -82,7 +82,7 @@ class Plan:
 
     def text(self) -> str:
         """Write it as JSON."""
-        fields = {**vars(self), "cells": [vars(cell) for cell in self.cells]}
+        fields = {**vars(self), "cells": [asdict(cell) for cell in self.cells]}
         return json.dumps({"kind": "rllc.sweep", **fields}, indent=1, sort_keys=True)
 
     @classmethod
@@ -98,9 +98,13 @@ class Plan:
         if fields.pop("kind") != "rllc.sweep":
             raise ValueError("it is of another kind")
         cells = []
+        # Thousands of cells are of the same weights and chains, which are kept once.
+        once: dict[Any, Any] = {}
         for cell in fields.pop("cells"):
-            weights, chains = cell.pop("weights"), cell.pop("chains")
-            cells.append(Cell(**cell, weights=tuple(weights), chains=tuple(chains)))
+            for name in ("weights", "chains"):
+                values = tuple(cell[name])
+                cell[name] = once.setdefault(values, values)
+            cells.append(Cell(**cell))
         checkpoints = {}
         for step, where in fields.pop("checkpoints").items():
             checkpoints[int(step)] = where

@@ -33,6 +33,9 @@ from rllc.sweep.store import Store
 from rllc.sweep.sweep import Key, Sweep
 from rllc.trajectory import Trajectory
 
+_LISTED = 2000
+"""Rows of the last section. Nobody reads more, and a phone cannot show them."""
+
 _LISTED_ELSEWHERE = ("failed", "missing", "not_asked_for")
 """Kinds of faults that are no rows of the last section."""
 
@@ -252,17 +255,25 @@ def _absent(reasons: Mapping[Key, str]) -> str:
 def _not_ok(trajectory: Trajectory) -> str:
     """Return a table of all that is neither ok nor listed in another section."""
     rows = []
+    num_not_ok = 0
+    arrays = (trajectory.value, trajectory.standard_error, trajectory.rhat)
     for row, step in enumerate(trajectory.steps):
         for column, (weights, data) in enumerate(trajectory.names):
             faults = trajectory.faults[row][column]
             if not faults or faults[0].kind in _LISTED_ELSEWHERE:
                 continue
-            arrays = (trajectory.value, trajectory.standard_error, trajectory.rhat)
+            num_not_ok += 1
+            if num_not_ok > _LISTED:
+                continue
             numbers = [_written(array[row, column]) for array in arrays]
             rows.append((step, weights, data, *numbers, status_of(faults)))
     if not rows:
         return note("All that are finished are ok.")
-    return table(rows, ("step", "weights", "data", "λ̂", "± se", "R-hat", "status"))
+    html = table(rows, ("step", "weights", "data", "λ̂", "± se", "R-hat", "status"))
+    if num_not_ok > len(rows):
+        rest = f"{num_not_ok - len(rows):,} more are not ok; all are rows of "
+        html += note(f"{rest}rllc.Sweep.open(folder).trajectory().to_dataframe().")
+    return html
 
 
 def _written(number: float) -> str:

@@ -223,13 +223,13 @@ class Store:
 
     def finished(self) -> set[str]:
         """Return the names of the cells that have a file."""
-        return _stems(self.root / "cells", "*.npz")
+        return _stems(self.root / "cells", ".npz")
 
     def complete(self) -> set[str]:
         """Return the names of the cells for which :meth:`has` holds, by listing folders."""
         names = self.finished()
         for observable in self.observe:
-            names &= _stems(self.root / "observed" / observable, "*.npz")
+            names &= _stems(self.root / "observed" / observable, ".npz")
         return {name for name in names if self._has_observed(name)}
 
     def _has_observed(self, name: str) -> bool:
@@ -253,12 +253,12 @@ class Store:
 
     def resumable(self) -> set[str]:
         """Return the names of the complete cells that also have their states."""
-        return self.complete() & _stems(self.root / "states", "*.npz")
+        return self.complete() & _stems(self.root / "states", ".npz")
 
     def failures(self) -> dict[str, str]:
         """Return the cells that have no file because they failed, with the reason."""
         reasons = {}
-        failed = _stems(self.root / "failed", "*.json") - self.finished()
+        failed = _stems(self.root / "failed", ".json") - self.finished()
         for name in sorted(failed):
             path = self._reason_path(name)
             try:
@@ -471,5 +471,11 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _stems(folder: Path, pattern: str) -> set[str]:
-    return {path.stem for path in folder.glob(pattern)}
+def _stems(folder: Path, suffix: str) -> set[str]:
+    """The names of the files with a suffix, without it; temporary ones are no such files."""
+    stems = set()
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(suffix) and not entry.name.startswith("."):
+                stems.add(entry.name.removesuffix(suffix))
+    return stems

@@ -22,6 +22,10 @@ from rllc.sweep.store import Store
 from rllc.trajectory import Trajectory
 from rllc.weights import head_name
 
+_DRAWS_AT_ONCE = 2**14
+"""So many draws are summed up at once: 128 kB an array. Of a single small cell, hundreds of short
+steps over arrays cost a hundred times what the arithmetic does."""
+
 Key = tuple[int, str, str]
 """A checkpoint's step, weights and data: what one estimate is about."""
 
@@ -154,16 +158,8 @@ class Sweep:
             faults[key] = (Fault("missing"),)
         for key, reason in self.failed.items():
             faults[key] = (Fault("failed", {}, reason),)
-        for (step, data, cells), weights in self._by_cells():
-            keys = [(step, name, data) for name in weights]
-            try:
-                draws = self.read(cells, weights)
-            except FileError as error:
-                advice = f"{error} rllc.track, called again, computes it anew"
-                faults |= dict.fromkeys(keys, (Fault("damaged", {}, advice),))
-                continue
-            estimate = Estimate.of(draws, limits)
-            at = rows[step], [columns[name, data] for name in weights]
+        for keys, estimate in self._estimates(limits, faults):
+            at = [rows[step] for step, _, _ in keys], [columns[key[1:]] for key in keys]
             for name in ARRAYS:
                 arrays[name][at] = getattr(estimate, name)
             for name, values in estimate.diagnostics.items():
@@ -179,6 +175,37 @@ class Sweep:
             settings=self.settings,
             diagnostics=diagnostics,
         )
+
+    def _estimates(
+        self, limits: Limits | None, faults: dict[Key, Faults]
+    ) -> Iterator[tuple[list[Key], Estimate]]:
+        """Read the finished cells and sum up many of them at once.
+
+        Args:
+            limits: as for :meth:`trajectory`.
+            faults: gets the damaged cells.
+
+        Yields:
+            What each row of an estimate is about, and the estimate.
+        """
+        waiting: dict[str | None, list[tuple[list[Key], Draws]]] = {}
+        sizes: dict[str | None, int] = {}
+        for (step, data, cells), weights in self._by_cells():
+            keys = [(step, name, data) for name in weights]
+            try:
+                draws = self.read(cells, weights)
+            except FileError as error:
+                advice = f"{error} rllc.track, called again, computes it anew"
+                faults |= dict.fromkeys(keys, (Fault("damaged", {}, advice),))
+                continue
+            kind = parts.likeness(draws)
+            waiting.setdefault(kind, []).append((keys, draws))
+            sizes[kind] = sizes.get(kind, 0) + draws.loss.size
+            if kind is None or sizes[kind] >= _DRAWS_AT_ONCE:
+                sizes[kind] = 0
+                yield _summed_up(waiting.pop(kind), limits)
+        for read in waiting.values():
+            yield _summed_up(read, limits)
 
     def _check_presence(self) -> None:
         """Refuse a store that has vanished, of which a trajectory would be NaN and no more."""
@@ -275,6 +302,14 @@ class Sweep:
         finished, missing, failed = map(len, (self.finished, self.missing, self.failed))
         counts = f"{finished} finished, {missing} missing, {failed} failed"
         return f"Sweep({steps}, {size}: {counts})"
+
+
+def _summed_up(
+    read: Sequence[tuple[list[Key], Draws]], limits: Limits | None
+) -> tuple[list[Key], Estimate]:
+    keys = [key for keys, _ in read for key in keys]
+    draws = parts.stacked([draws for _, draws in read])
+    return keys, Estimate.of(draws, limits)
 
 
 def _keys(plans: Iterable[Plan]) -> Iterator[Key]:

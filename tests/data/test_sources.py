@@ -357,3 +357,35 @@ def test_a_data_set_that_breaks_is_an_error_that_counts(monkeypatch: pytest.Monk
     assert next(texts) == TEXTS[0]
     with pytest.raises(FileError, match=r"failed at document 1 \(reset by peer\). Try again"):
         next(texts)
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.zst"])
+def test_what_unpacks_to_far_more_than_a_text_does_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rllc.files._UNPACKED", 1_000_000)
+    text = bytes(20_000_000)
+    packed = gzip.compress(text)
+    if name.endswith(".zst"):
+        packed = pytest.importorskip("zstandard").compress(text)
+    (tmp_path / name).write_bytes(packed)
+    with pytest.raises(FileError, match=r"bytes unpack to [\d,]+, .*RLLC_MAX_UNPACKED"):
+        list(sources.documents_of_path(tmp_path / name, "train"))
+
+
+def test_no_piece_of_zstd_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 kB, as are read at once, may be 2 GB; here 8 GB in 250 kB, of which little is unpacked."""
+    zstandard = pytest.importorskip("zstandard")
+    few = zstandard.compress(bytes(2**21))
+    (tmp_path / "a.jsonl.zst").write_bytes(few * 4000)
+    largest = []
+
+    def check(place: str, unpacked: int, packed: int) -> None:
+        largest.append(unpacked)
+        if unpacked > 2**28:
+            raise FileError("enough")
+
+    monkeypatch.setattr(sources, "check_unpacked", check)
+    with pytest.raises(FileError, match="enough"):
+        list(sources.documents_of_path(tmp_path / "a.jsonl.zst", "train"))
+    assert max(largest) < 2**29

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from sources import are_equal, small_gpt2, small_model, training_folder, with_ma
 
 from rllc.errors import FileError
 from rllc.models import load
+from rllc.models.reading import check_tensors
 
 
 def truncate(path: Path, length: int) -> None:
@@ -179,3 +181,67 @@ def test_not_a_state_dict(tmp_path, contents, message):
     torch.save(contents, tmp_path / "a.pth")
     with pytest.raises(FileError, match=message):
         load(tmp_path / "a.pth")
+
+
+# Sizes, before there are bytes of them.
+
+
+def test_numbers_that_are_repeated_by_a_stride_of_zero_are_refused(tmp_path, monkeypatch):
+    """8 GB in a file of a kilobyte, which loading would make real."""
+    state = with_masks(small_model())
+    state["embed.W_E"] = torch.zeros(1).expand(2_000_000, 1000)
+    torch.save(state, tmp_path / "a.pth")
+    message = (
+        r"reading .*a\.pth: its [\d,]+ bytes unpack to 8,000,\d+,\d+, .*RLLC_MAX_UNPACKED=8000"
+    )
+    with pytest.raises(FileError, match=message):
+        load(tmp_path / "a.pth", positions="standard")
+
+
+def test_a_checkpoint_that_unpacks_to_a_thousand_times_its_size_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("rllc.files._UNPACKED", 1_000_000)
+    torch.save({"x": torch.zeros(600_000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(FileError, match=r"a\.pth: its [\d,]+ bytes unpack to 2,40"):
+        load(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "value", "message"),
+    [
+        (small_model, "n_layers", 10**9, r"n_layers = 1,000,000,000, but it has \d+ tensors"),
+        (small_model, "d_vocab", 10**15, "'embed.W_E' has shape"),
+        (small_model, "n_ctx", 10**15, r"'pos_embed.W_pos' has shape"),
+        (small_model, "d_head", 2**62, "no model has the sizes of its configuration"),
+        (small_gpt2, "n_layer", 10**9, r"n_layer = 1,000,000,000, but the weights are \d"),
+        (small_gpt2, "vocab_size", 10**15, r"vocab_size = 1,000,000,000,000,000 and n_embd = "),
+    ],
+)
+def test_a_configuration_of_a_giant_is_refused_before_it_is_made(
+    tmp_path, make, field, value, message
+):
+    make().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: value}))
+    with pytest.raises(FileError, match=message):
+        load(tmp_path)
+
+
+def test_names_that_are_all_wrong_are_compared_only_as_far_as_they_are_shown(tmp_path, monkeypatch):
+    compared = []
+
+    def nearest(name, known):
+        compared.append(name)
+        return "?"
+
+    monkeypatch.setattr("rllc.models.reading.nearest", nearest)
+    expected = {f"layer.{i}.weight": (1,) for i in range(1000)}
+    found = [f"block.{i}.weight" for i in range(1000)]
+    with pytest.raises(FileError, match="… and 1992 more"):
+        check_tensors(tmp_path, expected, expected, found, {})
+    assert len(compared) == 16

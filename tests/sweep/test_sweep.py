@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from small_sweeps import DATA, QUICK, cell_files, quick
 
 import rllc
+from rllc.sweep import parts
 from rllc.sweep.store import Store
 
 
@@ -44,6 +46,67 @@ def test_opening_reads_names_and_a_trajectory_reads_numbers(run, tmp_path, monke
     assert statuses.count("missing") == 1
     assert len(trajectory.to_dataframe()) == 4
     assert len(names_read) == 3
+
+
+def test_each_cell_is_opened_once_and_many_are_summed_up_at_once(
+    unbroken_store, monkeypatch
+) -> None:
+    """Ten thousand cells are to be read in seconds."""
+    opened, summed_up = [], []
+
+    def opening(path, mode):
+        opened.append(Path(path).name)
+        return open(path, mode)
+
+    def of(draws, limits=None, of=rllc.Estimate.of):
+        summed_up.append(len(draws.names))
+        return of(draws, limits)
+
+    monkeypatch.setattr(rllc.files, "open", opening, raising=False)
+    monkeypatch.setattr(rllc.Estimate, "of", of)
+    sweep = rllc.Sweep.open(unbroken_store)
+    assert opened == []
+    trajectory = sweep.trajectory()
+    assert sorted(opened) == sorted(cell_files(unbroken_store))
+    # One call for each data set, whose settings differ.
+    assert len(summed_up) == 2
+    assert sum(summed_up) == trajectory.value.size
+
+
+def test_cells_that_are_summed_up_at_once_are_as_alone(unbroken_store) -> None:
+    sweep = rllc.Sweep.open(unbroken_store)
+    trajectory = sweep.trajectory()
+    for step in trajectory.steps:
+        together = trajectory.at(step)
+        for weights, data in trajectory.names:
+            alone = rllc.Estimate.of(sweep.draws(step, weights, data))
+            row = together.names.index(weights, data)
+            assert together.faults[row] == alone.faults[0]
+            for name in ("value", "standard_error", "dof", "rhat", "ess"):
+                expected = getattr(alone, name)[0]
+                assert getattr(together, name)[row] == pytest.approx(expected, rel=1e-12)
+            for name, array in alone.diagnostics.items():
+                found = together.diagnostics[name][row]
+                assert found == pytest.approx(array[0], rel=1e-9, nan_ok=True)
+
+
+def test_draws_of_other_settings_or_shapes_are_never_summed_up_at_once(unbroken_store) -> None:
+    sweep = rllc.Sweep.open(unbroken_store)
+    draws = sweep.draws(10, "0:1", "a")
+    kind = parts.likeness(draws)
+    assert kind == parts.likeness(sweep.draws(0, "1:1", "a"))
+    others = [
+        replace(draws, settings={**draws.settings, "n_beta": 3.0}),
+        replace(draws, loss=draws.loss[..., 1:], baseline=draws.baseline[..., 1:]),
+        replace(draws, observed={}),
+        replace(draws, observed={name: 0 * array for name, array in draws.observed.items()}),
+    ]
+    kinds = {parts.likeness(other) for other in others}
+    assert len(kinds) == len(others)
+    assert kind not in kinds
+    # What such chains forget is estimated from all refinements of a result.
+    unknown = replace(draws, settings={**draws.settings, "relaxation": None})
+    assert parts.likeness(unknown) is None
 
 
 def test_a_folder_without_a_sweep_is_named(tmp_path) -> None:
