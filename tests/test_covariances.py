@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parabolas import DIM, FAR, GAMMA, LR, MODEL, N_BETA, ROWS, Law, X, losses, made_up
 from tiny import QUIET, SHORT, tiny_model, tiny_tokens
 from torch import Tensor, nn
 
@@ -17,36 +18,9 @@ from rllc.elasticities import elasticities
 from rllc.errors import FileError, InputError
 from rllc.influence import LossKernel
 from rllc.plots.kernels import plot_kernel
-from rllc.seeds import generator
 from rllc.susceptibilities import Susceptibilities
 from rllc.token_llc import token_llc
 
-ROWS, DIM = 6, 4
-LR, GAMMA, N_BETA = 0.02, 4.0, 6.0
-FAR = 4.5
-"""Standard errors: a false alarm in 150,000 comparisons of normal numbers."""
-
-
-class Parabolas(nn.Module):
-    """ℓ_i(v) = c_i + g_i·v + ½ vᵀA_i v, one for each row i; the gradients have mean 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        stream = generator("parabolas")
-        slopes = torch.randn(ROWS, DIM, generator=stream)
-        roots = torch.randn(ROWS, DIM, DIM, generator=stream)
-        self.v = nn.Parameter(torch.zeros(DIM))
-        self.register_buffer("c", torch.randn(ROWS, generator=stream))
-        self.register_buffer("g", slopes - slopes.mean(0))
-        self.register_buffer("A", roots @ roots.mT / 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        i = x[:, 0].long()
-        curved = torch.einsum("nij,i,j->n", self.A[i], self.v, self.v)
-        return self.c[i] + self.g[i] @ self.v + curved / 2
-
-
-MODEL, X = Parabolas(), torch.arange(float(ROWS))[:, None]
 WEIGHTS = {
     "all": (rllc.everything(), slice(0, DIM)),
     "half": (rllc.parameters("v", index=slice(0, 2)).named("half"), slice(0, 2)),
@@ -75,29 +49,6 @@ def sampled(num_chains: int = 64, num_draws: int = 200, **changes: object) -> rl
 @pytest.fixture(scope="module")
 def draws() -> rllc.Draws:
     return sampled()
-
-
-class Law:
-    """Exact at this step size: v is normal with mean 0 and covariance S = (M − εM²/4)⁻¹."""
-
-    def __init__(self, moving: slice) -> None:
-        self.A = MODEL.A.double().numpy()[:, moving, moving]
-        self.g = MODEL.g.double().numpy()[:, moving]
-        self.H = self.A.mean(0)
-        M = N_BETA * self.H + GAMMA * np.eye(len(self.H))
-        self.S = np.linalg.inv(M - LR / 4 * M @ M)
-
-    def rise(self) -> np.ndarray:
-        return np.einsum("nij,ji->n", self.A, self.S) / 2
-
-    def kernel(self) -> np.ndarray:
-        AS = self.A @ self.S
-        return self.g @ self.S @ self.g.T + np.einsum("nij,mji->nm", AS, AS) / 2
-
-    def susceptibilities(self) -> np.ndarray:
-        HS = self.H @ self.S
-        rest = (self.A - self.H) @ self.S
-        return -np.einsum("ij,nji->n", HS, rest) / 2
 
 
 def check(mean: object, truth: np.ndarray, largest_error: float) -> None:
@@ -234,31 +185,6 @@ def _some_chains(draws: rllc.Draws, first: int) -> rllc.Draws:
 # Against other code.
 
 
-def made_up(num_refinements: int = 2, seed: int = 0, **observed: np.ndarray) -> rllc.Draws:
-    """Draws with these observations, and losses that are their mean."""
-    shape = next(iter(observed.values())).shape[1:3]
-    names = [f"0:{k}" for k in range(num_refinements)]
-    stream = np.random.default_rng(seed)
-    axes = {name: ["row", "pos"][: array.ndim - 3] for name, array in observed.items()}
-    return rllc.Draws(
-        loss=stream.gamma(2.0, size=(num_refinements, *shape)),
-        baseline=np.zeros((num_refinements, *shape)),
-        diverged=np.full((num_refinements, shape[0]), -1),
-        names=rllc.names.Names(tuple(names), ("x",) * num_refinements),
-        settings=rllc.sgld().settings
-        | rllc.Sampling(shape[0], shape[1]).settings
-        | {"observed": axes, "relaxation": 0.3},
-        observed=observed,
-    )
-
-
-def losses(*shape: int, seed: int = 0) -> np.ndarray:
-    """[refinement, chain, draw, row, pos], with correlations between tokens."""
-    stream = np.random.default_rng(seed)
-    common = stream.standard_normal((*shape[:3], 1, 1))
-    return stream.standard_normal(shape) * 0.3 + common * stream.uniform(-1, 1, shape[3:]) + 0.5
-
-
 def test_a_slow_loop() -> None:
     draws = made_up(rows=losses(2, 3, 20, 2, 3))
     result = Susceptibilities.of(draws, "rows")
@@ -351,15 +277,13 @@ def test_of_a_language_model(tmp_path: Path) -> None:
     assert result.value.shape == (6, 3, 6)
     assert len(result.to_dataframe()) == 6 * 3 * 6
     assert dict(result.to_xarray().sizes) == {"refinement": 6, "row": 3, "pos": 6}
-    assert "Susceptibilities of 6 refinements to 3 × 6 tokens" in repr(result)
+    assert "Susceptibilities: susceptibility, 3 × 6 (row × pos)" in repr(result)
+    assert "0:1" in repr(result)
     # The same, alone and from draws.
     draws = rllc.sample(model, rows, "0:1", observe={"p": rllc.losses_on(probes)}, **options)
     again = Susceptibilities.of(draws, "p")
     np.testing.assert_allclose(again.value[0], result["0:1"].value, rtol=1e-2, atol=1e-6)
-    stored = Susceptibilities.load(result.save(tmp_path / "chi.npz"))
-    np.testing.assert_array_equal(stored.value, result.value)
-    assert stored.faults == result.faults
-    assert stored.names == result.names
+    assert Susceptibilities.load(result.save(tmp_path / "chi.npz")) == result
     with pytest.raises(FileError, match=r"as Susceptibilities: it holds rllc\.Draws"):
         Susceptibilities.load(draws.save(tmp_path / "draws.npz"))
 
@@ -367,19 +291,17 @@ def test_of_a_language_model(tmp_path: Path) -> None:
     np.testing.assert_allclose(kernel.value, kernel.value.swapaxes(1, 2), rtol=1e-6)
     tokens = LossKernel.of(draws, "p", by="token")
     assert tokens.value.shape == (1, 18, 18)
-    influence = rllc.influence(model, rows, rows[:2], probes, "0:1", **options)
+    influence = rllc.influence(model, rows, rows[:2], probes, "0:1", sampling=SHORT)
     assert influence.value.shape == (1, 2, 3)
     assert influence.kind == "influence"
     table = influence.to_dataframe()
     assert table.query("row == 1 and query == 2")["influence"].item() == influence.value[0, 1, 2]
-    again = LossKernel.load(influence.save(tmp_path / "influence.npz"))
-    np.testing.assert_array_equal(again.value, influence.value)
-    assert (again.kind, again.names, again.faults) == (
-        influence.kind,
-        influence.names,
-        influence.faults,
+    assert LossKernel.load(influence.save(tmp_path / "influence.npz")) == influence
+    assert "LossKernel: influence, 2 × 3 (row × query)" in repr(influence)
+    # The mean of a row, kept alone, is the mean of its tokens.
+    np.testing.assert_allclose(
+        kernel["0:1"].value, LossKernel.of(draws, "p").value[0], rtol=5e-3, atol=1e-6
     )
-    assert "influence of the losses of 2 × 3 rows" in repr(influence)
     assert plot_kernel(kernel, "0:1").get_xlabel() == "query"
 
 
@@ -399,9 +321,18 @@ def test_what_cannot_be_told_is_refused() -> None:
     with pytest.raises(InputError, match="the same chains and draws"):
         covariance(np.zeros((2, 8)), np.zeros((2, 9)), None)
     moments = {"rows": np.ones((2, 2, 3)), "rows.covariance": np.ones((2, 2, 3, 3))}
-    kept = replace(draws, observed=moments)
+    kept = replace(draws, observed=moments | {"p": np.ones((2, 2, 8, 3))})
+    kept.settings["observed"]["p"] = ["row"]
     with pytest.raises(InputError, match="only moments were kept"):
-        LossKernel.of(kept)
+        token_llc(kept)
+    with pytest.raises(InputError, match="its covariance with other rows is not known"):
+        LossKernel.of(kept, queries="p")
+    with pytest.raises(InputError, match="`by` must be 'token' or 'row'"):
+        rllc.losses_on(X, by="head")
+    with pytest.raises(InputError, match=r"`phi` must give one number a draw.*got \[3\]"):
+        Susceptibilities.of(draws, "rows", phi=lambda draws: np.ones(3))
+    with pytest.raises(InputError, match="expected the name of an observable, got none"):
+        Susceptibilities.of(draws, [])
     flat = replace(far, settings=dict(far.settings) | {"localization": 0.0})
     with pytest.raises(InputError, match="has no localization"):
         elasticities(flat)
