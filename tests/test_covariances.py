@@ -154,6 +154,42 @@ def test_weighing_a_row_more_moves_the_others_as_influence_says() -> None:
 
 
 @pytest.mark.slow
+def test_the_llc_of_a_head_answers_to_weighing_a_subset_more() -> None:
+    """Finite differences, with the same noise: the loss becomes L + h(ℓ_S − L), h = ±0.2."""
+    model, rows = tiny_model(), tiny_tokens(8)
+    chosen = torch.zeros(8)
+    chosen[:3] = 1
+    first = rows.rows[:, :3].long()
+    sampling = rllc.Sampling(32, 150, num_burnin_steps=100, batch_size=8, num_probes=0, n_beta=60)
+
+    def sampled_with(h: float) -> rllc.Draws:
+        def weighed(module: nn.Module, x: Tensor) -> Tensor:
+            row = (x[:, None, :3] == first).all(-1).int().argmax(1)
+            factor = 1 - h + h * chosen[row] * 8 / 3
+            return rllc.next_token(module, x) * factor[:, None]
+
+        subset = {"subset": rllc.losses_on(rows[:3]), "rows": rllc.losses_on(rows)}
+        sampler = rllc.sgld(1e-3, 60.0)
+        arguments = {"sampler": sampler, "sampling": sampling, "compute": QUIET}
+        return rllc.sample(model, rows, "1:1", loss=weighed, observe=subset, **arguments)
+
+    def llc(h: float) -> np.ndarray:
+        """[chain], on the rows as they are; what is observed is weighed, too."""
+        rise = sampled_with(h).observed["rows"][0].astype(np.float64)
+        factor = 1 - h + h * chosen.numpy() * 8 / 3
+        return 60 * (rise / factor[:, None]).mean(axis=(1, 2, 3))
+
+    response = (llc(0.2) - llc(-0.2)) / 0.4
+    draws = sampled_with(0.0)
+    result = Susceptibilities.of(draws, "subset", phi="rows")
+    predicted = 60**2 * float(result.on_all.value[0])
+    error = 60**2 * float(result.on_all.standard_error[0])
+    z = (response.mean() - predicted) / np.hypot(error, response.std(ddof=1) / len(response) ** 0.5)
+    assert abs(z) < FAR
+    assert abs(predicted) > 5 * error
+
+
+@pytest.mark.slow
 def test_intervals_cover() -> None:
     """Of 200 repetitions of 4 chains of 100 draws, each chain used once."""
     draws = sampled(num_chains=800, num_draws=100)
@@ -303,6 +339,40 @@ def test_of_a_language_model(tmp_path: Path) -> None:
         kernel["0:1"].value, LossKernel.of(draws, "p").value[0], rtol=5e-3, atol=1e-6
     )
     assert plot_kernel(kernel, "0:1").get_xlabel() == "query"
+
+
+def test_over_training_and_again(tmp_path: Path) -> None:
+    """A sweep keeps what was observed; another call goes on, and nothing is lost in between."""
+    rows, probes = tiny_tokens(), tiny_tokens(3, seed=1, name="probes")
+    models = {0: tiny_model(), 10: tiny_model(1)}
+    heads = ["0:1", "1:2"]
+    store = rllc.Store(tmp_path / "sweep", observe={"probes": rllc.losses_on(probes)})
+    options = {"sampling": SHORT, "compute": QUIET}
+    rllc.track([(0, models[0])], rows, heads, store=store, **options)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("cells/*.npz")}
+    rllc.track(list(models.items()), rows, heads, store=store, **options)
+    assert before.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")}.items()
+    over = rllc.each_checkpoint(rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of)
+    assert list(over) == [0, 10]
+    for step, model in models.items():
+        observe = {"probes": rllc.losses_on(probes)}
+        draws = rllc.sample(model, rows, heads, observe=observe, **options)
+        direct = Susceptibilities.of(draws)
+        assert over[step].names == direct.names
+        np.testing.assert_allclose(over[step].value, direct.value, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(over[step].by_row.value, direct.by_row.value, rtol=1e-5)
+    # A cell that is not there is NaN, and says so.
+    for path in before:
+        path.unlink()
+    partly = rllc.each_checkpoint(rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of)
+    assert np.isnan(partly[0].value).all()
+    assert partly[0].status == ("missing", "missing")
+    assert set(partly[0].marks().ravel()) == {"no chains"}
+    assert partly[10] == over[10]
+    for path in tmp_path.rglob("cells/*.npz"):
+        path.unlink()
+    with pytest.raises(InputError, match="no cell of this sweep is finished"):
+        rllc.each_checkpoint(rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of)
 
 
 def test_what_cannot_be_told_is_refused() -> None:
