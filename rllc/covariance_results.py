@@ -12,18 +12,17 @@ import numpy as np
 
 from rllc.covariance import Covariance
 from rllc.draws import Draws
-from rllc.errors import InputError
+from rllc.errors import InputError, must_be
 from rllc.faults import FINAL, Fault, faults_from_json, faults_to_json, status_of
 from rllc.files import load_arrays, reading, save_arrays
 from rllc.limits import Limits
 from rllc.names import Names
 from rllc.same import same
+from rllc.sweep.sweep import Sweep
 from rllc.tables import label, table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from rllc.sweep.sweep import Sweep
 
 Result = TypeVar("Result", bound="Covariances")
 
@@ -224,9 +223,13 @@ def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, 
         By step, the result of all refinements of the sweep.
 
     Raises:
-        InputError: no cell is finished, or cells did not observe what ``make`` needs.
+        InputError: an argument is something else, no cell is finished, or cells did not observe
+            what ``make`` needs.
         FileError: a file of the store is damaged.
     """
+    right = isinstance(sweep, Sweep)
+    must_be("each_checkpoint", "sweep", sweep, right, "what rllc.Sweep.open gave")
+    must_be("each_checkpoint", "make", make, callable(make), "a function of draws")
     made: dict[tuple[int, str, str], Result] = {}
     for step, weights, data in sweep.finished:
         made[step, weights, data] = make(sweep.draws(step, weights, data))

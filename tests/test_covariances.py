@@ -109,6 +109,26 @@ def test_elasticities_are_those_of_the_law(draws: rllc.Draws, name: str) -> None
         assert mean.standard_error[i] < 0.15 * abs(truth)
 
 
+def test_elasticities_are_printed_beside_the_llc_and_drawn(draws: rllc.Draws) -> None:
+    result = elasticities(draws)
+    first, header, *lines = repr(result).splitlines()
+    assert first.startswith("λ̂ at nβ = 6, γ = 4")
+    assert header.split() == ["weights", "llc", "doubling", "nβ", "doubling", "γ", "status"]
+    doubled = np.log(2) * result.n_beta.value[0]
+    assert f"{result.llc.value[0]:.3g} ± " in lines[0]
+    assert f"{doubled:+.2g} ± " in lines[0]
+    assert list(result.to_dataframe()["status"]) == list(result.status)
+    n_beta = np.array([3.0, 6.0, 12.0])
+    curve = rllc.Resolution(n_beta, (rllc.Estimate.of(draws),) * 3)
+    ax = rllc.plot_resolution(curve, slopes=[result])
+    slope = ax.lines[-1]
+    x, y = slope.get_xdata(), slope.get_ydata()
+    assert (y[1] - y[0]) / np.log(x[1] / x[0]) == pytest.approx(result.n_beta.value[1])
+    assert np.sqrt(x[0] * x[1]) == pytest.approx(N_BETA)
+    with pytest.raises(InputError, match="`slopes` must be a list of what"):
+        rllc.plot_resolution(curve, slopes=result)
+
+
 @pytest.mark.slow
 def test_an_elasticity_is_the_difference_of_two_runs(draws: rllc.Draws) -> None:
     up, down = (rllc.Estimate.of(sampled(n_beta=N_BETA * f)) for f in (1.1, 0.9))
@@ -401,6 +421,8 @@ def test_what_cannot_be_told_is_refused() -> None:
         rllc.losses_on(X, by="head")
     with pytest.raises(InputError, match=r"`phi` must give one number a draw.*got \[3\]"):
         Susceptibilities.of(draws, "rows", phi=lambda draws: np.ones(3))
+    with pytest.raises(InputError, match="`sweep` must be what rllc.Sweep.open gave"):
+        rllc.each_checkpoint(draws, Susceptibilities.of)
     with pytest.raises(InputError, match="expected the name of an observable, got none"):
         Susceptibilities.of(draws, [])
     flat = replace(far, settings=dict(far.settings) | {"localization": 0.0})
