@@ -46,7 +46,9 @@ from rllc.trajectory import Trajectory
 from rllc.tracker import Tracker
 
 # covariances of losses on fixed rows
+from rllc.covariance_results import each_checkpoint
 from rllc.elasticities import Elasticities, elasticities
+from rllc.fluctuation import singular_fluctuation
 from rllc.influence import LossKernel, influence, loss_kernel
 from rllc.susceptibilities import Susceptibilities, susceptibilities
 from rllc.token_llc import token_llc
@@ -102,6 +104,7 @@ __all__ = [
     "diagnostics",
     "distance",
     "distillation",
+    "each_checkpoint",
     "elasticities",
     "estimate",
     "everything",
@@ -132,6 +135,7 @@ __all__ = [
     "sample",
     "samplers",
     "sgld",
+    "singular_fluctuation",
     "susceptibilities",
     "sweep_cost",
     "testing",

@@ -6,16 +6,69 @@ quantities along the same chains. Here are the arrays; what they mean is said el
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rllc.agreement import disagreement
 from rllc.errors import InputError
 from rllc.uncertainty import Mean, mean_of_draws
 
 
+class Covariance(NamedTuple):
+    """A covariance with its error, and what it is without offsets between chains, each ``[...]``.
+
+    >>> x = np.random.default_rng(0).standard_normal((4, 100))
+    >>> bool(covariance(x, x, relaxation=0.0).agreement > 0.001)
+    True
+
+    A chain that sits apart in both quantities adds to their covariance what is no answer of the
+    weights. ``within`` is blind to it, and ``agreement`` says how probable it is.
+    """
+
+    value: np.ndarray
+    """Deviations are from the means over all chains."""
+    standard_error: np.ndarray
+    dof: np.ndarray
+    """Degrees of freedom of the error."""
+    within: np.ndarray
+    """The same with deviations from each chain's own means."""
+    agreement: np.ndarray
+    """Probability that chains which agree lie this far apart; NaN with one chain."""
+
+    @property
+    def mean(self) -> Mean:
+        """Value, standard error and degrees of freedom."""
+        return Mean(self.value, self.standard_error, self.dof)
+
+    def interval(self, level: float = 0.95, simultaneous: bool = False) -> np.ndarray:
+        """Return confidence intervals ``[..., 2]``; see :meth:`rllc.uncertainty.Mean.interval`."""
+        return self.mean.interval(level, simultaneous)
+
+    def disagrees(self, false_alarm: float) -> np.ndarray:
+        """Whether chains sit apart and move the value by more than half its error, ``[...]``.
+
+        Args:
+            false_alarm: the p-value below which chains count as apart.
+        """
+        moved = np.abs(self.value - self.within) > self.standard_error / 2
+        return (self.agreement < false_alarm) & moved
+
+    def take(self, index: int) -> Covariance:
+        """Return one place of the first axis."""
+        return Covariance(*(numbers[index] for numbers in self))
+
+
+def stacked(parts: Sequence[Covariance]) -> Covariance:
+    """Return covariances along a new first axis."""
+    return Covariance(*(np.stack(numbers) for numbers in zip(*parts, strict=True)))
+
+
 def covariance(
     x: ArrayLike, y: ArrayLike, relaxation: float | None, *, shared: bool = True
-) -> Mean:
+) -> Covariance:
     """Covariance of two quantities over chains and draws, with its standard error.
 
     >>> x = np.random.default_rng(0).standard_normal((4, 500))
@@ -35,13 +88,14 @@ def covariance(
         shared: as there.
 
     Returns:
-        :class:`rllc.uncertainty.Mean` ``[...]``; NaN where a draw is not finite.
+        :class:`Covariance` ``[...]``; NaN where a draw is not finite.
 
     Raises:
         InputError: ``x`` and ``y`` are of other chains or draws.
     """
     n = independent_draws(x, relaxation, shared=shared)
-    return mean_of_draws(deviations_product(x, y, n), relaxation, shared=shared)
+    mean = mean_of_draws(deviations_product(x, y, n), relaxation, shared=shared)
+    return Covariance(*mean, within_chains(x, y, relaxation), agreement(x, y, relaxation))
 
 
 def deviations_product(x: ArrayLike, y: ArrayLike, n: ArrayLike) -> np.ndarray:
@@ -88,3 +142,54 @@ def independent_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = 
         count = x.var(axis=(-2, -1)) / squared_error
     total = float(x.shape[-2] * x.shape[-1])
     return np.where(np.isfinite(count), np.maximum(count, 1.0), total)
+
+
+def within_chains(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarray:
+    """Return the covariance by deviations from each chain's own means, ``[...]``.
+
+    What the chains' own means take is given back by 1 + 1/n, n being the independent draws of one
+    chain. It has more noise than the covariance about common means.
+
+    >>> offsets = np.array([[-5.0], [-5.0], [5.0], [5.0]])
+    >>> noise = np.random.default_rng(0).standard_normal((2, 4, 500))
+    >>> bool(abs(within_chains(noise[0] + offsets, noise[1] + offsets, 0.0)) < 0.2)
+    True
+    """
+    x = np.asarray(x, dtype=np.float64)
+    y = np.asarray(y, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        x = x - x.mean(axis=-1, keepdims=True)
+        y = y - y.mean(axis=-1, keepdims=True)
+        products = (x * y).mean(axis=(-2, -1))
+    n = independent_draws(x, relaxation, shared=False) / x.shape[-2]
+    return products * (1 + 1 / np.maximum(n, 1.0))
+
+
+def agreement(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarray:
+    """Return the p-value that chains which agree lie as far apart as these, ``[...]``.
+
+    A covariance is a quarter of the variance of the sum of both quantities, scaled to variance 1,
+    less that of their difference. Chains are compared in the sum and in the difference by
+    :func:`rllc.agreement.disagreement`, and the smaller p-value counts, doubled. With the other
+    sign of y both change places, so the sign of a covariance does not matter.
+
+    >>> x = np.random.default_rng(0).standard_normal((2, 4, 100))
+    >>> bool(agreement(x[0], x[1], 0.0) == agreement(x[0], -x[1], 0.0))
+    True
+    """
+    x = np.asarray(x, dtype=np.float64)
+    y = np.asarray(y, dtype=np.float64)
+    if relaxation is None:
+        return np.full(np.broadcast_shapes(x.shape, y.shape)[:-2], np.nan)
+    x, y = _scaled(x), _scaled(y)
+    of_sum = disagreement(x + y, relaxation).p_value
+    of_difference = disagreement(x - y, relaxation).p_value
+    return np.minimum(2 * np.minimum(of_sum, of_difference), 1.0)
+
+
+def _scaled(x: np.ndarray) -> np.ndarray:
+    """Mean 0 and variance 1; 0 where nothing changes."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centred = x - x.mean(axis=(-2, -1), keepdims=True)
+        deviation = x.std(axis=(-2, -1), keepdims=True)
+        return np.where(deviation == 0, 0.0, centred / deviation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ from rllc.arguments import names_checked
 from rllc.covariance import deviations_product, independent_draws
 from rllc.draws import Draws
 from rllc.errors import InputError
+from rllc.faults import Fault, status_of
 from rllc.names import Names
-from rllc.observed import axes_of, fixed_rows
+from rllc.observed import axes_of, faults_of_chains, fixed_rows
 from rllc.tables import label, table
 from rllc.uncertainty import Mean, mean_of_draws
 
@@ -28,16 +30,28 @@ class Elasticities:
         llc: λ̂ on the observed rows, ``[refinement]``.
         n_beta: dλ̂/d log nβ.
         localization: dλ̂/d log γ.
+        faults: ``[refinement]``: what is wrong with its chains.
         names: the (weights, data) of each refinement.
+        settings: of sampler and sampling, ``n_beta`` and ``localization`` among them.
     """
 
     llc: Mean
     n_beta: Mean
     localization: Mean
+    faults: tuple[tuple[Fault, ...], ...]
     names: Names
+    settings: Mapping[str, Any]
+
+    @property
+    def status(self) -> tuple[str, ...]:
+        """``[refinement]``: ``"ok"``, or what is wrong with its chains."""
+        return tuple(status_of(wrong) for wrong in self.faults)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a refinement: ``weights, data, llc, by_n_beta, by_localization``, with errors."""
+        """Return one row a refinement: ``weights, data, llc, by_n_beta, by_localization``.
+
+        Each has its error, ``llc_se`` and so on; ``status`` comes last.
+        """
         import pandas as pd
 
         columns: dict[str, Any] = {"weights": self.names.weights, "data": self.names.data}
@@ -49,14 +63,18 @@ class Elasticities:
         for name, mean in arrays.items():
             columns[name] = mean.value
             columns[f"{name}_se"] = mean.standard_error
+        columns["status"] = self.status
         return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
-        rows = [("weights", "llc", "nβ doubled", "γ doubled")]
+        rows = [("weights", "llc", "doubling nβ", "doubling γ", "status")]
         for i in range(len(self.names)):
+            llc = f"{self.llc.value[i]:.3g} ± {self.llc.standard_error[i]:.1g}"
             changes = (_doubled(self.n_beta, i), _doubled(self.localization, i))
-            rows.append((label(self.names, i), f"{self.llc.value[i]:.3g}", *changes))
-        return table("To first order λ̂ would change by", rows)
+            rows.append((label(self.names, i), llc, *changes, self.status[i]))
+        at = f"nβ = {self.settings['n_beta']:g}, γ = {self.settings['localization']:g}"
+        title = f"λ̂ at {at}, and by how much the doubling of a setting would change it"
+        return table(title, rows, left=(0, 4))
 
 
 def _doubled(mean: Mean, i: int) -> str:
@@ -121,7 +139,14 @@ def elasticities(draws: Draws, rows: str = "rows", distance: str = "distance") -
             )
         )
     llc, of_n_beta, of_gamma = (_stacked(means) for means in zip(*values, strict=True))
-    return Elasticities(llc, of_n_beta, of_gamma, draws.names)
+    return Elasticities(
+        llc,
+        of_n_beta,
+        of_gamma,
+        faults=faults_of_chains(draws),
+        names=draws.names,
+        settings=draws.settings,
+    )
 
 
 def _stacked(means: tuple[Mean, ...]) -> Mean:

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from torch import nn
 
 from rllc.arguments import names_checked
-from rllc.covariance import deviations_product, independent_draws
+from rllc.covariance import (
+    Covariance,
+    agreement,
+    deviations_product,
+    independent_draws,
+    stacked,
+    within_chains,
+)
+from rllc.covariance_results import Covariances
 from rllc.draws import Draws
 from rllc.errors import InputError
-from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
-from rllc.files import load_arrays, reading, save_arrays
 from rllc.loss import LossFunction
-from rllc.names import Names
 from rllc.observables import losses_on
-from rllc.observed import FixedRows, faults_of_chains, fixed_rows
+from rllc.observed import FixedRows, faults_of_chains, fixed_rows, moments_only
 from rllc.refinement import DataLike, WeightsLike
 from rllc.sample import sample
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
-from rllc.tables import label, table
-from rllc.uncertainty import Mean, mean_of_draws
-
-if TYPE_CHECKING:
-    import pandas as pd
+from rllc.uncertainty import mean_of_draws
 
 _ROWS = "rows"
 _QUERIES = "queries"
+
+By = Literal["row", "token"]
 
 
 @names_checked
@@ -57,7 +58,8 @@ def loss_kernel(
 
     Rows on which the model does well and badly together are near each other. Its negative is the
     Bayesian influence function (``kernel.influence()``): how much the loss of one row falls when
-    another is weighed more.
+    another is weighed more. Of each row the mean loss is kept at every draw. For tokens, or for
+    chains so long that their draws do not fit, sample yourself and see :meth:`LossKernel.of`.
 
     Args:
         model: see :func:`rllc.sample`; so for all arguments but ``rows``.
@@ -75,6 +77,7 @@ def loss_kernel(
     Reference: Adam et al. (2025), The loss kernel: a geometric probe for deep learning
     interpretability, arXiv 2509.26537.
     """
+    observe = {_ROWS: losses_on(rows, by="row")}
     draws = sample(
         model,
         data,
@@ -83,7 +86,7 @@ def loss_kernel(
         sampler=sampler,
         sampling=sampling,
         compute=compute,
-        observe={_ROWS: losses_on(rows)},
+        observe=observe,
     )
     return LossKernel.of(draws)
 
@@ -99,7 +102,6 @@ def influence(
     loss: LossFunction | None = None,
     sampler: Sampler | None = None,
     sampling: Sampling | None = None,
-    compute: Compute | None = None,
 ) -> LossKernel:
     """Sample, and give the Bayesian influence of rows on queries: −Cov(ℓ_row, ℓ_query).
 
@@ -110,24 +112,24 @@ def influence(
     (1, 3, 2)
 
     To first order the mean loss of the query changes by nβ/n times that, when one of n rows of
-    ``data`` is weighed twice. devinterp's ``bif`` is the correlation, with the other sign.
+    ``data`` is weighed twice. devinterp's ``bif`` is the correlation, with the other sign. To say
+    how it is run (:class:`rllc.Compute`), sample yourself and see :meth:`LossKernel.of`.
 
     Args:
-        model: see :func:`rllc.sample`; so for the others but ``rows`` and ``queries``.
-        data: what the chains are sampled on.
-        rows: one data set of fixed rows, as many of ``data`` as shall be judged.
-        queries: one data set of fixed rows whose losses answer.
-        weights: which weights move.
-        loss: ``None`` is next-token cross entropy.
-        sampler: ``None`` is ``rllc.sgld()``.
-        sampling: ``None`` is ``rllc.Sampling()``.
-        compute: how it is run.
+        model: see :func:`rllc.loss_kernel`; so for all arguments but these two.
+        data: see model.
+        rows: one data set, such as training rows.
+        queries: one data set, such as test rows.
+        weights: see model.
+        loss: see model.
+        sampler: see model.
+        sampling: see model.
 
     Raises:
-        InputError: as :func:`rllc.sample`; rows or queries are not one data set.
+        InputError: as :func:`rllc.loss_kernel`.
 
-    Reference: Kreer et al. (2025), Bayesian influence functions for scalable data attribution,
-    arXiv 2509.26544.
+    Reference: Kreer et al. (2025), Bayesian influence functions for Hessian-free data
+    attribution, arXiv 2509.26544.
     """
     draws = sample(
         model,
@@ -136,33 +138,19 @@ def influence(
         loss=loss,
         sampler=sampler,
         sampling=sampling,
-        compute=compute,
-        observe={_ROWS: losses_on(rows), _QUERIES: losses_on(queries)},
+        observe={_ROWS: losses_on(rows, by="row"), _QUERIES: losses_on(queries, by="row")},
     )
     return LossKernel.of(draws, queries=_QUERIES).influence()
 
 
-@dataclass(frozen=True, eq=False)
-class LossKernel:
+@dataclass(frozen=True, eq=False, repr=False)
+class LossKernel(Covariances):
     """Covariances of the losses of fixed rows; :func:`loss_kernel` and :func:`influence` make it.
 
-    Args:
-        value: ``[refinement, row, query]``: Cov(ℓ_row, ℓ_query), or its negative, or correlations.
-        standard_error: same shape.
-        dof: same shape: degrees of freedom of the error.
-        faults: ``[refinement]``: what is wrong with its chains.
-        names: the (weights, data) of each refinement.
-        settings: of sampler and sampling.
-        kind: what the values are.
+    ``value`` and its error are ``[refinement, row, query]``: in squared nats, or correlations.
+    ``kind`` says which: ``"covariance"``, ``"correlation"``, ``"influence"`` or ``"correlation
+    influence"``. See :class:`rllc.covariance_results.Covariances` for the rest.
     """
-
-    value: np.ndarray
-    standard_error: np.ndarray
-    dof: np.ndarray
-    faults: tuple[tuple[Fault, ...], ...]
-    names: Names
-    settings: Mapping[str, Any]
-    kind: Literal["covariance", "correlation", "influence"] = "covariance"
 
     @classmethod
     def of(
@@ -171,10 +159,14 @@ class LossKernel:
         rows: str = _ROWS,
         *,
         queries: str | None = None,
-        by: Literal["row", "token"] = "row",
+        by: By = "row",
         correlation: bool = False,
     ) -> LossKernel:
         """Make it of draws that observed the rows.
+
+        Of draws with ``rllc.losses_on(rows, keep="moments")`` the error is that of the mean over
+        chains, from how chains differ: with few chains it is known badly, as its ``dof`` say, and
+        whether chains agree is not known.
 
         Args:
             draws: with ``observe={"rows": rllc.losses_on(rows)}``.
@@ -184,114 +176,60 @@ class LossKernel:
             correlation: Pearson's correlation instead of the covariance.
 
         Raises:
-            InputError: the draws did not observe these, or ``by`` is something else.
+            InputError: the draws did not observe these, ``by`` is something else, or only moments
+                of two observables were kept, which have no covariance with each other.
         """
         if by not in ("row", "token"):
             raise InputError(f"LossKernel.of: `by` must be 'row' or 'token', got {by!r}.")
-        of_rows = fixed_rows(draws, rows, asked_by="LossKernel.of")
-        of_queries = fixed_rows(draws, queries or rows, asked_by="LossKernel.of")
-        kernels = []
-        for first, second in zip(of_rows, of_queries, strict=True):
-            kernels.append(_kernel(first, second, by, correlation))
+        others = rows if queries is None else queries
+        kept_moments = [name for name in (rows, others) if moments_only(draws, name)]
+        if kept_moments and rows != others:
+            raise InputError(
+                f"LossKernel.of: of {kept_moments[0]!r} only moments were kept, so its covariance "
+                f"with other rows is not known; observe both as one data set with "
+                f"rllc.losses_on(rows, keep='moments'), and take LossKernel.of(draws).part(…)."
+            )
+        if kept_moments:
+            kernels = _of_moments(draws, rows, by, correlation)
+        else:
+            kernels = _of_draws(draws, (rows, others), by, correlation)
         return cls(
-            value=np.stack([kernel.value for kernel in kernels]),
-            standard_error=np.stack([kernel.standard_error for kernel in kernels]),
-            dof=np.stack([kernel.dof for kernel in kernels]),
+            **stacked(list(kernels))._asdict(),
             faults=faults_of_chains(draws),
             names=draws.names,
             settings=draws.settings,
             kind="correlation" if correlation else "covariance",
+            axes=("row", "query"),
         )
-
-    @property
-    def status(self) -> tuple[str, ...]:
-        """``[refinement]``: ``"ok"``, or what is wrong with its chains."""
-        return tuple(status_of(wrong) for wrong in self.faults)
 
     def influence(self) -> LossKernel:
         """Return the negative: the Bayesian influence function."""
-        return LossKernel(
-            -self.value,
-            self.standard_error,
-            self.dof,
-            self.faults,
-            self.names,
-            self.settings,
-            "influence",
-        )
+        kind = "correlation influence" if self.kind == "correlation" else "influence"
+        return replace(self, value=-self.value, within=-self.within, kind=kind)
 
-    def __getitem__(self, weights: str | tuple[str, str]) -> Mean:
-        """One refinement's kernel, ``[row, query]``.
+    def part(self, rows: slice, queries: slice) -> LossKernel:
+        """Return some rows by some queries: of a kernel of train and test rows, train × test.
 
-        Raises:
-            InputError: there is no such refinement.
+        >>> kernel.part(slice(0, 900), slice(900, None))                           # doctest: +SKIP
         """
-        key = (weights,) if isinstance(weights, str) else weights
-        i = self.names.index(*key, of="kernel")
-        return Mean(self.value[i], self.standard_error[i], self.dof[i])
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row a pair: ``weights, data, row, query``, the value by its kind, and its error."""
-        import pandas as pd
-
-        numbers = np.indices(self.value.shape).reshape(3, -1)
-        columns: dict[str, Any] = {
-            "weights": np.array(self.names.weights, dtype=object)[numbers[0]],
-            "data": np.array(self.names.data, dtype=object)[numbers[0]],
-            "row": numbers[1],
-            "query": numbers[2],
-            self.kind: self.value.ravel(),
-            "standard_error": self.standard_error.ravel(),
-            "dof": self.dof.ravel(),
-        }
-        return pd.DataFrame(columns)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one atomic, checksummed file (``.npz``)."""
-        arrays = {"value": self.value, "standard_error": self.standard_error, "dof": self.dof}
-        header = {
-            "kind": "rllc.LossKernel",
-            "of": self.kind,
-            "weights": self.names.weights,
-            "data": self.names.data,
-            "faults": [faults_to_json(wrong) for wrong in self.faults],
-            "settings": dict(self.settings),
-        }
-        return save_arrays(path, arrays, header)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LossKernel:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileError: there is no such file, it is damaged, or it holds something else.
-        """
-        arrays, header = load_arrays(path, kind="rllc.LossKernel")
-        with reading(path):
-            return cls(
-                value=arrays["value"],
-                standard_error=arrays["standard_error"],
-                dof=arrays["dof"],
-                faults=tuple(faults_from_json(wrong) for wrong in header["faults"]),
-                names=Names(tuple(header["weights"]), tuple(header["data"])),
-                settings=header["settings"],
-                kind=header["of"],
-            )
-
-    def __repr__(self) -> str:
-        rows = [("weights", "lowest", "highest", "median se", "status")]
-        for i, values in enumerate(self.value):
-            numbers = (
-                f"{np.nanmin(values):.3g}",
-                f"{np.nanmax(values):.3g}",
-                f"{np.nanmedian(self.standard_error[i]):.2g}",
-            )
-            rows.append((label(self.names, i), *numbers, self.status[i]))
-        of = " × ".join(map(str, self.value.shape[1:]))
-        return table(f"{self.kind} of the losses of {of} rows", rows)
+        parts = {}
+        for name in Covariance._fields:
+            parts[name] = getattr(self, name)[:, rows, queries]
+        return replace(self, **parts)
 
 
-def _kernel(first: FixedRows, second: FixedRows, by: str, correlation: bool) -> Mean:
+def _of_draws(
+    draws: Draws, names: tuple[str, str], by: By, correlation: bool
+) -> Iterator[Covariance]:
+    """Yield the kernel of each refinement."""
+    asked_by = "LossKernel.of"
+    first = fixed_rows(draws, names[0], asked_by=asked_by)
+    second = fixed_rows(draws, names[1], asked_by=asked_by)
+    for rows, queries in zip(first, second, strict=True):
+        yield _kernel(rows, queries, by, correlation)
+
+
+def _kernel(first: FixedRows, second: FixedRows, by: By, correlation: bool) -> Covariance:
     """Covariances ``[row, query]`` of one refinement, a row at a time."""
     relaxation, shared = first.relaxation, first.shared
     rows = first.by_row if by == "row" else first.flat
@@ -304,8 +242,10 @@ def _kernel(first: FixedRows, second: FixedRows, by: str, correlation: bool) -> 
         terms = deviations_product(series, queries, n)
         if correlation:
             terms = _of_correlation(terms, series, queries)
-        each.append(mean_of_draws(terms, relaxation, shared=shared))
-    return Mean(*(np.stack(numbers) for numbers in zip(*each, strict=True)))
+        mean = mean_of_draws(terms, relaxation, shared=shared)
+        within = within_chains(series, queries, relaxation)
+        each.append(Covariance(*mean, within, agreement(series, queries, relaxation)))
+    return stacked(each)
 
 
 def _scaled(losses: np.ndarray) -> np.ndarray:
@@ -324,3 +264,72 @@ def _of_correlation(terms: np.ndarray, series: np.ndarray, queries: np.ndarray) 
     r = products.mean(axis=(-2, -1), keepdims=True)
     variances = (series**2 - 1) + (queries**2 - 1)
     return products - r / 2 * variances
+
+
+def _of_moments(draws: Draws, name: str, by: By, correlation: bool) -> Iterator[Covariance]:
+    """Yield the kernel of each refinement, from means and covariances of each chain."""
+    axes = list(draws.settings["observed"][name])
+    if axes not in (["row", "pos"], ["row"]):
+        raise InputError(
+            f"LossKernel.of: the observable {name!r} has axes {axes}, not losses on fixed rows; "
+            f"observe rllc.losses_on(rows, keep='moments')."
+        )
+    for i, length in enumerate(draws.lengths):
+        mean = draws.observed[name][i].astype(np.float64)
+        covariance = draws.observed[f"{name}.covariance"][i] * (length - 1) / length
+        broken = draws.diverged[i] >= 0
+        mean = np.where(broken.reshape(-1, *[1] * (mean.ndim - 1)), np.nan, mean)
+        if by == "row" and axes == ["row", "pos"]:
+            shares = _shares_of_rows(mean[0])
+            covariance = shares @ np.nan_to_num(covariance) @ shares.T
+            mean = np.nan_to_num(mean.reshape(len(mean), -1)) @ shares.T
+            mean[broken] = np.nan
+        flat = mean.reshape(len(mean), -1)
+        yield _pooled(flat, covariance, _independent(draws, length), correlation)
+
+
+def _shares_of_rows(losses: np.ndarray) -> np.ndarray:
+    """How much each token counts in each row's mean, ``[row, row · pos]``."""
+    counted = np.isfinite(losses)
+    rows, positions = losses.shape
+    shares = np.zeros((rows, rows, positions))
+    for row in range(rows):
+        shares[row, row] = counted[row] / max(counted[row].sum(), 1)
+    return shares.reshape(rows, -1)
+
+
+def _independent(draws: Draws, length: int) -> float:
+    """As how many independent draws one chain counts."""
+    relaxation = draws.settings.get("relaxation") or 0.0
+    return max(length * (1 - relaxation) / (1 + relaxation), 1.0)
+
+
+def _pooled(mean: np.ndarray, covariance: np.ndarray, n: float, correlation: bool) -> Covariance:
+    """The covariance about common means, from the moments of chains.
+
+    Args:
+        mean: ``[chain, value]``.
+        covariance: ``[chain, value, value]``: mean products of deviations from a chain's own means.
+        n: independent draws of a chain.
+        correlation: give Pearson's correlation.
+    """
+    num_chains = len(mean)
+    away = mean - mean.mean(axis=0)
+    products = covariance + away[:, :, None] * away[:, None, :]
+    within = covariance.mean(axis=0) * (1 + 1 / n) + 0 * products.mean(axis=0)
+    if correlation:
+        scale = np.sqrt(np.diagonal(products.mean(axis=0)))
+        scale = np.outer(scale, scale)
+        products, within = products / scale, within / scale
+        variances = np.diagonal(products, axis1=1, axis2=2) - 1
+        r = products.mean(axis=0)
+        products = products - r / 2 * (variances[:, :, None] + variances[:, None, :])
+    else:
+        products = products * (1 + 1 / (num_chains * n))
+    value = products.mean(axis=0)
+    unknown = np.full(value.shape, np.nan)
+    if num_chains == 1:
+        return Covariance(value, unknown, unknown, within, unknown)
+    error = products.std(axis=0, ddof=1) / np.sqrt(num_chains)
+    dof = np.full(value.shape, num_chains - 1.0)
+    return Covariance(value, error, dof, within, unknown)

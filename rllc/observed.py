@@ -19,7 +19,8 @@ class FixedRows:
     """The losses of fixed rows at every draw of one refinement.
 
     Args:
-        losses: ``[row, pos, chain, draw]``: ℓ(v) − ℓ(w*) or ℓ(v); NaN where nothing is predicted.
+        losses: ``[row, pos, chain, draw]``: ℓ(v) − ℓ(w*) or ℓ(v); NaN where nothing is predicted;
+            one position where each row's mean was observed.
         relaxation: correlation of successive draws in the slowest direction.
         shared: whether chains share minibatches.
     """
@@ -31,12 +32,12 @@ class FixedRows:
     @property
     def mean(self) -> np.ndarray:
         """``[chain, draw]``: mean loss of all that counts; NaN where a chain has diverged."""
-        return _mean(self.losses, axis=(0, 1))
+        return mean_of_finite(self.losses, axis=(0, 1))
 
     @property
     def by_row(self) -> np.ndarray:
         """``[row, chain, draw]``: each row's mean loss."""
-        return _mean(self.losses, axis=1)
+        return mean_of_finite(self.losses, axis=1)
 
     @property
     def flat(self) -> np.ndarray:
@@ -56,13 +57,15 @@ def fixed_rows(draws: Draws, name: str, *, asked_by: str) -> Iterator[FixedRows]
         InputError: there is no such observable, or it is not of rows.
     """
     axes = axes_of(draws, name, asked_by=asked_by)
-    if axes != ["row", "pos"]:
+    if axes not in (["row", "pos"], ["row"]):
         raise InputError(
             f"{asked_by}: the observable {name!r} has axes {axes}, not losses on fixed rows; "
             f"observe rllc.losses_on(rows) with keep='difference' or keep='all'."
         )
     for i, length in enumerate(draws.lengths):
         values = draws.observed[name][i, :, :length].astype(np.float64)
+        if axes == ["row"]:
+            values = values[..., None]
         losses = np.moveaxis(values, (0, 1), (-2, -1))
         shared = share_minibatches(draws, np.array([i]), length)
         yield FixedRows(losses, draws.settings.get("relaxation"), shared)
@@ -80,12 +83,17 @@ def axes_of(draws: Draws, name: str, *, asked_by: str) -> list[str]:
         raise InputError(
             f"{asked_by}: these draws did not observe {name!r}; {nearest(name, list(axes))}"
         )
-    if f"{name}.covariance" in draws.observed:
+    if moments_only(draws, name):
         raise InputError(
             f"{asked_by}: of {name!r} only moments were kept; "
             f"observe rllc.losses_on(rows, keep='difference')."
         )
     return list(axes[name])
+
+
+def moments_only(draws: Draws, name: str) -> bool:
+    """Whether of an observable only the mean and covariance over the draws were kept."""
+    return f"{name}.covariance" in draws.observed
 
 
 def faults_of_chains(draws: Draws) -> tuple[tuple[Fault, ...], ...]:
@@ -97,7 +105,7 @@ def faults_of_chains(draws: Draws) -> tuple[tuple[Fault, ...], ...]:
     return tuple(of_chains)
 
 
-def _mean(losses: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+def mean_of_finite(losses: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     """The mean of what is not NaN, NaN where nothing is, without a warning."""
     there = np.isfinite(losses)
     total = np.where(there, losses, 0.0).sum(axis=axis)

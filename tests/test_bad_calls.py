@@ -163,11 +163,14 @@ CALLS: dict[str, Call] = {
     "control": for_sampling(rllc.control, limits=None),
     "susceptibilities": for_sampling(rllc.susceptibilities, probes=ROWS),
     "loss_kernel": for_sampling(rllc.loss_kernel, rows=ROWS),
-    "influence": for_sampling(rllc.influence, rows=ROWS, queries=ROWS),
+    "influence": for_sampling(rllc.influence, "compute", rows=ROWS, queries=ROWS),
     "elasticities": Call(
         rllc.elasticities, {"draws": OBSERVED, "rows": "rows", "distance": "distance"}
     ),
     "token_llc": Call(rllc.token_llc, {"draws": OBSERVED, "rows": "rows"}),
+    "singular_fluctuation": Call(
+        rllc.singular_fluctuation, {"draws": OBSERVED, "rows": "rows", "by": "row"}
+    ),
     "named": Call(
         rllc.named,
         {"loss": rllc.next_token, "name": "mine"},
@@ -379,7 +382,7 @@ MADE_BY_RLLC = {
 }
 """Values that a user is given, or makes of what other calls have checked."""
 
-ELSEWHERE = {"Tokens", "as_data", "next_token", "distance"}
+ELSEWHERE = {"each_checkpoint", "Tokens", "as_data", "next_token", "distance"}
 """Tested with data and losses; ``distance`` has no argument."""
 
 

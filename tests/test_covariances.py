@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parabolas import DIM, FAR, GAMMA, LR, MODEL, N_BETA, ROWS, Law, X, losses, made_up
 from tiny import QUIET, SHORT, tiny_model, tiny_tokens
 from torch import Tensor, nn
 
@@ -17,36 +18,9 @@ from rllc.elasticities import elasticities
 from rllc.errors import FileError, InputError
 from rllc.influence import LossKernel
 from rllc.plots.kernels import plot_kernel
-from rllc.seeds import generator
 from rllc.susceptibilities import Susceptibilities
 from rllc.token_llc import token_llc
 
-ROWS, DIM = 6, 4
-LR, GAMMA, N_BETA = 0.02, 4.0, 6.0
-FAR = 4.5
-"""Standard errors: a false alarm in 150,000 comparisons of normal numbers."""
-
-
-class Parabolas(nn.Module):
-    """ℓ_i(v) = c_i + g_i·v + ½ vᵀA_i v, one for each row i; the gradients have mean 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        stream = generator("parabolas")
-        slopes = torch.randn(ROWS, DIM, generator=stream)
-        roots = torch.randn(ROWS, DIM, DIM, generator=stream)
-        self.v = nn.Parameter(torch.zeros(DIM))
-        self.register_buffer("c", torch.randn(ROWS, generator=stream))
-        self.register_buffer("g", slopes - slopes.mean(0))
-        self.register_buffer("A", roots @ roots.mT / 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        i = x[:, 0].long()
-        curved = torch.einsum("nij,i,j->n", self.A[i], self.v, self.v)
-        return self.c[i] + self.g[i] @ self.v + curved / 2
-
-
-MODEL, X = Parabolas(), torch.arange(float(ROWS))[:, None]
 WEIGHTS = {
     "all": (rllc.everything(), slice(0, DIM)),
     "half": (rllc.parameters("v", index=slice(0, 2)).named("half"), slice(0, 2)),
@@ -75,29 +49,6 @@ def sampled(num_chains: int = 64, num_draws: int = 200, **changes: object) -> rl
 @pytest.fixture(scope="module")
 def draws() -> rllc.Draws:
     return sampled()
-
-
-class Law:
-    """Exact at this step size: v is normal with mean 0 and covariance S = (M − εM²/4)⁻¹."""
-
-    def __init__(self, moving: slice) -> None:
-        self.A = MODEL.A.double().numpy()[:, moving, moving]
-        self.g = MODEL.g.double().numpy()[:, moving]
-        self.H = self.A.mean(0)
-        M = N_BETA * self.H + GAMMA * np.eye(len(self.H))
-        self.S = np.linalg.inv(M - LR / 4 * M @ M)
-
-    def rise(self) -> np.ndarray:
-        return np.einsum("nij,ji->n", self.A, self.S) / 2
-
-    def kernel(self) -> np.ndarray:
-        AS = self.A @ self.S
-        return self.g @ self.S @ self.g.T + np.einsum("nij,mji->nm", AS, AS) / 2
-
-    def susceptibilities(self) -> np.ndarray:
-        HS = self.H @ self.S
-        rest = (self.A - self.H) @ self.S
-        return -np.einsum("ij,nji->n", HS, rest) / 2
 
 
 def check(mean: object, truth: np.ndarray, largest_error: float) -> None:
@@ -158,6 +109,26 @@ def test_elasticities_are_those_of_the_law(draws: rllc.Draws, name: str) -> None
         assert mean.standard_error[i] < 0.15 * abs(truth)
 
 
+def test_elasticities_are_printed_beside_the_llc_and_drawn(draws: rllc.Draws) -> None:
+    result = elasticities(draws)
+    first, header, *lines = repr(result).splitlines()
+    assert first.startswith("λ̂ at nβ = 6, γ = 4")
+    assert header.split() == ["weights", "llc", "doubling", "nβ", "doubling", "γ", "status"]
+    doubled = np.log(2) * result.n_beta.value[0]
+    assert f"{result.llc.value[0]:.3g} ± " in lines[0]
+    assert f"{doubled:+.2g} ± " in lines[0]
+    assert list(result.to_dataframe()["status"]) == list(result.status)
+    n_beta = np.array([3.0, 6.0, 12.0])
+    curve = rllc.Resolution(n_beta, (rllc.Estimate.of(draws),) * 3)
+    ax = rllc.plot_resolution(curve, slopes=[result])
+    slope = ax.lines[-1]
+    x, y = slope.get_xdata(), slope.get_ydata()
+    assert (y[1] - y[0]) / np.log(x[1] / x[0]) == pytest.approx(result.n_beta.value[1])
+    assert np.sqrt(x[0] * x[1]) == pytest.approx(N_BETA)
+    with pytest.raises(InputError, match="`slopes` must be a list of what"):
+        rllc.plot_resolution(curve, slopes=result)
+
+
 @pytest.mark.slow
 def test_an_elasticity_is_the_difference_of_two_runs(draws: rllc.Draws) -> None:
     up, down = (rllc.Estimate.of(sampled(n_beta=N_BETA * f)) for f in (1.1, 0.9))
@@ -203,6 +174,42 @@ def test_weighing_a_row_more_moves_the_others_as_influence_says() -> None:
 
 
 @pytest.mark.slow
+def test_the_llc_of_a_head_answers_to_weighing_a_subset_more() -> None:
+    """Finite differences, with the same noise: the loss becomes L + h(ℓ_S − L), h = ±0.2."""
+    model, rows = tiny_model(), tiny_tokens(8)
+    chosen = torch.zeros(8)
+    chosen[:3] = 1
+    first = rows.rows[:, :3].long()
+    sampling = rllc.Sampling(32, 150, num_burnin_steps=100, batch_size=8, num_probes=0, n_beta=60)
+
+    def sampled_with(h: float) -> rllc.Draws:
+        def weighed(module: nn.Module, x: Tensor) -> Tensor:
+            row = (x[:, None, :3] == first).all(-1).int().argmax(1)
+            factor = 1 - h + h * chosen[row] * 8 / 3
+            return rllc.next_token(module, x) * factor[:, None]
+
+        subset = {"subset": rllc.losses_on(rows[:3]), "rows": rllc.losses_on(rows)}
+        sampler = rllc.sgld(1e-3, 60.0)
+        arguments = {"sampler": sampler, "sampling": sampling, "compute": QUIET}
+        return rllc.sample(model, rows, "1:1", loss=weighed, observe=subset, **arguments)
+
+    def llc(h: float) -> np.ndarray:
+        """[chain], on the rows as they are; what is observed is weighed, too."""
+        rise = sampled_with(h).observed["rows"][0].astype(np.float64)
+        factor = 1 - h + h * chosen.numpy() * 8 / 3
+        return 60 * (rise / factor[:, None]).mean(axis=(1, 2, 3))
+
+    response = (llc(0.2) - llc(-0.2)) / 0.4
+    draws = sampled_with(0.0)
+    result = Susceptibilities.of(draws, "subset", phi="rows")
+    predicted = 60**2 * float(result.on_all.value[0])
+    error = 60**2 * float(result.on_all.standard_error[0])
+    z = (response.mean() - predicted) / np.hypot(error, response.std(ddof=1) / len(response) ** 0.5)
+    assert abs(z) < FAR
+    assert abs(predicted) > 5 * error
+
+
+@pytest.mark.slow
 def test_intervals_cover() -> None:
     """Of 200 repetitions of 4 chains of 100 draws, each chain used once."""
     draws = sampled(num_chains=800, num_draws=100)
@@ -232,31 +239,6 @@ def _some_chains(draws: rllc.Draws, first: int) -> rllc.Draws:
 
 
 # Against other code.
-
-
-def made_up(num_refinements: int = 2, seed: int = 0, **observed: np.ndarray) -> rllc.Draws:
-    """Draws with these observations, and losses that are their mean."""
-    shape = next(iter(observed.values())).shape[1:3]
-    names = [f"0:{k}" for k in range(num_refinements)]
-    stream = np.random.default_rng(seed)
-    axes = {name: ["row", "pos"][: array.ndim - 3] for name, array in observed.items()}
-    return rllc.Draws(
-        loss=stream.gamma(2.0, size=(num_refinements, *shape)),
-        baseline=np.zeros((num_refinements, *shape)),
-        diverged=np.full((num_refinements, shape[0]), -1),
-        names=rllc.names.Names(tuple(names), ("x",) * num_refinements),
-        settings=rllc.sgld().settings
-        | rllc.Sampling(shape[0], shape[1]).settings
-        | {"observed": axes, "relaxation": 0.3},
-        observed=observed,
-    )
-
-
-def losses(*shape: int, seed: int = 0) -> np.ndarray:
-    """[refinement, chain, draw, row, pos], with correlations between tokens."""
-    stream = np.random.default_rng(seed)
-    common = stream.standard_normal((*shape[:3], 1, 1))
-    return stream.standard_normal(shape) * 0.3 + common * stream.uniform(-1, 1, shape[3:]) + 0.5
 
 
 def test_a_slow_loop() -> None:
@@ -351,15 +333,13 @@ def test_of_a_language_model(tmp_path: Path) -> None:
     assert result.value.shape == (6, 3, 6)
     assert len(result.to_dataframe()) == 6 * 3 * 6
     assert dict(result.to_xarray().sizes) == {"refinement": 6, "row": 3, "pos": 6}
-    assert "Susceptibilities of 6 refinements to 3 × 6 tokens" in repr(result)
+    assert "Susceptibilities: susceptibility, 3 × 6 (row × pos)" in repr(result)
+    assert "0:1" in repr(result)
     # The same, alone and from draws.
     draws = rllc.sample(model, rows, "0:1", observe={"p": rllc.losses_on(probes)}, **options)
     again = Susceptibilities.of(draws, "p")
     np.testing.assert_allclose(again.value[0], result["0:1"].value, rtol=1e-2, atol=1e-6)
-    stored = Susceptibilities.load(result.save(tmp_path / "chi.npz"))
-    np.testing.assert_array_equal(stored.value, result.value)
-    assert stored.faults == result.faults
-    assert stored.names == result.names
+    assert Susceptibilities.load(result.save(tmp_path / "chi.npz")) == result
     with pytest.raises(FileError, match=r"as Susceptibilities: it holds rllc\.Draws"):
         Susceptibilities.load(draws.save(tmp_path / "draws.npz"))
 
@@ -367,20 +347,52 @@ def test_of_a_language_model(tmp_path: Path) -> None:
     np.testing.assert_allclose(kernel.value, kernel.value.swapaxes(1, 2), rtol=1e-6)
     tokens = LossKernel.of(draws, "p", by="token")
     assert tokens.value.shape == (1, 18, 18)
-    influence = rllc.influence(model, rows, rows[:2], probes, "0:1", **options)
+    influence = rllc.influence(model, rows, rows[:2], probes, "0:1", sampling=SHORT)
     assert influence.value.shape == (1, 2, 3)
     assert influence.kind == "influence"
     table = influence.to_dataframe()
     assert table.query("row == 1 and query == 2")["influence"].item() == influence.value[0, 1, 2]
-    again = LossKernel.load(influence.save(tmp_path / "influence.npz"))
-    np.testing.assert_array_equal(again.value, influence.value)
-    assert (again.kind, again.names, again.faults) == (
-        influence.kind,
-        influence.names,
-        influence.faults,
+    assert LossKernel.load(influence.save(tmp_path / "influence.npz")) == influence
+    assert "LossKernel: influence, 2 × 3 (row × query)" in repr(influence)
+    # The mean of a row, kept alone, is the mean of its tokens.
+    np.testing.assert_allclose(
+        kernel["0:1"].value, LossKernel.of(draws, "p").value[0], rtol=5e-3, atol=1e-6
     )
-    assert "influence of the losses of 2 × 3 rows" in repr(influence)
     assert plot_kernel(kernel, "0:1").get_xlabel() == "query"
+
+
+def test_over_training_and_again(tmp_path: Path) -> None:
+    """A sweep keeps what was observed; another call goes on, and nothing is lost in between."""
+    rows, probes = tiny_tokens(), tiny_tokens(3, seed=1, name="probes")
+    models = {0: tiny_model(), 10: tiny_model(1)}
+    heads = ["0:1", "1:2"]
+    store = rllc.Store(tmp_path / "sweep", observe={"probes": rllc.losses_on(probes)})
+    options = {"sampling": SHORT, "compute": QUIET}
+    rllc.track([(0, models[0])], rows, heads, store=store, **options)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("cells/*.npz")}
+    rllc.track(list(models.items()), rows, heads, store=store, **options)
+    assert before.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")}.items()
+    over = rllc.each_checkpoint(rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of)
+    assert list(over) == [0, 10]
+    for step, model in models.items():
+        observe = {"probes": rllc.losses_on(probes)}
+        draws = rllc.sample(model, rows, heads, observe=observe, **options)
+        direct = Susceptibilities.of(draws)
+        assert over[step].names == direct.names
+        np.testing.assert_allclose(over[step].value, direct.value, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(over[step].by_row.value, direct.by_row.value, rtol=1e-5)
+    # A cell that is not there is NaN, and says so.
+    for path in before:
+        path.unlink()
+    partly = rllc.each_checkpoint(rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of)
+    assert np.isnan(partly[0].value).all()
+    assert partly[0].status == ("missing", "missing")
+    assert set(partly[0].marks().ravel()) == {"no chains"}
+    assert partly[10] == over[10]
+    for path in tmp_path.rglob("cells/*.npz"):
+        path.unlink()
+    with pytest.raises(InputError, match="no cell of this sweep is finished"):
+        rllc.each_checkpoint(rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of)
 
 
 def test_what_cannot_be_told_is_refused() -> None:
@@ -399,9 +411,20 @@ def test_what_cannot_be_told_is_refused() -> None:
     with pytest.raises(InputError, match="the same chains and draws"):
         covariance(np.zeros((2, 8)), np.zeros((2, 9)), None)
     moments = {"rows": np.ones((2, 2, 3)), "rows.covariance": np.ones((2, 2, 3, 3))}
-    kept = replace(draws, observed=moments)
+    kept = replace(draws, observed=moments | {"p": np.ones((2, 2, 8, 3))})
+    kept.settings["observed"]["p"] = ["row"]
     with pytest.raises(InputError, match="only moments were kept"):
-        LossKernel.of(kept)
+        token_llc(kept)
+    with pytest.raises(InputError, match="its covariance with other rows is not known"):
+        LossKernel.of(kept, queries="p")
+    with pytest.raises(InputError, match="`by` must be 'token' or 'row'"):
+        rllc.losses_on(X, by="head")
+    with pytest.raises(InputError, match=r"`phi` must give one number a draw.*got \[3\]"):
+        Susceptibilities.of(draws, "rows", phi=lambda draws: np.ones(3))
+    with pytest.raises(InputError, match="`sweep` must be what rllc.Sweep.open gave"):
+        rllc.each_checkpoint(draws, Susceptibilities.of)
+    with pytest.raises(InputError, match="expected the name of an observable, got none"):
+        Susceptibilities.of(draws, [])
     flat = replace(far, settings=dict(far.settings) | {"localization": 0.0})
     with pytest.raises(InputError, match="has no localization"):
         elasticities(flat)

@@ -323,7 +323,16 @@ def _style(effect: float) -> list[str]:
 
 def _text(of_head: TokensInContext, token: int) -> str:
     """A token's text, escaped, with its line breaks visible; the style sets ids apart."""
-    return escape(of_head.decode(int(token)).translate(_VISIBLE_BLANKS)) or "∅"
+    return visible(of_head.decode(int(token)))
+
+
+def visible(text: str) -> str:
+    """Return text escaped for a page, with its line breaks visible.
+
+    >>> visible("<b>\\n")
+    '&lt;b&gt;⏎'
+    """
+    return escape(text.translate(_VISIBLE_BLANKS)) or "∅"
 
 
 def _quoted(of_head: TokensInContext, token: int) -> str:

@@ -14,7 +14,9 @@ from rllc.refinement import DataLike, product
 
 
 def losses_on(
-    rows: DataLike, keep: Literal["all", "difference", "moments"] = "difference"
+    rows: DataLike,
+    keep: Literal["all", "difference", "moments"] = "difference",
+    by: Literal["token", "row"] = "token",
 ) -> Observable:
     """Losses on fixed rows at every draw.
 
@@ -30,22 +32,27 @@ def losses_on(
         keep: ``"difference"``: ℓ(v) − ℓ(w*), as float16: 2 bytes for each refinement, chain, draw,
             row and position. ``"all"``: ℓ(v), as float32. ``"moments"``: mean and covariance of
             ℓ(v) over the draws of each chain.
+        by: ``"row"`` keeps each row's mean loss only, as many times fewer numbers as a row has
+            positions. It is enough for influence of rows on rows and loss kernels.
 
     Returns:
         An observable with axes ``row, pos``; one position where the loss gives one number a row.
-        NaN where nothing is predicted, as at padding.
+        NaN where nothing is predicted, as at padding. With ``by="row"`` the axis is ``row``.
 
     Raises:
-        InputError: ``rows`` is not one data set.
+        InputError: ``rows`` is not one data set, or ``by`` is something else.
     """
+    if by not in ("token", "row"):
+        raise InputError(f"losses_on: `by` must be 'token' or 'row', got {by!r}.")
     data_sets = product(None, rows)
     if len(data_sets) != 1:
         raise InputError(
             f"losses_on: expected one data set, got {[r.data_name for r in data_sets]}; "
             f"make an observable for each."
         )
-    on = LossesOn(data_sets[0].data)
-    return Observable(on, ("row", "pos"), keep=keep, origin=on.at_origin)
+    on = LossesOn(data_sets[0].data, by)
+    axes = ("row", "pos") if by == "token" else ("row",)
+    return Observable(on, axes, keep=keep, origin=on.at_origin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +60,17 @@ class LossesOn:
     """``measure`` of :func:`losses_on`; a value that can be pickled."""
 
     rows: Data
+    by: Literal["token", "row"] = "token"
 
     def __call__(self, moment: Moment) -> Tensor:
-        """``[run, row, pos]``."""
-        return _with_positions(moment.evaluate(self.rows), 3)
+        """``[run, row, pos]``, or ``[run, row]``."""
+        losses = _with_positions(moment.evaluate(self.rows), 3)
+        return losses if self.by == "token" else losses.nanmean(2)
 
     def at_origin(self, moment: Moment) -> Tensor:
-        """``[row, pos]``."""
-        return _with_positions(moment.evaluate_origin(self.rows), 2)
+        """``[row, pos]``, or ``[row]``."""
+        losses = _with_positions(moment.evaluate_origin(self.rows), 2)
+        return losses if self.by == "token" else losses.nanmean(1)
 
 
 def minibatch_losses(keep: Literal["all", "difference"] = "difference") -> Observable:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rllc.draws import Draws
+from rllc.elasticities import Elasticities
 from rllc.errors import InputError, must_be, nearest
 from rllc.estimate import Estimate
 from rllc.faults import Fault
@@ -31,6 +32,7 @@ from rllc.plots.selection import (
     panels_for,
     rows_of_data,
 )
+from rllc.plots.slopes import draw_slopes
 from rllc.resolution import Resolution
 from rllc.trajectory import Trajectory
 
@@ -160,7 +162,11 @@ def plot_curves(
 
 
 def plot_resolution(
-    resolution: Resolution, ax: Axes | None = None, *, simultaneous: bool = False
+    resolution: Resolution,
+    ax: Axes | None = None,
+    *,
+    simultaneous: bool = False,
+    slopes: Sequence[Elasticities] = (),
 ) -> Axes:
     """Draw λ̂ as a curve over nβ, on a log axis: one line a refinement with its 95 % band.
 
@@ -173,6 +179,7 @@ def plot_resolution(
         resolution: what :func:`rllc.resolution` gave.
         ax: where to draw; ``None`` makes a figure.
         simultaneous: whether the bands hold together with 95 % at all nβ of all lines.
+        slopes: what :func:`rllc.elasticities` gave for single runs, drawn as short lines.
     """
     right = isinstance(resolution, Resolution)
     must_be("plot_resolution", "resolution", resolution, right, "what rllc.resolution gave")
@@ -216,6 +223,7 @@ def plot_resolution(
     ax.set_xlabel(r"$n\beta$")
     ax.set_ylabel(rf"$\hat\lambda$ ({of_intervals('band', simultaneous)})")
     zero_line(ax, resolution.value)
+    draw_slopes(slopes, ax)
     ax.legend(frameon=False, fontsize="small", ncols=1 + len(resolution.weights) // 9)
     return ax
 

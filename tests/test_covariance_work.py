@@ -1,0 +1,33 @@
+"""The work of observing rows, counted in floating-point operations."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import tiny_model
+
+from examples.benchmarks import covariances
+from rllc.models import AttentionOnlyConfig
+
+SIZE = covariances.Size(
+    AttentionOnlyConfig(n_layers=2, d_model=32, n_heads=2, d_head=8, n_ctx=32, d_vocab=400),
+    num_rows=2,
+    num_probes=64,
+    num_draws=1,
+)
+SHAPE = {"d_model": 32, "n_heads": 2, "d_head": 8, "n_ctx": 32, "d_vocab": 400}
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_observing_64_rows_costs_the_forward_passes_that_it_needs(layer: int) -> None:
+    share = covariances.observing(tiny_model(**SHAPE), SIZE, layer)
+    assert 0.5 < share < 1.15
+
+
+@pytest.mark.oracle
+def test_a_matrix_takes_less_than_devinterps() -> None:
+    pytest.importorskip("devinterp")
+    size = covariances.Size(SIZE.config, num_rows=2, num_probes=4, num_draws=1)
+    model = tiny_model(**SHAPE)
+    own = covariances.ours(model, size, 2) - covariances.ours(model, size, 1)
+    other = covariances.theirs(model, size, 2) - covariances.theirs(model, size, 1)
+    assert other > 1.8 * own
