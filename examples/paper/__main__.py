@@ -4,6 +4,7 @@
     python -m examples.paper --small      # Python's own texts, half code and half prose
     python -m examples.paper --small --data train.jsonl.zst --subsets Github "Wikipedia (en)"
     python -m examples.paper --full --data … --subsets Github … --device cuda   # the paper's sizes
+    python -m examples.paper --full … --cost     # what it would take here, from a few steps of each
     python -m examples.paper.claims       # the table again, from the stored results, in a minute
 
 Run it in the folder of the repository. Killed, the same command goes on where it stopped: trained

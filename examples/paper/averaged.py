@@ -13,7 +13,7 @@ from .train import WINDOW, measured_steps
 
 
 def averaged_checkpoints(settings: Settings, seed: int) -> list[rllc.Checkpoint]:
-    """The checkpoints that estimates are made at; those that are not there yet are written.
+    """The checkpoints that estimates are made at, as far as training has come.
 
     λ̂ is of a neighbourhood of a minimum. A high learning rate leaves weights on the walls around
     it, where λ̂ says how far the noise of training has carried them. The mean over a window of
@@ -21,10 +21,12 @@ def averaged_checkpoints(settings: Settings, seed: int) -> list[rllc.Checkpoint]
     """
     folder = settings.folder(seed) / "averaged"
     folder.mkdir(exist_ok=True)
+    source = settings.folder(seed) / "checkpoints"
+    trained = {checkpoint.step for checkpoint in rllc.checkpoints(source)}
     for step in measured_steps(settings):
         final = folder / f"step{step:07d}"
-        if not final.exists():
-            write_average(settings.folder(seed) / "checkpoints", step, final)
+        if step in trained and not final.exists():
+            write_average(source, step, final)
     return rllc.checkpoints(folder)
 
 

@@ -188,12 +188,16 @@ def lookers_below_multigram(runs: Sequence[Run]) -> Claim:
     )
 
 
-def lower(runs: Sequence[Run], claim: str, layer: int, group: Sequence[str]) -> Claim:
+def lower(
+    runs: Sequence[Run], claim: str, layer: int, group: Sequence[str], sweep: str = "heads"
+) -> Claim:
     """How far heads of some roles lie below the others of their layer, log λ̂."""
     scale = f"log λ̂ of the other heads of layer {layer}, less theirs"
     blocks = []
     for run in runs:
-        values, errors = log_llc(run, "heads", run.base, layers(run)[layer])
+        if sweep not in run.llc:
+            continue
+        values, errors = log_llc(run, sweep, run.base, layers(run)[layer])
         marked = np.array([run.roles[head] in group for head in layers(run)[layer]])
         blocks.append(Block(run.name, -values, errors, marked))
     return of_blocks(claim, scale, blocks)
@@ -242,6 +246,23 @@ def smallest(trial: Trial) -> float:
 
 def untested(claim: str, scale: str, reason: str) -> Claim:
     return Claim(claim, None, scale, UNTESTED, reason)
+
+
+def by_resolution(runs: Sequence[Run]) -> str:
+    """How far induction heads lie below the others of layer 1 at each nβ and γ, as a table."""
+    names = ["heads", "paper"]
+    for run in runs:
+        names += [name for name in run.llc if name.startswith("resolution-")]
+    lines = ["| nβ | γ | log λ̂ of the others less that of induction heads |", "|---|---|---|"]
+    for name in dict.fromkeys(names):
+        answer = lower(runs, "", 1, ("induction", "bracket"), sweep=name)
+        if answer.effect is None:
+            continue
+        settings = next(run.llc[name].settings for run in runs if name in run.llc)
+        low, high = answer.effect.interval
+        effect = f"{answer.effect.value:+.2f} ({low:+.2f} … {high:+.2f})"
+        lines.append(f"| {settings['n_beta']:g} | {settings['localization']:g} | {effect} |")
+    return "\n".join(lines)
 
 
 # Memory.
@@ -590,6 +611,7 @@ def main(argv: Sequence[str] | None = None) -> list[Claim]:
         parser.error("there are no results in these folders")
     claims = all_claims(runs)
     print(as_markdown(claims))
+    print(f"\n{by_resolution(runs)}")
     if args.figures:
         from .figures import draw_all
 

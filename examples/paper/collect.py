@@ -11,7 +11,7 @@ from rllc.errors import FileError
 from .data import Data
 from .measure import measure
 from .results import Run
-from .settings import Settings
+from .settings import SIZES, Settings
 from .sweep import LIMITS, mean_slopes, plans, store_of
 from .trained import look_at_heads
 
@@ -51,7 +51,7 @@ def collect(settings: Settings, seed: int, data: Data) -> Run:
         llc=trajectories,
         slopes=slopes,
         tables={name: table for name, table in found.items() if table is not None},
-        settings={name: str(value) for name, value in vars(settings).items()},
+        settings={name: getattr(settings, name) for name in SIZES},
     )
 
 

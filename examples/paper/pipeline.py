@@ -9,6 +9,7 @@ import rllc
 
 from .claims import Claim, all_claims
 from .collect import collect, results_of, share_flagged
+from .cost import print_cost
 from .data import Data, read_data
 from .figures import draw_all
 from .page import write_page
@@ -26,6 +27,9 @@ def main(argv: list[str] | None = None, description: str | None = None) -> list[
     settings.out.mkdir(parents=True, exist_ok=True)
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     data = read_data(settings, seeds)
+    if settings.cost:
+        print_cost(settings, data)
+        return []
     train(settings, data)
     print(f"trained ({time.perf_counter() - begin:.0f} s so far)", flush=True)
     sweep_all(settings, data)

@@ -19,8 +19,8 @@ SIZES = {
     "positions": (64, 128, 1024, "tokens of a row on which estimates are made"),
     "n_beta": (4000.0, 4000.0, 30.0, "nβ of the sampler"),
     "lr": (3e-4, 3e-4, 1e-3, "its step size"),
-    "whole_n_beta": (30.0, 30.0, 30.0, "nβ of the sampler of all weights"),
-    "whole_lr": (1e-3, 1e-3, 1e-3, "its step size"),
+    "whole_n_beta": (300.0, 300.0, 30.0, "nβ of the sampler of all weights"),
+    "whole_lr": (1e-4, 1e-4, 1e-3, "its step size"),
     "subset_every": (3, 4, 1, "code and prose at every so many checkpoints"),
     "chains": (4, 4, 4, "chains of each head"),
     "draws": (24, 24, 200, "draws of each chain"),
@@ -45,6 +45,7 @@ class Settings(argparse.Namespace):
     first_seed: int
     device: str | None
     quiet: bool
+    cost: bool
 
     d_model: int
     heads: int
@@ -118,6 +119,7 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="output folder; default: rllc-out/paper-<size>")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--device", help="where to compute, such as cuda; default: the CPU")
+    parser.add_argument("--cost", action="store_true", help="only say what it would take")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     for name, (tiny, small, full, words) in SIZES.items():
         option = f"--{name.replace('_', '-')}"

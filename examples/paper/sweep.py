@@ -16,6 +16,18 @@ LIMITS = rllc.Limits(max_imprecision=0.4)
 """For curves over training ± 40 % at 95 % will do: values grow fivefold."""
 
 
+PAPER_N_BETA = 30.0
+PAPER_LR = 1e-3
+RESOLUTIONS = (
+    (300.0, 200.0, 1e-3),
+    (1000.0, 200.0, 5e-4),
+    (4000.0, 2000.0, 3e-4),
+    (4000.0, 20.0, 3e-4),
+)
+"""nβ, γ and lr at which the last checkpoint is measured as well: does the order of heads turn?"""
+LAST_ONLY = 1_000_000
+
+
 class Plan(NamedTuple):
     """One sweep."""
 
@@ -29,6 +41,8 @@ class Plan(NamedTuple):
     """ℓ = L1: against what the one-layer model predicts."""
     n_beta: float | None = None
     lr: float | None = None
+    localization: float = 200.0
+    """γ; the paper's."""
 
 
 def plans(settings: Settings, data: Data) -> list[Plan]:
@@ -43,49 +57,50 @@ def plans(settings: Settings, data: Data) -> list[Plan]:
         Plan("whole", base, 1, whole=True, n_beta=settings.whole_n_beta, lr=settings.whole_lr),
         Plan("distilled", base, 2, distilled=True),
     ]
-    if settings.n_beta != PAPER_N_BETA:
-        few = settings.checkpoints // 3
-        sweeps.append(Plan("paper", code_and_prose, few, n_beta=PAPER_N_BETA, lr=PAPER_LR))
+    if settings.n_beta == PAPER_N_BETA:
+        return sweeps
+    few = settings.checkpoints // 3
+    sweeps.append(Plan("paper", code_and_prose, few, n_beta=PAPER_N_BETA, lr=PAPER_LR))
+    for n_beta, localization, lr in RESOLUTIONS:
+        name = resolution_name(n_beta, localization)
+        sweeps.append(Plan(name, base, LAST_ONLY, False, False, n_beta, lr, localization))
     return sweeps
 
 
-PAPER_N_BETA = 30.0
-PAPER_LR = 1e-3
-
-
-def sweep(settings: Settings, seed: int, data: Data) -> dict[str, rllc.Trajectory]:
-    """λ̂ over training, by the name of the sweep."""
-    return {plan.name: track(settings, seed, plan) for plan in plans(settings, data)}
+def resolution_name(n_beta: float, localization: float) -> str:
+    return f"resolution-{n_beta:g}-{localization:g}"
 
 
 def track(settings: Settings, seed: int, plan: Plan) -> rllc.Trajectory:
     """One sweep; what is in its store already is not computed again."""
     if not settings.quiet:
         print(f"seed {seed}: sweep of {plan.name}", flush=True)
-    loss = None
-    if plan.distilled:
-        folder = settings.folder(settings.one_layer_seed(seed)) / "one_layer"
-        loss = rllc.distillation(rllc.load(folder, device=settings.device))
-    weights: Callable[..., Any] | None = None if plan.whole else rllc.heads
+    folder = settings.folder(settings.one_layer_seed(seed)) / "one_layer"
+    one_layer = rllc.load(folder, device=settings.device) if plan.distilled else None
+    observed = rllc.Store(store_of(settings, seed, plan.name), observe={"slope": slope()})
     return rllc.track(
         every(averaged_checkpoints(settings, seed), plan.every),
         plan.data,
-        weights,
-        loss=loss,
-        sampler=rllc.sgld(lr=plan.lr or settings.lr, localization=LOCALIZATION),
-        sampling=sampling_of(settings, seed, plan),
+        store=observed,
         limits=LIMITS,
-        store=rllc.Store(store_of(settings, seed, plan.name), observe={"slope": slope()}),
-        compute=rllc.Compute(
+        **arguments(settings, seed, plan, one_layer),
+    )
+
+
+def arguments(settings: Settings, seed: int, plan: Plan, one_layer: Any) -> dict[str, Any]:
+    """What a sweep and the estimate of its cost have in common."""
+    weights: Callable[..., Any] | None = None if plan.whole else rllc.heads
+    return {
+        "weights": weights,
+        "loss": rllc.distillation(one_layer) if plan.distilled else None,
+        "sampler": rllc.sgld(lr=plan.lr or settings.lr, localization=plan.localization),
+        "sampling": sampling_of(settings, seed, plan),
+        "compute": rllc.Compute(
             device=settings.device,
             executor=settings.processes or None,
             progress=not settings.quiet,
         ),
-    )
-
-
-LOCALIZATION = 200.0
-"""The paper's γ."""
+    }
 
 
 def sampling_of(settings: Settings, seed: int, plan: Plan) -> rllc.Sampling:
