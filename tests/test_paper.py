@@ -13,7 +13,7 @@ from test_examples import run
 from tiny import tiny_model, tiny_tokens
 
 import rllc
-from examples.paper import averaged, claims, results, settings, sweep, train, trained
+from examples.paper import averaged, claims, cost, data, results, settings, sweep, train, trained
 from examples.paper.claims import CONTRADICTED, HOLDS, UNTESTED, WEAK
 from examples.paper.results import load_runs
 from rllc.analysis import ablation, circuit
@@ -57,9 +57,8 @@ def test_checkpoints_are_as_many_as_asked_for_with_both_ends(count: int) -> None
 
 
 def test_every_so_many_checkpoints_end_with_the_last() -> None:
-    checkpoints = [rllc.Checkpoint(step, "folder") for step in range(8)]
-    chosen = sweep.every(checkpoints, 3)
-    assert [checkpoint.step for checkpoint in chosen] == [1, 4, 7]
+    assert sweep.every(range(8), 3) == [1, 4, 7]
+    assert sweep.every(range(8), sweep.LAST_ONLY) == [7]
 
 
 def test_weights_are_averaged_over_the_last_of_their_steps(tmp_path: Path) -> None:
@@ -123,6 +122,21 @@ def test_heads_ablated_together_cost_what_a_circuit_costs() -> None:
     rise = ablation.ablate(model, rows, [trained.together(("0:1", "1:0"))]).tokens
     cost = circuit.ablate_circuit(model, rows, ["0:1", "1:0"], {"late": mask}, num_random=0)
     assert rise[0][mask[:, 1:]].mean() == pytest.approx(cost.loss[0, 0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_cost_is_said_and_nothing_is_written(tmp_path: Path, capsys) -> None:
+    options = ["--tiny", "--quiet", "--cost", "--out", str(tmp_path), "--processes", "0"]
+    for name, value in (SIZES | {"train-rows": 300}).items():
+        options += [f"--{name}", str(value)]
+    asked = settings.read_settings(options)
+    hours = cost.print_cost(asked, data.read_data(asked, [0]))
+    printed = capsys.readouterr().out
+    for plan in ("heads", "subsets", "whole", "distilled", "paper"):
+        assert f"sweep of {plan}: " in printed
+    assert f"in all {hours:.2f} h" in printed
+    assert hours > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 HEAD_PARAMETERS = ("W_K", "W_O", "W_Q", "W_V", "b_K", "b_Q", "b_V")

@@ -1,7 +1,7 @@
 """The sweeps over training: which weights, data and loss, at which checkpoints and resolution."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +11,8 @@ import rllc
 from .averaged import averaged_checkpoints
 from .data import Data
 from .settings import Settings
+
+T = TypeVar("T")
 
 LIMITS = rllc.Limits(max_imprecision=0.4)
 """For curves over training ± 40 % at 95 % will do: values grow fivefold."""
@@ -123,8 +125,8 @@ def store_of(settings: Settings, seed: int, name: str) -> str:
     return str(settings.folder(seed) / f"sweep-{name}")
 
 
-def every(checkpoints: Sequence[rllc.Checkpoint], stride: int) -> list[rllc.Checkpoint]:
-    """Every so many, counted from the last."""
+def every(checkpoints: Sequence[T], stride: int) -> list[T]:
+    """Every so many checkpoints, or steps, counted from the last."""
     return list(checkpoints[::-1][::stride][::-1])
 
 
