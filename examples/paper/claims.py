@@ -1,35 +1,68 @@
-"""What arXiv 2410.02984 claims, as questions: each claim, what was measured, holds or not.
+"""What arXiv 2410.02984 claims, as effects: how large, how well known, and what that says.
 
-Each function gives a :class:`Claim` from the runs of all seeds. Its criterion is written beside it,
-so that it can be argued with. Where nothing can be measured, such as no induction head, or so few
-heads that no outcome could be told from chance, the verdict says so.
+    python -m examples.paper.claims                            # of the stored results, in a minute
+    python -m examples.paper.claims rllc-out/paper-small/results --figures rllc-out/figures
+
+Each function makes one :class:`Claim` from the runs of all seeds and texts. λ̂ is compared within a
+layer and on a log scale, so an effect of 0.2 is 22 %. A claim *holds* if the 95 % interval of its
+effect lies on the claimed side of 0. It is *contradicted* if the interval lies on the other side,
+or leaves out every effect of a size that would matter. Else it is *too weak to tell*; the table
+says what would have been seen in 80 % of trials. Where nothing can be compared it is *not
+testable*.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from sklearn.metrics import adjusted_rand_score
 
-from .results import FORMED, Run, layer_of
-from .significance import Change, Statistic, mean_change, permuted, rank_correlation, spread
+from rllc.analysis import clustering, stages
+
+from .effects import (
+    Block,
+    Effect,
+    beyond_permutations,
+    contrast,
+    has_contrast,
+    of_correlation,
+    partial_rank_correlation,
+    pooled,
+    rank_correlation,
+    spread,
+)
+from .power import Trial, of_contrasts, of_correlations, smallest_seen
+from .results import Run, layer_of, load_runs
 
 SIMPLE = ("previous token", "current token", "induction", "bracket")
 """Roles of heads that run a simple algorithm, as against those that remember multigrams."""
 HOLDS = "holds"
-FAILS = "does not hold"
+CONTRADICTED = "contradicted"
+WEAK = "too weak to tell"
 UNTESTED = "not testable"
-LEVEL = 0.05
-"""Chance at which a claim about heads that do not differ would be said to hold."""
+STORED = Path(__file__).parent / "results"
+
+MATTERS = 0.2
+"""On a log scale: less than 22 % would not matter."""
+MATTERS_CORRELATION = 0.2
+"""The same of atanh ρ."""
 
 
 class Claim(NamedTuple):
-    """A row of the table; the verdict is one of ``HOLDS``, ``FAILS`` and ``UNTESTED``."""
+    """A row of the table."""
 
     claim: str
-    criterion: str
-    measured: str
+    effect: Effect | None
+    scale: str
+    """What the effect is, and in which unit."""
     verdict: str
+    detail: str = ""
+    """What is beside it: parts, other readings."""
+    seen: float = float("nan")
+    """The smallest effect that made-up heads of this layout would have shown in 80 % of trials."""
 
 
 def all_claims(runs: Sequence[Run]) -> list[Claim]:
@@ -37,387 +70,555 @@ def all_claims(runs: Sequence[Run]) -> list[Claim]:
     questions = (
         induction_circuit,
         differentiation,
-        simple_below_multigram,
+        induction_below_others,
+        lookers_below_multigram,
         memory,
+        memory_beyond_ablation,
         clusters_are_roles,
-        on_code,
-        against_one_layer,
+        induction_on_code,
+        multigram_on_code,
+        layer_one_rises,
+        layer_zero_falls,
         stages_show,
         multigram_circuit,
     )
     return [question(runs) for question in questions]
 
 
-def verdict(holds: bool) -> str:
-    return HOLDS if holds else FAILS
+def judge(effect: Effect, matters: float) -> str:
+    """The verdict on an effect that is claimed to be above 0."""
+    low, high = effect.interval
+    if low > 0:
+        return HOLDS
+    if high < 0 or (high < matters and low > -matters):
+        return CONTRADICTED
+    return WEAK
 
 
-# The heads.
+# The circuit, and whether heads part.
 
 
 def induction_circuit(runs: Sequence[Run]) -> Claim:
-    """The best prefix-matching head reads, with its keys, the best previous-token head."""
-    measured = []
-    holds = []
+    """The head that matches prefixes best reads, with its keys, the best previous-token head."""
+    claim = "an induction head forms, and the previous-token head feeds its keys"
+    scale = "effect of the path from it, less the strongest other of layer 0, nats"
+    effects = []
+    details = []
     for run in runs:
-        matching = run.final_scores("prefix_matching", 1)
-        previous = run.final_scores("previous_token", 0)
-        best = max(matching, key=matching.__getitem__)
-        sender = max(previous, key=previous.__getitem__)
-        strongest = int(np.argmax(run.paths.effect))
-        path = run.paths.paths[strongest]
-        effect = run.paths.effect[strongest]
-        error = run.paths.standard_error[strongest]
-        formed = matching[best] >= FORMED and previous[sender] >= FORMED
-        holds.append(bool(formed and path == f"{sender}->{best}.K" and effect > 2 * error))
-        measured.append(
-            f"{best} matches prefixes {matching[best]:.2f}, "
-            f"{sender} looks one back {previous[sender]:.2f}, "
-            f"strongest path {path} ({effect:+.3f} ± {error:.3f} nats)"
+        _, gain = run.gain()
+        paths = run.tables["paths"]
+        last = last_rows(run)
+        previous = last[last["head"].map(layer_of) == 0].set_index("head")["previous_token"]
+        sender = previous.idxmax()
+        receiver = paths["receiver"].iloc[0]
+        matching = last.set_index("head")["prefix_matching"][receiver]
+        from_it = paths[paths["sender"] == sender].iloc[0]
+        others = paths[paths["sender"] != sender]
+        strongest = others.loc[others["effect"].idxmax()]
+        error = np.hypot(from_it["standard_error"], strongest["standard_error"])
+        details.append(
+            f"{run.name}: gain {gain[-1]:.2f} nats, {sender} {previous[sender]:.2f}, "
+            f"{receiver} {matching:.2f}"
         )
-    return Claim(
-        "an induction head forms, and a previous-token head feeds its keys",
-        f"in every seed both scores ≥ {FORMED}, and of layer 0 the previous-token head has the "
-        "path of most effect, > 2 se",
-        "; ".join(measured),
-        verdict(all(holds)),
-    )
+        if run.forming() is not None:
+            difference = float(from_it["effect"] - strongest["effect"])
+            effects.append(Effect(difference, float(error), len(runs) * 30))
+    if not effects:
+        return untested(claim, scale, "no induction circuit forms")
+    effect = pooled(effects)
+    return Claim(claim, effect, scale, judge(effect, 0.01), "; ".join(details))
+
+
+def last_rows(run: Run) -> pd.DataFrame:
+    """The table of heads at the last step."""
+    table = run.tables["heads"]
+    return table[table["step"] == table["step"].max()]
 
 
 def differentiation(runs: Sequence[Run]) -> Claim:
     """Heads of a layer start alike and come apart."""
-    measured = []
-    holds = []
+    claim = "heads start alike and differentiate"
+    scale = "log of the spread within a layer at the end over that at the start"
+    effects = []
+    details = []
     for run in runs:
-        first = []
-        last = []
-        errors = []
-        levels = []
-        for heads in run.layers.values():
-            if len(heads) < 2:
-                continue
-            curves = [run.curve(head, run.base) for head in heads]
-            values = np.stack([value for value, _ in curves])
-            standard_errors = np.stack([error for _, error in curves])
-            first.append(values[:, 0].std(ddof=1))
-            last.append(spread(values[:, -1], standard_errors[:, -1]))
-            errors.append(root_mean_square(standard_errors[:, -1]))
-            levels.append(values[:, -1].mean())
-        at_start = root_mean_square(first)
-        at_end = root_mean_square(last)
-        error = root_mean_square(errors)
-        measured.append(
-            f"{at_start:.2f} → {at_end:.2f} (errors {error:.2f}, mean λ̂ {np.mean(levels):.2f})"
-        )
-        holds.append(at_end > 2 * at_start and at_end > error)
-    return Claim(
-        "heads start alike and differentiate",
-        "in every seed the standard deviation of λ̂ over the heads of a layer, at the end without "
-        f"what errors add, is more than twice that at step {runs[0].heads.steps[0]}, errors "
-        "included, and larger than the errors",
-        "; ".join(measured),
-        verdict(all(holds)),
-    )
+        for layer, heads in layers(run).items():
+            curves = [run.curve("heads", head) for head in heads]
+            values = np.stack([value for _, value, _ in curves])
+            errors = np.stack([error for _, _, error in curves])
+            first = spread(values[:, 0], errors[:, 0])
+            last = spread(values[:, -1], errors[:, -1])
+            # The logarithm of a standard deviation of n normal values has this error.
+            error = 1 / np.sqrt(2 * (len(heads) - 1))
+            ratio = float(np.log(last / first))
+            effects.append(Effect(ratio, error * np.sqrt(2), len(heads) - 1))
+            details.append(f"{run.name} layer {layer}: {first:.1f} → {last:.1f}")
+    effect = pooled(effects)
+    return Claim(claim, effect, scale, judge(effect, np.log(2)), "; ".join(details))
 
 
-def root_mean_square(values: np.ndarray | Sequence[float]) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
+def layers(run: Run) -> dict[int, list[str]]:
+    """The heads of each layer."""
+    heads_of: dict[int, list[str]] = {}
+    for head in run.heads:
+        heads_of.setdefault(layer_of(head), []).append(head)
+    return heads_of
 
 
 # Heads of one layer beside each other.
 
 
-def simple_below_multigram(runs: Sequence[Run]) -> Claim:
-    """Heads with simple algorithms end below multigram heads of their layer."""
-    tables = {}
-    for run in runs:
-        for layer, heads in run.layers.items():
-            classified = [head for head in heads if run.roles[head] in (*SIMPLE, "multigram")]
-            simple = [run.roles[head] in SIMPLE for head in classified]
-            if len(set(simple)) == 2:
-                values = [run.last(head, run.base)[0] for head in classified]
-                tables[layer_name(run, layer)] = np.column_stack([values, simple])
-
-    def difference(values: np.ndarray, simple: np.ndarray) -> float:
-        return float(values[simple == 1].mean() - values[simple == 0].mean())
-
-    def both_means(values: np.ndarray, simple: np.ndarray) -> str:
-        return f"{values[simple == 1].mean():.2f} against {values[simple == 0].mean():.2f}"
-
-    return by_permutation(
-        Question(
-            "at the end, heads of simple algorithms have lower wrLLC than multigram heads",
-            "mean difference within layers < 0",
-            "no layer has heads of both kinds",
-        ),
-        tables,
-        difference,
-        both_means,
-        lower=True,
+def induction_below_others(runs: Sequence[Run]) -> Claim:
+    """Induction heads end below the other heads of layer 1."""
+    return lower(
+        runs,
+        "at the end, induction heads have lower wrLLC than multigram heads",
+        layer=1,
+        group=("induction", "bracket"),
     )
+
+
+def lookers_below_multigram(runs: Sequence[Run]) -> Claim:
+    """Previous- and current-token heads end below multigram heads of layer 0."""
+    return lower(
+        runs,
+        "at the end, previous- and current-token heads have lower wrLLC than multigram heads",
+        layer=0,
+        group=("previous token", "current token"),
+    )
+
+
+def lower(
+    runs: Sequence[Run], claim: str, layer: int, group: Sequence[str], sweep: str = "heads"
+) -> Claim:
+    """How far heads of some roles lie below the others of their layer, log λ̂."""
+    scale = f"log λ̂ of the other heads of layer {layer}, less theirs"
+    blocks = []
+    for run in runs:
+        if sweep not in run.llc:
+            continue
+        values, errors = log_llc(run, sweep, run.base, layers(run)[layer])
+        marked = np.array([run.roles[head] in group for head in layers(run)[layer]])
+        blocks.append(Block(run.name, -values, errors, marked))
+    return of_blocks(claim, scale, blocks)
+
+
+def log_llc(
+    run: Run, sweep: str, data: str, heads: Sequence[str], beyond_slope: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """log λ̂ of heads at the last step, and its error; NaN where λ̂ is not above 0."""
+    values = []
+    errors = []
+    for head in heads:
+        value, error = run.last(sweep, head, data)
+        if beyond_slope:
+            value -= run.last_slope(sweep, head, data)
+        positive = value if value > 0 else np.nan
+        values.append(np.log(positive))
+        errors.append(error / positive)
+    return np.array(values), np.array(errors)
+
+
+def of_blocks(claim: str, scale: str, blocks: Sequence[Block], matters: float = MATTERS) -> Claim:
+    """The claim that the group of each block has larger values."""
+    finite = [only_finite(block) for block in blocks]
+    usable = [block for block in finite if has_contrast(block)]
+    if not usable:
+        return untested(claim, scale, "no layer has heads of both kinds")
+    effects = [contrast(block) for block in usable]
+    effect = pooled(effects)
+    parts = []
+    for block, part in zip(usable, effects, strict=True):
+        parts.append(f"{block.name} {part.value:+.2f} ({int(block.group.sum())} heads)")
+    seen = smallest(of_contrasts([block.group for block in usable]))
+    return Claim(claim, effect, scale, judge(effect, matters), "; ".join(parts), seen)
+
+
+def only_finite(block: Block) -> Block:
+    there = np.isfinite(block.values)
+    return Block(block.name, block.values[there], block.errors[there], block.group[there])
+
+
+def smallest(trial: Trial) -> float:
+    """The smallest effect that is seen in 80 % of trials, looked for coarsely."""
+    return smallest_seen(trial, tuple(0.1 * k for k in range(1, 31)))
+
+
+def untested(claim: str, scale: str, reason: str) -> Claim:
+    return Claim(claim, None, scale, UNTESTED, reason)
+
+
+def by_resolution(runs: Sequence[Run]) -> str:
+    """How far induction heads lie below the others of layer 1 at each nβ and γ, as a table."""
+    names = ["heads", "paper"]
+    for run in runs:
+        names += [name for name in run.llc if name.startswith("resolution-")]
+    lines = ["| nβ | γ | log λ̂ of the others less that of induction heads |", "|---|---|---|"]
+    for name in dict.fromkeys(names):
+        answer = lower(runs, "", 1, ("induction", "bracket"), sweep=name)
+        if answer.effect is None:
+            continue
+        settings = next(run.llc[name].settings for run in runs if name in run.llc)
+        low, high = answer.effect.interval
+        effect = f"{answer.effect.value:+.2f} ({low:+.2f} … {high:+.2f})"
+        lines.append(f"| {settings['n_beta']:g} | {settings['localization']:g} | {effect} |")
+    return "\n".join(lines)
+
+
+# Memory.
 
 
 def memory(runs: Sequence[Run]) -> Claim:
     """Final wrLLC goes with the number of memorised multigrams, within layers."""
-    tables = {}
-    for run in runs:
-        for layer, heads in run.layers.items():
-            values = [run.last(head, run.base)[0] for head in heads]
-            memorised = [run.memorised[head] for head in heads]
-            if len(set(memorised)) > 1:
-                tables[layer_name(run, layer)] = np.column_stack([values, memorised])
-    return by_permutation(
-        Question(
-            "final wrLLC correlates with the number of memorised multigrams",
-            "mean Spearman correlation over the heads of a layer > 0",
-            "no head of a layer has memorised more than another",
-        ),
-        tables,
-        rank_correlation,
-        lambda values, memorised: f"ρ = {rank_correlation(values, memorised):.2f}",
+    return correlated(
+        runs,
+        "final wrLLC correlates with the number of memorised multigrams",
+        lambda llc, memorised, _: rank_correlation(llc, memorised),
+        num_given=0,
     )
+
+
+def memory_beyond_ablation(runs: Sequence[Run]) -> Claim:
+    """The same beyond what both share with how much a head matters."""
+    return correlated(
+        runs,
+        "it does so beyond how much the loss rises without the head",
+        partial_rank_correlation,
+        num_given=1,
+    )
+
+
+def correlated(
+    runs: Sequence[Run],
+    claim: str,
+    statistic: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
+    num_given: int,
+) -> Claim:
+    """A rank correlation of log λ̂ with memorised multigrams, within layers."""
+    scale = "atanh of Spearman's ρ within layers"
+    effects = []
+    details = []
+    counts = []
+    for run in runs:
+        for layer, heads in layers(run).items():
+            llc, memorised, ablation = beside_llc(run, heads)
+            if len(llc) < 5 + num_given or len(set(memorised)) == 1:
+                continue
+            rho = statistic(llc, memorised, ablation)
+            effects.append(of_correlation(rho, len(llc), num_given))
+            counts.append(len(llc) - num_given)
+            with_ablation = rank_correlation(llc, ablation)
+            details.append(f"{run.name} layer {layer}: {rho:.2f} (Δloss {with_ablation:.2f})")
+    if not effects:
+        return untested(claim, scale, "no layer has heads that differ in it")
+    effect = pooled(effects)
+    seen = smallest(of_correlations(counts))
+    verdict = judge(effect, MATTERS_CORRELATION)
+    return Claim(claim, effect, scale, verdict, "; ".join(details), seen)
+
+
+def beside_llc(run: Run, heads: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log λ̂ of heads, their memorised multigrams, and the loss without them."""
+    llc, _ = log_llc(run, "heads", run.base, heads)
+    memorised = np.array([run.evidence("memorised")[head] for head in heads])
+    ablation = np.array([run.evidence("delta_loss")[head] for head in heads])
+    there = np.isfinite(llc)
+    return llc[there], memorised[there], ablation[there]
 
 
 def clusters_are_roles(runs: Sequence[Run]) -> Claim:
     """Clusters of the curves, each layer apart, agree with the roles."""
-    tables = {}
+    claim = "clustering the wrLLC curves recovers the roles"
+    scale = "adjusted Rand index of clusters and roles, less that by chance"
+    effects = []
+    details = []
     for run in runs:
-        if run.clusters is None:
+        found = clusters_of(run)
+        if found is None:
             continue
-        groups = np.array(run.clusters.groups)
-        for group in dict.fromkeys(run.clusters.groups):
+        groups = np.array(found.groups)
+        for group in dict.fromkeys(found.groups):
             members = np.flatnonzero(groups == group)
-            roles = [run.roles[run.clusters.names[k]] for k in members]
-            if len(set(roles)) > 1:
-                _, role_numbers = np.unique(roles, return_inverse=True)
-                labels = run.clusters.labels[members]
-                tables[f"seed {run.seed} {group}"] = np.column_stack([labels, role_numbers])
-    return by_permutation(
-        Question(
-            "clustering the wrLLC curves recovers the roles",
-            "mean adjusted Rand index over layers > 0",
-            "in each layer all heads have one role",
-        ),
-        tables,
-        adjusted_rand_score,
-        lambda labels, roles: f"{adjusted_rand_score(labels, roles):.2f}",
-    )
+            roles = [run.roles[found.names[k]] for k in members]
+            if len(set(roles)) == 1:
+                continue
+            _, numbers = np.unique(roles, return_inverse=True)
+            part = beyond_permutations(found.labels[members], numbers, adjusted_rand_score)
+            effects.append(part)
+            details.append(f"{run.name} {group}: {part.value:.2f}")
+    if not effects:
+        return untested(claim, scale, "in each layer all heads have one role")
+    effect = pooled(effects)
+    return Claim(claim, effect, scale, judge(effect, 0.1), "; ".join(details))
 
 
-class Question(NamedTuple):
-    """A claim before it is put to the test."""
+def clusters_of(run: Run) -> clustering.Clusters | None:
+    """Clusters of the heads' curves, each layer apart; ``None`` where a layer has under 3.
 
-    claim: str
-    criterion: str
-    untestable: str
-    """Why it cannot be asked if there is no table."""
-
-
-def layer_name(run: Run, layer: int) -> str:
-    return f"seed {run.seed} layer {layer}"
-
-
-def by_permutation(
-    question: Question,
-    tables: Mapping[str, np.ndarray],
-    statistic: Statistic,
-    words: Callable[[np.ndarray, np.ndarray], str],
-    lower: bool = False,
-) -> Claim:
-    """Test whether two columns go together more than when the second is permuted.
-
-    Args:
-        question: what is asked.
-        tables: arrays ``[head, 2]`` by the name of their layer.
-        statistic: of both columns; its mean over tables is tested.
-        words: what to say of one table.
-        lower: whether the statistic is claimed to be negative.
+    From the first step above 0 at which all heads have an estimate.
     """
-    claim = question.claim
-    criterion = f"{question.criterion}, p < {LEVEL} by permuting within each layer of each seed"
-    if not tables:
-        return Claim(claim, criterion, question.untestable, UNTESTED)
-    mean, p, least = permuted(list(tables.values()), statistic, lower=lower)
-    by_layer = ", ".join(f"{name} {words(*table.T)}" for name, table in tables.items())
-    measured = f"{by_layer}; mean {mean:.2f}, p = {p:.2g}"
-    if least >= LEVEL:
-        measured += f"; so few heads cannot give less than p = {least:.2g}"
-        return Claim(claim, criterion, measured, UNTESTED)
-    has_claimed_sign = mean < 0 if lower else mean > 0
-    return Claim(claim, criterion, measured, verdict(p < LEVEL and has_claimed_sign))
+    if min(len(heads) for heads in layers(run).values()) < 3:
+        return None
+    trajectory = run.llc["heads"]
+    there = np.isfinite(trajectory.value).all(1)
+    steps = np.array(trajectory.steps)
+    if there.sum() < 4:
+        return None
+    curves = {}
+    for head in run.heads:
+        column = trajectory.names.index(head, run.base)
+        curves[head] = trajectory.value[there, column].tolist()
+    return clustering.cluster(curves, steps=steps[there].tolist(), per_layer=True)
 
 
 # Other data, and another loss.
 
 
-def on_code(runs: Sequence[Run]) -> Claim:
-    """On code, induction heads have a larger λ̂ than on all data, multigram heads a smaller one."""
-    base = runs[0].base
-    code = runs[0].code
-
-    def changes(role: str) -> list[list[Change]]:
-        seeds = []
-        for run in runs:
-            heads = run.having(role)
-            if heads:
-                seeds.append([change_on_code(run, head) for head in heads])
-        return seeds
-
-    claim = (
-        f"on {code}, λ̂ of induction heads is larger than on {base}, and of multigram heads smaller"
-    )
-    return by_change(
-        claim,
-        "the 95 % intervals of both mean differences are on those sides of 0",
-        rising=("induction heads", changes("induction")),
-        falling=("multigram heads", changes("multigram")),
+def induction_on_code(runs: Sequence[Run]) -> Claim:
+    """Induction heads have a larger λ̂ on code than on prose, relative to their layer."""
+    return on_code(
+        runs,
+        "on code against prose, induction heads are higher than the others of their layer",
+        "induction",
+        sign=1,
     )
 
 
-def change_on_code(run: Run, head: str) -> Change:
-    on_base, error_on_base = run.last(head, run.base)
-    on_code, error_on_code = run.last(head, run.code)
-    return on_code - on_base, error_on_code, error_on_base
-
-
-def against_one_layer(runs: Sequence[Run]) -> Claim:
-    """While the induction circuit forms, multigram heads with ℓ = L1 fall in layer 0, rise in 1."""
-    claim = (
-        "against ℓ = L1, layer-0 multigram heads fall and layer-1 ones rise while the induction "
-        "circuit forms"
+def multigram_on_code(runs: Sequence[Run]) -> Claim:
+    """Multigram heads have a smaller one."""
+    return on_code(
+        runs,
+        "on code against prose, multigram heads are lower than the others of their layer",
+        "multigram",
+        sign=-1,
     )
-    criterion = "the 95 % intervals of both mean changes over that window are on those sides of 0"
-    windows = {run.seed: run.forming() for run in runs}
-    formed = [run for run in runs if windows[run.seed] is not None]
-    if not formed:
-        return Claim(claim, criterion, "no induction circuit forms", UNTESTED)
 
-    def changes(layer: int) -> list[list[Change]]:
-        seeds = []
-        for run in formed:
-            heads = run.having("multigram", layer=layer)
-            if heads:
-                seeds.append([change_while_forming(run, head) for head in heads])
-        return seeds
 
-    answer = by_change(
-        claim,
-        criterion,
-        rising=("rise of layer 1", changes(1)),
-        falling=("rise of layer 0", changes(0)),
+def on_code(runs: Sequence[Run], claim: str, role: str, sign: int) -> Claim:
+    """The ratio of λ̂ on code and on prose, of heads of a role against the others of layer 1."""
+    scale = "log(λ̂ on code ÷ on prose), theirs less that of the other heads of layer 1"
+    if sign < 0:
+        scale = f"−({scale})"
+    blocks = []
+    without_slope = []
+    shares = []
+    for run in runs:
+        if "subsets" not in run.llc:
+            continue
+        heads = layers(run)[1]
+        marked = np.array([run.roles[head] == role for head in heads])
+        values, errors = log_ratio(run, heads)
+        blocks.append(Block(run.name, sign * values, errors, marked))
+        values, errors = log_ratio(run, heads, beyond_slope=True)
+        without_slope.append(Block(run.name, sign * values, errors, marked))
+        shares.append(f"{run.name} {slope_shares(run, role)}")
+    answer = of_blocks(claim, scale, blocks)
+    if answer.effect is None:
+        return answer
+    curvature = of_blocks(claim, scale, without_slope).effect
+    assert curvature is not None
+    low, high = curvature.interval
+    beside = (
+        f"without the slope's part {curvature.value:+.2f} ({low:+.2f} … {high:+.2f}); "
+        f"the slope's share of λ̂ of these heads on code / prose: {', '.join(shares)}"
     )
-    steps = ", ".join(window_of_steps(run) for run in formed)
-    return answer._replace(measured=f"steps {steps}: {answer.measured}")
+    return answer._replace(detail=f"{answer.detail}; {beside}")
 
 
-def change_while_forming(run: Run, head: str) -> Change:
-    window = run.forming()
-    assert window is not None
-    begin, end = window
-    value, error = run.curve(head, run.base, run.distilled)
-    return float(value[end] - value[begin]), float(error[end]), float(error[begin])
+def log_ratio(
+    run: Run, heads: Sequence[str], beyond_slope: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """log(λ̂ on code ÷ on prose) at the last step, with its error."""
+    code, code_error = log_llc(run, "subsets", run.code, heads, beyond_slope)
+    prose, prose_error = log_llc(run, "subsets", run.prose, heads, beyond_slope)
+    return code - prose, np.hypot(code_error, prose_error)
 
 
-def window_of_steps(run: Run) -> str:
-    window = run.forming()
-    assert window is not None
-    return "–".join(str(run.heads.steps[k]) for k in window)
+def slope_shares(run: Run, role: str) -> str:
+    """Mean share of λ̂ that the slope at w* gives, on code and on prose."""
+    words = []
+    for data in (run.code, run.prose):
+        shares = []
+        for head in run.having((role,), 1):
+            value, _ = run.last("subsets", head, data)
+            shares.append(run.last_slope("subsets", head, data) / value)
+        words.append(f"{np.mean(shares):+.0%}" if shares else "–")
+    return " / ".join(words)
 
 
-def by_change(
-    claim: str,
-    criterion: str,
-    rising: tuple[str, Sequence[Sequence[Change]]],
-    falling: tuple[str, Sequence[Sequence[Change]]],
-) -> Claim:
-    """Test whether the first kind of heads rises and the second falls.
-
-    Args:
-        claim: what is claimed.
-        criterion: by what it is judged.
-        rising: name of the kind that is claimed to rise, and for each seed with such heads their
-            changes.
-        falling: the same of the kind that is claimed to fall.
-    """
-    up, up_half, up_count = mean_change(rising[1])
-    down, down_half, down_count = mean_change(falling[1])
-    measured = (
-        f"{in_words(rising[0], up, up_half, up_count)}, "
-        f"{in_words(falling[0], down, down_half, down_count)}"
-    )
-    if not np.isfinite([up_half, down_half]).all():
-        return Claim(claim, criterion, f"{measured}; one number is no mean", UNTESTED)
-    return Claim(claim, criterion, measured, verdict(up > up_half and down < -down_half))
+def layer_one_rises(runs: Sequence[Run]) -> Claim:
+    """While the circuit forms, multigram heads of layer 1 rise against ℓ = L1."""
+    claim = "against ℓ = L1, layer-1 multigram heads rise while the induction circuit forms"
+    return while_forming(runs, claim, 1, 1)
 
 
-def in_words(kind: str, mean: float, half: float, count: str) -> str:
-    if not np.isfinite(mean):
-        return f"{kind}: none"
-    return f"{kind} {mean:+.2f} ± {half:.2f} ({count})"
+def layer_zero_falls(runs: Sequence[Run]) -> Claim:
+    """While the circuit forms, multigram heads of layer 0 fall against ℓ = L1."""
+    claim = "against ℓ = L1, layer-0 multigram heads fall while the induction circuit forms"
+    return while_forming(runs, claim, 0, -1)
+
+
+def while_forming(runs: Sequence[Run], claim: str, layer: int, sign: int) -> Claim:
+    """The mean change of λ̂ of a layer's multigram heads, relative to its final mean."""
+    scale = ("rise" if sign > 0 else "fall") + " of λ̂ as a share of its mean at the end"
+    effects = []
+    details = []
+    for run in runs:
+        heads = run.having(("multigram",), layer)
+        window = run.forming()
+        if window is None or len(heads) < 2 or "distilled" not in run.llc:
+            continue
+        changes = []
+        ends = []
+        for head in heads:
+            steps, value, _ = run.curve("distilled", head)
+            begin = np.flatnonzero(steps <= window[0])[-1]
+            end = np.flatnonzero(steps >= window[1])[0]
+            changes.append(value[end] - value[begin])
+            ends.append(value[-1])
+        relative = sign * np.array(changes) / np.mean(ends)
+        error = relative.std(ddof=1) / np.sqrt(len(relative))
+        effects.append(Effect(float(relative.mean()), float(error), len(relative) - 1))
+        details.append(f"{run.name}: steps {steps[begin]}–{steps[end]}, {relative.mean():+.2f}")
+    if not effects:
+        return untested(claim, scale, "no circuit forms, or no two heads of the kind")
+    effect = pooled(effects)
+    return Claim(claim, effect, scale, judge(effect, 0.1), "; ".join(details))
 
 
 # The whole model, and the multigram circuit.
 
 
 def stages_show(runs: Sequence[Run]) -> Claim:
-    """The LLC of the whole model turns where stages of training meet."""
-    claim = "the full-model LLC shows the stages of training"
-    criterion = (
-        "in every seed it turns at least once with probability ≥ 0.9, and where an induction "
-        "circuit forms, the 95 % interval of a turn meets that window"
-    )
-    measured = []
-    holds = []
+    """The LLC of the whole model turns where the induction circuit forms."""
+    claim = "the full-model LLC shows the stages: it turns where the induction circuit forms"
+    scale = "probability of a turn whose 95 % interval meets that window"
+    probabilities = []
+    details = []
     for run in runs:
-        if run.stages is None:
-            reason = f"seed {run.seed} has too few estimates of it"
-            return Claim(claim, criterion, reason, UNTESTED)
-        turns = run.stages.turns
-        places = [f"{turn.step:.0f} [{turn.low:.0f}, {turn.high:.0f}]" for turn in turns]
-        words = f"turns at {', '.join(places) or 'none'}"
-        meets = bool(turns)
+        found = stages_of(run)
         window = run.forming()
-        if window is not None:
-            begin, end = (run.heads.steps[k] for k in window)
-            words += f", the circuit forms {begin}–{end}"
-            meets = any(turn.low <= end and turn.high >= begin for turn in turns)
-        measured.append(words)
-        holds.append(meets)
-    return Claim(claim, criterion, "; ".join(measured), verdict(all(holds)))
+        if found is None or window is None:
+            continue
+        met = [0.0]
+        for turn in (*found.turns, *found.doubtful):
+            if turn.low <= window[1] and turn.high >= window[0]:
+                met.append(turn.probability)
+        probabilities.append(max(met))
+        turns = ", ".join(f"{turn.step:.0f}" for turn in found.turns) or "none"
+        details.append(f"{run.name}: turns at {turns}; circuit {window[0]}–{window[1]}")
+    if not probabilities:
+        return untested(claim, scale, "no circuit forms, or too few estimates of all weights")
+    verdict = WEAK
+    if min(probabilities) >= 0.9:
+        verdict = HOLDS
+    elif max(probabilities) <= 0.1:
+        verdict = CONTRADICTED
+    words = ", ".join(f"{probability:.2f}" for probability in probabilities)
+    return Claim(claim, None, f"{scale}: {words}", verdict, "; ".join(details))
+
+
+def stages_of(run: Run) -> stages.Stages | None:
+    """Stages of the LLC of all weights; ``None`` where under 5 steps above 0 have one."""
+    if "whole" not in run.llc:
+        return None
+    whole = run.llc["whole"]
+    steps = np.array(whole.steps)
+    there = np.isfinite(whole.value[:, 0]) & (steps > 0)
+    if there.sum() < 5:
+        return None
+    return stages.stages(whole.value[there, 0], steps[there], whole.standard_error[there, 0])
 
 
 def multigram_circuit(runs: Sequence[Run]) -> Claim:
     """Complex multigrams need multigram heads of both layers, more than simple ones do."""
-    claim = (
-        "multigram heads of both layers are needed for complex multigrams, "
-        "more than for simple ones"
+    claim = "multigram heads of both layers are needed for complex multigrams more than simple ones"
+    scale = (
+        "cost of complex less simple tokens, nats: the circuit's, less that of sets with as many "
+        "heads that matter as much"
     )
-    criterion = (
-        "ablating them together costs complex multigrams, and these less the simple ones, more "
-        f"than all but {LEVEL:.0%} of other sets with as many heads in each layer do, in every "
-        "seed where there are enough such sets"
-    )
-    measured = []
-    holds = []
+    effects = []
+    details = []
     for run in runs:
-        cost = run.circuit
-        if cost is None or not {"simple", "complex"} <= set(cost.masks):
-            measured.append(f"seed {run.seed}: no circuit or no such tokens")
+        if "circuit" not in run.tables:
             continue
-        heads = cost.sets[0]
-        loss = dict(zip(cost.masks, cost.loss[0], strict=True))
-        p = cost.p_value("complex")
-        p_difference = cost.p_value("complex", less="simple")
-        words = (
-            f"seed {run.seed}: {len(heads)} heads, complex {loss['complex']:+.2f} nats "
-            f"(p = {p:.2g}), simple {loss['simple']:+.2f} (difference p = {p_difference:.2g}), "
-            f"{len(cost.sets) - 1} other sets"
-        )
-        in_one_layer = len({layer_of(head) for head in heads}) < 2
-        if in_one_layer:
-            words += ", all in one layer"
-        elif 1 / len(cost.sets) < LEVEL:
-            holds.append(p < LEVEL and p_difference < LEVEL)
-        measured.append(words)
-    answer = verdict(all(holds)) if holds else UNTESTED
-    return Claim(claim, criterion, "; ".join(measured), answer)
+        table = run.tables["circuit"]
+        cost = table.pivot_table(index="set", columns="mask", values="loss")
+        if not {"simple", "complex"} <= set(cost.columns):
+            continue
+        differences = cost["complex"] - cost["simple"]
+        others = differences.drop("circuit")
+        if len(others) < 5:
+            continue
+        heads = table.loc[table["set"] == "circuit", "paths"].iloc[0].split(", ")
+        if len(set(map(layer_of, heads))) < 2:
+            continue
+        value = float(differences["circuit"] - others.mean())
+        effects.append(Effect(value, float(others.std(ddof=1)), len(others) - 1))
+        details.append(f"{run.name}: {len(heads)} heads, {len(others)} other sets")
+    if not effects:
+        return untested(claim, scale, "no multigram heads in both layers, or no sets like them")
+    effect = pooled(effects)
+    return Claim(claim, effect, scale, judge(effect, 0.1), "; ".join(details))
+
+
+# The table.
+
+
+def as_markdown(claims: Sequence[Claim], detail: bool = True) -> str:
+    """The table of claims."""
+    columns = ["claim", "effect (95 % interval)", "seen in 80 % of trials", "verdict"]
+    if detail:
+        columns.append("parts")
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for claim in claims:
+        cells = [claim.claim, effect_in_words(claim), seen_in_words(claim), claim.verdict]
+        if detail:
+            cells.append(claim.detail)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def effect_in_words(claim: Claim) -> str:
+    if claim.effect is None:
+        return claim.scale if claim.verdict != UNTESTED else "–"
+    low, high = claim.effect.interval
+    return f"{claim.effect.value:+.2f} ({low:+.2f} … {high:+.2f}): {claim.scale}"
+
+
+def seen_in_words(claim: Claim) -> str:
+    if claim.effect is None:
+        return "–"
+    if np.isfinite(claim.seen):
+        return f"{claim.seen:.2f}"
+    return f"{claim.effect.detectable:.2f}"
+
+
+def main(argv: Sequence[str] | None = None) -> list[Claim]:
+    """Print the table of stored results, and draw their figures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.paper.claims",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folders", nargs="*", type=Path, help="of results; default: the stored ones"
+    )
+    parser.add_argument("--figures", type=Path, help="also draw the figures, into this folder")
+    args = parser.parse_args(argv)
+    runs = load_runs(args.folders or [STORED])
+    if not runs:
+        parser.error("there are no results in these folders")
+    claims = all_claims(runs)
+    print(as_markdown(claims))
+    print(f"\n{by_resolution(runs)}")
+    if args.figures:
+        from .figures import draw_all
+
+        for path in draw_all(runs, claims, args.figures):
+            print(path)
+    return claims
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,15 @@
 """What a model is trained on, and what estimates are refined to: a synthetic language or texts."""
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 import rllc
@@ -15,7 +18,8 @@ from rllc.data.synthetic import Language
 
 from .settings import Settings
 
-TEXTS_FOR_TOKENIZER = 20_000
+HELD_OUT = 256
+"""Rows of each subset, its last, that no model is trained on."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +27,16 @@ class Data:
     """What one seed's model is trained on and looked at with."""
 
     base: rllc.Tokens
+    """As many rows of each subset."""
     subsets: Mapping[str, rllc.Tokens]
-    """The first is the one that induction heads are for."""
+    """The first is the one that induction heads are for, the second the one to compare with."""
+    held_out: Mapping[str, rllc.Tokens]
+    """Rows of each subset that no model was trained on."""
     repeats: rllc.Tokens | None
     """Rows to measure attention on; ``None``: random tokens, repeated."""
     brackets: Mapping[int, Any]
     vocab_size: int
     tokenizer: Any = None
-
-    @property
-    def code(self) -> str:
-        """Name of the first subset."""
-        return next(iter(self.subsets))
 
     def random_rows(self, count: int, seed: int, part: int = 0) -> rllc.Tokens:
         """Random rows of ``base``, since neighbours are often of one document.
@@ -44,6 +46,14 @@ class Data:
         order = np.random.default_rng(seed).permutation(len(self.base))
         rows = order[part * count : (part + 1) * count]
         return self.base[rows.tolist()]
+
+    def measured(self, positions: int) -> dict[str, rllc.Tokens]:
+        """What estimates are made on, by name: the first positions of all rows of each kind."""
+        data = {self.base.name: first_positions(self.base, positions)}
+        for name, rows in self.subsets.items():
+            data[name] = first_positions(rows, positions)
+        data["repeated"] = repeated_text(self.base, positions)
+        return data
 
 
 def read_data(settings: Settings, seeds: Iterable[int]) -> dict[int, Data]:
@@ -58,12 +68,15 @@ def language_data(settings: Settings, seed: int) -> Data:
     """Rows of the synthetic language, and of two of its rules alone."""
     language = Language(vocab_size=settings.vocab, context_length=settings.context)
     rows_of_subset = settings.train_rows // 5
+    subsets = {}
+    held_out = {}
+    for name in ("induction", "ngram"):
+        subsets[name] = language.sample(rows_of_subset, seed + 1, name).tokens
+        held_out[name] = language.sample(HELD_OUT, seed + 2000, name).tokens
     return Data(
         base=language.sample(settings.train_rows, seed + 1).tokens,
-        subsets={
-            name: language.sample(rows_of_subset, seed + 1, name).tokens
-            for name in ("induction", "ngram")
-        },
+        subsets=subsets,
+        held_out=held_out,
         repeats=language.sample(64, seed + 1000, "induction").tokens,
         brackets=language.brackets,
         vocab_size=settings.vocab,
@@ -72,33 +85,54 @@ def language_data(settings: Settings, seed: int) -> Data:
 
 def text_data(settings: Settings) -> Data:
     """Rows of the Pile, or of what Python brings, with a tokenizer trained on them."""
-    if settings.data is None:
-        documents_of = rllc.data.python_corpus()
-        texts: dict[str, Iterable[str]] = {name: iter(d) for name, d in documents_of.items()}
-        documents = [text for subset in documents_of.values() for text in subset]
-        for_tokenizer: Iterable[str] = documents
-        shuffled = np.random.default_rng(0).permutation(np.array(documents, dtype=object))
-        all_texts: Iterable[str] = iter(shuffled)
-    else:
-        texts = {name: subset_texts(settings, name) for name in settings.subsets or ()}
-        for_tokenizer = islice(rllc.data.pile_texts(source=settings.data), TEXTS_FOR_TOKENIZER)
-        all_texts = rllc.data.pile_texts(source=settings.data)
-    folder = settings.tokenizer or own_tokenizer(settings, for_tokenizer)
-    tokenizer = rllc.data.load_tokenizer(folder)
-
-    def packed(name: str, documents: Iterable[str], num_rows: int) -> rllc.Tokens:
-        bar = tqdm(documents, desc=f"tokenizing {name}", unit="text", disable=settings.quiet)
-        return rllc.data.tokenize(bar, tokenizer, settings.context, name=name, num_rows=num_rows)
-
-    rows_of_subset = min(settings.train_rows // 5, 20_000)
+    rows_of, tokenizer = tokenized(settings)
+    subsets = {}
+    held_out = {}
+    for name, rows in rows_of.items():
+        count = min(HELD_OUT, len(rows) // 10)
+        trained_on, held_out[name] = rows.split(len(rows) - count)
+        subsets[name] = rllc.Tokens(trained_on.rows, name)
     return Data(
-        base=packed("all", all_texts, settings.train_rows),
-        subsets={name: packed(name, subset, rows_of_subset) for name, subset in texts.items()},
+        base=balanced(subsets),
+        subsets=subsets,
+        held_out=held_out,
         repeats=None,
         brackets=brackets(tokenizer, ("()", "[]", "{}")),
         vocab_size=len(tokenizer),
         tokenizer=tokenizer,
     )
+
+
+def tokenized(settings: Settings) -> tuple[dict[str, rllc.Tokens], Any]:
+    """The rows of each subset, and the tokenizer; read again if they were made before."""
+    wanted = (settings.data, settings.subset_data, settings.subsets, settings.tokenizer)
+    sizes = (settings.characters, settings.vocab, settings.context)
+    digest = hashlib.sha256(repr([wanted, sizes, sys.version_info[:3]]).encode()).hexdigest()
+    folder = settings.out / f"rows-{digest[:12]}"
+    names = settings.subsets or ["code", "prose"]
+    paths = {name: folder / f"{number}.npz" for number, name in enumerate(names)}
+    if not all(path.exists() for path in paths.values()):
+        texts = read_texts(settings)
+        made = settings.tokenizer or own_tokenizer(settings, chain.from_iterable(texts.values()))
+        tokenizer = rllc.data.load_tokenizer(made)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, path in paths.items():
+            bar = tqdm(texts[name], f"tokenizing {name}", unit="text", disable=settings.quiet)
+            rllc.data.tokenize(bar, tokenizer, settings.context, name=name).save(path)
+    made = settings.tokenizer or settings.out / f"tokenizer-{settings.vocab}"
+    rows = {name: rllc.Tokens.load(path) for name, path in paths.items()}
+    return rows, rllc.data.load_tokenizer(made)
+
+
+def read_texts(settings: Settings) -> dict[str, list[str]]:
+    """The documents of each subset."""
+    if settings.data is None:
+        return rllc.data.python_corpus(max_bytes=settings.characters)
+    texts = {}
+    for name in settings.subsets or ():
+        documents = subset_texts(settings, name)
+        texts[name] = list(first_characters(documents, settings.characters))
+    return texts
 
 
 def subset_texts(settings: Settings, name: str) -> Iterable[str]:
@@ -108,6 +142,15 @@ def subset_texts(settings: Settings, name: str) -> Iterable[str]:
     if "{}" in source:
         return rllc.data.pile_texts(source=source.format(name))
     return rllc.data.pile_texts(name, source=source)
+
+
+def first_characters(documents: Iterable[str], count: int) -> Iterator[str]:
+    """The first documents, until they have so many characters."""
+    for document in documents:
+        if count <= 0:
+            return
+        yield document
+        count -= len(document)
 
 
 def own_tokenizer(settings: Settings, texts: Iterable[str]) -> Path:
@@ -120,3 +163,22 @@ def own_tokenizer(settings: Settings, texts: Iterable[str]) -> Path:
         tokenizer.save_pretrained(unfinished)
         unfinished.replace(folder)
     return folder
+
+
+def balanced(subsets: Mapping[str, rllc.Tokens]) -> rllc.Tokens:
+    """As many rows of each subset; rows of small subsets come several times."""
+    most = max(len(rows) for rows in subsets.values())
+    parts = [rows[torch.arange(most) % len(rows)] for rows in subsets.values()]
+    return rllc.data.mix("all", *parts, seed=0)
+
+
+def first_positions(rows: rllc.Tokens, count: int) -> rllc.Tokens:
+    return rllc.Tokens(rows.rows[:, :count], rows.name)
+
+
+def repeated_text(rows: rllc.Tokens, positions: int) -> rllc.Tokens:
+    """Each row begins with its first token, then has the same segment of text twice."""
+    length = (positions - 1) // 2
+    first = rows.rows[:, :1]
+    segment = rows.rows[:, 1 : 1 + length]
+    return rllc.Tokens(torch.cat([first, segment, segment], dim=1), "repeated")

@@ -1,16 +1,15 @@
 """Everything on one page: claims, notes, figures, settings."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import rllc
 
-from .claims import Claim
+from .claims import Claim, effect_in_words, seen_in_words
 from .settings import Settings
 
 STYLE = """\
@@ -22,61 +21,54 @@ img {max-width: 36em}"""
 
 
 def write_page(
-    settings: Settings,
-    claims: Sequence[Claim],
-    notes: Sequence[str],
-    figures: Mapping[int, Mapping[str, Path]],
-    sampling: Mapping[str, Any],
+    settings: Settings, claims: Sequence[Claim], notes: Sequence[str], figures: Sequence[Path]
 ) -> Path:
-    """Write ``report.html``, with all figures in it.
-
-    Args:
-        settings: what was asked for.
-        claims: the rows of its table.
-        notes: what is not as it should be.
-        figures: caption -> file, of each seed.
-        sampling: settings of the sweeps.
-    """
+    """Write ``report.html``, with all figures in it."""
     title = f"The paper's claims, {settings.size}"
     parts = [
         f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>",
         f"<h1>{title}</h1>",
-        f"<p>{how(settings, sampling)}</p>",
+        f"<p>{how(settings)}</p>",
         table(claims),
         "<ul>",
         *(f"<li>{escape(note)}</li>" for note in notes),
         "</ul>",
+        *(image(path.stem, path) for path in figures),
+        f"<p>{' · '.join(links(settings))}</p>",
     ]
-    for seed, pictures in figures.items():
-        parts.append(f"<h2>seed {seed}</h2><p>{' · '.join(links(settings, seed))}</p>")
-        parts += [image(caption, path) for caption, path in pictures.items()]
     page = settings.out / "report.html"
     page.write_text("".join(parts), encoding="utf-8")
     return page
 
 
-def how(settings: Settings, sampling: Mapping[str, Any]) -> str:
+def how(settings: Settings) -> str:
     """Settings and versions, in words."""
     words = [f"{name} {value}" for name, value in vars(settings).items()]
-    words += [f"sampling {name} {value}" for name, value in sampling.items()]
     return f"{escape(', '.join(words))}; rllc {rllc.__version__}, torch {torch.__version__}"
 
 
 def table(claims: Sequence[Claim]) -> str:
-    rows = ["<tr><th>claim<th>criterion<th>measured<th>verdict</tr>"]
+    rows = ["<tr><th>claim<th>effect<th>seen in 80 % of trials<th>verdict<th>parts</tr>"]
     for claim in claims:
-        cells = "".join(f"<td>{escape(part)}</td>" for part in claim)
-        rows.append(f"<tr>{cells}</tr>")
+        cells = (
+            claim.claim,
+            effect_in_words(claim),
+            seen_in_words(claim),
+            claim.verdict,
+            claim.detail,
+        )
+        rows.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
     return f"<table>{''.join(rows)}</table>"
 
 
-def links(settings: Settings, seed: int) -> list[str]:
+def links(settings: Settings) -> list[str]:
     """Links to the reports of the sweeps, and to the pages of the heads."""
-    reports = sorted(settings.folder(seed).glob("sweep-*.html"))
-    return [
-        *(f'<a href="seed{seed}/{path.name}">{path.name}</a>' for path in reports),
-        f'<a href="seed{seed}/pages/index.html">tokens in context</a>',
-    ]
+    found = []
+    for pattern in ("seed*/sweep-*.html", "seed*/pages/index.html"):
+        for path in sorted(settings.out.glob(pattern)):
+            name = path.relative_to(settings.out).as_posix()
+            found.append(f'<a href="{name}">{name}</a>')
+    return found
 
 
 def image(caption: str, path: Path) -> str:

@@ -1,119 +1,157 @@
-"""What was measured on one seed's model, as the claims and figures ask for it."""
+"""What was measured on one seed's model: small files from which claims and figures are made.
 
+Sampling takes hours, and its result is a few hundred kilobytes a seed. These are kept apart, so
+that claims and figures can be made again, and argued with, without it.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import rllc
-from rllc.analysis.circuit import CircuitCost
-from rllc.analysis.clustering import Clusters
-from rllc.analysis.patching import Patching
-from rllc.analysis.stages import Stages
 
-FORMED = 0.3
-"""Attention score from which on a head is said to look one back, or to match prefixes."""
+FORMED = 0.2
+"""Nats on the second copy of what was seen before, from which on a circuit has formed."""
+TABLES = ("heads", "pairs", "model", "roles", "paths", "curvature", "circuit")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """What was measured on one seed's model. Only heads whose every λ̂ is finite have a role."""
+    """What was measured on one seed's model."""
 
-    seed: int
-    heads: rllc.Trajectory
-    """wrLLC of each head, on the data trained on and on the others."""
-    distilled: rllc.Trajectory
-    """wrLLC of each head with ℓ = L1: against the one-layer model."""
-    roles: Mapping[str, str]
-    memorised: Mapping[str, int]
-    """Different multigrams that each head remembers."""
-    scores: Mapping[str, Mapping[str, Sequence[float]]]
-    """Name of the score -> head -> value at each step of ``heads``."""
-    clusters: Clusters | None
-    """Of the heads' curves on the data trained on, each layer apart; ``None`` if too few."""
-    paths: Patching
-    """From the heads of layer 0 into the keys of the head that matches prefixes best."""
-    circuit: CircuitCost | None
-    """All multigram heads ablated together, on rows on which no role was found; or ``None``."""
-    stages: Stages | None
-    """Of the LLC of all weights; ``None`` where fewer than 5 checkpoints have one."""
+    name: str
+    """Of text and seed."""
     base: str
     """Name of the data trained on."""
     code: str
     """Name of the data that induction heads are for: code, or repeats of the language."""
+    prose: str
+    """Name of the data to compare with."""
+    llc: Mapping[str, rllc.Trajectory]
+    """By the name of the sweep; see :mod:`examples.paper.sweep`. Those that are there."""
+    slopes: Mapping[str, np.ndarray]
+    """By the name of the sweep: the part of λ̂ that comes from the slope at w*."""
+    tables: Mapping[str, pd.DataFrame]
+    """By name, see :data:`TABLES`. Those that are there."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write small files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.csv"):
+            old.unlink()
+        for name, trajectory in self.llc.items():
+            trajectory.save(folder / f"llc-{name}.npz")
+        np.savez_compressed(folder / "slopes.npz", **dict(self.slopes))
+        for name, table in self.tables.items():
+            rounded = table.round(6)
+            rounded.to_csv(folder / f"{name}.csv", index=False)
+        names = {name: getattr(self, name) for name in ("name", "base", "code", "prose")}
+        text = json.dumps({**names, "settings": dict(self.settings)}, indent=1, default=str)
+        (folder / "run.json").write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Run":
+        """Read what :meth:`save` wrote."""
+        names = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        llc = {}
+        for path in sorted(folder.glob("llc-*.npz")):
+            llc[path.stem.removeprefix("llc-")] = rllc.Trajectory.load(path)
+        with np.load(folder / "slopes.npz") as arrays:
+            slopes = dict(arrays)
+        tables = {}
+        for name in TABLES:
+            path = folder / f"{name}.csv"
+            if path.exists():
+                tables[name] = pd.read_csv(path)
+        return cls(**names, llc=llc, slopes=slopes, tables=tables)
+
+    # The heads.
 
     @property
-    def layers(self) -> dict[int, list[str]]:
-        """The heads of each layer."""
-        heads_of: dict[int, list[str]] = {}
-        for head in sorted(self.roles, key=layer_of):
-            heads_of.setdefault(layer_of(head), []).append(head)
-        return heads_of
+    def heads(self) -> list[str]:
+        """Names of the heads, by layer."""
+        return list(self.tables["roles"]["head"])
 
-    def having(self, role: str, layer: int | None = None) -> list[str]:
-        """Heads with this role, of one layer or all."""
-        heads = list(self.roles)
-        if layer is not None:
-            heads = [head for head in heads if layer_of(head) == layer]
-        return [head for head in heads if self.roles[head] == role]
+    @property
+    def roles(self) -> dict[str, str]:
+        """The role of each head."""
+        table = self.tables["roles"]
+        return dict(zip(table["head"], table["role"], strict=True))
+
+    def having(self, roles: Sequence[str], layer: int) -> list[str]:
+        """The heads of a layer that have one of these roles."""
+        heads = [head for head in self.heads if layer_of(head) == layer]
+        return [head for head in heads if self.roles[head] in roles]
+
+    def evidence(self, column: str) -> dict[str, float]:
+        """A column of the table of roles, by head."""
+        table = self.tables["roles"]
+        return dict(zip(table["head"], table[column], strict=True))
+
+    # λ̂.
 
     def curve(
-        self, head: str, data: str, trajectory: rllc.Trajectory | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """λ̂ of ``heads``, or of another trajectory, and its standard error at each step."""
-        trajectory = self.heads if trajectory is None else trajectory
-        column = trajectory.names.index(head, data)
-        return trajectory.value[:, column], trajectory.standard_error[:, column]
+        self, sweep: str, head: str, data: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Steps, λ̂ and its standard error over training, where there is one."""
+        trajectory = self.llc[sweep]
+        column = trajectory.names.index(head, data or self.base)
+        value = trajectory.value[:, column]
+        there = np.isfinite(value)
+        steps = np.array(trajectory.steps)
+        return steps[there], value[there], trajectory.standard_error[there, column]
 
-    def last(self, head: str, data: str) -> tuple[float, float]:
-        """λ̂ and its standard error at the last step."""
-        value, error = self.curve(head, data)
-        return float(value[-1]), float(error[-1])
+    def last(self, sweep: str, head: str, data: str | None = None) -> tuple[float, float]:
+        """λ̂ and its standard error at the last step; NaN where there is none."""
+        trajectory = self.llc[sweep]
+        if (head, data or self.base) not in list(trajectory.names):
+            return np.nan, np.nan
+        column = trajectory.names.index(head, data or self.base)
+        return float(trajectory.value[-1, column]), float(trajectory.standard_error[-1, column])
 
-    def scores_of_layer(self, score: str, layer: int) -> dict[str, Sequence[float]]:
-        """Head -> score at each step."""
-        curves = self.scores[score]
-        return {head: curve for head, curve in curves.items() if layer_of(head) == layer}
+    def last_slope(self, sweep: str, head: str, data: str) -> float:
+        """The part of the last λ̂ that comes from the slope at w*."""
+        column = self.llc[sweep].names.index(head, data)
+        return float(self.slopes[sweep][-1, column])
 
-    def final_scores(self, score: str, layer: int) -> dict[str, float]:
-        """Head -> score at the last step."""
-        curves = self.scores_of_layer(score, layer)
-        return {head: curve[-1] for head, curve in curves.items()}
+    # The circuit.
 
-    def best_score(self, score: str, layer: int) -> np.ndarray:
-        """The largest score of a layer at each step."""
-        curves = self.scores_of_layer(score, layer)
-        return np.array(list(curves.values())).max(axis=0)
+    def gain(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps, and how much better the second copy of random tokens is predicted, in nats."""
+        table = self.tables["model"].sort_values("step")
+        column = "gain_random" if "gain_random" in table else "gain_text"
+        return table["step"].to_numpy(), table[column].to_numpy()
 
     def forming(self) -> tuple[int, int] | None:
-        """Checkpoints between which the induction circuit forms; ``None`` where none does.
+        """Steps between which the induction circuit forms; ``None`` where none does.
 
-        From the last at which the best previous-token score of layer 0 has not yet come a quarter
-        of its way, to the first at which the best prefix-matching score of layer 1 has come three
-        quarters of its own.
+        From the last checkpoint with less than a tenth of the final gain, to the first with half.
         """
-        previous = self.best_score("previous_token", 0)
-        matching = self.best_score("prefix_matching", 1)
-        if matching[-1] < FORMED:
+        steps, gain = self.gain()
+        if gain[-1] < FORMED:
             return None
-        if matching[-1] <= matching[0] or previous[-1] <= previous[0]:
-            return None
-        begin = first_beyond(previous, 0.25)
-        end = first_beyond(matching, 0.75)
-        return min(begin, end) - 1, end
-
-
-def first_beyond(curve: np.ndarray, share: float) -> int:
-    """The first place at which a curve has come this share of its way."""
-    way = curve[-1] - curve[0]
-    beyond = curve >= curve[0] + share * way
-    return int(np.argmax(beyond))
+        begin = int(np.flatnonzero(gain < 0.1 * gain[-1])[-1])
+        end = int(np.flatnonzero(gain >= 0.5 * gain[-1])[0])
+        return int(steps[min(begin, end - 1)]), int(steps[end])
 
 
 def layer_of(head: str) -> int:
     """The layer in ``"1:6"``."""
     return int(head.split(":")[0])
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs in some folders: each folder holds files of one run, or folders of runs."""
+    paths = []
+    for folder in folders:
+        paths += sorted(path.parent for path in folder.rglob("run.json"))
+    return [Run.load(path) for path in paths]
 
 
 def curves(table: pd.DataFrame, column: str, by: str = "head") -> dict[str, list[float]]:

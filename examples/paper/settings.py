@@ -8,20 +8,27 @@ SIZES = {
     "d_model": (64, 128, 256, "width of the model"),
     "heads": (4, 8, 8, "heads of a layer"),
     "context": (64, 256, 1024, "tokens of a row"),
-    "vocab": (96, 2000, 5000, "token ids"),
-    "steps": (2000, 8000, 50_000, "steps of training"),
-    "batch": (32, 32, 100, "rows of a step of training"),
-    "lr_train": (1e-2, 2e-3, 1e-3, "learning rate of training"),
-    "seeds": (3, 1, 4, "models to train, from --first-seed on"),
-    "train_rows": (10_000, 100_000, 1_000_000, "rows to train on, at most"),
-    "checkpoints": (8, 14, 107, "checkpoints to look at, about evenly spaced in log step"),
+    "vocab": (96, 512, 5000, "token ids"),
+    "characters": (0, 8_000_000, 800_000_000, "characters of each subset to train on, at most"),
+    "train_rows": (10_000, 0, 0, "rows of the synthetic language"),
+    "steps": (2000, 4000, 50_000, "steps of training"),
+    "one_layer_steps": (1000, 1000, 50_000, "steps of training of the one-layer model"),
+    "batch": (32, 16, 100, "rows of a step of training"),
+    "seeds": (3, 3, 4, "models to train, from --first-seed on"),
+    "checkpoints": (10, 26, 107, "checkpoints to look at, even in log step"),
+    "positions": (64, 128, 1024, "tokens of a row on which estimates are made"),
+    "n_beta": (4000.0, 4000.0, 30.0, "nβ of the sampler"),
+    "lr": (3e-4, 3e-4, 1e-3, "its step size"),
+    "whole_n_beta": (300.0, 300.0, 30.0, "nβ of the sampler of all weights"),
+    "whole_lr": (1e-4, 1e-4, 1e-3, "its step size"),
+    "subset_every": (3, 4, 1, "code and prose at every so many checkpoints"),
     "chains": (4, 4, 4, "chains of each head"),
-    "draws": (40, 40, 200, "draws of each chain"),
-    "llc_batch": (8, 8, 32, "rows of a minibatch of the sampler"),
-    "rows": (256, 512, 2000, "rows on which heads are ablated and classified"),
-    "probes": (8, 4, 16, "random vectors for the Hessian trace"),
-    "probe_rows": (16, 16, 64, "rows of which the Hessian is taken"),
-    "processes": (2, 2, 0, "processes to train and sample in, of one thread; 0: this one"),
+    "draws": (24, 24, 200, "draws of each chain"),
+    "burnin": (20, 20, 0, "steps before the first draw"),
+    "between": (2, 2, 1, "steps from one draw to the next"),
+    "llc_batch": (8, 4, 32, "rows of a minibatch of the sampler"),
+    "rows": (256, 256, 2000, "rows on which heads are ablated and classified"),
+    "processes": (2, 2, 0, "processes to sample in, of one thread; 0: this one"),
 }
 COLUMN = {"tiny": 0, "small": 1, "full": 2}
 
@@ -38,28 +45,40 @@ class Settings(argparse.Namespace):
     first_seed: int
     device: str | None
     quiet: bool
+    cost: bool
 
     d_model: int
     heads: int
     context: int
     vocab: int
-    steps: int
-    batch: int
-    lr_train: float
-    seeds: int
+    characters: int
     train_rows: int
+    steps: int
+    one_layer_steps: int
+    batch: int
+    seeds: int
     checkpoints: int
+    positions: int
+    n_beta: float
+    lr: float
+    whole_n_beta: float
+    whole_lr: float
+    subset_every: int
     chains: int
     draws: int
+    burnin: int
+    between: int
     llc_batch: int
     rows: int
-    probes: int
-    probe_rows: int
     processes: int
 
     def folder(self, seed: int) -> Path:
         """Where the results of one seed are."""
         return self.out / f"seed{seed}"
+
+    def one_layer_seed(self, seed: int) -> int:
+        """Whose one-layer model a seed uses: a language is drawn for each seed, texts are not."""
+        return seed if self.size == "tiny" else 0
 
 
 def read_settings(argv: list[str] | None = None, description: str | None = None) -> Settings:
@@ -100,6 +119,7 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="output folder; default: rllc-out/paper-<size>")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--device", help="where to compute, such as cuda; default: the CPU")
+    parser.add_argument("--cost", action="store_true", help="only say what it would take")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     for name, (tiny, small, full, words) in SIZES.items():
         option = f"--{name.replace('_', '-')}"
@@ -127,6 +147,5 @@ def refusals(settings: Settings) -> dict[str, bool]:
         ),
         "--d-model must be a multiple of --heads": settings.d_model % settings.heads != 0,
         "--checkpoints must be at least 6: stages need 5 above step 0": settings.checkpoints < 6,
-        "--probes must be at least 2, for a standard error": settings.probes < 2,
         "--seeds must be at least 1": settings.seeds < 1,
     }

@@ -1,91 +1,106 @@
 """Train each seed's model, and a one-layer model on the same data."""
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 
-import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 import rllc
+from rllc.models import AttentionOnlyConfig
 
 from .data import Data
 from .settings import Settings
 
-FOLDERS = {2: "checkpoints", 1: "one_layer"}
+TINY_LR = 1e-2
+"""With the paper's, 1e-3, a model this small would take ten times as long."""
+WINDOW = (0.92, 0.94, 0.96, 0.98)
+"""Shares of a step at which weights are kept as well, to be averaged with those of the step."""
 
 
 def train(settings: Settings, data: Mapping[int, Data]) -> None:
-    """Train all models, several at once if there are processes for it."""
-    models = [(seed, num_layers) for seed in data for num_layers in FOLDERS]
-    if not settings.processes:
-        for seed, num_layers in models:
-            rows, vocab_size = plain(data[seed])
-            train_one(settings, seed, num_layers, rows, vocab_size, not settings.quiet)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.processes, context, initializer=begin_worker) as pool:
-        futures = [
-            pool.submit(train_one, settings, seed, num_layers, *plain(data[seed]))
-            for seed, num_layers in models
-        ]
-        try:
-            for future in tqdm(futures, desc="training", unit="model", disable=settings.quiet):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    """Train all models, or go on with them; those that are finished are left as they are."""
+    for seed in data:
+        train_two_layers(settings, seed, data[seed])
+    for seed in data:
+        train_one_layer(settings, seed, data[seed])
 
 
-def begin_worker() -> None:
-    """Compute on one thread, and end when the process that started this one ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    torch.set_num_threads(1)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def train_two_layers(settings: Settings, seed: int, data: Data) -> None:
+    """The model whose heads are looked at."""
+    steps = [*measured_steps(settings), *averaged_steps(settings)]
+    training = training_of(settings, settings.steps, steps)
+    train_one(settings, 2, data.base, data.vocab_size, training, seed)
 
 
-def plain(data: Data) -> tuple[np.ndarray, int]:
-    """What a worker needs of the data: rows of token ids, and how many ids there are."""
-    return data.base.rows.numpy(), data.vocab_size
+def train_one_layer(settings: Settings, seed: int, data: Data) -> None:
+    """The model that is asked what one layer can know. One serves all seeds of the same data."""
+    training = training_of(settings, settings.one_layer_steps, [])
+    train_one(settings, 1, data.base, data.vocab_size, training, settings.one_layer_seed(seed))
 
 
 def train_one(
     settings: Settings,
-    seed: int,
     num_layers: int,
-    rows: np.ndarray,
+    rows: rllc.Tokens,
     vocab_size: int,
-    progress: bool = False,
+    training: rllc.Training,
+    seed: int,
 ) -> None:
-    """Train one model, or go on with it, or do nothing if it is finished."""
-    config = rllc.models.AttentionOnlyConfig(
-        n_layers=num_layers,
-        d_model=settings.d_model,
-        n_heads=settings.heads,
-        d_head=settings.d_model // settings.heads,
-        n_ctx=settings.context,
-        d_vocab=vocab_size,
-    )
-    training = rllc.Training(
-        num_steps=settings.steps,
-        batch_size=settings.batch,
-        lr=settings.lr_train,
-    )
+    """Train one model in its folder."""
+    folder = settings.folder(seed) / ("checkpoints" if num_layers == 2 else "one_layer")
     rllc.train(
-        config,
-        rllc.Tokens(torch.from_numpy(rows), "training"),
-        settings.folder(seed) / FOLDERS[num_layers],
+        config_of(settings, num_layers, vocab_size),
+        rows,
+        folder,
         training=training,
         seed=seed,
         device=settings.device,
-        progress=progress,
+        progress=not settings.quiet,
     )
+
+
+def config_of(settings: Settings, num_layers: int, vocab_size: int) -> AttentionOnlyConfig:
+    """The fast start for texts of the small size; the paper's for its own size and the language."""
+    sizes = {
+        "n_layers": num_layers,
+        "d_model": settings.d_model,
+        "n_heads": settings.heads,
+        "d_head": settings.d_model // settings.heads,
+        "n_ctx": settings.context,
+        "d_vocab": vocab_size,
+    }
+    if settings.size == "small":
+        return AttentionOnlyConfig.fast(**sizes)
+    return AttentionOnlyConfig(**sizes)
+
+
+def training_of(settings: Settings, num_steps: int, checkpoints: list[int]) -> rllc.Training:
+    """The fast training for texts of the small size, along a cosine; else the paper's, AdamW.
+
+    A cosine, because λ̂ must be compared over training: with a constant rate that falls at the end
+    most of the change of λ̂ would come in that end.
+    """
+    changes = {
+        "num_steps": num_steps,
+        "batch_size": settings.batch,
+        "checkpoints": checkpoints,
+        "resume_every": 200,
+    }
+    if settings.size == "small":
+        return rllc.Training.fast(**changes, decay="cosine", decay_steps=num_steps)
+    return rllc.Training(**changes, lr=TINY_LR if settings.size == "tiny" else 1e-3)
+
+
+def measured_steps(settings: Settings) -> list[int]:
+    """Step 0, and others even in log step, from a two-hundredth of the training on."""
+    first = max(settings.steps // 200, 1)
+    spread = torch.logspace(0, 1, settings.checkpoints - 1, base=settings.steps / first)
+    steps = {round(first * float(factor)) for factor in spread}
+    return [0, *sorted(steps)]
+
+
+def averaged_steps(settings: Settings) -> list[int]:
+    """The steps shortly before those measured, of which the weights are averaged."""
+    steps = set()
+    for step in measured_steps(settings):
+        steps |= {round(step * share) for share in WINDOW}
+    return sorted(steps)

@@ -1,13 +1,18 @@
 """The heads of the trained model: their roles and pages, and the circuits they form."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
+
 import rllc
-from rllc.analysis import attention, circuit, patching, roles
+from rllc.analysis import ablation, attention, curvature, patching, roles
 from rllc.analysis.pages import write_pages
-from rllc.analysis.rows import common_start
+from rllc.analysis.rows import common_start, mean_over_tokens
 from rllc.analysis.tokens_in_context import tokens_in_context
 
+from .averaged import averaged_checkpoints
 from .data import Data
 from .multigrams import multigram_masks
 from .results import layer_of
@@ -15,16 +20,23 @@ from .settings import Settings
 
 FEWEST_TOKENS = 20
 """A mask of fewer tokens says nothing."""
+CANDIDATES = 2000
+OTHER_SETS = 40
+Heads = tuple[str, ...]
+PROBES = 4
+ROWS_OF_HESSIAN = 16
 
 
 class Trained(NamedTuple):
-    """What the heads of a trained model do."""
+    """What the heads of a trained model do, in tables."""
 
     roles: roles.Roles
-    paths: patching.Patching
+    paths: pd.DataFrame
     """From layer 0 into the keys of the head of layer 1 that matches prefixes best."""
-    circuit: circuit.CircuitCost | None
+    circuit: pd.DataFrame | None
     """What it costs to ablate all multigram heads together."""
+    curvature: pd.DataFrame
+    """The trace of the Hessian of each head."""
 
 
 def look_at_heads(settings: Settings, seed: int, data: Data) -> Trained:
@@ -32,13 +44,12 @@ def look_at_heads(settings: Settings, seed: int, data: Data) -> Trained:
     folder = settings.folder(seed)
     rows = data.random_rows(settings.rows, seed)
     start = common_start(rows.rows)
-    model: Any = rllc.load(folder / "checkpoints", device=settings.device)
+    last = averaged_checkpoints(settings, seed)[-1]
+    model: Any = rllc.load(last, device=settings.device)
     contexts = tokens_in_context(model, rows, brackets=data.brackets, tokenizer=data.tokenizer)
     scores = attention.scores(model, data.repeats, bos=start, seed=seed)
     head_roles = roles.classify(model, rows, contexts=contexts, scores=scores)
     write_pages(folder / "pages", model, contexts)
-    head_roles.to_dataframe().to_csv(folder / "roles.csv", index=False)
-    contexts.multigrams_to_dataframe().to_csv(folder / "multigrams.csv", index=False)
 
     repeats = data.repeats
     if repeats is None:
@@ -46,32 +57,79 @@ def look_at_heads(settings: Settings, seed: int, data: Data) -> Trained:
     best = int(scores.prefix_matching[1].argmax())
     into_best = [f"0:{head}->1:{best}.K" for head in range(settings.heads)]
     paths = patching.patch_paths(model, repeats, into_best, seed=seed)
-    paths.to_dataframe().to_csv(folder / "paths.csv", index=False)
-
     cost = multigram_circuit(settings, seed, data, model, head_roles)
-    (folder / "circuit.csv").unlink(missing_ok=True)
-    if cost is not None:
-        cost.to_dataframe().to_csv(folder / "circuit.csv", index=False)
-    return Trained(head_roles, paths, cost)
+    probing = curvature.Probing(num_probes=PROBES, num_rows=ROWS_OF_HESSIAN, seed=seed)
+    trace = curvature.hessian_trace(model, rows, rllc.heads(model), probing=probing, progress=False)
+    return Trained(
+        roles=head_roles,
+        paths=paths.to_dataframe(),
+        circuit=cost,
+        curvature=trace.to_dataframe(),
+    )
 
 
 def multigram_circuit(
     settings: Settings, seed: int, data: Data, model: Any, head_roles: roles.Roles
-) -> circuit.CircuitCost | None:
+) -> pd.DataFrame | None:
     """What it costs to ablate all multigram heads together, on tokens of each kind.
 
-    ``None`` without multigram heads, without other heads of their layers to compare with, or
-    without tokens that multigrams predict.
+    ``None`` without multigram heads, without other sets like them, or without tokens that
+    multigrams predict. Other sets have as many heads in each layer, and heads that matter as much
+    alone: so what is compared is not how much the heads matter, but for what.
+
+    Returns:
+        Columns ``set, paths, mask, tokens, loss, loss_error``; the set is ``"circuit"`` or
+        ``"random 1"``, ….
     """
-    multigram_heads = head_roles.having("multigram")
-    other_heads = [head for head in head_roles.heads if head not in multigram_heads]
-    shared_layers = set(map(layer_of, multigram_heads)) & set(map(layer_of, other_heads))
-    if not shared_layers:
-        return None
+    heads = head_roles.having("multigram")
+    effects = dict(zip(head_roles.heads, head_roles.evidence["delta_loss"], strict=True))
+    sets = {"circuit": tuple(heads), **sets_like(heads, effects, seed)}
     # Other rows than those that the roles were found on.
     unseen = data.random_rows(settings.rows, seed, part=1)
     masks = multigram_masks(data.base, unseen, data.vocab_size)
     masks = {name: mask for name, mask in masks.items() if mask.sum() >= FEWEST_TOKENS}
-    if not masks:
+    if len(sets) == 1 or not masks:
         return None
-    return circuit.ablate_circuit(model, unseen, multigram_heads, masks, seed=seed)
+    weights = [together(members) for members in sets.values()]
+    rise = ablation.ablate(model, unseen, weights).tokens
+    rows = []
+    for number, (name, members) in enumerate(sets.items()):
+        for mask_name, mask in masks.items():
+            value, error = mean_over_tokens(rise[[number]], mask[:, 1:])
+            rows.append(
+                (name, ", ".join(members), mask_name, mask.sum(), float(value[0]), float(error[0]))
+            )
+    return pd.DataFrame(rows, columns=["set", "paths", "mask", "tokens", "loss", "loss_error"])
+
+
+def together(heads: Sequence[str]) -> rllc.Weights:
+    """The weights of some heads as one selection."""
+    union = rllc.head(heads[0])
+    for head in heads[1:]:
+        union = union | rllc.head(head)
+    return union
+
+
+def sets_like(heads: Sequence[str], effects: Mapping[str, float], seed: int) -> dict[str, Heads]:
+    """Other sets with as many heads in each layer, whose heads matter as much alone.
+
+    Of :data:`CANDIDATES` random sets at most, the :data:`OTHER_SETS` whose mean effect is nearest.
+    """
+    stream = np.random.default_rng(seed)
+    found: set[Heads] = set()
+    layers = sorted(set(map(layer_of, effects)))
+    for _ in range(CANDIDATES):
+        members: list[str] = []
+        for layer in layers:
+            pool = [head for head in effects if layer_of(head) == layer]
+            count = sum(layer_of(head) == layer for head in heads)
+            members += sorted(stream.choice(pool, count, replace=False).tolist())
+        found.add(tuple(members))
+    found -= {tuple(sorted(heads)), ()}
+    wanted = np.mean([effects[head] for head in heads]) if heads else 0.0
+
+    def distance(members: Heads) -> float:
+        return abs(float(np.mean([effects[head] for head in members]) - wanted))
+
+    nearest = sorted(sorted(found), key=distance)[:OTHER_SETS]
+    return {f"random {number}": members for number, members in enumerate(nearest, 1)}
