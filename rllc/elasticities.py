@@ -13,7 +13,7 @@ from rllc.draws import Draws
 from rllc.errors import InputError
 from rllc.names import Names
 from rllc.observed import axes_of, fixed_rows
-from rllc.tables import label, table
+from rllc.tables import Table, label
 from rllc.uncertainty import Mean, mean_of_draws
 
 if TYPE_CHECKING:
@@ -52,11 +52,18 @@ class Elasticities:
         return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         rows = [("weights", "llc", "nβ doubled", "γ doubled")]
         for i in range(len(self.names)):
             changes = (_doubled(self.n_beta, i), _doubled(self.localization, i))
             rows.append((label(self.names, i), f"{self.llc.value[i]:.3g}", *changes))
-        return table("To first order λ̂ would change by", rows)
+        return Table("To first order λ̂ would change by", rows)
 
 
 def _doubled(mean: Mean, i: int) -> str:

@@ -25,7 +25,7 @@ from rllc.refinement import DataLike, WeightsLike
 from rllc.sample import sample
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
-from rllc.tables import label, table
+from rllc.tables import Table, label, not_ok
 from rllc.uncertainty import Mean, mean_of_draws
 
 if TYPE_CHECKING:
@@ -279,6 +279,13 @@ class LossKernel:
             )
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         rows = [("weights", "lowest", "highest", "median se", "status")]
         for i, values in enumerate(self.value):
             numbers = (
@@ -288,7 +295,8 @@ class LossKernel:
             )
             rows.append((label(self.names, i), *numbers, self.status[i]))
         of = " × ".join(map(str, self.value.shape[1:]))
-        return table(f"{self.kind} of the losses of {of} rows", rows)
+        title = f"{self.kind} of the losses of {of} rows"
+        return Table(title, rows, left=(0, 4), wrong=not_ok(self.status, column=4))
 
 
 def _kernel(first: FixedRows, second: FixedRows, by: str, correlation: bool) -> Mean:

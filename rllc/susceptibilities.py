@@ -25,7 +25,7 @@ from rllc.refinement import DataLike, WeightsLike
 from rllc.sample import sample
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
-from rllc.tables import label, table
+from rllc.tables import Table, label, not_ok
 from rllc.uncertainty import Mean, mean_of_draws
 
 if TYPE_CHECKING:
@@ -230,6 +230,13 @@ class Susceptibilities:
         )
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         rows = [("weights", "lowest χ", "highest χ", "median ± se", "status")]
         for i, values in enumerate(self.value):
             numbers = (
@@ -239,7 +246,8 @@ class Susceptibilities:
             )
             rows.append((label(self.names, i), *numbers, self.status[i]))
         of = " × ".join(map(str, self.value.shape[1:]))
-        return table(f"Susceptibilities of {len(self.names)} refinements to {of} tokens", rows)
+        title = f"Susceptibilities of {len(self.names)} refinements to {of} tokens"
+        return Table(title, rows, left=(0, 4), wrong=not_ok(self.status, column=4))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""

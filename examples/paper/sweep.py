@@ -60,7 +60,7 @@ def track(
         store=store,
         compute=compute,
     )
-    trajectory.to_dataframe().to_csv(folder / f"{name}.csv", index=False)
+    trajectory.to_dataframe(diagnostics=True).to_csv(folder / f"{name}.csv", index=False)
     rllc.report(store, folder / f"sweep-{name}.html")
     return trajectory
 
