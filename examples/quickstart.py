@@ -346,7 +346,7 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     last = sweep(chosen[-1:], data, scale, args)
     trajectory.save(args.out / "trajectory.npz")
     final = last.at(last.steps[-1])
-    final.to_dataframe().to_csv(args.out / "estimate.csv", index=False)
+    final.to_dataframe(diagnostics=True).to_csv(args.out / "estimate.csv", index=False)
     print_table(final, rllc.Sweep.open(args.out / "sweep"), roles, list(data))
     draw(trajectory, circuit, roles, args.out / "quickstart.png")
     print(f"\n{time.perf_counter() - begin:.0f} s; all files are in {args.out}")

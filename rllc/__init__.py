@@ -35,7 +35,7 @@ from rllc.draws import Draws
 from rllc.estimate import Estimate, estimate
 from rllc.control import control
 from rllc.sweep.track import track
-from rllc.sweep.cost import sweep_cost
+from rllc.sweep.cost import cost, sweep_cost
 from rllc.sweep.store import Store
 from rllc.sweep.sweep import Sweep
 from rllc.faults import Fault
@@ -100,6 +100,7 @@ __all__ = [
     "calibrate",
     "checkpoints",
     "control",
+    "cost",
     "data",
     "diagnostics",
     "distance",

@@ -29,7 +29,7 @@ from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike, named_data
 from rllc.samplers import Sampler, from_settings, sgld
 from rllc.sampling import Compute, Sampling
-from rllc.tables import label, table
+from rllc.tables import Table, duration, label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,10 +182,13 @@ class Calibration:
         where = f"{label(result.names, worst)}: {', '.join(parts)}"
         return f"recommended: {setting}: error {self.error[i]:.2f} ({where})"
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self, *, diagnostics: bool = False) -> pd.DataFrame:
         """Return a table with one row a setting and refinement.
 
         Its columns are ``lr, n_beta, localization, good, error, faults`` and an estimate's.
+
+        Args:
+            diagnostics: whether an estimate's diagnostics come, too.
         """
         import pandas as pd
 
@@ -200,11 +203,19 @@ class Calibration:
                 "error": self.errors[i],
                 "faults": ["; ".join(of_refinement) for of_refinement in problems],
             }
-            frame = self.estimates[i].to_dataframe().assign(**columns)
+            frame = self.estimates[i].to_dataframe(diagnostics=diagnostics).assign(**columns)
             frames.append(frame[[*columns, *frame.columns.drop(list(columns))]])
         return pd.concat(frames, ignore_index=True)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
+        """A row a setting, in the order in which they were tried."""
         rows: list[tuple[str, ...]] = [("", *search.Setting._fields, "error", "verdict")]
         for i, verdict in enumerate(self.verdicts):
             numbers = [f"{number:.3g}" for number in self._setting(i)]
@@ -216,7 +227,15 @@ class Calibration:
             f"{self.sampling.num_chains} chains × {self.sampling.num_draws} draws, "
             f"{int(self.good.sum())} good"
         )
-        return f"{self.answer}\n{table(title, rows, left=(5,))}\n{self._summary()}"
+        bad = np.flatnonzero(~self.good).tolist()
+        return Table(
+            title=f"{self.answer}\n{title}",
+            rows=rows,
+            left=(5,),
+            wrong=[(i, 5) for i in bad],
+            notes=[self._summary()],
+            see_all="print(calibration.to_dataframe().to_string())",
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
@@ -403,8 +422,8 @@ def calibrate(
         bar.update()
         if not tried:
             seconds = time.perf_counter() - began
-            together = f"{_at_most(total, is_product)} take {_duration(seconds * total)}"
-            say(f"the first took {_duration(seconds)}; {together}")
+            together = f"{_at_most(total, is_product)} take {duration(seconds * total)}"
+            say(f"the first took {duration(seconds)}; {together}")
         return tried.setdefault((lr, n_beta, localization), result)
 
     with bar:
@@ -423,15 +442,3 @@ def calibrate(
 
 def _at_most(count: int, exactly: bool) -> str:
     return f"all {count}" if exactly else f"at most {count}"
-
-
-def _duration(seconds: float) -> str:
-    """Say how long something takes.
-
-    >>> _duration(0.25), _duration(75), _duration(9000)
-    ('0.2 s', '1.2 min', '2.5 h')
-    """
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"

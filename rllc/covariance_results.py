@@ -19,7 +19,7 @@ from rllc.limits import Limits
 from rllc.names import Names
 from rllc.same import same
 from rllc.sweep.sweep import Sweep
-from rllc.tables import label, table
+from rllc.tables import Table, label, not_ok
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,6 +140,13 @@ class Covariances:
         return xarray.Dataset(arrays, coords={"refinement": labels})
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         rows = [("weights", "lowest", "highest", "median se", "marked", "status")]
         for i, marks in enumerate(self.marks()):
             numbers = (
@@ -151,7 +158,8 @@ class Covariances:
             rows.append((label(self.names, i), *numbers, self.status[i]))
         of = " × ".join(map(str, self.value.shape[1:]))
         axes = " × ".join(self.axes)
-        return table(f"{type(self).__name__}: {self.kind}, {of} ({axes})", rows, left=(0, 5))
+        title = f"{type(self).__name__}: {self.kind}, {of} ({axes})"
+        return Table(title, rows, left=(0, 5), wrong=not_ok(self.status, column=5))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""

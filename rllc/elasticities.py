@@ -15,7 +15,7 @@ from rllc.errors import InputError
 from rllc.faults import Fault, status_of
 from rllc.names import Names
 from rllc.observed import axes_of, faults_of_chains, fixed_rows
-from rllc.tables import label, table
+from rllc.tables import Table, label, not_ok
 from rllc.uncertainty import Mean, mean_of_draws
 
 if TYPE_CHECKING:
@@ -67,6 +67,13 @@ class Elasticities:
         return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         rows = [("weights", "llc", "doubling nβ", "doubling γ", "status")]
         for i in range(len(self.names)):
             llc = f"{self.llc.value[i]:.3g} ± {self.llc.standard_error[i]:.1g}"
@@ -74,7 +81,7 @@ class Elasticities:
             rows.append((label(self.names, i), llc, *changes, self.status[i]))
         at = f"nβ = {self.settings['n_beta']:g}, γ = {self.settings['localization']:g}"
         title = f"λ̂ at {at}, and by how much the doubling of a setting would change it"
-        return table(title, rows, left=(0, 4))
+        return Table(title, rows, left=(0, 4), wrong=not_ok(self.status, column=4))
 
 
 def _doubled(mean: Mean, i: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,7 @@ from rllc.arguments import names_checked
 from rllc.checks import check_how
 from rllc.diagnose import DIAGNOSTICS, diagnose, parts_of_error, share_minibatches
 from rllc.draws import Draws
-from rllc.errors import InputError, must_be
+from rllc.errors import InputError, must_be, nearest
 from rllc.faults import (
     FINAL,
     Fault,
@@ -30,17 +32,18 @@ from rllc.faults import (
 from rllc.files import check_shapes, load_arrays, reading, save_arrays
 from rllc.limits import Limits
 from rllc.loss import LossFunction
-from rllc.names import Names
+from rllc.names import Names, is_pattern
 from rllc.refinement import DataLike, WeightsLike
 from rllc.same import same
 from rllc.sample import sample
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
-from rllc.tables import table
+from rllc.tables import Table, rounded, with_error
 from rllc.uncertainty import Mean, contrast, mean_of_draws
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
 ARRAYS = ("value", "standard_error", "dof", "rhat", "ess", "per_chain")
 """The arrays of an :class:`Estimate`, each with ``refinement`` as its first axis."""
@@ -55,7 +58,7 @@ class LLC:
     """One refined local learning coefficient, and how far to trust it.
 
     >>> LLC("1:6", "code", 4.2, 0.1, 1.01, 300.0, (4.1, 4.3))
-    LLC(1:6 on code: 4.2 ± 0.1)
+    LLC(1:6 on code: 4.20 ± 0.10)
     """
 
     weights: str
@@ -74,7 +77,7 @@ class LLC:
 
     def __repr__(self) -> str:
         note = f", {self.status}" if self.faults else ""
-        number = f"{self.value:.4g} ± {self.standard_error:.2g}"
+        number = with_error(self.value, self.standard_error)
         return f"LLC({self.weights} on {self.data}: {number}{note})"
 
 
@@ -82,8 +85,9 @@ class LLC:
 class Estimate:
     """λ̂ of each refinement.
 
-    ``estimate["1:6"]``, or ``estimate["1:6", "code"]`` with several data sets, is an :class:`LLC`.
-    Iterating gives all of them.
+    ``estimate["1:6", "code"]`` is an :class:`LLC`, and so is ``estimate["1:6"]`` where there is one
+    data set. Where there are several, it is an Estimate of all of them, as are
+    ``estimate["1:*"]``, :meth:`select` and :meth:`sort`. Iterating gives an LLC for each row.
 
     Args:
         value: ``[refinement]``: λ̂ = nβ · mean(loss − baseline), no unit. NaN when a chain
@@ -268,8 +272,84 @@ class Estimate:
     def __iter__(self) -> Iterator[LLC]:
         return (self._llc(i) for i in range(len(self)))
 
-    def __getitem__(self, key: Key) -> LLC:
+    def __getitem__(self, key: Key) -> Any:
+        """Return the :class:`LLC` that a key names, or an Estimate where it names several.
+
+        Whether it is one or several is told by the key and the names alone: a pattern with ``*``
+        or ``?`` always gives an Estimate.
+        """
+        if isinstance(key, tuple) and len(key) == 2:
+            weights, data = key
+        else:
+            weights, data = key, None
+        texts = isinstance(weights, str) and isinstance(data, str | None)
+        if texts and (is_pattern(weights) or is_pattern(data or "")):
+            return self.select(weights, data)
+        if texts and data is None and len(self.names.select(weights)) > 1:
+            return self.select(weights)
         return self._llc(self._index(key))
+
+    def select(
+        self,
+        weights: str | Sequence[str] | None = None,
+        data: str | Sequence[str] | None = None,
+        *,
+        layer: int | None = None,
+        ok: bool | None = None,
+    ) -> Estimate:
+        """Return the rows that fit all that is asked for, in their order.
+
+        ``estimate.select(layer=1, data="code", ok=True)`` are the heads of layer 1 on code that
+        nothing is wrong with.
+
+        Args:
+            weights: a name, a pattern such as ``"1:*"``, or a list of these; ``None`` is any.
+            data: alike.
+            layer: heads of this layer only.
+            ok: ``True``: only what has no fault; ``False``: only what has one.
+
+        Raises:
+            InputError: there are no such weights, data or layer. An estimate without rows is given
+                only where ``ok`` leaves none.
+        """
+        rows = self.names.matching(weights, data, layer)
+        if ok is not None:
+            must_be("estimate.select", "ok", ok, isinstance(ok, bool), "True, False or left out")
+            rows = [row for row in rows if (not self.faults[row]) == ok]
+        return self.take(rows)
+
+    def sort(self, by: str = "llc", *, descending: bool = False) -> Estimate:
+        """Return the rows in the order of one of their numbers; what is not known comes last.
+
+        Args:
+            by: a column of ``to_dataframe(diagnostics=True)``: ``"llc"``, ``"standard_error"``,
+                ``"rhat"``, ``"ess"``, ``"weights"``, ``"data"``, ``"status"``, or a diagnostic.
+            descending: whether the largest comes first.
+
+        Raises:
+            InputError: there is no such column.
+        """
+        columns = self._columns(diagnostics=True)
+        if by not in columns:
+            raise InputError(f"estimate.sort({by!r}): no such column; {nearest(by, columns)}")
+        values = columns[by]
+        known = [i for i in range(len(self)) if values[i] == values[i]]
+        unknown = [i for i in range(len(self)) if values[i] != values[i]]
+        known.sort(key=lambda i: values[i], reverse=descending)
+        return self.take([*known, *unknown])
+
+    def take(self, rows: Iterable[int]) -> Estimate:
+        """Return some rows, by their number, in the order given."""
+        chosen = list(rows)
+        index = np.array(chosen, dtype=int)
+        return replace(
+            self,
+            **{name: getattr(self, name)[index] for name in ARRAYS},
+            faults=tuple(self.faults[row] for row in chosen),
+            names=self.names.take(chosen),
+            diagnostics={name: array[index] for name, array in self.diagnostics.items()},
+            llc=None if self.llc is None else self.llc[index],
+        )
 
     def _index(self, key: Key) -> int:
         if isinstance(key, str):
@@ -293,14 +373,8 @@ class Estimate:
             self.faults[i],
         )
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """Return a table with one row a refinement.
-
-        Its columns are ``weights, data, llc, standard_error, rhat, ess, status`` and the
-        diagnostics.
-        """
-        import pandas as pd
-
+    def _columns(self, *, diagnostics: bool) -> dict[str, Any]:
+        """The columns of a table, by name."""
         columns = {
             "weights": self.weights,
             "data": self.data,
@@ -310,7 +384,62 @@ class Estimate:
             "ess": self.ess,
             "status": self.status,
         }
-        return pd.DataFrame(columns | dict(self.diagnostics))
+        return columns | dict(self.diagnostics) if diagnostics else columns
+
+    def to_dataframe(self, *, diagnostics: bool = False) -> pd.DataFrame:
+        """Return a table with one row a refinement.
+
+        Its columns are ``weights, data, llc, standard_error, rhat, ess, status``.
+
+        Args:
+            diagnostics: whether all diagnostics come, too; see
+                :data:`rllc.diagnose.DIAGNOSTICS`.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self._columns(diagnostics=diagnostics))
+
+    def to_dict(self, prefix: str = "") -> dict[str, float]:
+        """Return numbers by flat names, as loggers take them.
+
+        ``{"1:6/code/llc": 4.23, "1:6/code/se": 0.12, "1:6/code/rhat": …, "1:6/code/ess": …,
+        "1:6/code/ok": 1.0}``, and so on for each refinement; ``ok`` is 1 where nothing is wrong.
+
+        Args:
+            prefix: comes before each name, such as ``"rllc/"``.
+        """
+        numbers: dict[str, float] = {}
+        for llc in self:
+            name = f"{prefix}{llc.weights}/{llc.data}"
+            numbers[f"{name}/llc"] = llc.value
+            numbers[f"{name}/se"] = llc.standard_error
+            numbers[f"{name}/rhat"] = llc.rhat
+            numbers[f"{name}/ess"] = llc.ess
+            numbers[f"{name}/ok"] = float(not llc.faults)
+        return numbers
+
+    def to_xarray(self) -> xr.Dataset:
+        """Everything with named axes ``refinement, chain, draw``. Needs ``xarray``.
+
+        Names are coordinates. To make an axis of each, type
+        ``.set_index(refinement=["weights", "data"]).unstack("refinement")``.
+
+        Raises:
+            InputError: xarray is not installed.
+        """
+        xr = import_xarray("estimate.to_xarray()")
+        axis = "refinement"
+        arrays: dict[str, Any] = {"llc": (axis, self.value)}
+        for name in ("standard_error", "dof", "rhat", "ess"):
+            arrays[name] = (axis, getattr(self, name))
+        for name, array in self.diagnostics.items():
+            arrays[name] = (axis, array)
+        arrays["per_chain"] = ((axis, "chain"), self.per_chain)
+        arrays["status"] = (axis, np.array(self.status, dtype=object))
+        if self.llc is not None:
+            arrays["draws"] = ((axis, "chain", "draw"), self.llc)
+        coordinates = {"weights": (axis, list(self.weights)), "data": (axis, list(self.data))}
+        return xr.Dataset(arrays, coordinates, {"settings": json.dumps(dict(self.settings))})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Estimate) and same(self, other)
@@ -319,17 +448,30 @@ class Estimate:
         return hash(self.names)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
+        """A row a refinement."""
         rows = [("weights", "data", "llc", "± se", "R-hat", "ess", "status")]
         for llc in self:
-            numbers = (
-                f"{llc.value:.3f}",
-                f"{llc.standard_error:.3f}",
-                f"{llc.rhat:.3f}",
-                f"{llc.ess:.0f}",
-            )
-            rows.append((llc.weights, llc.data, *numbers, llc.status))
-        title = f"Estimate of {len(self)} LLCs ({self._sampled})"
-        return table("\n".join([title, *self._notes]), rows, left=(0, 1, 6))
+            value, error = rounded(llc.value, llc.standard_error)
+            rhat, ess = _written(llc.rhat, ".2f"), _written(llc.ess, ".0f")
+            rows.append((llc.weights, llc.data, value, error, rhat, ess, _in_short(llc.faults)))
+        title = f"Estimate of {len(self)} LLCs ({sampled(self.settings)})"
+        wrong = [i for i, faults in enumerate(self.faults) if faults]
+        return Table(
+            title="\n".join([title, *self._notes]),
+            rows=rows,
+            left=(0, 1, 6),
+            wrong=[(i, 6) for i in wrong],
+            notes=counted(self.faults),
+            see_all="print(estimate.to_dataframe().to_string()); wrong ones: "
+            "estimate.select(ok=False)",
+        )
 
     @property
     def _notes(self) -> list[str]:
@@ -342,15 +484,6 @@ class Estimate:
             f"{by_prior} of {len(self)}: the prior alone gives this λ̂; it shows the trace of the "
             f"Hessian, not what the loss does. Raise n_beta, or lower localization."
         ]
-
-    @property
-    def _sampled(self) -> str:
-        """The settings, for the title of the table."""
-        s = self.settings
-        most = "up to " if s.get("target_se") else ""
-        prior = f"nβ = {s['n_beta']:g}, γ = {s['localization']:g}, ε = {s['lr']:g}"
-        draws = f"{s['num_chains']} chains × {most}{s['num_draws']} draws"
-        return ", ".join([prior, draws, *_batches(s.get("minibatches", {}))])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
@@ -400,6 +533,65 @@ class Estimate:
             diagnostics=diagnosed,
             llc=arrays.get("llc"),
         )
+
+
+def sampled(settings: Mapping[str, Any]) -> str:
+    """Return the settings of sampler and sampling in one line, for tables and figures.
+
+    >>> sampled({"n_beta": 30.0, "localization": 200.0, "num_chains": 4, "num_draws": 200})
+    'nβ = 30, γ = 200, 4 chains × 200 draws'
+    """
+    parts = []
+    for symbol, name in (("nβ", "n_beta"), ("γ", "localization"), ("ε", "lr")):
+        if name in settings:
+            parts.append(f"{symbol} = {settings[name]:g}")
+    if "num_chains" in settings:
+        most = "up to " if settings.get("target_se") else ""
+        parts.append(f"{settings['num_chains']} chains × {most}{settings['num_draws']} draws")
+    return ", ".join([*parts, *_batches(settings.get("minibatches", {}))])
+
+
+def counted(faults: Iterable[Sequence[Fault]]) -> list[str]:
+    """Say how many estimates have which kinds of faults; nothing where none has.
+
+    >>> counted([[Fault("spikes")], [], [Fault("spikes"), Fault("negative")]])
+    ['2 of 3 are not ok: spikes (2), negative (1)']
+    """
+    kinds = [{fault.kind for fault in wrong} for wrong in faults]
+    num_wrong = sum(map(bool, kinds))
+    if not num_wrong:
+        return []
+    counts = Counter(kind for its_kinds in kinds for kind in sorted(its_kinds))
+    words = [f"{kind.replace('_', ' ')} ({count})" for kind, count in counts.most_common()]
+    return [f"{num_wrong} of {len(kinds)} are not ok: {', '.join(words)}"]
+
+
+def import_xarray(doing: str) -> Any:
+    """Return the module xarray.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import xarray
+    except ImportError as error:
+        raise InputError(
+            f"{doing}: xarray is not installed; type pip install 'rllc[xarray]'."
+        ) from error
+    return xarray
+
+
+def _in_short(faults: Sequence[Fault]) -> str:
+    """The severest fault, what to do about it, and how many others there are."""
+    if not faults:
+        return "ok"
+    others = len(faults) - 1
+    more = f"; and {others} more fault{'s' * (others > 1)}" if others else ""
+    return faults[0].text + more
+
+
+def _written(value: float, form: str) -> str:
+    return "–" if np.isnan(value) else format(value, form)
 
 
 def _of_all_steps(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -114,6 +115,44 @@ class Names:
         rows = range(len(self)) if weights is None else self._rows_of(weights)
         return np.array([row for row in rows if data in (None, self.data[row])], dtype=int)
 
+    def matching(
+        self,
+        weights: str | Sequence[str] | None = None,
+        data: str | Sequence[str] | None = None,
+        layer: int | None = None,
+    ) -> list[int]:
+        """Return the rows whose names fit.
+
+        Args:
+            weights: a name, a pattern such as ``"1:*"``, or a list of these; ``None`` is any.
+            data: alike.
+            layer: heads of this layer only.
+
+        Raises:
+            InputError: nothing has such a name, or no head is of this layer.
+        """
+        fitting_weights = self.selections
+        if weights is not None:
+            listed = [weights] if isinstance(weights, str) else list(weights)
+            spelt = [head_name(name) or name for name in listed]
+            fitting_weights = _fitting("weights", spelt, self.selections)
+        fitting_data = self.data_sets
+        if data is not None:
+            listed = [data] if isinstance(data, str) else list(data)
+            fitting_data = _fitting("data", listed, self.data_sets)
+        if layer is not None:
+            heads = [name for name in self.selections if head_name(name)]
+            layers = sorted({int(name.partition(":")[0]) for name in heads})
+            if layer not in layers:
+                raise InputError(f"select(layer={layer!r}): heads are of the layers {layers}.")
+            of_layer = {name for name in heads if int(name.partition(":")[0]) == layer}
+            fitting_weights = tuple(name for name in fitting_weights if name in of_layer)
+        rows = []
+        for row, (its_weights, its_data) in enumerate(self):
+            if its_weights in fitting_weights and its_data in fitting_data:
+                rows.append(row)
+        return rows
+
     def take(self, rows: Iterable[int]) -> Names:
         """Return the names of some rows."""
         pairs = list(self)
@@ -122,3 +161,25 @@ class Names:
     def _rows_of(self, weights: str) -> list[int]:
         spellings = (weights, head_name(weights))
         return [row for row, name in enumerate(self.weights) if name in spellings]
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name stands for several.
+
+    >>> is_pattern("1:*"), is_pattern("1:6")
+    (True, False)
+    """
+    return "*" in name or "?" in name
+
+
+def _fitting(what: str, wanted: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that are wanted, or fit a wanted pattern, in their own order."""
+    fitting: set[str] = set()
+    for one in wanted:
+        # A name that holds an asterisk itself is meant as it stands.
+        exact = one in names or not is_pattern(one)
+        found = [name for name in names if (name == one if exact else fnmatchcase(name, one))]
+        if not found:
+            raise InputError(f"select({one!r}): no such {what}; {nearest(one, names)}")
+        fitting.update(found)
+    return tuple(name for name in names if name in fitting)

@@ -23,7 +23,7 @@ from rllc.refinement import DataLike, WeightsLike, named_data
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
 from rllc.search import START, is_number
-from rllc.tables import label, table
+from rllc.tables import Table, label, with_error
 from rllc.uncertainty import Mean
 
 if TYPE_CHECKING:
@@ -97,8 +97,12 @@ class Resolution:
     def __len__(self) -> int:
         return len(self.estimates)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """Return one row a point: ``n_beta, lr, localization`` and an estimate's columns."""
+    def to_dataframe(self, *, diagnostics: bool = False) -> pd.DataFrame:
+        """Return one row a point: ``n_beta, lr, localization`` and an estimate's columns.
+
+        Args:
+            diagnostics: whether an estimate's diagnostics come, too.
+        """
         import pandas as pd
 
         frames = []
@@ -108,20 +112,30 @@ class Resolution:
                 "lr": result.settings["lr"],
                 "localization": result.settings["localization"],
             }
-            frame = result.to_dataframe().assign(**columns)
+            frame = result.to_dataframe(diagnostics=diagnostics).assign(**columns)
             frames.append(frame[[*columns, *frame.columns.drop(list(columns))]])
         return pd.concat(frames, ignore_index=True)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
+        """A row a refinement and a column an nβ; what the marks mean stands below."""
         count = len(self.names)
         title = f"Resolution: {len(self)} values of n_beta, {count} refinement{'s' * (count > 1)}"
         rows = [("", *(f"n_beta = {n_beta:.4g}  " for n_beta in self.n_beta))]
+        wrong = []
         for k in range(count):
             cells = [_cell(result, k) for result in self.estimates]
             rows.append((label(self.names, k), *cells))
-        lines = [table(title, rows)]
+            wrong += [(k, 1 + i) for i, faults in enumerate(self.faults) if faults[k]]
+        notes = []
         if self.by_prior.any():
-            lines.append(
+            notes.append(
                 "~ the prior alone gives this λ̂: it shows the Hessian's trace, not what the loss "
                 "does; look at larger n_beta"
             )
@@ -130,8 +144,9 @@ class Resolution:
                 others = [fault for fault in faults[k] if fault.kind != "prior_dominated"]
                 if others:
                     where = f"n_beta = {n_beta:.4g}, {label(self.names, k)}"
-                    lines.append(f"! {where}: {status_of(others)}")
-        return "\n".join(lines)
+                    notes.append(f"! {where}: {status_of(others)}")
+        how = "print(resolution.to_dataframe().to_string())"
+        return Table(title, rows, wrong=wrong, notes=notes, see_all=how)
 
 
 def _has_prior(faults: Sequence[Fault]) -> bool:
@@ -143,7 +158,7 @@ def _cell(estimate: Estimate, k: int) -> str:
     faults = estimate.faults[k]
     by_prior = _has_prior(faults)
     marks = "~" * by_prior + "!" * (len(faults) > by_prior)
-    return f"{estimate.value[k]:.3f} ± {estimate.standard_error[k]:.3f}{marks:2}"
+    return f"{with_error(estimate.value[k], estimate.standard_error[k])}{marks:2}"
 
 
 @names_checked

@@ -1,35 +1,166 @@
-"""Results as plain text: columns under a header, and names of rows."""
+"""Results as tables: text in a terminal, HTML in a notebook, and how many digits numbers have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rllc.names import Names
 
+MOST_ROWS = 50
+"""Longer tables are cut. 16 heads on three data sets are shown whole."""
 
-def table(title: str, rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Return rows as aligned columns under a title.
+_FIRST_ROWS, _LAST_ROWS = 40, 4
+"""What is shown of a table that is cut."""
 
-    >>> print(table("Two", [("head", "loss"), ("0:1", "0.25")]))
+_MOST_DECIMALS = 6
+"""Numbers whose error needs more are written with an exponent."""
+
+UNKNOWN = "–"
+"""What stands for a number that is not known."""
+
+_WRONG = "color:#c4450c;font-weight:600"
+"""Readable on white and on black, and for the colour-blind; words say the same."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header: ``str(table)`` is text, and a notebook shows HTML, without any script.
+
+    >>> print(Table("Two", [("head", "loss"), ("0:1", "0.25"), ("0:2", "12.5")]))
     Two
-    head  loss
-    0:1   0.25
+    head   loss
+    0:1    0.25
+    0:2   12.5
 
     Args:
-        title: the first line.
+        title: the lines above.
         rows: the header, then the rows.
-        left: columns that are aligned to the left; the others, being numbers, to the right.
+        left: columns that are aligned to the left. The others are numbers, aligned at the point.
+        wrong: (row, column) of cells that say in words what is wrong, counted without the header:
+            HTML colours them.
+        notes: the lines below.
+        see_all: what to type to see all rows of a table that is cut.
+        most_rows: from how many rows on it is cut.
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [title]
-    for row in rows:
-        cells = []
-        for k, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            cells.append(cell.ljust(width) if k in left else cell.rjust(width))
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+
+    title: str
+    rows: Sequence[Sequence[str]]
+    left: Collection[int] = (0,)
+    wrong: Collection[tuple[int, int]] = ()
+    notes: Sequence[str] = ()
+    see_all: str = "print(….to_dataframe().to_string())"
+    most_rows: int = MOST_ROWS
+
+    def __str__(self) -> str:
+        header, *body = self._aligned()
+        lines = [header, *(body[i] for i in self._shown)]
+        if self._num_hidden:
+            cut = tuple("…" if k == 0 else "" for k in range(len(header)))
+            lines.insert(1 + _FIRST_ROWS, cut)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        texts = [self.title]
+        for line in lines:
+            cells = []
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True)):
+                cells.append(cell.ljust(width) if k in self.left else cell.rjust(width))
+            texts.append("  ".join(cells).rstrip())
+        return "\n".join([*texts, *self._all_notes])
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+    def html(self) -> str:
+        """Return the same as HTML: everything escaped, and nothing fetched or run."""
+        header, *body = self._aligned()
+        lines = [self._html_row(header, "th", ())]
+        for place, i in enumerate(self._shown):
+            if self._num_hidden and place == _FIRST_ROWS:
+                lines.append(f'<tr><td colspan="{len(header)}">…</td></tr>')
+            wrong = [column for row, column in self.wrong if row == i]
+            lines.append(self._html_row(body[i], "td", wrong))
+        lines[0] = f"<thead>{lines[0]}</thead><tbody>"
+        above = [_paragraph(line) for line in self.title.splitlines() if line]
+        below = [_paragraph(note) for note in self._all_notes]
+        table = '<table style="font-variant-numeric:tabular-nums">' + "\n".join(lines)
+        return "\n".join(["<div>", *above, f"{table}</tbody></table>", *below, "</div>"])
+
+    def _html_row(self, cells: Sequence[str], tag: str, wrong: Collection[int]) -> str:
+        parts = []
+        for k, cell in enumerate(cells):
+            style = f"text-align:{'left' if k in self.left else 'right'};white-space:pre-wrap"
+            if k in wrong:
+                style += f";{_WRONG}"
+            # Trailing blanks align numbers at the point; a figure space is as wide as a digit.
+            text = escape(cell.rstrip()) + "\u2007" * (len(cell) - len(cell.rstrip()))
+            parts.append(f'<{tag} style="{style}">{text}</{tag}>')
+        return f"<tr>{''.join(parts)}</tr>"
+
+    def _aligned(self) -> list[tuple[str, ...]]:
+        """Return the rows with blanks behind numbers, so that their points stand below each other.
+
+        The header stands above the digits, so it gets as many.
+        """
+        columns = []
+        for k, column in enumerate(zip(*self.rows, strict=True)):
+            numbers = column[1:]
+            if k in self.left or not all(map(_is_number, numbers)):
+                columns.append(column)
+                continue
+            behind = [_digits_behind(cell) for cell in numbers]
+            most = max(behind, default=0)
+            padded = []
+            for cell, count in zip(numbers, behind, strict=True):
+                has_digits = any(map(str.isdigit, cell))
+                padded.append(cell + " " * (most - count) * has_digits)
+            columns.append((column[0], *padded))
+        return list(zip(*columns, strict=True))
+
+    @property
+    def _num_hidden(self) -> int:
+        count = len(self.rows) - 1
+        return count - _FIRST_ROWS - _LAST_ROWS if count > self.most_rows else 0
+
+    @property
+    def _shown(self) -> list[int]:
+        """Which rows are shown."""
+        rows = list(range(len(self.rows) - 1))
+        return [*rows[:_FIRST_ROWS], *rows[-_LAST_ROWS:]] if self._num_hidden else rows
+
+    @property
+    def _all_notes(self) -> list[str]:
+        notes = list(self.notes)
+        if self._num_hidden:
+            cut = f"… {self._num_hidden} of {len(self.rows) - 1} rows are not shown"
+            notes.append(f"{cut}; all: {self.see_all}")
+        return notes
+
+
+class Shown(str):
+    """Text that a prompt shows as it is, and a notebook as HTML.
+
+    >>> Shown("two\\nlines", "<p>two lines</p>")
+    two
+    lines
+    """
+
+    html: str
+
+    def __new__(cls, text: str, html: str) -> Shown:
+        """Make it of text and HTML."""
+        shown = super().__new__(cls, text)
+        shown.html = html
+        return shown
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return self.html
 
 
 def label(names: Names, i: int) -> str:
@@ -41,3 +172,86 @@ def label(names: Names, i: int) -> str:
     """
     several = len(names.data_sets) > 1
     return names.weights[i] + (f" on {names.data[i]}" if several else "")
+
+
+def rounded(value: float, error: float) -> tuple[str, str]:
+    """Return a number and its standard error, which decides how many digits both have.
+
+    The error has two: more say nothing, and one would be off by up to a half.
+
+    >>> rounded(4.2345, 0.1234), rounded(1234.5, 87.6), rounded(0.5, float("nan"))
+    (('4.23', '0.12'), ('1234', '88'), ('0.5', '–'))
+
+    Args:
+        value: NaN becomes a dash.
+        error: where it is 0 or not known, the number has four digits.
+    """
+    if not math.isfinite(error) or error <= 0:
+        return number(value), "0" if error == 0 else UNKNOWN
+    exponent = math.floor(math.log10(float(f"{error:.1e}")))
+    decimals = max(1 - exponent, 0)
+    if decimals > _MOST_DECIMALS:
+        return number(value), f"{error:.1e}"
+    return _fixed(value, decimals), _fixed(error, decimals)
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Return a number whose error is not known, with so many digits; NaN becomes a dash.
+
+    >>> number(0.123456), number(float("nan"))
+    ('0.1235', '–')
+    """
+    return UNKNOWN if math.isnan(value) else f"{value:.{digits}g}"
+
+
+def with_error(value: float, error: float) -> str:
+    """Return ``value ± error``, rounded as by :func:`rounded`.
+
+    >>> with_error(4.2345, 0.1234)
+    '4.23 ± 0.12'
+    """
+    return " ± ".join(rounded(value, error))
+
+
+def not_ok(statuses: Sequence[str], column: int) -> list[tuple[int, int]]:
+    """Return the cells of a column of statuses that say that something is wrong.
+
+    >>> not_ok(["ok", "spikes"], column=4)
+    [(1, 4)]
+    """
+    return [(row, column) for row, status in enumerate(statuses) if status != "ok"]
+
+
+def duration(seconds: float) -> str:
+    """Say how long something takes.
+
+    >>> duration(0.25), duration(75), duration(9000)
+    ('0.2 s', '1.2 min', '2.5 h')
+    """
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return UNKNOWN if math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def _digits_behind(number: str) -> int:
+    """Return the length of a number from its point on."""
+    return len(number) - number.find(".") if "." in number else 0
+
+
+def _is_number(text: str) -> bool:
+    if text in ("", UNKNOWN):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "e" not in text
+
+
+def _paragraph(text: str) -> str:
+    return f'<p style="margin:0.3em 0">{escape(text)}</p>'

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.errors import InputError, must_be
-from rllc.estimate import ARRAYS, Estimate
+from rllc.estimate import ARRAYS, Estimate, counted, import_xarray
 from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
 from rllc.files import check_shapes, load_arrays, reading, save_arrays, write_atomically
 from rllc.names import Names
 from rllc.same import same
+from rllc.tables import Table, with_error
 from rllc.uncertainty import Mean, satterthwaite
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+
+_MOST_COLUMNS = 5
+"""Checkpoints that a printed table shows."""
 
 _DIAGNOSTICS = "diagnostics."
 """Before the name of a diagnostic in a file."""
@@ -42,8 +46,7 @@ class Trajectory:
         ess: ``[checkpoint, refinement]``.
         per_chain: ``[checkpoint, refinement, chain]``.
         faults: ``[checkpoint][refinement]``: what is wrong with each estimate, and why there is
-            none
-            where a sweep has none.
+            none where a sweep has none.
         names: of the refinements.
         settings: of sampler and sampling, the same at every checkpoint.
         diagnostics: by name, ``[checkpoint, refinement]``, as in :class:`rllc.Estimate`.
@@ -220,17 +223,49 @@ class Trajectory:
         note = f", {num_bad} of {self.value.size} not ok" if num_bad else ""
         return f"Trajectory({steps}, {size}{note})"
 
+    def __str__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
+        """A row a refinement, and a few checkpoints from the first to the last."""
+        places = np.linspace(0, len(self) - 1, min(len(self), _MOST_COLUMNS)).round().astype(int)
+        header = ["weights", "data", *(f"step {self.steps[i]}" for i in places), "not ok"]
+        rows = [header]
+        wrong = []
+        for k, (weights, data) in enumerate(self.names):
+            cells = []
+            for i in places:
+                mark = "!" if self.faults[i][k] else " "
+                cells.append(with_error(self.value[i, k], self.standard_error[i, k]) + mark)
+            num_bad = sum(bool(faults[k]) for faults in self.faults)
+            rows.append([weights, data, *cells, f"{num_bad} of {len(self)}"])
+            wrong += [(k, 2 + j) for j, i in enumerate(places) if self.faults[i][k]]
+        notes = counted([faults for row in self.faults for faults in row])
+        if notes:
+            notes.append("! is not ok: trajectory.at(step) says what is wrong")
+        how = "print(trajectory.to_dataframe().to_string())"
+        return Table(repr(self), rows, left=(0, 1), wrong=wrong, notes=notes, see_all=how)
+
     # Tables.
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self, *, diagnostics: bool = False) -> pd.DataFrame:
         """One row a checkpoint and refinement.
 
-        Returns:
-            Columns ``step, weights, data, llc, standard_error, rhat, ess, status``, diagnostics.
+        Columns: ``step, weights, data, llc, standard_error, rhat, ess, status``.
+
+        Args:
+            diagnostics: whether all diagnostics come, too.
         """
         import pandas as pd
 
-        tables = [self.at(step).to_dataframe().assign(step=step) for step in self.steps]
+        tables = []
+        for step in self.steps:
+            of_step = self.at(step).to_dataframe(diagnostics=diagnostics)
+            tables.append(of_step.assign(step=step))
         table = pd.concat(tables, ignore_index=True)
         return table[["step", *table.columns.drop("step")]]
 
@@ -243,12 +278,7 @@ class Trajectory:
         Raises:
             InputError: xarray is not installed.
         """
-        try:
-            import xarray as xr
-        except ImportError as error:
-            raise InputError(
-                "trajectory.to_xarray(): xarray is not installed; type pip install 'rllc[xarray]'."
-            ) from error
+        xr = import_xarray("trajectory.to_xarray()")
         axes = ("checkpoint", "refinement")
         arrays: dict[str, Any] = {"llc": (axes, self.value)}
         for name in ("standard_error", "dof", "rhat", "ess"):
@@ -266,8 +296,8 @@ class Trajectory:
         return xr.Dataset(arrays, coordinates, {"settings": json.dumps(dict(self.settings))})
 
     def to_parquet(self, path: str | os.PathLike[str]) -> Path:
-        """Write :meth:`to_dataframe` as one Parquet file, whole or not at all."""
-        table = self.to_dataframe()
+        """Write ``to_dataframe(diagnostics=True)`` as one Parquet file, whole or not at all."""
+        table = self.to_dataframe(diagnostics=True)
         return write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
 
     # Files.

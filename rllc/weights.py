@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rllc.arguments import names_checked
 from rllc.errors import InputError, kind_of, must_be, nearest
+from rllc.tables import Shown, Table
 from rllc.wrappers import unwrapped
 
 IndexPart = int | slice | list[int]
@@ -102,6 +103,8 @@ class Weights:
     def describe(self, model: nn.Module) -> str:
         """What it takes from ``model``, tensor by tensor, with counts, and what of it is frozen.
 
+        A notebook shows it as a table.
+
         >>> model = nn.Linear(3, 2).requires_grad_(False)
         >>> everything().describe(model).partition(chr(10))[0]
         'everything: 8 of 8 weights, 8 of them frozen (requires_grad=False)'
@@ -110,6 +113,7 @@ class Weights:
         candidates = _parameters(model)
         notes = _notes(model)
         lines = []
+        rows = [("tensor", "shape", "weights", "of", "")]
         num_selected = 0
         num_frozen = 0
         for name, mask in self.masks(model).items():
@@ -117,15 +121,17 @@ class Weights:
             num_selected += count
             shape = str(tuple(mask.shape))
             line = f"  {name:<28} {shape:<18} {count:>12,} of {mask.numel():,}"
+            note = notes.get(name, "")
             if not candidates[name].requires_grad:
                 num_frozen += count
-                line += ", frozen"
-            lines.append(line + notes.get(name, ""))
+                note = f", frozen{note}"
+            lines.append(line + note)
+            rows.append((name, shape, f"{count:,}", f"{mask.numel():,}", note.lstrip(", ")))
         num_weights = sum(parameter.numel() for parameter in candidates.values())
         title = f"{self.name}: {num_selected:,} of {num_weights:,} weights"
         if num_frozen:
             title += f", {num_frozen:,} of them frozen (requires_grad=False)"
-        return "\n".join([title, *lines])
+        return Shown("\n".join([title, *lines]), Table(title, rows, left=(0, 1, 4)).html())
 
     def _refuse_immovable(self, model: nn.Module, selected: Masks) -> None:
         """Chains move real numbers. Leaving others out without a word would change what it is."""

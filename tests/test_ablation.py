@@ -20,6 +20,7 @@ from rllc.analysis.ablation import ablate, mean_outputs, plot_ablation
 from rllc.analysis.rows import other_rows
 from rllc.errors import InputError
 from rllc.models import AttentionOnly, AttentionOnlyConfig
+from rllc.tables import rounded
 from rllc.testing import unchanged
 
 mpl.use("Agg")
@@ -252,7 +253,7 @@ def test_results_as_tables() -> None:
     assert frame.loc["1:2", "delta_loss"] == result["L1H2"].value
     lines = repr(result).splitlines()
     assert lines[0].startswith("Ablation (mean) on prose: loss ")
-    numbers = [f"{result.delta[0]:.4f}", f"{result.standard_error[0]:.4f}"]
+    numbers = rounded(result.delta[0], result.standard_error[0])
     assert lines[2].split() == ["0:0", *numbers]
     assert len(result) == 6
 

@@ -189,6 +189,7 @@ CALLS: dict[str, Call] = {
     "track": for_sampling(
         rllc.track, "model", checkpoints={1: MODEL}, store=None, limits=None, into=None
     ),
+    "cost": for_sampling(rllc.cost),
     "sweep_cost": for_sampling(
         rllc.sweep_cost, "model", checkpoints={1: MODEL}, store=None, into=None
     ),

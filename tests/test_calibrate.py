@@ -605,7 +605,8 @@ def test_the_dataframe(hopeless: Calibration) -> None:
     assert frame.lr.tolist() == [1e-9, 1e-9, 1e3, 1e3]
     assert frame.weights.tolist() == ["0:0", "0:1"] * 2
     assert frame.faults[3].startswith("diverged: chain 0")
-    assert "minibatch_variance" in frame.columns
+    assert "minibatch_variance" not in frame.columns
+    assert "minibatch_variance" in hopeless.to_dataframe(diagnostics=True).columns
 
 
 def test_the_sampler_for_another_n_beta_takes_the_same_step() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from rllc.faults import Fault
 from rllc.limits import Limits
 from rllc.names import Names
 from rllc.seeds import generator
+from rllc.tables import rounded
 from rllc.theory import SGLDLaw, deep_linear_curvatures, deep_linear_layer
 
 MODEL = tiny_model()
@@ -248,7 +252,6 @@ def test_one_data_set_need_not_be_named(est: rllc.Estimate) -> None:
     ("key", "message"),
     [
         ("1:3", r"estimate\['1:3'\]: no such weights; did you mean '1:2'"),
-        ("1:2", r"on which data\? It has \['code', 'prose'\]; type estimate\['1:2', 'code'\]"),
         (("1:2", "poems"), r"no such data; (did you mean 'prose'|known: 'code', 'prose')"),
         (3, r"estimate\[3\]: expected a name, or \(weights, data\), such as estimate\['1:6', "),
     ],
@@ -273,18 +276,109 @@ def test_the_table(est: rllc.Estimate) -> None:
         == "Estimate of 4 LLCs (nβ = 30, γ = 200, ε = 0.001, 2 chains × 5 draws, batches of 4)"
     )
     assert lines[1].split() == ["weights", "data", "llc", "±", "se", "R-hat", "ess", "status"]
-    assert lines[2].split()[:3] == ["0:1", "code", f"{est.value[0]:.3f}"]
-    assert len(lines) == 6
-    assert repr(est["0:1", "code"]).startswith(f"LLC(0:1 on code: {est.value[0]:.4g} ± ")
+    value, error = rounded(est.value[0], est.standard_error[0])
+    assert lines[2].split()[:4] == ["0:1", "code", value, error]
+    # The points of a column stand below each other.
+    assert len({line.index(".", 14) for line in lines[2:6]}) == 1
+    counts = Counter(fault.kind for faults in est.faults for fault in faults)
+    kind, count = counts.most_common()[0]
+    assert lines[6].startswith("4 of 4 are not ok: ")
+    assert f"{kind.replace('_', ' ')} ({count})" in lines[6]
+    assert len(lines) == 7
+    assert repr(est["0:1", "code"]).startswith(f"LLC(0:1 on code: {value} ± {error}")
 
 
 def test_the_dataframe(est: rllc.Estimate) -> None:
     pytest.importorskip("pandas")
     frame = est.to_dataframe()
     first = ["weights", "data", "llc", "standard_error", "rhat", "ess", "status"]
-    assert list(frame.columns) == [*first, *est.diagnostics]
+    assert list(frame.columns) == first
+    assert list(est.to_dataframe(diagnostics=True).columns) == [*first, *est.diagnostics]
     assert frame.llc.tolist() == est.value.tolist()
     assert frame.status.tolist() == list(est.status)
+
+
+def test_flat_numbers_for_loggers(est: rllc.Estimate) -> None:
+    numbers = est.to_dict("rllc/")
+    assert len(numbers) == 5 * len(est)
+    assert all(type(number) is float for number in numbers.values())
+    llc = est["1:2", "code"]
+    assert numbers["rllc/1:2/code/llc"] == llc.value
+    assert numbers["rllc/1:2/code/se"] == llc.standard_error
+    assert numbers["rllc/1:2/code/ok"] == float(llc.status == "ok")
+    assert "1:2/code/rhat" in est.to_dict()
+
+
+def test_named_axes(est: rllc.Estimate) -> None:
+    pytest.importorskip("xarray")
+    table = est.to_xarray()
+    assert dict(table.sizes) == {"refinement": 4, "chain": 2, "draw": 5}
+    by_name = table.set_index(refinement=["weights", "data"]).unstack("refinement")
+    assert by_name["llc"].sel(weights="1:2", data="prose") == est["1:2", "prose"].value
+    assert np.allclose(table["draws"].mean(("chain", "draw")), est.value)
+
+
+# Selections.
+
+
+def names_of(estimate: rllc.Estimate) -> list[tuple[str, str]]:
+    return [(llc.weights, llc.data) for llc in estimate]
+
+
+def test_a_key_that_names_several_gives_an_estimate(est: rllc.Estimate) -> None:
+    assert names_of(est["1:2"]) == [("1:2", "code"), ("1:2", "prose")]
+    assert names_of(est["L1H2"]) == names_of(est["1:2"])
+    assert names_of(est["*"]) == list(est.names)
+    assert names_of(est["1:*", "code"]) == [("1:2", "code")]
+    assert est["1:*"]["1:2", "prose"] == est["1:2", "prose"]
+    assert np.array_equal(est["1:*"].llc, est.llc[2:])
+
+
+def test_selections_fit_all_that_is_asked_for(est: rllc.Estimate) -> None:
+    first, *others = est.faults
+    mixed = replace(est, faults=((), first, (), others[0]))
+    assert names_of(mixed.select(layer=1)) == [("1:2", "code"), ("1:2", "prose")]
+    assert names_of(mixed.select(layer=1, data="code", ok=True)) == [("1:2", "code")]
+    assert names_of(mixed.select(data="prose", ok=False)) == [("0:1", "prose"), ("1:2", "prose")]
+    assert names_of(mixed.select(["L1H2", "0:?"], ["code"])) == [("0:1", "code"), ("1:2", "code")]
+    nothing = mixed.select(layer=1, data="prose", ok=True)
+    assert len(nothing) == 0
+    assert repr(nothing).startswith("Estimate of 0 LLCs (")
+
+
+def test_rows_in_the_order_of_a_number(est: rllc.Estimate) -> None:
+    assert est.sort("llc").value.tolist() == sorted(est.value)
+    by_error = est.sort("standard_error", descending=True)
+    assert by_error.standard_error.tolist() == sorted(est.standard_error, reverse=True)
+    for llc in by_error:
+        assert llc == est[llc.weights, llc.data]
+    ratio = est.sort("minibatch_variance").diagnostics["minibatch_variance"]
+    assert (np.diff(ratio) >= 0).all()
+    value = est.value.copy()
+    value[0] = np.nan
+    for descending in (False, True):
+        last = replace(est, value=value).sort(descending=descending)
+        assert names_of(last)[-1] == ("0:1", "code")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda est: est["7:*"], r"select\('7:\*'\): no such weights; "),
+        (lambda est: est["1:*", "poems"], r"select\('poems'\): no such data; "),
+        (lambda est: est.select(layer=7), r"select\(layer=7\): heads are of the layers \[0, 1\]"),
+        (lambda est: est.select(ok="no"), "`ok` must be True, False or left out; got"),
+        (
+            lambda est: est.sort("lcl"),
+            r"estimate.sort\('lcl'\): no such column; did you mean 'llc'",
+        ),
+    ],
+)
+def test_selections_that_cannot_be(
+    est: rllc.Estimate, call: Callable[[rllc.Estimate], object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        call(est)
 
 
 def test_a_file_holds_everything(est: rllc.Estimate, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ HEAVY = {
     "distributed",
 }
 NUMBERS = {"torch", "numpy"}
-LEAVES = {"arguments", "errors", "files", "same", "seeds", "wrappers"}
+LEAVES = {"arguments", "errors", "files", "same", "seeds", "tables", "wrappers"}
 
 
 def imports(module: str, *, typing: bool = False, lazy: bool = True) -> Iterator[str]:
@@ -140,6 +140,7 @@ def test_errors_seeds_names_and_files_know_nothing() -> None:
     assert known("rllc.wrappers") <= {"errors"}
     assert known("rllc.arguments") <= {"errors"}
     assert known("rllc.same") == set()
+    assert known("rllc.tables") == set()
     assert outside("rllc.errors") == set()
 
 

@@ -14,6 +14,7 @@ from rllc.calibrate import Calibration
 from rllc.errors import InputError
 from rllc.limits import Limits
 from rllc.resolution import Resolution, resolution
+from rllc.tables import rounded
 from rllc.theory import SGLDLaw
 
 CURVATURES = np.repeat([0.3, 1.0, 3.0, 10.0], 5)
@@ -76,9 +77,10 @@ def test_the_curve_as_table_and_dataframe() -> None:
         compute=QUIET,
     )
     lines = repr(curve).splitlines()
+    value, _ = rounded(curve.value[0, 0], curve.standard_error[0, 0])
     assert lines[0] == "Resolution: 2 values of n_beta, 2 refinements"
     assert lines[1].split() == ["n_beta", "=", "30", "n_beta", "=", "300"]
-    assert lines[2].split()[:5] == ["0:0", "on", "code", f"{curve.value[0, 0]:.3f}", "±"]
+    assert lines[2].split()[:5] == ["0:0", "on", "code", value, "±"]
     assert any(line.startswith("! n_beta = 300, 0:0 on prose: diverged") for line in lines[4:])
     frame = curve.to_dataframe()
     columns = ["n_beta", "lr", "localization", "weights", "data", "llc"]

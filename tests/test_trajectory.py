@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 import rllc
 from rllc.names import Names
+from rllc.tables import with_error
 
 DATA = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
 TWO = {"all": rllc.everything(), "bias": rllc.parameters("bias")}
@@ -64,11 +66,12 @@ def test_it_is_arrays_and_names_and_nothing_else(trajectory) -> None:
 
 def test_round_trip_through_a_file(trajectory, tmp_path) -> None:
     again = rllc.Trajectory.load(trajectory.save(tmp_path / "t.npz"))
-    assert again.to_dataframe().equals(trajectory.to_dataframe())
+    whole = [one.to_dataframe(diagnostics=True) for one in (again, trajectory)]
+    assert whole[0].equals(whole[1])
     for name in ("settings", "steps", "status", "names"):
         assert getattr(again, name) == getattr(trajectory, name)
     first_columns = ["step", "weights", "data", "llc", "standard_error", "rhat", "ess", "status"]
-    assert list(again.to_dataframe().columns)[:8] == first_columns
+    assert list(again.to_dataframe().columns) == first_columns
     assert "3 checkpoints, steps 0…20, 2 weights × 1 data" in repr(again)
     assert len(again) == 3
 
@@ -118,6 +121,17 @@ def test_diagnostics_come_along(estimates, trajectory, tmp_path) -> None:
 # Tables.
 
 
+def test_a_printed_trajectory_shows_some_checkpoints(estimates) -> None:
+    steps = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+    trajectory = rllc.Trajectory.of(dict.fromkeys(steps, estimates[0]))
+    title, header, *rows = str(trajectory).splitlines()
+    assert title == repr(trajectory)
+    assert re.findall(r"step (\d+)", header) == ["0", "2", "8", "32", "128"]
+    llc = estimates[0]["bias"]
+    assert rows[1].count(with_error(llc.value, llc.standard_error)) == 5
+    assert rows[1].endswith(f"{9 * bool(llc.faults)} of 9")
+
+
 def test_tables_with_named_axes(trajectory) -> None:
     xarray = pytest.importorskip("xarray")
     table = trajectory.to_xarray()
@@ -134,7 +148,9 @@ def test_tables_with_named_axes(trajectory) -> None:
 def test_parquet_holds_the_table(trajectory, tmp_path) -> None:
     pandas = pytest.importorskip("pandas")
     path = trajectory.to_parquet(tmp_path / "new" / "t.parquet")
-    pandas.testing.assert_frame_equal(pandas.read_parquet(path), trajectory.to_dataframe())
+    pandas.testing.assert_frame_equal(
+        pandas.read_parquet(path), trajectory.to_dataframe(diagnostics=True)
+    )
 
 
 def test_without_xarray_the_error_says_what_to_install(trajectory, monkeypatch) -> None:

@@ -21,7 +21,7 @@ from rllc.plots.figures import new_axes
 from rllc.quantiles import student_quantile
 from rllc.refinement import WeightsLike, product
 from rllc.seeds import generator
-from rllc.tables import table
+from rllc.tables import Table, rounded
 from rllc.weights import Weights, head_name, heads
 
 if TYPE_CHECKING:
@@ -123,14 +123,21 @@ class Ablation:
         return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         lines = [("heads", "Δloss", "± se")]
         for name, delta, error in zip(self.names, self.delta, self.standard_error, strict=True):
-            lines.append((name, f"{delta:.4f}", f"{error:.4f}"))
+            lines.append((name, *rounded(delta, error)))
         title = (
             f"Ablation ({self.method}) on {self.data}: loss {self.loss.mean():.4f}, "
             f"change in nats per token"
         )
-        return table(title, lines)
+        return Table(title, lines)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.plots.figures import new_axes
 from rllc.seeds import generator
-from rllc.tables import table
+from rllc.tables import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,11 +86,18 @@ class Scores:
         return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         values = np.stack([self.by_head(score) for score in SCORES], 1)
         lines: list[tuple[str, ...]] = [("head", *SCORES)]
         for head, numbers in zip(self.heads, values, strict=True):
             lines.append((head, *(f"{number:.3f}" for number in numbers)))
-        return table(f"Attention scores on {self.data}", lines)
+        return Table(f"Attention scores on {self.data}", lines)
 
 
 def scores(

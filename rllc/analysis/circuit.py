@@ -23,7 +23,7 @@ from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import COLORS, COVERS_95, new_axes
 from rllc.seeds import generator
-from rllc.tables import table
+from rllc.tables import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,6 +112,13 @@ class CircuitCost:
         )
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         header = (
             "tokens",
             "count",
@@ -140,7 +147,7 @@ class CircuitCost:
         circuit = ", ".join(self.sets[0])
         num_random = len(self.sets) - 1
         title = f"Circuit {circuit} on {self.data} ({self.method}, {num_random} random sets)"
-        return table(title, rows)
+        return Table(title, rows)
 
 
 @torch.no_grad()

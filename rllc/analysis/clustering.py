@@ -18,7 +18,7 @@ from rllc.plots.figures import layer_of, lines, log_steps
 from rllc.plots.labels import name_ends
 from rllc.plots.selection import one_or_all, panels_for, rows_of_data
 from rllc.seeds import stable_hash
-from rllc.tables import table
+from rllc.tables import Table
 from rllc.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -125,6 +125,13 @@ class Clusters:
         return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         rows = [("cluster", "group", "curves", "silhouette", "members")]
         groups = np.array(self.groups)
         for label, members in self.members.items():
@@ -142,7 +149,7 @@ class Clusters:
         method = self.settings["method"]
         normalise = self.settings["normalise"]
         title = f"Clusters of {len(self)} curves ({method}, {normalise})"
-        return table(title, rows, left=(0, 1, 4))
+        return Table(title, rows, left=(0, 1, 4))
 
 
 def cluster(

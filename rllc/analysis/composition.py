@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
 from rllc.seeds import generator
-from rllc.tables import table
+from rllc.tables import Table
 from rllc.weights import head_name
 
 if TYPE_CHECKING:
@@ -116,6 +116,13 @@ class Composition:
         return frame
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         rows = [("path", "composition", "z")]
         for index in self._largest(_MOST_ROWS_OF_REPR):
             input, sender_layer, sender, receiver_layer, receiver = index
@@ -124,7 +131,7 @@ class Composition:
             z = (score - self.baseline) / self.baseline_sd
             rows.append((path, f"{score:.4f}", f"{z:.1f}"))
         random = f"{self.baseline:.4f} ± {self.baseline_sd:.4f}"
-        return table(f"Composition, largest (random: {random})", rows)
+        return Table(f"Composition, largest (random: {random})", rows)
 
     def _largest(self, count: int) -> Iterator[tuple[int, ...]]:
         """Yield the indices of the largest scores."""

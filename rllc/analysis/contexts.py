@@ -18,7 +18,7 @@ from rllc.analysis.kinds import KINDS
 from rllc.analysis.multigrams import Multigram
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
-from rllc.tables import table
+from rllc.tables import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,17 +280,24 @@ class TokensInContext:
         return between.join(self.decode(i) for i in ids)
 
     def __repr__(self) -> str:
+        return "\n".join(map(str, self._tables))
+
+    def _repr_html_(self) -> str:
+        return "\n".join(table.html() for table in self._tables)
+
+    @property
+    def _tables(self) -> list[Table]:
         title = f"Tokens in context on {self.data}: for each head, {self.thresholds}"
         counts = [self.count(), *(self.count(kind) for kind in KINDS), self.memorised]
         lines: list[tuple[str, ...]] = [("head", "tokens", *KINDS, "multigrams")]
         for i, head in enumerate(self.heads):
             lines.append((head, *(str(count[i]) for count in counts)))
-        summary = table(title, lines)
+        summary = Table(title, lines)
         if len(self.heads) > 1 or len(self) == 0:
-            return summary
+            return [summary]
         lines = [("effect", "kind", "attends to", "token", "after")]
         lines += [self._line(i) for i in range(min(_PRINTED, len(self)))]
-        return table(summary + "\n", lines, left=(1, 2, 3, 4))
+        return [summary, Table("", lines, left=(1, 2, 3, 4))]
 
     def _line(self, i: int) -> tuple[str, ...]:
         row = self.rows[self.row[i]]

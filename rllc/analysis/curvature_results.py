@@ -15,7 +15,7 @@ from rllc.plots import plot_heads
 from rllc.plots.estimates import label_weights
 from rllc.plots.figures import COLORS, new_axes
 from rllc.plots.selection import rows_of_data
-from rllc.tables import table
+from rllc.tables import Table, not_ok, rounded
 from rllc.uncertainty import Mean
 
 if TYPE_CHECKING:
@@ -100,14 +100,20 @@ class Curvature:
         return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         rows = [("weights", "data", self.quantity, "± se", "status")]
         for i, (weights, data) in enumerate(self.names):
-            value = f"{self.value[i]:.4g}"
-            error = f"{self.standard_error[i]:.2g}"
-            rows.append((weights, data, value, error, self.status[i]))
+            numbers = rounded(self.value[i], self.standard_error[i])
+            rows.append((weights, data, *numbers, self.status[i]))
         settings = _shown(self.settings)
         title = f"{self.quantity} of {len(self)} refinements ({settings})"
-        return table(title, rows, left=(0, 1, 4))
+        return Table(title, rows, left=(0, 1, 4), wrong=not_ok(self.status, column=4))
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +189,13 @@ class Eigenvalues:
         return pd.concat(frames, ignore_index=True)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         rows = [("weights", "data", "largest", "smallest", "status")]
         for i, (weights, data) in enumerate(self.names):
             largest = " ".join(f"{value:.4g}" for value in self.largest[i])
@@ -190,7 +203,7 @@ class Eigenvalues:
             rows.append((weights, data, largest, smallest, self.status[i]))
         settings = _shown(self.settings)
         title = f"Hessian eigenvalues of {len(self)} refinements ({settings})"
-        return table(title, rows, left=(0, 1, 4))
+        return Table(title, rows, left=(0, 1, 4), wrong=not_ok(self.status, column=4))
 
 
 def plot_curvature(result: Curvature | Eigenvalues, ax: Axes | None = None) -> Axes:

@@ -16,7 +16,7 @@ from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_to
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
-from rllc.tables import table
+from rllc.tables import Table, rounded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,16 +79,22 @@ class Patching:
         return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         largest = np.argsort(-np.abs(self.effect), kind="stable")[:_PRINTED]
         lines = [("path", "effect", "± se")]
         for i in largest:
-            numbers = (f"{self.effect[i]:.4f}", f"{self.standard_error[i]:.4f}")
-            lines.append((self.paths[i], *numbers))
+            lines.append((self.paths[i], *rounded(self.effect[i], self.standard_error[i])))
         selection = ""
         if len(largest) < len(self):
             selection = f", the {len(largest)} largest of {len(self)}"
         title = f"Path patching on {self.data} ({self.score}, nats per token{selection})"
-        return table(title, lines)
+        return Table(title, lines)
 
 
 def _receiver_name(path: Path) -> str:

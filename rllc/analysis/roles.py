@@ -18,7 +18,7 @@ from rllc.analysis.tokens_in_context import tokens_in_context
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
-from rllc.tables import table
+from rllc.tables import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,13 +168,20 @@ class Roles:
         return pd.DataFrame({"head": self.heads, "role": self.roles} | dict(self.evidence))
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         shown = [name for name in EVIDENCE if name != "delta_loss_se"]
         lines = [("head", "role", *shown)]
         for i, head in enumerate(self.heads):
             numbers = [_as_text(self.evidence[name][i]) for name in shown]
             lines.append((head, self.roles[i], *numbers))
         title = f"Roles on {self.data} (thresholds: {self.thresholds})"
-        return table(title, lines, left=(0, 1))
+        return Table(title, lines, left=(0, 1))
 
 
 def _as_text(value: np.generic) -> str:

@@ -13,7 +13,7 @@ from rllc.analysis.gaussian_process import Values, sample_processes, smooth
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import COLORS, COVERS_95, log_steps, new_axes
 from rllc.seeds import stable_hash
-from rllc.tables import table
+from rllc.tables import Table
 from rllc.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -135,6 +135,13 @@ class Stages:
         return pd.DataFrame(rows, columns=list(_COLUMNS))
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         rows = [("stage", "from", "to", "95 % interval", "probability", "value", "")]
         for stage in self._stages():
             turn = stage.end_turn
@@ -151,7 +158,7 @@ class Stages:
         title = f"{len(self)} stages of {self.name}"
         if self.doubtful:
             title += f", {len(self.doubtful)} more turns in doubt"
-        return table(title, rows, left=(0, 6))
+        return Table(title, rows, left=(0, 6))
 
     def _stages(self) -> Iterator[_Stage]:
         end_turns = (*self.turns, None)

@@ -15,7 +15,7 @@ from rllc.draws import Draws
 from rllc.errors import InputError
 from rllc.names import Names
 from rllc.plots.figures import color_of, new_axes
-from rllc.tables import table
+from rllc.tables import Table, not_ok, rounded
 from rllc.uncertainty import mean_of_draws
 
 if TYPE_CHECKING:
@@ -82,20 +82,27 @@ class Volume:
         return len(self.slope)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         rows = [("weights", "data", "slope", "± se", "from t", "to t", "status")]
         for i, (weights, data) in enumerate(self.names):
             row = (
                 weights,
                 data,
-                f"{self.slope[i]:.3f}",
-                f"{self.standard_error[i]:.3f}",
+                *rounded(self.slope[i], self.standard_error[i]),
                 f"{self.low[i]:.2g}",
                 f"{self.high[i]:.2g}",
                 self.status[i],
             )
             rows.append(row)
         title = f"Volume of {len(self)} refinements (nβ = {self.settings['n_beta']:g})"
-        return table(title, rows, left=range(len(rows[0])))
+        wrong = not_ok(self.status, column=6)
+        return Table(title, rows, left=(0, 1, 6), wrong=wrong)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row a refinement.

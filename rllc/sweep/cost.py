@@ -10,11 +10,13 @@ from os import PathLike
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rllc.arguments import names_checked
 from rllc.checks import check_how
 from rllc.draws import Draws
+from rllc.errors import must_be
 from rllc.loss import LossFunction
 from rllc.models.checkpoints import CheckpointsLike, Into
 from rllc.refinement import DataLike
@@ -28,6 +30,7 @@ from rllc.sweep.pools import num_workers
 from rllc.sweep.request import ChoiceOfWeights, Request
 from rllc.sweep.store import Store
 from rllc.sweep.track import ALL, store_or_temporary
+from rllc.tables import duration
 
 _TIMED_DRAWS = 4
 """Draws whose time, FLOPs and memory stand for all."""
@@ -81,7 +84,8 @@ class SweepCost:
         return self.seconds / (self.num_workers or 1) / 3600
 
     def __repr__(self) -> str:
-        size = f"{self.num_checkpoints} checkpoints × {self.num_data} data sets"
+        parts = ((self.num_checkpoints, "checkpoint"), (self.num_data, "data set"))
+        size = " × ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in parts)
         size += f" × {self.num_weights} weights"
         k, n = self.shard
         if n > 1:
@@ -97,9 +101,11 @@ class SweepCost:
             lines.append(f"about {_gibibytes(size_on_disk)} on disk for {purpose}")
         if self.num_workers is None:
             workers = " of one worker's time"
+            time_taken = duration(self.seconds)
         else:
             workers = f", on {self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
-        lines.append(f"about {self.hours:.2g} hours{workers}")
+            time_taken = duration(3600 * self.hours)
+        lines.append(f"about {time_taken}{workers}")
         return "\n".join(lines)
 
 
@@ -151,6 +157,47 @@ def sweep_cost(
             lasting=store is not None,
         )
         return cost_of(request)
+
+
+@names_checked
+def cost(
+    model: nn.Module,
+    data: DataLike,
+    weights: ChoiceOfWeights = None,
+    *,
+    loss: LossFunction | None = None,
+    sampler: Sampler | None = None,
+    sampling: Sampling | None = None,
+    compute: Compute | None = None,
+) -> SweepCost:
+    """Say what :func:`rllc.estimate`, called with the same arguments, would take.
+
+    >>> rllc.cost(model, data, rllc.heads(model))                                  # doctest: +SKIP
+    1 checkpoint × 2 data sets × 16 weights: 2 cells, 0 finished, 2 to compute
+    400 steps, of each chain: 25,600; 1.3e+14 FLOPs ...
+
+    The cost of a call is known before it is paid: a few steps are measured, with the chains and
+    the data of the call, and nothing is kept. The bar of :func:`rllc.estimate` shows the time that
+    is left from its own first steps on. It is a function of its own because what an estimate
+    returns should not depend on an argument.
+
+    Args:
+        model: as for :func:`rllc.estimate`; so are the others.
+
+    Raises:
+        InputError: as :func:`rllc.estimate`.
+    """
+    right = isinstance(model, nn.Module)
+    must_be("cost", "model", model, right, "a torch.nn.Module; rllc.sweep_cost takes checkpoints")
+    return sweep_cost(
+        {0: model},
+        data,
+        weights,
+        loss=loss,
+        sampler=sampler,
+        sampling=sampling,
+        compute=compute,
+    )
 
 
 def cost_of(request: Request, shard: tuple[int, int] = ALL) -> SweepCost:

@@ -19,6 +19,7 @@ from rllc.names import Names
 from rllc.sweep import parts
 from rllc.sweep.plan import Cell, Plan, covering
 from rllc.sweep.store import Store
+from rllc.tables import Table
 from rllc.trajectory import Trajectory
 from rllc.weights import head_name
 
@@ -302,6 +303,19 @@ class Sweep:
         finished, missing, failed = map(len, (self.finished, self.missing, self.failed))
         counts = f"{finished} finished, {missing} missing, {failed} failed"
         return f"Sweep({steps}, {size}: {counts})"
+
+    def _repr_html_(self) -> str:
+        """A row a data set, which is enough to see what is left to do."""
+        rows = [("data", "finished", "missing", "failed")]
+        wrong = []
+        for i, data in enumerate(self.names.data_sets):
+            counts = []
+            for keys in (self.finished, self.missing, self.failed):
+                counts.append(sum(key[2] == data for key in keys))
+            wrong += [(i, column) for column in (2, 3) if counts[column - 1]]
+            rows.append((data, *map(str, counts)))
+        notes = [f"failed: {reason}" for reason in list(dict.fromkeys(self.failed.values()))[:5]]
+        return Table(repr(self), rows, wrong=wrong, notes=notes).html()
 
 
 def _summed_up(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_sweeps import DATA, QUICK, quick
+from tiny import QUIET, SHORT, tiny_model, tiny_tokens
 
 import rllc
 
@@ -24,7 +25,7 @@ def test_it_counts_and_computes_nothing(run, tmp_path, computed) -> None:
     assert disk.startswith("about ")
     assert disk.endswith("GiB on disk for states")
     assert hours.startswith("about ")
-    assert hours.endswith(" hours, on 1 worker")
+    assert hours.endswith((" s, on 1 worker", " min, on 1 worker"))
     rllc.track(rllc.checkpoints(run)[:1], **call, **QUICK)
     rest = rllc.sweep_cost(run, **call, **quick(3))
     assert (rest.num_cells, rest.num_finished, rest.num_missing, rest.num_steps) == (8, 4, 4, 20)
@@ -89,3 +90,20 @@ def test_the_size_on_disk_is_that_of_the_files(run, tmp_path) -> None:
     more = rllc.sweep_cost(run, DATA, "0:1", store=nothing_kept, **quick(num_draws=6))
     assert more.disk == {}
     assert "on disk" not in str(more)
+
+
+def test_the_cost_of_one_estimate_before_it_is_paid(computed) -> None:
+    model = tiny_model()
+    call = {"sampling": SHORT, "compute": QUIET}
+    data = {"code": tiny_tokens(seed=1), "prose": tiny_tokens(seed=2)}
+    cost = rllc.cost(model, data, rllc.heads(model), **call)
+    # 6 heads × 2 data sets × 2 chains × 5 draws
+    assert cost.num_chain_steps == 120
+    assert cost.num_missing > 0
+    assert cost.flops > 0
+    assert str(cost).startswith("1 checkpoint × 2 data sets × 6 weights: ")
+    assert not computed
+    with pytest.raises(
+        rllc.InputError, match=r"`model` must be a torch.nn.Module; rllc.sweep_cost"
+    ):
+        rllc.cost("runs/seed0", data, **call)
