@@ -20,6 +20,7 @@ from rllc.data.given import as_data
 from rllc.data.tokens import Tokens
 from rllc.refinement import Refinement
 from rllc.weights import Weights, everything, head, heads, layer, masks, parameters, trainable
+from rllc.anatomy import Anatomy, AttentionRow, anatomy
 
 # how to sample, and the loss
 from rllc.losses import distillation, next_token
@@ -68,6 +69,8 @@ from rllc.errors import FileError, InputError, ObservationError, RllcError
 __version__ = "0.1.0"
 
 __all__ = [
+    "Anatomy",
+    "AttentionRow",
     "Calibration",
     "Checkpoint",
     "Compute",
@@ -95,6 +98,7 @@ __all__ = [
     "Training",
     "Trajectory",
     "Weights",
+    "anatomy",
     "as_data",
     "box",
     "calibrate",

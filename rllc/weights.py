@@ -10,12 +10,13 @@ import fnmatch
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rllc.anatomy import Anatomy, Attention, AttentionRow, RowLike, anatomy, as_rows
 from rllc.arguments import names_checked
 from rllc.errors import InputError, kind_of, must_be, nearest
 from rllc.tables import Shown, Table
@@ -33,13 +34,16 @@ Masks = dict[str, Tensor]
 """A selection in one model: parameter names to boolean masks of their shapes."""
 
 _HEAD = re.compile(r"(?:[lL]?(\d+)\s*[:.]\s*(\d+)|[lL](\d+)[hH](\d+))$")
+_HEAD_OF_TOWER = re.compile(
+    r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)\.(?:[lL]?(\d+)\s*:\s*(\d+)|[lL](\d+)[hH](\d+))$"
+)
 _BLOCK = re.compile(
     r"(?:^|\.)(?:blocks|h|layers|layer)\.(\d+)\."
     r"|(?:^|\.)(?:weight|bias)_(?:ih|hh|hr)_l(\d+)(?:_reverse)?$"
 )
 _PARAMETRISED = re.compile(r"(.*\.)?parametrizations\.([^.]+)\.original\d*")
-_QUERIES = re.compile(r"blocks\.(\d+)\.attn\.W_Q")
-_HEAD_TENSORS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
+KV = Literal["shared", "own"]
+"""Whether a head takes the keys and values that it shares with other heads."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ class Weights:
     def describe(self, model: nn.Module) -> str:
         """What it takes from ``model``, tensor by tensor, with counts, and what of it is frozen.
 
-        A notebook shows it as a table.
+        Of heads also which keys and values are theirs, and what belongs to no head. A notebook
+        shows it as a table.
 
         >>> model = nn.Linear(3, 2).requires_grad_(False)
         >>> everything().describe(model).partition(chr(10))[0]
@@ -131,7 +136,9 @@ class Weights:
         title = f"{self.name}: {num_selected:,} of {num_weights:,} weights"
         if num_frozen:
             title += f", {num_frozen:,} of them frozen (requires_grad=False)"
-        return Shown("\n".join([title, *lines]), Table(title, rows, left=(0, 1, 4)).html())
+        notes = _notes_on_heads(model, self.rule)
+        shown = Table(title, rows, left=(0, 1, 4), notes=notes)
+        return Shown("\n".join([title, *lines, *notes]), shown.html())
 
     def _refuse_immovable(self, model: nn.Module, selected: Masks) -> None:
         """Chains move real numbers. Leaving others out without a word would change what it is."""
@@ -198,23 +205,35 @@ def layer(number: int) -> Weights:
     return Weights(f"layer {number}", ("layer", number))
 
 
-def head(layer: int | str, head: int | None = None) -> Weights:
-    """One attention head: its slices of W_Q, W_K, W_V, W_O, b_Q, b_K and b_V.
+def head(
+    layer: int | str, head: int | None = None, *, kv: KV = "shared", anatomy: RowLike = None
+) -> Weights:
+    """One attention head: its slices of the maps of queries, keys, values and outputs.
 
-    b_O and LayerNorm are shared by the heads of a block and are not part of it.
+    Those are ``W_Q, W_K, W_V, W_O, b_Q, b_K, b_V`` in TransformerLens's names. The bias of the
+    outputs, norms of queries and keys and LayerNorm are shared by the heads of a block and are not
+    part of it.
 
     >>> head(1, 6) == head("1:6") == head("L1H6")
     True
 
-    For models with TransformerLens's parameter names (``blocks.1.attn.W_Q [head, d_model,
-    d_head]``, …), which :class:`rllc.models.AttentionOnly` has; for others, select the slices with
-    :func:`parameters`. In the paper's model a head is 32,864 numbers.
+    In the paper's model a head is 32,864 numbers. Where a model has several kinds of attention,
+    names begin with the kind: ``"vision.1:6"``, ``"decoder.cross.1:6"``.
+
+    Args:
+        layer: its number; or the head's name.
+        head: its number in the layer.
+        kv: what becomes of keys and values that several heads share. ``"shared"``: they are part
+            of each of these heads, since none works without them. ``"own"``: of none; a head is
+            its queries and outputs.
+        anatomy: an :class:`rllc.AttentionRow`, or several, where the model's type has none.
 
     Raises:
         InputError: the name is not a head's (``"1:6"``, ``"L1H6"`` or two numbers).
 
     Reference: arXiv 2410.02984, section 2 and its configuration files.
     """
+    tower = ""
     if isinstance(layer, str):
         name = head_name(layer) if layer.strip() else None
         if name is None or head is not None:
@@ -222,43 +241,82 @@ def head(layer: int | str, head: int | None = None) -> Weights:
                 f"head({layer!r}): expected a head such as '1:6' or 'L1H6', or two numbers: "
                 f"head(1, 6)."
             )
-        layer, head = map(int, name.split(":"))
+        tower, layer, head = _parts(name)
     numbers = (layer, head)
     if any(type(number) is not int or number < 0 for number in numbers):
         raise InputError(
             f"head({kind_of(layer)}, {kind_of(head)}): expected a layer and a head from 0 on, as "
             f"in head(1, 6) or head('1:6')."
         )
-    return Weights(f"{layer}:{head}", ("head", layer, head))
+    must_be("head", "kv", kv, kv in ("shared", "own"), "'shared' or 'own'")
+    name = f"{tower}.{layer}:{head}" if tower else f"{layer}:{head}"
+    return Weights(name, ("head", layer, head, tower, kv, as_rows(anatomy)))
 
 
 def head_name(written: str) -> str | None:
     """The name ``"1:6"`` of a head written in any accepted way; ``None`` for what is not a head.
 
-    >>> head_name("L1H6"), head_name("embed.W_E")
-    ('1:6', None)
+    >>> head_name("L1H6"), head_name("decoder.L1H6"), head_name("embed.W_E")
+    ('1:6', 'decoder.1:6', None)
     """
-    match = _HEAD.match(written.strip())
+    written = written.strip()
+    match = _HEAD.match(written)
+    if match is not None:
+        layer, head = (int(digits) for digits in match.groups() if digits is not None)
+        return f"{layer}:{head}"
+    match = _HEAD_OF_TOWER.match(written)
     if match is None:
         return None
-    layer, head = (int(digits) for digits in match.groups() if digits is not None)
-    return f"{layer}:{head}"
+    layer, head = (int(digits) for digits in match.groups()[1:] if digits is not None)
+    return f"{match[1]}.{layer}:{head}"
 
 
-def heads(model: nn.Module) -> list[Weights]:
+def heads(
+    model: nn.Module,
+    *,
+    kv: KV = "shared",
+    by: Literal["head", "kv"] = "head",
+    anatomy: RowLike = None,
+) -> list[Weights]:
     """Every attention head of ``model``, layer by layer, as one :func:`head` each.
 
+    >>> [head.name for head in heads(nn.MultiheadAttention(8, 2))]
+    ['0:0', '0:1']
+
+    The first call with a model runs it on a few tokens, to verify that the slices are the heads';
+    see :func:`rllc.anatomy`.
+
+    Args:
+        model: a transformer whose type has a row, or one with TransformerLens's names of
+            parameters, or with ``nn.MultiheadAttention``.
+        kv: as :func:`head` has it.
+        by: ``"kv"`` gives one selection for each group of heads that share keys and values, named
+            ``"1:kv0"``: all of them, with what they share.
+        anatomy: an :class:`rllc.AttentionRow`, or several, where the model's type has none.
+
     Raises:
-        InputError: the model's parameters do not follow TransformerLens's names.
+        InputError: the model's type has no row (the message shows one to fill in), or the row is
+            wrong for this model.
     """
-    names = _names_of_heads(model)
-    if not names:
-        raise InputError(
-            f"heads({type(model).__name__}): expected parameters named like 'blocks.0.attn.W_Q' of "
-            f"shape [head, d_model, d_head]; select other layouts with rllc.parameters(name, "
-            f"index=…)."
-        )
-    return [head(name) for name in names]
+    must_be("heads", "by", by, by in ("head", "kv"), "'head' or 'kv'")
+    rows = as_rows(anatomy)
+    found = _anatomy(model, rows)
+    if by == "head":
+        return [head(name, kv=kv, anatomy=rows or None) for name in found.heads]
+    must_be("heads", "kv", kv, kv == "shared", "'shared' with by='kv', which takes whole groups")
+    groups = []
+    for attention in found.attentions:
+        for number in range(attention.num_kv_heads):
+            rule = ("group", attention.layer, number, attention.tower, rows)
+            groups.append(Weights(f"{attention.name}:kv{number}", rule))
+    return groups
+
+
+def _parts(name: str) -> tuple[str, int, int]:
+    """Tower, layer and head of a name."""
+    before, _, head = name.partition(":")
+    tower, _, layer = before.rpartition(".")
+    return tower, int(layer), int(head)
 
 
 @names_checked
@@ -398,17 +456,44 @@ def _by_layer(model: nn.Module, number: int) -> Masks:
     return masks_of_layers[number]
 
 
-def _by_head(model: nn.Module, layer: int, head: int) -> Masks:
-    name = f"{layer}:{head}"
-    names_of_heads = _names_of_heads(model)
-    if name not in names_of_heads:
+def _by_head(
+    model: nn.Module, layer: int, head: int, tower: str, kv: KV, rows: tuple[AttentionRow, ...]
+) -> Masks:
+    attention = _attention_of(model, layer, tower, rows)
+    if attention is None or head >= attention.num_heads:
+        name = f"{tower}.{layer}:{head}" if tower else f"{layer}:{head}"
         raise InputError(
             f"head({name!r}): {type(model).__name__} has no such head; "
-            f"{nearest(name, names_of_heads)}"
+            f"{nearest(name, _anatomy(model, rows).heads)}"
         )
-    candidates = _parameters(model)
-    names = [f"blocks.{layer}.attn.{tensor}" for tensor in _HEAD_TENSORS]
-    return {name: _slice(name, candidates[name], head) for name in names if name in candidates}
+    kv_heads = [attention.kv_head(head)]
+    if kv == "own" and attention.num_kv_heads < attention.num_heads:
+        kv_heads = []
+    return attention.masks([head], kv_heads, _parameters(model))
+
+
+def _by_group(
+    model: nn.Module, layer: int, group: int, tower: str, rows: tuple[AttentionRow, ...]
+) -> Masks:
+    attention = _attention_of(model, layer, tower, rows)
+    if attention is None or group >= attention.num_kv_heads:
+        name = f"{tower}.{layer}:kv{group}" if tower else f"{layer}:kv{group}"
+        raise InputError(
+            f"heads(by='kv'): {type(model).__name__} has no group {name!r}; "
+            f"{nearest(name, _anatomy(model, rows).groups)}"
+        )
+    heads = attention.heads_of("k", group)
+    return attention.masks(heads, [group], _parameters(model))
+
+
+def _attention_of(
+    model: nn.Module, layer: int, tower: str, rows: tuple[AttentionRow, ...]
+) -> Attention | None:
+    return _anatomy(model, rows).find(tower, layer)
+
+
+def _anatomy(model: nn.Module, rows: tuple[AttentionRow, ...]) -> Anatomy:
+    return anatomy(model, rows or None)
 
 
 def _by_mask(model: nn.Module, selected: tuple[tuple[str, tuple[int, ...], bytes], ...]) -> Masks:
@@ -443,6 +528,7 @@ _KINDS: dict[str, Callable[..., Masks]] = {
     "trainable": _by_requires_grad,
     "layer": _by_layer,
     "head": _by_head,
+    "group": _by_group,
     "masks": _by_mask,
 }
 
@@ -479,6 +565,49 @@ def _notes(model: nn.Module) -> dict[str, str]:
     return {parameter: f", also {', '.join(names)}" for parameter, names in others.items()}
 
 
+def _notes_on_heads(model: nn.Module, rule: Rule) -> list[str]:
+    """What is to be said of the heads in a rule: once for each layer."""
+    notes: dict[str, None] = {}
+    for kind, *arguments in _rules_of_heads(rule):
+        layer, _, tower, *others = arguments
+        attention = _attention_of(model, layer, tower, others[-1])
+        if attention is None:
+            continue
+        share = attention.num_heads // attention.num_kv_heads
+        if share > 1:
+            way = "group" if kind == "group" else others[0]
+            notes[f"  layer {attention.name}: {_WAYS[way].format(share)}"] = None
+        for letter in attention.mixed:
+            notes[
+                f"  layer {attention.name}: {letter} is normalised over all heads together, so "
+                f"moving one head's moves every head's attention"
+            ] = None
+        if attention.note:
+            notes[f"  layer {attention.name}: {attention.note}"] = None
+        if attention.rest:
+            shown = ", ".join(attention.rest[:4])
+            more = f" and {len(attention.rest) - 4} more" if len(attention.rest) > 4 else ""
+            notes[f"  belongs to no head: {shown}{more}"] = None
+    return list(notes)
+
+
+_WAYS = {
+    "shared": "each head with the keys and values of its group, which {} heads share",
+    "own": "without keys and values, which {} heads share (kv='own')",
+    "group": "groups of {} heads, with the keys and values that they share",
+}
+
+
+def _rules_of_heads(rule: Rule) -> list[Rule]:
+    """The heads and groups that a rule is made of."""
+    kind, *arguments = rule
+    if kind in ("head", "group"):
+        return [rule]
+    if kind in ("or", "and"):
+        return [inner for argument in arguments for inner in _rules_of_heads(argument)]
+    return []
+
+
 def _full(parameter: Tensor) -> Tensor:
     return torch.ones(parameter.shape, dtype=torch.bool)
 
@@ -493,15 +622,6 @@ def _slice(name: str, parameter: Tensor, index: Index) -> Tensor:
             f"{tuple(parameter.shape)} ({error})."
         ) from error
     return mask
-
-
-def _names_of_heads(model: nn.Module) -> list[str]:
-    counts = {}
-    for name, parameter in unwrapped(model).named_parameters():
-        match = _QUERIES.fullmatch(name)
-        if match and parameter.dim() == 3:
-            counts[int(match[1])] = parameter.shape[0]
-    return [f"{layer}:{head}" for layer in sorted(counts) for head in range(counts[layer])]
 
 
 # Indices as values. Slices cannot be hashed before Python 3.12, so a rule holds their three

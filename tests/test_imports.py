@@ -126,9 +126,18 @@ def test_these_know_only_numbers(name: str) -> None:
         assert outside(module, lazy=False) <= NUMBERS, module
         own = {m.removeprefix("rllc.") for m in under(name)}
         allowed = own | LEAVES | {"names"}
+        if name == "weights":
+            allowed |= {"anatomy"}
         if name in STATISTICS:
             allowed |= set(STATISTICS)
         assert known(module) <= allowed, module
+
+
+def test_an_anatomy_knows_modules_and_no_selection() -> None:
+    for module in under("anatomy"):
+        own = {m.removeprefix("rllc.") for m in under("anatomy")}
+        assert known(module) <= own | LEAVES | {"engine.modes", "tables"}, module
+        assert outside(module) <= NUMBERS, module
 
 
 def test_errors_seeds_names_and_files_know_nothing() -> None:

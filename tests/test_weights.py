@@ -196,7 +196,8 @@ def test_describe_says_what_is_taken() -> None:
     lines = rllc.head("1:2").describe(MODEL).splitlines()
     total = sum(parameter.numel() for parameter in MODEL.parameters())
     assert lines[0] == f"1:2: {WEIGHTS_OF_A_HEAD} of {total:,} weights"
-    assert len(lines) == 8
+    assert len(lines) == 9
+    assert lines[-1] == "  belongs to no head: blocks.1.attn.b_O"
     queries = r"blocks\.1\.attn\.W_Q\s+\(3, 12, 4\)\s+48 of 144"
     assert re.search(queries, "\n".join(lines))
 
@@ -213,7 +214,7 @@ def test_describe_says_what_is_taken() -> None:
         (lambda: rllc.head(-1, 0), r"from 0 on"),
         (
             lambda: rllc.heads(nn.Linear(2, 2)),
-            r"expected parameters named like 'blocks.0.attn.W_Q'.*rllc.parameters",
+            r"no module of it looks like one.*'blocks.0.attn.W_Q'.*rllc.parameters",
         ),
         (
             lambda: rllc.parameters("embed.W_E", index=[0.5, 1]),

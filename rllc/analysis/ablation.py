@@ -220,8 +220,9 @@ def _heads_of(weights: Weights) -> list[Path]:
             left, right = rest
             return collect(left) + collect(right)
         if kind == "head":
-            layer, head = rest
-            return [Path((layer, head))]
+            layer, head, tower, *_ = rest
+            if not tower:
+                return [Path((layer, head))]
         raise InputError(
             f"ablate: the weights {weights.name!r} are not heads; whole heads are ablated, such as "
             f"rllc.head('1:6') or rllc.head('0:4') | rllc.head('1:6')."

@@ -32,8 +32,15 @@ def numbers_of(name: str) -> tuple[int, int]:
 
     >>> numbers_of("1:6")
     (1, 6)
+
+    Raises:
+        InputError: it is a head of one of several kinds of attention (``"decoder.cross.1:6"``).
     """
-    layer, number = name.split(":")
+    layer, _, number = name.partition(":")
+    if not layer.isdigit():
+        raise InputError(
+            f"head {name!r}: expected a head such as '1:6', of a model with one kind of attention."
+        )
     return int(layer), int(number)
 
 
@@ -73,11 +80,11 @@ def index_of(
 def layer_starts(heads: Sequence[str]) -> list[int]:
     """The indices at which a list of heads, or of other weights, goes on to another layer.
 
-    >>> layer_starts(["0:0", "0:1", "1:0"])
-    [2]
+    >>> layer_starts(["0:0", "0:1", "1:0", "cross.1:0"])
+    [2, 3]
     """
     names = [head_name(written) for written in heads]
-    layers = [numbers_of(name)[0] if name else None for name in names]
+    layers = [name.partition(":")[0] if name else None for name in names]
     return [i for i in range(1, len(layers)) if layers[i] != layers[i - 1]]
 
 

@@ -1,0 +1,108 @@
+"""Where models keep their attention heads: rows of data, and the check that holds them to models.
+
+Rows are in :mod:`rllc.anatomy.rows`; they become slices in :mod:`rllc.anatomy.reading`; slices are
+verified in :mod:`rllc.anatomy.verify`.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Iterable
+
+from torch import nn
+
+from rllc.anatomy.attention import Anatomy, Attention, Map
+from rllc.anatomy.reading import multihead_rows, read
+from rllc.anatomy.rows import MULTIHEAD, ROWS, TRANSFORMER_LENS, AttentionRow, Rows
+from rllc.anatomy.unknown import no_row
+from rllc.anatomy.verify import verify
+from rllc.errors import InputError
+from rllc.wrappers import unwrapped
+
+__all__ = ["Anatomy", "Attention", "AttentionRow", "Map", "anatomy"]
+
+RowLike = AttentionRow | Iterable[AttentionRow] | None
+"""Rows as users give them: one, several, or none for the rows that are known."""
+
+_QUERIES = re.compile(r"(?:.*\.)?blocks\.\d+\.attn\.W_Q")
+
+_VERIFIED: weakref.WeakKeyDictionary[nn.Module, dict[object, Anatomy]] = weakref.WeakKeyDictionary()
+"""What was verified of a model, by rows and by the shapes of its parameters."""
+
+
+def anatomy(model: nn.Module, row: RowLike = None, *, example: object = None) -> Anatomy:
+    """Where a model keeps its attention heads, verified by running it.
+
+    >>> anatomy(nn.MultiheadAttention(8, 2)).heads
+    ('0:0', '0:1')
+
+    The first call with a model holds the rows for its ``config.model_type`` against the model (see
+    :mod:`rllc.anatomy.verify`); later calls are free. Models with TransformerLens's names of
+    parameters and with ``nn.MultiheadAttention`` have rows too.
+
+    Args:
+        model: any transformer. Nothing of it changes: no weight, gradient, mode or random state.
+        row: for models of other types, or of another layout: an :class:`rllc.AttentionRow`, or
+            several (self and cross attention, towers).
+        example: a small batch, as the model is called with (a tensor, a tuple of arguments or a
+            dict of them), where none can be made up: verification runs the model once.
+
+    Returns:
+        :class:`Anatomy`; its ``heads`` are the names that :func:`rllc.head` takes.
+
+    Raises:
+        InputError: the type is not known (the message shows the attention modules and a row to
+            fill in), a row is wrong for this model, or the model cannot be run.
+    """
+    model = unwrapped(model)
+    own_rows = as_rows(row)
+    verified = _VERIFIED.setdefault(model, {})
+    shapes = tuple((name, tuple(value.shape)) for name, value in model.named_parameters())
+    key = (own_rows, shapes)
+    if key not in verified:
+        kind, rows = (_kind(model), own_rows) if own_rows else rows_of(model)
+        found = read(model, rows, kind) if rows else None
+        if found is None:
+            raise no_row(model, kind, own_rows)
+        verify(model, found, example)
+        verified[key] = found
+    return verified[key]
+
+
+def as_rows(row: RowLike) -> Rows:
+    """Rows as a tuple.
+
+    Raises:
+        InputError: they are something else.
+    """
+    if row is None:
+        return ()
+    if isinstance(row, AttentionRow):
+        return (row,)
+    rows = tuple(row) if isinstance(row, Iterable) else (row,)
+    for each in rows:
+        if not isinstance(each, AttentionRow):
+            raise InputError(
+                f"anatomy: expected an rllc.AttentionRow or several, got {type(each).__name__}, as "
+                f"in rllc.AttentionRow('layers.*.attn', q='q_proj', k='k_proj', v='v_proj', "
+                f"o='o_proj', heads=8)."
+            )
+    return rows
+
+
+def rows_of(model: nn.Module) -> tuple[str, Rows]:
+    """What a model is recognised as, and the rows for it; none where it is not known."""
+    kind = _kind(model)
+    if kind in ROWS:
+        return kind, ROWS[kind]
+    if any(_QUERIES.fullmatch(name) for name, _ in model.named_parameters()):
+        return "TransformerLens", TRANSFORMER_LENS
+    if not hasattr(getattr(model, "config", None), "model_type"):
+        return kind, multihead_rows(model, MULTIHEAD)
+    return kind, ()
+
+
+def _kind(model: nn.Module) -> str:
+    """A model's type, or its class."""
+    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))

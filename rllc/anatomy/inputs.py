@@ -1,0 +1,164 @@
+"""A small batch to run a model on: token ids, pixels, sound features, or both sides of a pair."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rllc.errors import InputError, first_line
+
+POSITIONS = 6
+"""Enough for a position that sees several others and is seen by several."""
+
+ROWS = 2
+
+
+class Example(NamedTuple):
+    """What a module is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def given(example: object) -> Example:
+    """The batch that a user gave: a tensor, a tuple of them, or a dict of arguments.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if isinstance(example, Tensor):
+        return Example((example,), {})
+    if isinstance(example, tuple):
+        return Example(example, {})
+    if isinstance(example, Mapping):
+        return Example((), {str(name): value for name, value in example.items()})
+    raise InputError(
+        f"anatomy: `example` must be a tensor, a tuple of arguments or a dict of them, as the "
+        f"model is called with; got {type(example).__name__}."
+    )
+
+
+def examples(module: nn.Module) -> Iterator[Example]:
+    """Batches that a module can probably be called with, the likeliest first."""
+    config = getattr(module, "config", None)
+    if config is not None and hasattr(module, "main_input_name"):
+        main = str(module.main_input_name)
+        if main == "input_ids" and "pixel_values" in _arguments(module):
+            both = _of_transformers(module, config, ("input_ids", "pixel_values"))
+            yield Example((), both)
+        yield Example((), _of_transformers(module, config, (main,)))
+        return
+    tokens = _tokens(module, _vocabulary(module), _context(module))
+    yield Example((tokens,), {})
+    yield Example((tokens, tokens), {})
+    width = _width(module)
+    if width:
+        states = _random(module, (ROWS, POSITIONS, width))
+        yield Example((states,), {})
+        yield Example((states, states), {})
+
+
+def run(module: nn.Module, example: Example) -> str | None:
+    """Call a module; what went wrong, or ``None``."""
+    try:
+        with torch.no_grad():
+            module(*example.args, **example.kwargs)
+    except Exception as error:  # whatever a model raises on an input that is not its own
+        return f"{type(error).__name__}: {first_line(error)}"
+    return None
+
+
+def _of_transformers(module: nn.Module, config: Any, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """Arguments of a transformers model."""
+    inputs: dict[str, Any] = {}
+    for name in wanted:
+        if name == "pixel_values":
+            inputs[name] = _pixels(module, getattr(config, "vision_config", None) or config)
+        elif name == "input_features":
+            shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
+            inputs[name] = _random(module, shape)
+        else:
+            settings = _text_settings(config)
+            vocabulary = getattr(settings, "vocab_size", getattr(settings, "d_vocab", 2))
+            inputs[name] = _tokens(module, vocabulary, _context(module, settings))
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in _arguments(module):
+        inputs["decoder_input_ids"] = _tokens(module, config.vocab_size, POSITIONS)
+        if "input_features" in inputs:
+            inputs["decoder_input_ids"] = inputs["decoder_input_ids"][:1]
+    if "use_cache" in _arguments(module):
+        inputs["use_cache"] = False
+    return inputs
+
+
+def _arguments(module: nn.Module) -> set[str]:
+    return set(inspect.signature(module.forward).parameters)
+
+
+def _text_settings(config: Any) -> Any:
+    return getattr(config, "text_config", None) or config
+
+
+def _pixels(module: nn.Module, config: Any) -> Tensor:
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return _random(module, (ROWS, config.num_channels, height, width))
+
+
+def _tokens(module: nn.Module, vocabulary: int, context: int) -> Tensor:
+    """Rows of ids, all of them different as far as there are so many."""
+    number = ROWS * min(POSITIONS, context)
+    # The first ids are often those of padding and of the beginning.
+    ids = (torch.arange(number) * 7 + 3) % max(vocabulary, 1)
+    return ids.reshape(ROWS, -1).to(_device(module))
+
+
+def _random(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    stream = torch.Generator().manual_seed(0)
+    values = torch.randn(shape, generator=stream)
+    parameter = next(module.parameters(), None)
+    dtype = parameter.dtype if parameter is not None and parameter.is_floating_point() else None
+    return values.to(_device(module), dtype)
+
+
+def _device(module: nn.Module) -> torch.device:
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _vocabulary(module: nn.Module) -> int:
+    """How many ids a model knows, by its settings or its embedding."""
+    size = getattr(getattr(module, "cfg", None), "d_vocab", None)
+    if isinstance(size, int):
+        return size
+    for name, parameter in module.named_parameters():
+        if name.endswith("embed.W_E"):
+            return int(parameter.shape[0])
+    sizes = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
+    return sizes[0] if sizes else 2
+
+
+def _context(module: nn.Module, config: Any = None) -> int:
+    """How many positions a model has, at most."""
+    settings = getattr(module, "cfg", None) if config is None else config
+    for name in ("n_ctx", "max_position_embeddings", "n_positions", "max_seq_len"):
+        size = getattr(settings, name, None)
+        if type(size) is int and size > 0:
+            return size
+    for name, parameter in module.named_parameters():
+        if name.endswith("pos_embed.W_pos"):
+            return int(parameter.shape[0])
+    return POSITIONS
+
+
+def _width(module: nn.Module) -> int:
+    """The size of a model's hidden states, where it reads those."""
+    for inner in module.modules():
+        if isinstance(inner, nn.MultiheadAttention):
+            return int(inner.embed_dim)
+        if isinstance(inner, nn.Linear):
+            return inner.in_features
+    return 0

@@ -1,0 +1,379 @@
+"""From rows to slices: find the attention modules of a model, and each head's part of each map."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from rllc.anatomy.attention import Anatomy, Attention, Letter, Map, Piece
+from rllc.anatomy.rows import AttentionRow, Rows
+from rllc.errors import InputError, nearest
+
+_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
+
+
+class _Found(NamedTuple):
+    """One attention module that a row names."""
+
+    row: AttentionRow
+    prefix: str
+    layer: int
+    path: str
+    block: str
+
+
+class _Place(NamedTuple):
+    """The tensors of one map: the names in the model, and the axis of what it gives or reads."""
+
+    weight: str
+    tensor: Tensor
+    bias: str | None
+    bias_tensor: Tensor | None
+    axis: int
+
+
+def read(model: nn.Module, rows: Rows, kind: str) -> Anatomy | None:
+    """The anatomy that rows give of a model; ``None`` where they find no attention.
+
+    Raises:
+        InputError: a module, parameter or setting of a row is missing, or sizes do not agree.
+    """
+    found: dict[str, _Found] = {}
+    for row in rows:
+        if not _is_for(model, row):
+            continue
+        for each in _modules(model, row):
+            taken = found.get(each.path)
+            if taken is None or (not _has_maps(model, taken) and _has_maps(model, each)):
+                found[each.path] = each
+    if not found:
+        return None
+    modules = list(found.values())
+    norms = (_path(model, each.row.norm, each.prefix) for each in modules)
+    unembeddings = [_path(model, each.row.unembedding, each.prefix) for each in modules]
+    unembeddings.append(_output_embeddings(model))
+    return Anatomy(
+        kind=kind,
+        attentions=tuple(_attention(model, each, kind) for each in modules),
+        blocks=tuple(dict.fromkeys(each.block for each in modules)),
+        norms=tuple(dict.fromkeys(norm for norm in norms if norm is not None)),
+        unembedding=next((path for path in unembeddings if path is not None), None),
+    )
+
+
+def multihead_rows(model: nn.Module, rows: Rows) -> Rows:
+    """Rows for each ``nn.MultiheadAttention`` of a model, by the numbers in their paths.
+
+    Those at one path but for the last number are the layers of one tower.
+    """
+    patterns: dict[tuple[str, bool], str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            apart = module.in_proj_weight is None
+            patterns[_pattern(path), apart] = _tower(path)
+    towers = set(patterns.values())
+    made = []
+    for (pattern, apart), tower in patterns.items():
+        values = {**vars(rows[apart]), "at": pattern, "tower": tower if len(towers) > 1 else ""}
+        made.append(AttentionRow(**values))
+    return tuple(made)
+
+
+def _pattern(path: str) -> str:
+    """A path with ``*`` for its last number; ``"."`` is the model itself."""
+    numbers = list(_NUMBER.finditer(path))
+    if not numbers:
+        return path or "."
+    return f"{path[: numbers[-1].start()]}*{path[numbers[-1].end() :]}"
+
+
+def _tower(path: str) -> str:
+    """A path without its last number and the list that the number is of."""
+    before, star, after = _pattern(path).partition("*")
+    if not star:
+        return before
+    outer = before.rstrip(".").rpartition(".")[0]
+    return ".".join(part for part in (outer, after.lstrip(".")) if part)
+
+
+def _is_for(model: nn.Module, row: AttentionRow) -> bool:
+    config = getattr(model, "config", None)
+    return all(getattr(config, name, None) == value for name, value in row.when)
+
+
+def _modules(model: nn.Module, row: AttentionRow) -> list[_Found]:
+    """The attention modules of a row, by layer."""
+    if row.at == ".":
+        return [_Found(row, "", 0, "", "")]
+    before, star, after = row.at.partition("*")
+    number = r"(\d+)" if star else "()"
+    pattern = re.compile(rf"(.*?)({re.escape(before)}{number})({re.escape(after)})")
+    found: dict[int, _Found] = {}
+    for path, _ in model.named_modules():
+        match = pattern.fullmatch(path)
+        if match is None or (match[1] and not match[1].endswith(".")):
+            continue
+        layer = int(match[3]) if match[3] else 0
+        block = match[1] + match[2] if star else ""
+        if layer in found:
+            raise InputError(
+                f"anatomy({type(model).__name__}): {row.at!r} is both {found[layer].path!r} and "
+                f"{path!r}; write more of the path in `at`, and a row for each."
+            )
+        found[layer] = _Found(row, match[1], layer, path, block)
+    return [found[layer] for layer in sorted(found)]
+
+
+def _has_maps(model: nn.Module, found: _Found) -> bool:
+    """Whether a module has what a row names."""
+    module = model.get_submodule(found.path)
+    row = found.row
+    names = {name for name, _ in module.named_modules()}
+    names |= {name for name, _ in module.named_parameters()}
+    return all(each.split()[0] in names for each in (row.q, row.k, row.v, row.o))
+
+
+def _attention(model: nn.Module, found: _Found, kind: str) -> Attention:
+    row = found.row
+    what = f"anatomy({type(model).__name__}), {kind}, {found.path or 'the model itself'}"
+    module = model.get_submodule(found.path)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    places: dict[Letter, _Place] = {
+        "q": _place(module, row.q, names, what, writes=False),
+        "k": _place(module, row.k, names, what, writes=False),
+        "v": _place(module, row.v, names, what, writes=False),
+        "o": _place(module, row.o, names, what, writes=True),
+    }
+    heads, kv_heads = _counts(model, module, found, places, what)
+    counts: dict[Letter, int] = {"q": heads, "k": kv_heads, "v": kv_heads, "o": heads}
+    maps = {}
+    for letter, place in places.items():
+        pieces = _pieces(letter, places, counts, row, what, of_bias=False)
+        pieces_of_bias: tuple[Piece, ...] = ()
+        if place.bias is not None:
+            pieces_of_bias = _pieces(letter, places, counts, row, what, of_bias=True)
+        maps[letter] = Map(place.weight, place.bias, place.axis, pieces, pieces_of_bias)
+    writes = places["o"].tensor
+    # With an axis of heads a piece is one index, and the head's own numbers are the next axis.
+    start, stop = maps["o"].pieces[0]
+    return Attention(
+        tower=row.tower,
+        layer=found.layer,
+        module=found.path,
+        block=found.block,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        d_head=writes.shape[1] if writes.dim() == 3 else stop - start,
+        q=maps["q"],
+        k=maps["k"],
+        v=maps["v"],
+        o=maps["o"],
+        mixed=row.mixed,
+        rest=tuple(_rest(module, names, maps)),
+        note=row.note,
+    )
+
+
+def _place(
+    module: nn.Module, written: str, names: Mapping[int, str], what: str, *, writes: bool
+) -> _Place:
+    """The tensors of a map, which a row names by its module or by its parameters."""
+    first, *others = written.split()
+    inside = dict(module.named_modules()).get(first)
+    if inside is not None:
+        return _place_of_module(inside, first, names, what, writes=writes)
+    own = dict(module.named_parameters(remove_duplicate=False))
+    if first not in own:
+        known = [name for name in dict(module.named_modules()) if name] + list(own)
+        raise InputError(
+            f"{what}: the row names {first!r}, and there is no such module or parameter; "
+            f"{nearest(first, known)}"
+        )
+    tensor = own[first]
+    bias = own.get(others[0]) if others else None
+    if tensor.dim() not in (2, 3):
+        raise InputError(
+            f"{what}: {first!r} has shape {tuple(tensor.shape)}; expected [out, in] or [head, "
+            f"d_model, d_head]."
+        )
+    axis = 0 if tensor.dim() == 3 or not writes else 1
+    return _Place(_name(tensor, names), tensor, _bias(bias, names, writes), bias, axis)
+
+
+def _place_of_module(
+    module: nn.Module, name: str, names: Mapping[int, str], what: str, *, writes: bool
+) -> _Place:
+    weight = getattr(module, "weight", None)
+    bias = getattr(module, "bias", None)
+    is_linear = isinstance(module, nn.Linear)
+    is_map = is_linear or type(module).__name__ == "Conv1D"
+    if not is_map or not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise InputError(
+            f"{what}: {name!r} is {type(module).__name__}; expected an nn.Linear or transformers' "
+            f"Conv1D with a weight [out, in] or [in, out] of its own. Quantised, wrapped and "
+            f"adapted maps are not read."
+        )
+    if id(weight) not in names:
+        raise InputError(
+            f"{what}: the weight of {name!r} is computed from other parameters "
+            f"(torch.nn.utils.parametrize); heads are slices of weights, so select the others with "
+            f"rllc.parameters."
+        )
+    # nn.Linear has [out, in], Conv1D [in, out]. Heads lie along what a map gives; o reads them.
+    axis = int(is_linear == writes)
+    return _Place(_name(weight, names), weight, _bias(bias, names, writes), bias, axis)
+
+
+def _name(tensor: Tensor, names: Mapping[int, str]) -> str:
+    return names[id(tensor)]
+
+
+def _bias(bias: Tensor | None, names: Mapping[int, str], writes: bool) -> str | None:
+    """The bias of q, k or v. That of o is added once for all heads."""
+    return None if bias is None or writes else names[id(bias)]
+
+
+def _counts(
+    model: nn.Module,
+    module: nn.Module,
+    found: _Found,
+    places: Mapping[Letter, _Place],
+    what: str,
+) -> tuple[int, int]:
+    """How many heads, and how many heads of keys and values."""
+    queries, keys = places["q"].tensor, places["k"].tensor
+    if queries.dim() == 3 and keys.dim() == 3:
+        heads, kv_heads = queries.shape[0], keys.shape[0]
+    else:
+        heads = _setting(model, module, found, found.row.heads, what)
+        kv_heads = heads
+        if found.row.kv_heads:
+            kv_heads = _setting(model, module, found, found.row.kv_heads, what)
+    if heads % kv_heads:
+        raise InputError(
+            f"{what}: {heads} heads cannot share {kv_heads} heads of keys and values; expected a "
+            f"divisor. Look at `heads` and `kv_heads` of the row."
+        )
+    return heads, kv_heads
+
+
+def _setting(
+    model: nn.Module, module: nn.Module, found: _Found, wanted: int | str, what: str
+) -> int:
+    """A number, or the setting of that name."""
+    if isinstance(wanted, int):
+        return wanted
+    config = getattr(model, "config", None)
+    if found.row.config:
+        # A tower that is used alone has its settings at the top.
+        config = getattr(config, found.row.config, config)
+    for owner in (config, module):
+        value = getattr(owner, wanted, None)
+        if isinstance(value, list | tuple) and len(value) > found.layer:
+            value = value[found.layer]
+        if type(value) is int and value > 0:
+            return value
+        if value is None and owner is config and hasattr(config, wanted):
+            # Settings of this name default to the number of heads.
+            return _setting(model, module, found, found.row.heads, what)
+    raise InputError(
+        f"{what}: neither the configuration nor the module has the setting {wanted!r}, a number of "
+        f"heads; write the number itself into the row."
+    )
+
+
+def _pieces(
+    letter: Letter,
+    places: Mapping[Letter, _Place],
+    counts: Mapping[Letter, int],
+    row: AttentionRow,
+    what: str,
+    *,
+    of_bias: bool,
+) -> tuple[Piece, ...]:
+    """Where the heads of one map lie in its tensor, or in its bias."""
+    place = places[letter]
+    name, size = _extent(place, of_bias)
+    number = counts[letter]
+    tensor = place.bias_tensor if of_bias else place.tensor
+    assert tensor is not None
+    if tensor.dim() == (2 if of_bias else 3) and place.tensor.dim() == 3:
+        if size != number:
+            raise InputError(f"{what}: {name} has {size} heads, expected {number}.")
+        return tuple((n, n + 1) for n in range(number))
+    together = [x for x in _READ if letter in _READ and _extent(places[x], of_bias)[0] == name]
+    if len(together) < 2:
+        unit = _unit(size, number, name, row, what)
+        return tuple((n * unit, (n + 1) * unit) for n in range(number))
+    total = sum(counts[x] for x in together)
+    unit = _unit(size, total, name, row, what)
+    if row.fused == "side by side":
+        before = sum(counts[x] for x in together[: together.index(letter)])
+        starts = [(before + n) * unit for n in range(number)]
+    elif row.fused == "interleaved":
+        groups = counts["k"]
+        width = total // groups
+        share = number // groups
+        before = sum(counts[x] // groups for x in together[: together.index(letter)])
+        starts = []
+        for n in range(number):
+            group, within = divmod(n, share)
+            starts.append((group * width + before + within) * unit)
+    else:
+        raise InputError(
+            f"{what}: {' and '.join(together)} are all in {name}, and the row does not say how; "
+            f"write fused='side by side' or fused='interleaved' into it."
+        )
+    return tuple((start, start + unit) for start in starts)
+
+
+_READ: tuple[Letter, ...] = ("q", "k", "v")
+
+
+def _extent(place: _Place, of_bias: bool) -> tuple[str | None, int]:
+    """The name of a tensor, and its size along the heads."""
+    if of_bias:
+        size = 0 if place.bias_tensor is None else place.bias_tensor.shape[0]
+        return place.bias, size
+    return place.weight, place.tensor.shape[place.axis]
+
+
+def _unit(size: int, number: int, name: str | None, row: AttentionRow, what: str) -> int:
+    """The numbers of one head along an axis."""
+    if size % number or not size:
+        raise InputError(
+            f"{what}: {name} has {size} numbers along its heads, which are no {number} equal "
+            f"parts; look at `heads`, `kv_heads` and `fused` of the row {row.at!r}."
+        )
+    return size // number
+
+
+def _rest(module: nn.Module, names: Mapping[int, str], maps: Mapping[Letter, Map]) -> Iterator[str]:
+    """Parameters of an attention module of which no head has a part."""
+    taken = {each.weight for each in maps.values()} | {each.bias for each in maps.values()}
+    for parameter in module.parameters():
+        if names[id(parameter)] not in taken:
+            yield names[id(parameter)]
+
+
+def _path(model: nn.Module, name: str, prefix: str) -> str | None:
+    """Where a norm or an unembedding is: beside the blocks, or at the top."""
+    if not name:
+        return None
+    modules: dict[str, Any] = dict(model.named_modules())
+    for path in (prefix + name, name):
+        if path in modules:
+            return path
+    return None
+
+
+def _output_embeddings(model: nn.Module) -> str | None:
+    """The path of what transformers takes for the map to logits."""
+    embeddings = getattr(model, "get_output_embeddings", lambda: None)()
+    for path, module in model.named_modules():
+        if module is embeddings:
+            return path
+    return None
