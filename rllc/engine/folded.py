@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -286,6 +287,7 @@ def _repeated_documents(documents: Documents, runs: int) -> Documents:
 def _noting(forward: Forward, leading: set[int]) -> Forward:
     """The whole model, which notes how many rows, and positions, it is called with."""
 
+    @wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
         first = first_tensor(args, kwargs)
         if first is not None and first.dim():

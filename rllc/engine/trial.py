@@ -33,7 +33,7 @@ _ROWS = 2
 _RUNS = 2
 """Runs of a trial: two with other weights show whether runs touch one another."""
 
-_SHARE, _LEAST = 0.1, 0.01
+_SHARE, _LEAST = 0.3, 0.03
 """A weight is moved by so much of the root mean square of its tensor's, and this, at random."""
 
 _LOSS_ROUNDING = 2e-5

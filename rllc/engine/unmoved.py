@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from rllc.engine.linear_maps import is_linear
 
 Forward = Callable[..., Any]
 
@@ -23,13 +26,13 @@ _SIMPLE = (Tensor, type(None), bool, int, float, str)
 
 
 class Kept(NamedTuple):
-    """What one call of a module gave on the minibatch alone."""
+    """What one call of a module got and gave on the minibatch alone."""
 
     values: list[Any]
     """Tensors and plain values, flattened."""
     structure: TreeSpec
     first_input: Tensor | None
-    """Its first argument, for a module whose own weights move."""
+    """Of a linear map: what it multiplies."""
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -100,6 +103,7 @@ class Watch:
         return watched
 
     def _watched(self, name: str, forward: Forward) -> Forward:
+        @wraps(forward)  # losses look at a model's arguments
         def call(*args: Any, **kwargs: Any) -> Any:
             number, parent = len(self.calls), self.within[-1]
             first = first_tensor(args, kwargs)
@@ -130,26 +134,31 @@ class Keeper:
         """The forwards of these modules, that keep what they give."""
         forwards = {}
         for number, name in enumerate(self.names):
-            forwards[name] = self._keeping(number, self.model.get_submodule(name).forward)
+            forwards[name] = self._keeping(number, self.model.get_submodule(name))
         return forwards
 
-    def _keeping(self, number: int, forward: Forward) -> Forward:
+    def _keeping(self, number: int, module: nn.Module) -> Forward:
+        forward: Forward = module.forward
+        is_map = is_linear(module)
+
+        @wraps(forward)
         def call(*args: Any, **kwargs: Any) -> Any:
             result = forward(*args, **kwargs)
             values, structure = tree_flatten(result)
-            first = first_tensor(args, kwargs)
-            self.kept[number].append(Kept(values, structure, first))
-            self.versions[number] += [v._version for v in values if isinstance(v, Tensor)]
+            first = first_tensor(args, kwargs) if is_map else None
+            kept = Kept(values, structure, first)
+            self.kept[number].append(kept)
+            self.versions[number] += [tensor._version for tensor in kept.tensors]
             return result
 
         return call
 
     def untouched(self, number: int) -> bool:
         """Whether nothing has written into what was kept."""
-        tensors = []
+        versions = []
         for kept in self.kept[number]:
-            tensors += [value for value in kept.values if isinstance(value, Tensor)]
-        return [tensor._version for tensor in tensors] == self.versions[number]
+            versions += [tensor._version for tensor in kept.tensors]
+        return versions == self.versions[number]
 
 
 class Unmoved(NamedTuple):
@@ -193,19 +202,22 @@ def unmoved(calls: Sequence[Seen], moved: Sequence[str], keeper: Keeper, runs: i
         runs: how many there were.
     """
     same, maps = candidates(calls, moved)
-    kept = dict(zip(keeper.names, keeper.kept, strict=True))
+    kept = {}
+    for number, name in enumerate(keeper.names):
+        if keeper.untouched(number):
+            kept[name] = keeper.kept[number]
     has_rows: dict[str, list[list[bool]]] = {}
     for name in same:
         own = [call for call in calls if call.name == name]
-        flags = _with_rows(own, kept[name], runs)
-        if flags is not None and keeper.untouched(keeper.names.index(name)):
+        flags = _with_rows(own, kept.get(name, []), runs)
+        if flags is not None:
             has_rows[name] = flags
     covered = _covered(calls, has_rows)
     outermost = {name: flags for name, flags in has_rows.items() if name not in covered}
     shared = []
     for name in maps:
         (call,) = (call for call in calls if call.name == name)
-        alone = kept[name]
+        alone = kept.get(name, [])
         if len(alone) == 1 and _repeats(call.input_shape, _shape(alone[0].first_input), runs):
             shared.append(name)
     return Unmoved(outermost, frozenset(shared))
@@ -251,6 +263,7 @@ def _repeats(shape: tuple[int, ...] | None, single: tuple[int, ...], runs: int) 
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The first argument that is a tensor, if one is."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
             return value
