@@ -96,6 +96,10 @@ class Loss(Protocol):
         """Return the bytes that each further run of a pass takes while it is evaluated."""
         ...
 
+    def way(self, group: Group) -> str:
+        """Say how runs of a group are evaluated, in words; known once some were."""
+        ...
+
 
 def mean_of(losses: Tensor, counted: Tensor | None) -> Tensor:
     """Average the losses of each run over what counts.

@@ -146,6 +146,7 @@ def sample(
     with bar, chosen_for(question.model, num_runs):
         try:
             for step in run.steps():
+                bar.set_postfix_str(run.way, refresh=False)
                 bar.update()
                 run.keep(step)
         except ObservationError as error:
@@ -287,6 +288,7 @@ class _Sample:
         self.ambient = ambient()
         with undisturbed(self.question.model):
             chains = self.chains = self._chains()
+        self.ambient["evaluation"] = self.way
         sampling = self.question.sampling
         running = len(self.question.refinements)
         # The first step leads from the start to step 1 and gives no loss worth having.
@@ -342,6 +344,11 @@ class _Sample:
         self.num_draws += 1
         self._stop_the_precise()
 
+    @property
+    def way(self) -> str:
+        """How runs are evaluated: a layer at once, stacked, or run by run and why."""
+        return "" if self.chains is None else "; ".join(self.chains.ways)
+
     def draws(self, keep_states: bool) -> Draws:
         """All draws so far."""
         question = self.question
@@ -376,11 +383,12 @@ class _Sample:
         masks = check(model, question.loss, question.refinements, question.sampler, sampling)
         autocast = None if sampling.autocast is None else getattr(torch, sampling.autocast)
         bind_loss = partial(bind, model, question.loss, train_mode=sampling.train_mode)
+        loss = bind_loss(autocast=autocast, compile=question.compute.compile)
         chains = Chains(
             question.refinements,
             masks,
             dict(model.named_parameters()),
-            bind_loss(autocast=autocast, compile=question.compute.compile),
+            loss,
             question.sampler,
             sampling,
             question.compute.runs_per_pass,
@@ -392,7 +400,8 @@ class _Sample:
             check_origin(chains)
             if sampling.start == "gaussian":
                 chains.start_at_gaussian()
-        self.watch.prepare(chains, bind_loss())
+        is_exact = autocast is None and not question.compute.compile
+        self.watch.prepare(chains, loss if is_exact else bind_loss())
         return chains
 
     def _put_back(self, chains: Chains, resume: Draws) -> None:

@@ -124,7 +124,9 @@ def test_what_is_left_as_it_is_is_recorded() -> None:
         settings = draw(linear()).settings
     finally:
         torch.use_deterministic_algorithms(False)
-    assert settings["ambient"] == {"threads": torch.get_num_threads(), "deterministic": True}
+    threads = torch.get_num_threads()
+    expected = {"threads": threads, "deterministic": True, "evaluation": "stacked"}
+    assert settings["ambient"] == expected
 
 
 # Random numbers that a loss draws.

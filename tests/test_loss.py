@@ -18,7 +18,7 @@ from rllc import refinement as refine
 from rllc.engine.attention_only import TokenLoss
 from rllc.engine.bind import bind
 from rllc.engine.layout import center, groups
-from rllc.engine.module import ModuleLoss
+from rllc.engine.linear_deltas import LinearDeltas
 from rllc.errors import InputError
 from rllc.loss import Runs
 from rllc.models import AttentionOnly
@@ -160,7 +160,7 @@ def test_distillation_of_all_runs_equals_one_model_at_a_time(case: str) -> None:
 def test_any_module_equals_one_model_at_a_time(case: str) -> None:
     model = model_of("shortformer")
     bound = bind(model, lambda module, batch: rllc.next_token(module, batch))
-    assert isinstance(bound, ModuleLoss)
+    assert isinstance(bound, LinearDeltas)
     assert_equals_naive(model, bound, CHOSEN[case](model), token_loss, BATCH)
 
 
@@ -430,7 +430,7 @@ def test_any_module_with_logits_has_the_default_loss() -> None:
     wrapped = rllc.sample(
         Logits(model), TOKENS, rllc.parameters("*W_U"), sampling=SHORT, compute=QUIET
     )
-    assert isinstance(bind(Logits(model), None), ModuleLoss)
+    assert isinstance(bind(Logits(model), None), LinearDeltas)
     direct = rllc.sample(model, TOKENS, rllc.parameters("*W_U"), sampling=SHORT, compute=QUIET)
     assert abs(wrapped.baseline - direct.baseline).max() < 1e-6
 

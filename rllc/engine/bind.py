@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rllc.engine.attention_only import TokenLoss
+from rllc.engine.linear_deltas import LinearDeltas
 from rllc.engine.module import ModuleLoss
 from rllc.loss import Loss, LossFunction
 from rllc.losses import Distillation, next_token
@@ -25,7 +26,8 @@ def bind(
     """Bind a loss to a model.
 
     For :class:`rllc.models.AttentionOnly` with a token loss, all runs of a group go through one
-    forward pass. For any other module and any loss, runs are evaluated with ``functional_call``.
+    forward pass. So they do for any other module and any loss, where slices of linear maps move and
+    that gives the same; else runs are evaluated one by one, with ``functional_call``.
 
     Args:
         model: any module.
@@ -41,7 +43,9 @@ def bind(
         if isinstance(loss, Distillation) and is_attention_only(loss.generator):
             generator: Any = loss.generator
             return cast("Loss", TokenLoss(two_layer, generator, autocast, compile))
-    return ModuleLoss(model, loss or next_token, autocast, train_mode, compile)
+    one_by_one = ModuleLoss(model, loss or next_token, autocast, train_mode, compile)
+    # Compiled code would be made anew for each group.
+    return one_by_one if compile else LinearDeltas(one_by_one)
 
 
 def is_attention_only(model: nn.Module) -> bool:

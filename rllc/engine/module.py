@@ -58,7 +58,7 @@ class ModuleLoss:
         self.model, self.loss, self.autocast = model, loss, autocast
         self.train_mode, self.compile = train_mode, compile
         self.is_own = loss is not next_token and not isinstance(loss, Distillation)
-        self.wrapper = _Call(model, loss)
+        self.wrapper = Call(model, loss)
         self.parameters = {name: p.detach() for name, p in self.model.named_parameters()}
         self.device = next(iter(self.parameters.values())).device
         self.stacked: bool | None = None
@@ -71,7 +71,7 @@ class ModuleLoss:
     def center(self, batch: Batch, seed: int) -> Center:  # noqa: D102 (see Loss)
         evaluate = self._first if self.stacked is None else self.losses
         with one_arithmetic(), in_mode(self.model, self.train_mode):
-            losses, mask = self._seeded("center", seed, batch, lambda: evaluate({}, batch))
+            losses, mask = self.seeded("center", seed, batch, lambda: evaluate({}, batch))
         losses = losses.detach()
         counted = what_counts(losses, mask, batch, self.is_own)
         if counted is not None:
@@ -97,7 +97,7 @@ class ModuleLoss:
 
         def one(run: int) -> tuple[Tensor, Tensor | None]:
             runs = slice(run, run + 1)
-            return self._seeded("runs", center.shared, batch, lambda: evaluate(runs))
+            return self.seeded("runs", center.shared, batch, lambda: evaluate(runs))
 
         parts: list[tuple[Tensor, Tensor | None]] = []
         with one_arithmetic(), in_mode(self.model, self.train_mode):
@@ -124,7 +124,7 @@ class ModuleLoss:
         leaves = {name: self.parameters[name].clone().requires_grad_() for name in names}
         mode = in_mode(self.model, self.train_mode)
         with one_arithmetic(), mode:
-            losses, _ = self._seeded("runs", seed, batch, lambda: self.losses(leaves, batch))
+            losses, _ = self.seeded("runs", seed, batch, lambda: self.losses(leaves, batch))
             mean = mean_of(losses[None], center.counted)[0]
             if not mean.requires_grad:
                 raise _no_gradient(list(leaves))
@@ -136,6 +136,9 @@ class ModuleLoss:
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
         # State, noise and gradient. Activations are small, or of one run at a time.
         return 4 * 12 * group.dim
+
+    def way(self, group: Group) -> str:  # noqa: D102 (see Loss)
+        return "stacked" if self.stacked else "run by run"
 
     def _evaluate(
         self,
@@ -166,7 +169,7 @@ class ModuleLoss:
             raise _no_gradient([slot.name for slot in group.slots])
         return examples.detach(), torch.autograd.grad(means.sum(), position)[0]
 
-    def _seeded(
+    def seeded(
         self, kind: Literal["center", "runs"], seed: int, batch: Batch, evaluate: Callable[[], T]
     ) -> T:
         """Evaluate, from a seed where the loss draws global random numbers.
@@ -214,26 +217,37 @@ class ModuleLoss:
         return _split(self._call(changed, batch))
 
     def _call(self, changed: dict[str, Tensor], batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
+        return self.run(self.wrapper, changed, batch)
+
+    def run(self, wrapper: nn.Module, changed: dict[str, Tensor], batch: Any) -> Any:
+        """Run the model, with other weights, as a wrapper around it does.
+
+        Args:
+            wrapper: has the model as ``module``.
+            changed: weights by name.
+            batch: what the wrapper takes.
+        """
         # A forward pass may update buffers, so it gets copies.
         buffers = {f"module.{name}": b.clone() for name, b in self.model.named_buffers()}
         weights = {f"module.{name}": changed.get(name, p) for name, p in self.parameters.items()}
         with in_precision(self.device, self.autocast):
-            return self.call(self.wrapper, weights | buffers, (batch,))
+            return self.call(wrapper, weights | buffers, (batch,))
 
 
-class _Call(nn.Module):
+class Call(nn.Module):
     """``loss(module, batch)`` as a module that functional_call can put weights into."""
 
-    loss: LossFunction
+    loss: Callable[[nn.Module, Any], Any]
 
-    def __init__(self, module: nn.Module, loss: LossFunction) -> None:
+    def __init__(self, module: nn.Module, loss: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
         self.module = module
         # Past nn.Module, which would take a loss that is a module, and may hold the model that was
         # given, for a part into which weights are put, too.
         object.__setattr__(self, "loss", loss)
 
-    def forward(self, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, batch: Any) -> Any:
+        """Return what the loss gives."""
         return self.loss(self.module, batch)
 
 

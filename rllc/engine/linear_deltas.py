@@ -1,0 +1,132 @@
+"""All runs of a group at once, for any module of which slices of linear maps move.
+
+Runs are folded into the batch (:mod:`rllc.engine.folded`), where that is right. This is not taken
+on trust: :mod:`rllc.engine.trial` evaluates a few rows in this way and one run after the other,
+before the first step of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from rllc.engine.devices import runs_that_fit
+from rllc.engine.folded import DoesNotFold, Evaluated, Folded, Plan, Positions
+from rllc.engine.layout import Group
+from rllc.engine.module import ModuleLoss, rows_of
+from rllc.engine.trial import RANDOM, plan_of
+from rllc.loss import Batch, Center, Runs
+
+
+class LinearDeltas:
+    """A loss of any module: all runs of a group in one pass where that is right, else in turn.
+
+    Args:
+        exact: evaluates them in turn.
+    """
+
+    def __init__(self, exact: ModuleLoss) -> None:
+        self.exact, self.model = exact, exact.model
+        self.folded = Folded(exact)
+        self.plans: dict[int, tuple[Group, Plan | str]] = {}
+        """By id of the group: how its runs are evaluated together, or why they are not."""
+
+    def center(self, batch: Batch, seed: int) -> Center:  # noqa: D102 (see Loss)
+        return self.folded.center(batch, seed)
+
+    def runs(  # noqa: D102 (see Loss)
+        self,
+        group: Group,
+        member: Tensor,
+        position: Tensor,
+        center: Center,
+        batch: Batch,
+        *,
+        gradient: bool,
+        each: bool,
+    ) -> Runs:
+        plan = self._plan(group, center, batch)
+        if isinstance(plan, Plan):
+            try:
+                together = self._together(plan, member, position, center, batch, gradient)
+            except DoesNotFold as error:
+                self._give_up(group, str(error))
+            else:
+                if not self.exact.random:
+                    return _as_runs(together, center, each)
+                self._give_up(group, RANDOM)
+        alone = center._replace(shared=center.shared.seed)
+        asked = {"gradient": gradient, "each": each}
+        return self.exact.runs(group, member, position, alone, batch, **asked)
+
+    def gradient(  # noqa: D102 (see Loss)
+        self, names: Collection[str], center: Center, batch: Batch, seed: int
+    ) -> dict[str, Tensor]:
+        alone = center._replace(shared=center.shared.seed)
+        return self.exact.gradient(names, alone, batch, seed)
+
+    def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
+        # Activations of as many runs as fit: a pass is evaluated in parts.
+        return self.exact.memory(group, batch_shape)
+
+    def way(self, group: Group) -> str:  # noqa: D102 (see Loss)
+        _, plan = self.plans.get(id(group), (group, ""))
+        if isinstance(plan, Plan):
+            return "layer at once"
+        if self.exact.stacked or not plan:
+            return self.exact.way(group)
+        return f"run by run: because {plan}"
+
+    def _plan(self, group: Group, center: Center, batch: Batch) -> Plan | str:
+        if id(group) not in self.plans:
+            self.plans[id(group)] = group, self._chosen(group, center, batch)
+        return self.plans[id(group)][1]
+
+    def _chosen(self, group: Group, center: Center, batch: Batch) -> Plan | str:
+        if self.exact.random:
+            return RANDOM
+        if self.exact.stacked:
+            return "the model is so small that torch.vmap is as fast"
+        return plan_of(self.folded, group, batch, center.shared.seed)
+
+    def _give_up(self, group: Group, reason: str) -> None:
+        self.plans[id(group)] = group, reason
+
+    def _together(
+        self,
+        plan: Plan,
+        member: Tensor,
+        position: Tensor,
+        center: Center,
+        batch: Batch,
+        gradient: bool,
+    ) -> list[Evaluated]:
+        """Runs in passes of as many as fit."""
+        kept = self.folded.kept(plan.unmoved, center.shared, batch)
+        size = runs_that_fit(int(plan.bytes_per_row * rows_of(batch)), position.device)
+        parts = []
+        for start in range(0, len(position), size):
+            chosen = slice(start, start + size)
+
+            def evaluate(chosen: slice = chosen) -> Evaluated:
+                runs = Positions(member[chosen], position[chosen])
+                return self.folded.evaluate(plan, runs, center, batch, kept, gradient)
+
+            parts.append(self.exact.seeded("runs", center.shared.seed, batch, evaluate))
+        return parts
+
+
+def _as_runs(parts: list[Evaluated], center: Center, each: bool) -> Runs:
+    gradients = [part.gradient for part in parts if part.gradient is not None]
+    examples = None
+    if each:
+        examples = torch.cat([part.each for part in parts]).float()
+        if center.counted is not None:
+            examples = examples.masked_fill(~center.counted, torch.nan)
+    return Runs(
+        torch.cat([part.losses for part in parts]),
+        torch.cat(gradients) if gradients else None,
+        examples,
+    )

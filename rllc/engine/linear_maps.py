@@ -1,0 +1,272 @@
+"""Linear maps whose weights differ from run to run: what they give for all runs at once.
+
+A map gives y = Wx + b. Where a part of W moves, run r gives y + (W_r − W)x, and only the rows and
+columns of the part are multiplied. Where all of W moves, it gives W_r x.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rllc.engine.layout import Group, Slot, center
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The rows × columns of a matrix in which all weights of a slot are; a vector has one column.
+
+    >>> slot = Slot("W", (2, 3), 0, 2, None, torch.tensor([[1, 4]]))
+    >>> Part.of(slot).columns, Part.of(slot).size
+    (tensor([[1]]), (2, 1))
+    """
+
+    slot: Slot
+    rows: Tensor | None
+    """``[member, row]``; ``None``: all."""
+    columns: Tensor | None
+    """``[member, column]``; ``None``: all."""
+    places: Tensor | None
+    """``[member, weight]``: where in ``[row · column]`` each weight is; ``None``: all, in order."""
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, slot: Slot) -> Part:
+        """Find the smallest part that holds the weights of a slot, in each member of its group."""
+        width = math.prod(slot.shape[1:])
+        num_rows = slot.shape[0] if slot.rows is None else slot.rows.shape[1]
+        if slot.within is None:
+            return cls(slot, slot.rows, None, None, (num_rows, width))
+        row, column = slot.within // width, slot.within % width
+        columns = _touched(column, width)
+        if columns is None:
+            at, num_columns = column, width
+        else:
+            at, num_columns = torch.searchsorted(columns, column), columns.shape[1]
+        places = None
+        if slot.within.shape[1] < num_rows * num_columns:
+            places = row * num_columns + at
+        return cls(slot, slot.rows, columns, places, (num_rows, num_columns))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the whole matrix."""
+        return self.rows is None and self.columns is None
+
+    def put(self, weights: Tensor, member: Tensor, around: Tensor) -> Tensor:
+        """Put the weights of each run into their part, ``[run, row, column]``.
+
+        Args:
+            weights: ``[run, weight]``.
+            member: ``[run]``.
+            around: ``[row, column]``, or one number: what the part holds where no weight moves.
+        """
+        runs = len(weights)
+        if self.places is None:
+            return weights.view(runs, *self.size)
+        # Each run has a part of its own to put its weights into.
+        part = around.to(weights.dtype).expand(self.size).reshape(1, -1).expand(runs, -1)
+        return part.scatter(1, self.places[member], weights).view(runs, *self.size)
+
+
+class Change(NamedTuple):
+    """How a map differs in each run."""
+
+    outputs: Tensor | None
+    """``[run, o]``: which outputs change; ``None``: all."""
+    inputs: Tensor | None
+    """``[run, i]``: by which inputs; ``None``: by all."""
+    matrix: Tensor | None
+    """``[run, i, o]``: what is added to Wᵀ there; Wᵀ of the run where ``is_whole``."""
+    is_whole: bool
+    bias_outputs: Tensor | None
+    """``[run, o]``: where the bias changes; ``None``: everywhere."""
+    bias: Tensor | None
+    """``[run, o]``: what is added to it."""
+
+
+@dataclass(eq=False)
+class LinearMap:
+    """A module that multiplies by a matrix, of which a group moves some weights."""
+
+    module: nn.Module
+    is_transposed: bool
+    """Whether the matrix is kept as [input, output]."""
+    weight: Part | None = None
+    bias: Part | None = None
+
+    @cached_property
+    def bias_goes_along(self) -> bool:
+        """Whether the bias changes at the outputs at which the matrix does."""
+        if self.weight is None or self.bias is None:
+            return False
+        outputs = self.weight.columns if self.is_transposed else self.weight.rows
+        return _same(outputs, self.bias.rows)
+
+    def change(self, position: Tensor, origin: Tensor, member: Tensor) -> Change:
+        """How the map differs in runs at ``position [run, dim]`` around ``origin [run, dim]``."""
+        matrix = outputs = inputs = None
+        is_whole = False
+        if self.weight is not None:
+            part = self.weight
+            is_whole = part.is_whole
+            matrix = self._matrix(part, position, origin, member)
+            rows, columns = _of_runs(part.rows, member), _of_runs(part.columns, member)
+            if self.is_transposed:
+                outputs, inputs = columns, rows
+            else:
+                outputs, inputs = rows, columns
+                matrix = matrix.mT
+        bias = bias_outputs = None
+        if self.bias is not None:
+            at = slice(self.bias.slot.start, self.bias.slot.stop)
+            bias = position[:, at] - origin[:, at]
+            bias_outputs = _of_runs(self.bias.rows, member)
+        return Change(outputs, inputs, matrix, is_whole, bias_outputs, bias)
+
+    def _matrix(self, part: Part, position: Tensor, origin: Tensor, member: Tensor) -> Tensor:
+        at = slice(part.slot.start, part.slot.stop)
+        if part.is_whole:
+            weight: Any = self.module.weight
+            return part.put(position[:, at], member, weight.detach())
+        nothing = position.new_zeros(())
+        return part.put(position[:, at] - origin[:, at], member, nothing)
+
+    def output(self, change: Change, x: Tensor, frozen: Tensor | None) -> Tensor:
+        """What the map gives for each run, ``[run, n, output]``.
+
+        Args:
+            change: of :meth:`change`.
+            x: ``[run, n, input]``, or ``[1, n, input]`` where it is the same for all runs.
+            frozen: what the unmoved map gives for it; ``None`` where the whole matrix moves.
+        """
+        matrix, bias = change.matrix, change.bias
+        runs = len(matrix) if matrix is not None else len(bias) if bias is not None else len(x)
+        if matrix is not None:
+            matrix = matrix.to(x.dtype)
+        if change.is_whole:
+            assert matrix is not None
+            frozen, matrix = _product(x, matrix), None
+            unmoved: Any = self.module.bias
+            if unmoved is not None:
+                frozen = frozen + unmoved
+        assert frozen is not None
+        if frozen.shape[0] != runs:
+            frozen = frozen.expand(runs, -1, -1)
+        if matrix is None:
+            return frozen if bias is None else _add(frozen, change.bias_outputs, bias[:, None])
+        added = _product(_chosen(x, change.inputs), matrix)
+        if bias is not None and self.bias_goes_along:
+            added, bias = added + bias[:, None].to(added.dtype), None
+        y = _add(frozen, change.outputs, added)
+        return y if bias is None else _add(y, change.bias_outputs, bias[:, None])
+
+
+class Maps:
+    """The linear maps of a group, by the name of their module.
+
+    Args:
+        maps: by name.
+        origin: w* of each member, ``[member, dim]``.
+    """
+
+    def __init__(self, maps: dict[str, LinearMap], origin: Tensor) -> None:
+        self.maps, self.origin = maps, origin
+
+    def changes(self, position: Tensor, member: Tensor) -> dict[str, Change]:
+        """How each map differs in runs at ``position [run, dim]``."""
+        origin = self.origin[member]
+        return {name: map.change(position, origin, member) for name, map in self.maps.items()}
+
+
+def maps_of(group: Group, model: nn.Module) -> Maps | str:
+    """Find the linear maps that a group moves weights of, or say why it moves others."""
+    parameters = dict(model.named_parameters())
+    names_of: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(parameter), []).append(name)
+    maps: dict[str, LinearMap] = {}
+    for slot in group.slots:
+        names = names_of[id(parameters[slot.name])]
+        if len(names) > 1:
+            return f"{names[0]} is also {names[1]}"
+        owner, _, kind = slot.name.rpartition(".")
+        module = model.get_submodule(owner)
+        if kind not in ("weight", "bias") or not is_linear(module):
+            return f"{slot.name} is no weight or bias of a plain linear map"
+        if "forward" in vars(module):
+            return f"the forward of {owner!r} has been replaced, as offloading does"
+        map = maps.setdefault(owner, LinearMap(module, not isinstance(module, nn.Linear)))
+        setattr(map, kind, Part.of(slot))
+    return Maps(maps, center(group, parameters))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module gives Wx + b and nothing else: ``nn.Linear``, or ``Conv1D`` of transformers.
+
+    A subclass counts where its forward is that of its class.
+
+    >>> is_linear(nn.Linear(2, 1)), is_linear(nn.Bilinear(2, 2, 1))
+    (True, False)
+    """
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward
+    # A module can only be of that class if somebody has imported it.
+    library: Any = sys.modules.get("transformers.pytorch_utils")
+    if library is None or not isinstance(module, library.Conv1D):
+        return False
+    return type(module).forward is library.Conv1D.forward
+
+
+def _touched(column: Tensor, width: int) -> Tensor | None:
+    """The columns of each member that hold a weight, if all have equally many but not all."""
+    touched = [numbers.unique() for numbers in column]
+    counts = {len(numbers) for numbers in touched}
+    if len(counts) > 1 or counts == {width}:
+        return None
+    return torch.stack(touched)
+
+
+def _of_runs(index: Tensor | None, member: Tensor) -> Tensor | None:
+    return None if index is None else index[member]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _chosen(x: Tensor, inputs: Tensor | None) -> Tensor:
+    """The inputs of each run that count, ``[run, n, i]``."""
+    if inputs is None:
+        return x
+    if len(x) == 1:
+        return x[0][:, inputs].transpose(0, 1)
+    return x.gather(2, inputs[:, None].expand(-1, x.shape[1], -1))
+
+
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    """``x [run or 1, n, i]`` times ``matrix [run, i, o]``."""
+    runs, num_inputs, num_outputs = matrix.shape
+    if len(x) > 1 or runs == 1:
+        return torch.bmm(x, matrix)
+    # One product for all runs, whose inputs are the same.
+    beside = matrix.transpose(0, 1).reshape(num_inputs, runs * num_outputs)
+    return F.linear(x[0], beside.T).view(-1, runs, num_outputs).transpose(0, 1)
+
+
+def _add(y: Tensor, outputs: Tensor | None, added: Tensor) -> Tensor:
+    """``y [run, n, output]`` with ``added [run, n or 1, o]`` at some outputs."""
+    added = added.to(y.dtype)
+    if outputs is None:
+        return y + added
+    shape = (-1, y.shape[1], -1)
+    return y.scatter_add(2, outputs[:, None].expand(*shape), added.expand(*shape))
