@@ -136,9 +136,9 @@ class Weights:
         title = f"{self.name}: {num_selected:,} of {num_weights:,} weights"
         if num_frozen:
             title += f", {num_frozen:,} of them frozen (requires_grad=False)"
-        notes = _notes_on_heads(model, self.rule)
-        shown = Table(title, rows, left=(0, 1, 4), notes=notes)
-        return Shown("\n".join([title, *lines, *notes]), shown.html())
+        on_heads = _notes_on_heads(model, self.rule)
+        table = Table(title, rows, left=(0, 1, 4), notes=on_heads)
+        return Shown("\n".join([title, *lines, *on_heads]), table.html())
 
     def _refuse_immovable(self, model: nn.Module, selected: Masks) -> None:
         """Chains move real numbers. Leaving others out without a word would change what it is."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rllc.tables import table
+from rllc.tables import Table
 
 Letter = Literal["q", "k", "v", "o"]
 
@@ -175,10 +175,18 @@ class Anatomy:
         return None
 
     def __str__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         lines: list[tuple[str, ...]] = [("layer", "heads", "kv", "d_head", "q", "k", "v", "o")]
         for attention in self.attentions:
             sizes = (attention.num_heads, attention.num_kv_heads, attention.d_head)
             maps = (attention.q, attention.k, attention.v, attention.o)
             names = [each.written(0) for each in maps]
             lines.append((attention.name, *map(str, sizes), *names))
-        return table(f"Anatomy ({self.kind}), slices of each layer's first head", lines)
+        title = f"Anatomy ({self.kind}), slices of each layer's first head"
+        return Table(title, lines, left=(0, 4, 5, 6, 7))
