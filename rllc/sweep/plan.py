@@ -98,9 +98,10 @@ class Plan:
             KeyError: a field is missing.
             TypeError: a field is unknown.
         """
-        fields = dict(check_fields(json.loads(text), _FIELDS))
+        fields = dict(check_fields(json.loads(text), {"kind": "text"}))
         if fields.pop("kind") != "rllc.sweep":
             raise ValueError("it is of another kind")
+        check_fields(fields, _FIELDS)
         check_fields({"identity": {}} | fields, {"identity": "object"})
         for name in ("data", "weights", "versions"):
             check_fields(fields[name], dict.fromkeys(fields[name], "text"))
@@ -120,7 +121,6 @@ class Plan:
 
 
 _FIELDS = {
-    "kind": "text",
     "settings": "object",
     "num_draws": "count",
     "num_chains": "count",
