@@ -23,7 +23,7 @@ from rllc.checks import arguments, check_how
 from rllc.errors import InputError, RllcError, must_be
 from rllc.estimate import Estimate, estimate
 from rllc.faults import Fault
-from rllc.files import load_arrays, save_arrays
+from rllc.files import load_arrays, reading, save_arrays
 from rllc.limits import Limits
 from rllc.loss import LossFunction
 from rllc.refinement import DataLike, WeightsLike, named_data
@@ -272,19 +272,20 @@ class Calibration:
             InputError: its sampler is not one of rllc's, and ``sampler`` is missing.
         """
         arrays, header = load_arrays(path, kind="rllc.Calibration")
-        estimates = []
-        for i, its_header in enumerate(header["estimates"]):
-            prefix = f"{i}."
-            names = [name for name in arrays if name.startswith(prefix)]
-            its_arrays = {name.removeprefix(prefix): arrays[name] for name in names}
-            estimates.append(Estimate.unpack(its_arrays, its_header))
-        loaded = cls(
-            **{name: arrays[name] for name in search.Setting._fields},
-            estimates=tuple(estimates),
-            limits=Limits(**header["limits"]),
-            make=sampler or _Remade(header["sampler"]),
-            sampling=Sampling(**header["sampling"]),
-        )
+        with reading(path):
+            estimates = []
+            for i, its_header in enumerate(header["estimates"]):
+                prefix = f"{i}."
+                names = [name for name in arrays if name.startswith(prefix)]
+                its_arrays = {name.removeprefix(prefix): arrays[name] for name in names}
+                estimates.append(Estimate.unpack(its_arrays, its_header))
+            loaded = cls(
+                **{name: arrays[name] for name in search.Setting._fields},
+                estimates=tuple(estimates),
+                limits=Limits(**header["limits"]),
+                make=sampler or _Remade(header["sampler"]),
+                sampling=Sampling(**header["sampling"]),
+            )
         try:
             loaded.make(*loaded._lr_and_localization(0))
         except InputError as error:

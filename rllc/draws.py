@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.errors import InputError
-from rllc.files import check_shapes, load_arrays, reading, save_arrays
+from rllc.files import check_fields, check_shapes, load_arrays, reading, save_arrays
 from rllc.names import Names
 from rllc.same import same
 
@@ -171,6 +171,8 @@ class Draws:
         with reading(path):
             names = Names(tuple(header["weights"]), tuple(header["data"]))
             check_shapes(arrays, {"loss": 3, "baseline": 3, "diverged": 2}, len(names))
+            check_settings(header["settings"])
+            _check_alike(arrays, header["lengths"])
             states = {}
             for number, pair in enumerate(header["states"]):
                 states[tuple(pair)] = _under(f"states.{number}.", arrays)
@@ -184,6 +186,69 @@ class Draws:
                 observed=_under("observed.", arrays),
                 states=states,
             )
+
+
+_NEEDED = {
+    "localization": "number",
+    "lr": "number",
+    "n_beta": "number",
+    "num_burnin_steps": "count",
+    "num_chains": "count",
+    "num_draws": "count",
+    "num_probes": "count",
+    "num_steps_bw_draws": "count",
+    "start": None,
+    "target_se": None,
+}
+_OPTIONAL = {
+    "relaxation": "number",
+    "target_se": "number",
+    "first_chain": "count",
+    "fingerprints": "object",
+    "minibatches": "object",
+    "observed": "object",
+}
+_OF_MINIBATCHES = {"batch_size": "count", "control_variate": None}
+"""Of which kind the settings are that results look at."""
+
+
+def check_settings(settings: object, needed: bool = True) -> None:
+    """See that those settings that a result looks at are of the right kind.
+
+    Args:
+        settings: what a file says they are.
+        needed: whether all must be there that an estimate needs.
+
+    Raises:
+        ValueError: one is of another kind.
+        KeyError: one is missing.
+    """
+    known = check_fields(settings, _NEEDED if needed else {})
+    kinds = _NEEDED | _OPTIONAL
+    given = [name for name in kinds if known.get(name) is not None]
+    check_fields(known, {name: kinds[name] for name in given})
+    if needed and known["num_steps_bw_draws"] == 0:
+        raise ValueError("num_steps_bw_draws is 0, expected at least 1")
+    for of_data in (known.get("minibatches") or {}).values():
+        check_fields(of_data, _OF_MINIBATCHES)
+    for axes in (known.get("observed") or {}).values():
+        check_fields({"observed": axes}, {"observed": "list"})
+
+
+def _check_alike(arrays: Mapping[str, np.ndarray], lengths: Sequence[int]) -> None:
+    """See that losses, and what was observed, are of the same refinements, chains and draws.
+
+    Raises:
+        ValueError: they are not.
+    """
+    shape = arrays["loss"].shape
+    if arrays["baseline"].shape != shape or arrays["diverged"].shape != shape[:2]:
+        raise ValueError("loss, baseline and diverged are of different shapes")
+    if len(lengths) != shape[0] or not all(0 <= int(length) <= shape[2] for length in lengths):
+        raise ValueError(f"lengths is not {shape[0]} numbers of draws")
+    for name, array in arrays.items():
+        if name.startswith("observed."):
+            check_shapes({name: array}, {name: array.ndim}, shape[0])
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from rllc import diagnostics
 from rllc.arguments import names_checked
 from rllc.checks import check_how
 from rllc.diagnose import DIAGNOSTICS, diagnose, parts_of_error, share_minibatches
-from rllc.draws import Draws
+from rllc.draws import Draws, check_settings
 from rllc.errors import InputError, must_be, nearest
 from rllc.faults import (
     FINAL,
@@ -524,10 +524,18 @@ class Estimate:
             if name.startswith("diagnostics.")
         }
         names = Names(tuple(header["weights"]), tuple(header["data"]))
-        check_shapes(arrays, {name: 1 for name in ARRAYS if name != "per_chain"}, len(names))
+        axes = {name: 2 if name == "per_chain" else 1 for name in ARRAYS}
+        check_shapes(arrays, axes, len(names))
+        check_shapes(diagnosed, dict.fromkeys(diagnosed, 1), len(names))
+        if "llc" in arrays:
+            check_shapes(arrays, {"llc": 3}, len(names))
+        check_settings(header["settings"])
+        faults = tuple(faults_from_json(wrong) for wrong in header["faults"])
+        if len(faults) != len(names):
+            raise ValueError(f"faults are of {len(faults)} refinements, expected {len(names)}")
         return cls(
             **{name: arrays[name] for name in ARRAYS},
-            faults=tuple(faults_from_json(wrong) for wrong in header["faults"]),
+            faults=faults,
             names=names,
             settings=dict(header["settings"]),
             diagnostics=diagnosed,

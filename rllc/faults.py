@@ -155,7 +155,9 @@ def faults_from_json(lists: Iterable[Iterable[Any]]) -> tuple[Fault, ...]:
     >>> faults_from_json(faults_to_json([Fault("missing")]))
     (Fault(kind='missing', numbers={}, advice=''),)
     """
-    return tuple(Fault(*values) for values in lists)
+    faults = tuple(Fault(*values) for values in lists)
+    status_of(faults)  # an unknown kind, or one without its numbers, is noticed here
+    return faults
 
 
 def divergence(diverged: np.ndarray, first_chain: int = 0) -> tuple[Fault, ...]:
@@ -264,7 +266,7 @@ def _few_relaxations(row: Row, settings: Mapping[str, Any], limits: Limits) -> F
 
 def _too_short(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
     missing = row["missing_at_start"]
-    if missing > limits.max_missing:
+    if missing > limits.max_missing and row["relaxation_times"] > 0:
         # The share falls as 1/(relaxation times).
         enough = settings["num_draws"] / row["relaxation_times"] / limits.max_missing
         more = max(math.ceil(enough - settings["num_draws"]), 1)

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -160,6 +161,9 @@ def save_arrays(
         header: anything JSON can hold; kept beside the arrays.
         compress: large arrays of noise shrink by a tenth at 25 MB a second, and are better left as
             they are.
+
+    Raises:
+        FileError: it cannot be written; nothing of it is left.
     """
     text = json.dumps({"header": dict(header)}, sort_keys=True)
     contents: dict[str, Any] = {}
@@ -180,7 +184,24 @@ def save_arrays(
             file.seek(-_SEAL, os.SEEK_END)
             file.write(seal)
 
-    return write_atomically(path, write)
+    with writing(path):
+        return write_atomically(path, write)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn errors of the file system into one that says which file was to be written.
+
+    Raises:
+        FileError: something within the block could not be written.
+    """
+    try:
+        yield
+    except (OSError, UnicodeError) as error:
+        raise FileError(
+            f"writing {path!s} failed ({first_line(error)}); nothing of it is left. Make room, "
+            f"change the folder's rights, or give another path."
+        ) from error
 
 
 def load_arrays(
@@ -347,6 +368,50 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise FileError(
             f"reading {path}: it is too large or too deeply nested ({type(error).__name__})."
         ) from error
+
+
+def check_fields(fields: object, kinds: Mapping[str, str | None]) -> Mapping[str, Any]:
+    """See that a JSON object has certain fields, of certain kinds.
+
+    >>> check_fields({"lr": 1e-3, "sampler": "sgld"}, {"lr": "number"})["sampler"]
+    'sgld'
+
+    Args:
+        fields: what was read.
+        kinds: by name, ``"text"``, ``"number"`` (finite), ``"count"`` (a whole number from 0 up to
+            2³¹), ``"list"`` or ``"object"``; ``None``: any.
+
+    Returns:
+        The fields, those included that were not asked for.
+
+    Raises:
+        ValueError: it is no object, or a field is of another kind.
+        KeyError: a field is missing.
+    """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"it is a {type(fields).__name__}, expected an object")
+    for name, kind in kinds.items():
+        value = fields[name]
+        if kind is not None and not _KINDS[kind](value):
+            shown = repr(value) if isinstance(value, int | float) else type(value).__name__
+            raise ValueError(f"{name!r} is {shown[:40]}, expected a {kind}")
+    return fields
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # neither NaN, nor ∞, nor an integer beyond floats
+
+
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "text": lambda value: isinstance(value, str),
+    "number": _is_number,
+    "count": lambda value: type(value) is int and 0 <= value < 2**31,
+    "list": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+}
+"""What a field of a JSON object may be."""
 
 
 def check_shapes(arrays: Mapping[str, np.ndarray], axes: Mapping[str, int], length: int) -> None:

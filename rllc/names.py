@@ -58,6 +58,14 @@ class Names:
     weights: tuple[str, ...]
     data: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        texts = all(isinstance(name, str) for name in (*self.weights, *self.data))
+        if not texts or len(self.weights) != len(self.data):
+            raise InputError(
+                f"Names: expected as many texts in `weights` as in `data`, got "
+                f"{len(self.weights)} and {len(self.data)}."
+            )
+
     @classmethod
     def of(cls, pairs: Iterable[Sequence[str]]) -> Names:
         """Make names of (weights, data) pairs."""

@@ -192,8 +192,8 @@ class Compute:
     """How a computation is run. None of it changes a number beyond the rounding of float32.
 
     >>> Compute(device="cpu", progress=False)
-    Compute(device='cpu', runs_per_pass=None, compile=False, executor=None, keep_states=False,
-            progress=False)
+    Compute(device='cpu', runs_per_pass=None, compile=False, executor=None, timeout=None,
+            keep_states=False, progress=False)
 
     Args:
         device: where to sample; ``None`` is where the model is. Elsewhere, one copy is made there.
@@ -205,18 +205,24 @@ class Compute:
         executor: where the cells of :func:`rllc.track` are computed. ``None``: in this process. A
             number: in so many processes with one thread each. A list of devices such as
             ``["cuda:0", "cuda:1"]``: a process for each. Or any ``concurrent.futures.Executor``.
+        timeout: seconds that one cell of :func:`rllc.track` may take; ``None``: any. A process of
+            ours that takes longer is ended and replaced, the cell is failed, and the next call
+            tries it again. An executor of yours is given up once it has finished nothing for so
+            long. It needs an ``executor``: a cell in this process can be ended by nobody.
         keep_states: keep what chains need to go on, for ``rllc.sample(..., resume=draws)``: for
             each chain 4 bytes a weight (8 with rmsprop_sgld and sghmc) and 5 kB on a CPU.
         progress: show a bar.
 
     Raises:
-        InputError: ``runs_per_pass`` is not a positive integer, or another is of the wrong kind.
+        InputError: ``runs_per_pass`` is not a positive integer, ``timeout`` is given without
+            ``executor``, or another is of the wrong kind.
     """
 
     device: str | None = None
     runs_per_pass: int | None = None
     compile: bool = False
     executor: Any = None
+    timeout: float | None = None
     keep_states: bool = False
     progress: bool = True
 
@@ -226,6 +232,11 @@ class Compute:
             must_be("Compute", name, value, isinstance(value, bool), "True or False")
         right = self.device is None or isinstance(self.device, str | torch.device)
         must_be("Compute", "device", self.device, right, "such as 'cpu' or 'cuda'")
+        if self.timeout is not None:
+            right = is_real(self.timeout) and self.timeout > 0
+            must_be("Compute", "timeout", self.timeout, right, "a number of seconds above 0")
+            expected = "given with an `executor`, such as Compute(executor=4, timeout=600)"
+            must_be("Compute", "timeout", self.timeout, self.executor is not None, expected)
         if self.runs_per_pass is not None:
             check_counts("Compute", runs_per_pass=(self.runs_per_pass, 1))
 

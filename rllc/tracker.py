@@ -17,7 +17,7 @@ from rllc.engine.layout import digest
 from rllc.errors import FileError, InputError, must_be
 from rllc.estimate import ARRAYS, Estimate, estimate
 from rllc.faults import Fault
-from rllc.files import as_path, write_atomically
+from rllc.files import as_path, check_fields, reading, write_atomically
 from rllc.identity import NUMERICS, if_known, of_loss, of_model, of_sampler, plain
 from rllc.loss import LossFunction
 from rllc.names import Names
@@ -28,6 +28,8 @@ from rllc.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from rllc.trainer_callback import EachStep
+
+_MEASURED = {"model": None, "weights": "object"}
 
 _TRACKED = "tracked"
 """In the settings of a tracker's file: what its estimates are of."""
@@ -108,9 +110,9 @@ class Tracker:
             "loss": of_loss(self.loss),
             "sampler": of_sampler(self.sampler),
         }
+        self._check_writable(self.path)
         if self.path.exists():
             self._take_up(self.path)
-        self._check_writable(self.path)
 
     def __call__(self, step: int, model: nn.Module) -> Estimate | None:
         """Return the estimate at this step; ``None`` if it is not one of ``at_steps``."""
@@ -219,8 +221,8 @@ class Tracker:
         settings = {**trajectory.settings, _TRACKED: {**self.identity, "estimates": measured}}
         try:
             replace(trajectory, settings=settings).save(path)
-        except OSError as error:
-            raise _not_written(path, error) from error
+        except FileError as error:
+            raise _not_written(path, error.__cause__) from error
 
     def _check_writable(self, path: Path) -> None:
         """Find out before any chain runs, by a file beside it."""
@@ -253,9 +255,11 @@ class Tracker:
                     f"Tracker: {path} was made with another {what}; use the same, or another path."
                 )
         stored = replace(stored, settings=settings)
-        for step in stored.steps:
-            self.estimates[step] = stored.at(step)
-            self.measured[step] = tracked["estimates"][str(step)]
+        with reading(path):
+            for step in stored.steps:
+                measured = tracked["estimates"][str(step)]
+                self.measured[step] = dict(check_fields(measured, _MEASURED))
+                self.estimates[step] = stored.at(step)
 
     def _check_settings(self, stored: Trajectory) -> None:
         sampling = with_start(self.sampler, self.sampling)

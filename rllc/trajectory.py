@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rllc.draws import check_settings
 from rllc.errors import InputError, must_be
 from rllc.estimate import ARRAYS, Estimate, counted, import_xarray
 from rllc.faults import Fault, faults_from_json, faults_to_json, status_of
-from rllc.files import check_shapes, load_arrays, reading, save_arrays, write_atomically
+from rllc.files import check_shapes, load_arrays, reading, save_arrays, write_atomically, writing
 from rllc.names import Names
 from rllc.same import same
 from rllc.tables import Table, with_error
@@ -298,7 +299,10 @@ class Trajectory:
     def to_parquet(self, path: str | os.PathLike[str]) -> Path:
         """Write ``to_dataframe(diagnostics=True)`` as one Parquet file, whole or not at all."""
         table = self.to_dataframe(diagnostics=True)
-        return write_atomically(path, lambda temporary: table.to_parquet(temporary, index=False))
+        with writing(path):
+            return write_atomically(
+                path, lambda temporary: table.to_parquet(temporary, index=False)
+            )
 
     # Files.
 
@@ -333,11 +337,19 @@ class Trajectory:
             steps = tuple(map(int, header["steps"]))
             axes = {name: 3 if name == "per_chain" else 2 for name in ARRAYS}
             check_shapes(arrays, axes, len(steps))
+            check_shapes(diagnostics, dict.fromkeys(diagnostics, 2), len(steps))
+            check_settings(header["settings"], needed=False)
+            names = Names(tuple(header["weights"]), tuple(header["data"]))
+            faults = tuple(tuple(map(faults_from_json, row)) for row in header["faults"])
+            counts = {array.shape[1] for array in (arrays["value"], *diagnostics.values())}
+            counts |= {len(row) for row in faults}
+            if counts != {len(names)} or len(faults) != len(steps):
+                raise ValueError("arrays, faults and names are of different refinements")
             return cls(
                 steps=steps,
                 **{name: arrays[name] for name in ARRAYS},
-                faults=tuple(tuple(map(faults_from_json, row)) for row in header["faults"]),
-                names=Names(tuple(header["weights"]), tuple(header["data"])),
+                faults=faults,
+                names=names,
                 settings=dict(header["settings"]),
                 diagnostics=diagnostics,
             )

@@ -72,3 +72,10 @@ class Both:
     def __call__(self, module: nn.Module, batch: Tensor) -> Tensor:
         self.one(module, batch)
         return self.other(module, batch)
+
+
+def hangs(module: nn.Module, batch: Tensor) -> Tensor:
+    """Next-token loss that never ends on rows that begin with id 7."""
+    if int(batch[0, 0]) == 7:
+        time.sleep(3600)
+    return next_token(module, batch)

@@ -25,7 +25,7 @@ from rllc.analysis.page_templates import INDEX, PAGE, SCRIPT, STYLE
 from rllc.analysis.patterns import attention_from
 from rllc.analysis.rows import check_model
 from rllc.errors import InputError
-from rllc.files import write_atomically
+from rllc.files import write_atomically, writing
 
 if TYPE_CHECKING:
     from rllc.models import AttentionOnly
@@ -99,7 +99,8 @@ def _file_name(head: str) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with writing(path):
+        return write_atomically(path, lambda new: new.write_text(text, encoding="utf-8"))
 
 
 def page(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rllc.data.data import to_device
 from rllc.errors import FileError, InputError
-from rllc.files import load_arrays, save_arrays, sha256_of
+from rllc.files import check_fields, load_arrays, reading, save_arrays, sha256_of
 from rllc.seeds import generator
 
 _LARGEST_ID = 2**31 - 1
@@ -124,7 +124,11 @@ class Tokens:
         return self[:count], self[count:]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write rows, name and dropped to one atomic, checksummed ``.npz`` file."""
+        """Write rows, name and dropped to one atomic, checksummed ``.npz`` file.
+
+        Raises:
+            FileError: it cannot be written.
+        """
         header = {"kind": "rllc.Tokens", "name": self.name, "dropped": self.dropped}
         return save_arrays(path, {"rows": self.rows.numpy()}, header)
 
@@ -139,7 +143,9 @@ class Tokens:
         kind = header.get("kind", "something else")
         if kind != "rllc.Tokens":
             raise FileError(f"reading tokens from {path}: the file holds {kind}, not Tokens.")
-        return cls(torch.from_numpy(arrays["rows"]), header["name"], header["dropped"])
+        with reading(path):
+            check_fields(header, {"name": "text", "dropped": "count"})
+            return cls(torch.from_numpy(arrays["rows"]), header["name"], header["dropped"])
 
 
 def mix(name: str, *parts: Tokens, seed: int = 0) -> Tokens:

@@ -13,6 +13,7 @@ from typing import Any
 
 from rllc.data.tokens import Tokens
 from rllc.errors import FileError, InputError, RllcError, first_line, nearest
+from rllc.files import check_fields
 from rllc.models.checkpoints import Checkpoint
 from rllc.models.checkpoints import checkpoints as checkpoints_of
 from rllc.samplers import from_settings
@@ -119,7 +120,13 @@ def _read_fields(path: Path) -> Mapping[str, Any]:
         spec = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(spec, dict):
             raise ValueError(f"expected an object, got {type(spec).__name__}")
-    except (OSError, ValueError) as error:
+        given = [name for name in spec if spec[name] is not None or name in _NEEDED]
+        check_fields(spec, {name: _KINDS.get(name) for name in given})
+        for name, file in spec.get("data", {}).items():
+            check_fields({name: file}, {name: "text"})
+        for step in spec.get("steps") or []:
+            check_fields({"steps": step}, {"steps": "count"})
+    except (OSError, ValueError, RecursionError) as error:
         raise FileError(
             f"reading {path}: {error}. Type python -m rllc.sweep --help for what it holds."
         ) from error
@@ -137,12 +144,26 @@ def _read_fields(path: Path) -> Mapping[str, Any]:
     return spec
 
 
+_KINDS = {
+    "checkpoints": "text",
+    "steps": "list",
+    "positions": "text",
+    "data": "object",
+    "loss": "text",
+    "into": "text",
+    "sampler": "object",
+    "sampling": "object",
+    "store": "text",
+}
+"""Of which kind the fields are, as JSON."""
+
+
 def _read_checkpoints(path: Path, spec: Mapping[str, Any]) -> Sequence[Checkpoint]:
     """Return the checkpoints of a folder beside the file, or else of a hub repository."""
     source = path.absolute().parent / spec["checkpoints"]
     place = source if source.exists() else spec["checkpoints"]
     listed = checkpoints_of(place, positions=spec.get("positions"))
-    if "steps" not in spec:
+    if spec.get("steps") is None:
         return listed
     unknown = sorted(set(spec["steps"]) - {checkpoint.step for checkpoint in listed})
     if unknown:

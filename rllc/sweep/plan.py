@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rllc.files import check_fields
 from rllc.identity import measurement, short_hash
+
+_HASH = re.compile(r"\w+")
 
 _LAYOUT = 2
 """Version of the store's layout. It enters every cell's name."""
@@ -94,21 +98,60 @@ class Plan:
             KeyError: a field is missing.
             TypeError: a field is unknown.
         """
-        fields = json.loads(text)
+        fields = dict(check_fields(json.loads(text), {"kind": "text"}))
         if fields.pop("kind") != "rllc.sweep":
             raise ValueError("it is of another kind")
+        check_fields(fields, _FIELDS)
+        check_fields({"identity": {}} | fields, {"identity": "object"})
+        for name in ("data", "weights", "versions"):
+            check_fields(fields[name], dict.fromkeys(fields[name], "text"))
         cells = []
         # Thousands of cells are of the same weights and chains, which are kept once.
         once: dict[Any, Any] = {}
         for cell in fields.pop("cells"):
+            _check_cell(cell, fields)
             for name in ("weights", "chains"):
                 values = tuple(cell[name])
                 cell[name] = once.setdefault(values, values)
             cells.append(Cell(**cell))
         checkpoints = {}
         for step, where in fields.pop("checkpoints").items():
-            checkpoints[int(step)] = where
+            checkpoints[int(step)] = check_fields(where, _CHECKPOINT)
         return cls(**fields, checkpoints=checkpoints, cells=tuple(cells))
+
+
+_FIELDS = {
+    "settings": "object",
+    "num_draws": "count",
+    "num_chains": "count",
+    "loss": "text",
+    "checkpoints": "object",
+    "data": "object",
+    "weights": "object",
+    "cells": "list",
+    "versions": "object",
+}
+_CELL = {"name": "text", "step": "count", "data": "text", "weights": "list", "chains": "list"}
+_CHECKPOINT = {"source": "text", "step": "count", "revision": None, "sha256": None}
+"""Of which kind the fields of a plan, its cells and its checkpoints are, as JSON."""
+
+
+def _check_cell(cell: Any, fields: Mapping[str, Any]) -> None:
+    """See that a cell of a plan is one.
+
+    Raises:
+        ValueError: a field is of another kind, or not of this plan.
+        KeyError: a field is missing.
+    """
+    check_fields(cell, _CELL)
+    if not _HASH.fullmatch(cell["name"]):
+        raise ValueError(f"the cell's name {cell['name'][:40]!r} is no hash")
+    ours = cell["data"] in fields["data"] and str(cell["step"]) in fields["checkpoints"]
+    ours = ours and all(name in fields["weights"] for name in cell["weights"])
+    begin, end = cell["chains"]
+    check_fields({"first": begin, "last": end}, {"first": "count", "last": "count"})
+    if not ours or not begin < end:
+        raise ValueError(f"the cell {cell['name']} is not of this plan")
 
 
 def cell_name(

@@ -12,11 +12,13 @@ import platform
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
+    CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -47,26 +49,31 @@ class Attempt(NamedTuple):
 
 
 def compute_all(
-    tasks: Sequence[Task], executor: int | Sequence[str] | Executor | None
+    tasks: Sequence[Task],
+    executor: int | Sequence[str] | Executor | None,
+    timeout: float | None = None,
 ) -> Iterator[Result]:
     """Give each task as it is done, in any order.
 
     Args:
         executor: as in :class:`rllc.Compute`.
+        timeout: alike.
 
     Raises:
         InputError: ``executor`` is not one, or its workers cannot start.
         FileError: the store cannot be written.
-        RllcError: somebody else's executor broke, and only they can mend it.
+        RllcError: somebody else's executor broke, was shut down or has hung, and only they can mend
+            it.
     """
     workers = num_workers(executor)
     if executor is None or not tasks:
         return _one_after_another(tasks)
     queue = deque(Attempt(task) for task in portable(tasks))
     if isinstance(executor, Executor):
-        return _in_pools(queue, [Pool(executor, workers or _EVERYTHING)])
+        return _in_pools(queue, [Pool(executor, workers or _EVERYTHING)], timeout)
     devices = [None] * executor if isinstance(executor, int) else list(executor)
-    return _in_pools(queue, [Pool.process(device) for device in devices[: len(tasks)]])
+    pools = [Pool.process(device) for device in devices[: len(tasks)]]
+    return _in_pools(queue, pools, timeout)
 
 
 _EVERYTHING = 1_000_000
@@ -128,6 +135,7 @@ class Pool:
             own death.
         running: what was submitted and is not done.
         suspects: what ran when a worker died. Each of these runs alone.
+        last_news: when something was submitted to it while it was idle, or was last done on it.
     """
 
     executor: Executor
@@ -136,6 +144,7 @@ class Pool:
     lifeline: Connection | None = None
     running: dict[Future[str | None], Attempt] = field(default_factory=dict)
     suspects: deque[Attempt] = field(default_factory=deque)
+    last_news: float = 0.0
 
     @classmethod
     def process(cls, device: str | None) -> Pool:
@@ -159,17 +168,47 @@ class Pool:
 
     def _submit(self, attempt: Attempt) -> None:
         task = attempt.task.on(self.device)
+        if not self.running:
+            self.last_news = time.monotonic()
         try:
             future = self.executor.submit(work, task)
         except BrokenExecutor:  # a worker was killed while nothing ran on it
             self.mend()
             future = self.executor.submit(work, task)
         except RuntimeError as error:
-            raise RllcError(
-                f"track: the {type(self.executor).__name__} that was given takes no more cells "
-                f"({first_line(error)}). Finished cells are kept: call again with a new one."
-            ) from error
+            raise self.shut_down(error) from error
         self.running[future] = attempt
+
+    def shut_down(self, error: BaseException) -> RllcError:
+        """Return what to say of an executor that takes no more cells, or has dropped some."""
+        return RllcError(
+            f"track: the {type(self.executor).__name__} that was given was shut down "
+            f"({first_line(error)}). Finished cells are kept: call again with a new one."
+        )
+
+    def end_hung(self, timeout: float) -> Task:
+        """End a process of ours that takes too long, and start another in its place.
+
+        Returns:
+            The task that it was at.
+
+        Raises:
+            RllcError: the executor is somebody else's.
+        """
+        if self.lifeline is None:
+            raise RllcError(
+                f"track: the {type(self.executor).__name__} that was given has finished nothing "
+                f"for {timeout:g} s. Finished cells are kept: call again with a new one, with a "
+                f"longer timeout, or with Compute(executor=4, timeout=…), whose processes are "
+                f"ended when they hang."
+            )
+        ((_, attempt),) = self.running.items()
+        self.running.clear()
+        # Of one that hangs outside of Python, the thread that watches its lifeline never wakes.
+        for process in list(self.executor._processes.values()):  # type: ignore[attr-defined]
+            process.kill()
+        self.mend()
+        return attempt.task
 
     def mend(self) -> None:
         """Replace the executor after the death of a worker; all that ran on it is suspect.
@@ -207,11 +246,13 @@ class Pool:
             self.lifeline.close()
 
 
-def _in_pools(queue: deque[Attempt], pools: Sequence[Pool]) -> Iterator[Result]:
+def _in_pools(
+    queue: deque[Attempt], pools: Sequence[Pool], timeout: float | None
+) -> Iterator[Result]:
     """Keep the pools filled until all is done."""
     try:
         first = queue[0].task
-        greetings = [pool.executor.submit(_greet, first) for pool in pools]
+        greetings = [_submit_greeting(first, pool) for pool in pools]
         for pool, greeting in zip(pools, greetings, strict=True):
             _await_greeting(greeting, pool)
         while True:
@@ -220,13 +261,32 @@ def _in_pools(queue: deque[Attempt], pools: Sequence[Pool]) -> Iterator[Result]:
             busy = {future: pool for pool in pools for future in pool.running}
             if not busy:
                 return
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+            for future in wait(busy, _until_next(pools, timeout), FIRST_COMPLETED).done:
                 pool = busy[future]
+                pool.last_news = time.monotonic()
                 if future in pool.running:  # not since made a suspect by another's death
                     yield from _results(future, pool)
+            for pool in pools:
+                if timeout is not None and _left(pool, timeout) <= 0:
+                    task = pool.end_hung(timeout)
+                    yield task, _fail(task, f"it took longer than the timeout, {timeout:g} s")
     finally:
         for pool in pools:
             pool.close()
+
+
+def _until_next(pools: Sequence[Pool], timeout: float | None) -> float | None:
+    """Return the seconds after which the first pool has taken too long; ``None``: never."""
+    if timeout is None:
+        return None
+    return max(min(_left(pool, timeout) for pool in pools), 0.0)
+
+
+def _left(pool: Pool, timeout: float) -> float:
+    """Return the seconds that a pool has left for what it is at."""
+    if not pool.running:
+        return timeout
+    return pool.last_news + timeout - time.monotonic()
 
 
 def _results(future: Future[str | None], pool: Pool) -> Iterator[Result]:
@@ -240,6 +300,8 @@ def _results(future: Future[str | None], pool: Pool) -> Iterator[Result]:
         if was_alone and deaths >= TRIES:
             pool.suspects.pop()
             yield task, _fail(task, f"its worker died, {deaths} times ({first_line(error)})")
+    except CancelledError as error:  # nobody but its owner takes back what has not begun
+        raise pool.shut_down(error) from error
     except (RllcError, KeyboardInterrupt):
         raise
     except BaseException as error:  # given up by an executor that has tried, as Dask's KilledWorker
@@ -266,6 +328,15 @@ def _greet(task: Task) -> None:
             f"track: a worker on {platform.node() or 'another machine'} does not see `store` = "
             f"{folder}; give a folder that all machines share."
         )
+
+
+def _submit_greeting(task: Task, pool: Pool) -> Future[None]:
+    try:
+        return pool.executor.submit(_greet, task)
+    except BrokenExecutor:
+        raise
+    except RuntimeError as error:
+        raise pool.shut_down(error) from error
 
 
 def _await_greeting(greeting: Future[None], pool: Pool) -> None:

@@ -197,7 +197,7 @@ class Request:
     def compute_of_cells(self) -> Compute:
         """Return how one cell is computed, by whichever worker."""
         kept = self.store.keep_states
-        return replace(self.compute, executor=None, keep_states=kept, progress=False)
+        return replace(self.compute, timeout=None, executor=None, keep_states=kept, progress=False)
 
 
 def _by_step(source: CheckpointsLike, into: Into | None) -> dict[int, Checkpoint]:

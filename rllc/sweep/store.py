@@ -43,9 +43,11 @@ from rllc.draws import Draws
 from rllc.errors import FileError, InputError, must_be
 from rllc.files import (
     as_path,
+    check_fields,
     is_temporary,
     load_arrays,
     load_header,
+    reading,
     save_arrays,
     write_atomically,
 )
@@ -350,7 +352,8 @@ class Store:
             if (header.get("cell"), header.get("name")) != (name, observable):
                 raise FileError(f"reading {path}: it is of another cell or observable.")
             arrays |= observed
-            axes[observable] = header["axes"]
+            with reading(path):
+                axes[observable] = check_fields(header, {"axes": "list"})["axes"]
         return parts.with_observed(self.read(name), arrays, axes)
 
     def read_to_resume(self, cell: Cell, weights: Sequence[str]) -> Draws:
@@ -361,10 +364,11 @@ class Store:
         """
         draws = self.read_observed(cell.name, self.observe)
         ending = _read_cell(self.state_path(cell.name))
+        path = self.state_path(cell.name)
         if not parts.end_alike(draws, ending):
-            path = self.state_path(cell.name)
             raise FileError(f"reading {path}: its last draw is not the cell's.")
-        return parts.resumable(draws, ending, cell, weights)
+        with reading(path):
+            return parts.resumable(draws, ending, cell, weights)
 
     def set_damaged_aside(self, names: Iterable[str]) -> list[str]:
         """Move damaged cell files to ``damaged/``.
@@ -403,9 +407,12 @@ class Store:
         """
         try:
             yield
-        except OSError as error:
+        except (OSError, FileError) as error:
+            cause = error.__cause__ if isinstance(error, FileError) else error
+            if not isinstance(cause, OSError):
+                raise
             raise FileError(
-                f"track: writing {what} in `store` = {self.folder} failed ({error}). "
+                f"track: writing {what} in `store` = {self.folder} failed ({cause}). "
                 f"Finished cells are whole. Make room, change its rights or give another folder, "
                 f"and call again to go on."
             ) from error
@@ -422,7 +429,9 @@ def read_plan(path: Path) -> Plan:
         if short_hash(text) != path.stem:
             raise ValueError("its contents do not match their hash, its name")
         return Plan.of(text)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except FileNotFoundError:
+        raise
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, MemoryError) as error:
         raise FileError(
             f"reading {path}: it is damaged or was not written by rllc.track ({error}). "
             f"Remove it and make the call that it is of again: finished cells are found by their "

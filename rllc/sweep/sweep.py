@@ -14,6 +14,7 @@ from rllc.draws import Draws
 from rllc.errors import FileError, InputError, nearest
 from rllc.estimate import ARRAYS, Estimate
 from rllc.faults import Fault
+from rllc.files import reading
 from rllc.limits import Limits
 from rllc.names import Names
 from rllc.sweep import parts
@@ -196,17 +197,38 @@ class Sweep:
             try:
                 draws = self.read(cells, weights)
             except FileError as error:
-                advice = f"{error} rllc.track, called again, computes it anew"
-                faults |= dict.fromkeys(keys, (Fault("damaged", {}, advice),))
+                faults |= dict.fromkeys(keys, _damaged(error))
                 continue
             kind = parts.likeness(draws)
             waiting.setdefault(kind, []).append((keys, draws))
             sizes[kind] = sizes.get(kind, 0) + draws.loss.size
             if kind is None or sizes[kind] >= _DRAWS_AT_ONCE:
                 sizes[kind] = 0
-                yield _summed_up(waiting.pop(kind), limits)
+                yield from self._summed_up(waiting.pop(kind), limits, faults)
         for read in waiting.values():
-            yield _summed_up(read, limits)
+            yield from self._summed_up(read, limits, faults)
+
+    def _summed_up(
+        self,
+        read: Sequence[tuple[list[Key], Draws]],
+        limits: Limits | None,
+        faults: dict[Key, Faults],
+    ) -> Iterator[tuple[list[Key], Estimate]]:
+        """Sum up draws of several cells; those that hold what no cell does are damaged."""
+        keys = [key for keys, _ in read for key in keys]
+        names = [cell.name for cell in self.finished[keys[0]]]
+        try:
+            with reading(self.store.path(names[0])):
+                draws = parts.stacked([draws for _, draws in read])
+                estimate = Estimate.of(draws, limits)
+        except FileError as error:
+            if len(read) == 1:
+                faults |= dict.fromkeys(keys, _damaged(error))
+                return
+            for alone in read:
+                yield from self._summed_up([alone], limits, faults)
+            return
+        yield keys, estimate
 
     def _check_presence(self) -> None:
         """Refuse a store that has vanished, of which a trajectory would be NaN and no more."""
@@ -263,7 +285,7 @@ class Sweep:
             raise InputError(f"{doing}: {self._why_not(key)}.")
         cells = self.finished[key]
         draws = [self.store.read_observed(cell.name) for cell in cells]
-        return parts.joined(draws, [cell.chains for cell in cells], [weights])
+        return self._joined(draws, cells, [weights])
 
     def read(self, cells: Sequence[Cell], weights: Sequence[str]) -> Draws:
         """Read some weights of cells, their chains together, without what was observed.
@@ -272,7 +294,22 @@ class Sweep:
             FileError: a cell's file is missing or damaged.
         """
         draws = [self.store.read(cell.name) for cell in cells]
-        return parts.joined(draws, [cell.chains for cell in cells], weights)
+        return self._joined(draws, cells, weights)
+
+    def _joined(
+        self, draws: Sequence[Draws], cells: Sequence[Cell], weights: Sequence[str]
+    ) -> Draws:
+        """Put the chains of several cells together.
+
+        Raises:
+            FileError: they are not what the plan says that they are.
+        """
+        with reading(self.store.path(cells[0].name)):
+            joined = parts.joined(draws, [cell.chains for cell in cells], weights)
+            num_chains = self.settings["num_chains"]
+            if joined.loss.shape[1] != num_chains:
+                raise ValueError(f"it has {joined.loss.shape[1]} chains, expected {num_chains}")
+        return joined
 
     def _why_not(self, key: Key) -> str:
         if key in self.failed:
@@ -318,12 +355,9 @@ class Sweep:
         return Table(repr(self), rows, wrong=wrong, notes=notes).html()
 
 
-def _summed_up(
-    read: Sequence[tuple[list[Key], Draws]], limits: Limits | None
-) -> tuple[list[Key], Estimate]:
-    keys = [key for keys, _ in read for key in keys]
-    draws = parts.stacked([draws for _, draws in read])
-    return keys, Estimate.of(draws, limits)
+def _damaged(error: FileError) -> Faults:
+    advice = f"{error} rllc.track, called again, computes it anew"
+    return (Fault("damaged", {}, advice),)
 
 
 def _keys(plans: Iterable[Plan]) -> Iterator[Key]:

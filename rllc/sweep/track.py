@@ -234,7 +234,7 @@ def _finish(
         disable=not compute.progress,
     )
     with bar:
-        for task, reason in compute_all(tasks, compute.executor):
+        for task, reason in compute_all(tasks, compute.executor, compute.timeout):
             if reason is None:
                 num_steps += task.sampling.num_steps
                 done(task.cell.step)

@@ -162,7 +162,7 @@ def check_model(folder: Path, identity: str) -> None:
         for name in [_IDENTITY, *sums]:
             if sha256_of_file(folder / name) != sums[name]:
                 raise FileError(f"reading the generating model {folder}: {name} is damaged.")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise FileError(f"reading the generating model {folder}: {error!r}.") from error
     if of != identity:
         raise FileError(f"reading the generating model {folder}: it is another model.")

@@ -27,6 +27,7 @@ import torch
 
 from rllc.errors import FileError, InputError, first_line
 from rllc.files import (
+    check_fields,
     is_temporary,
     save_arrays,
     sha256_of_file,
@@ -113,7 +114,7 @@ class RunFolder:
         versions = environment(run.model.device)
         if state is not None:
             self.resumed = step
-            run.restore(state)
+            self._restore(run, state)
             if step < num_steps:
                 _warn_of_changes(sessions[-1]["environment"], versions, self.path, step)
         if not sessions or step < num_steps:
@@ -186,6 +187,9 @@ class RunFolder:
             description = json.loads(path.read_text(encoding="utf-8"))
             if description["kind"] != _KIND or not isinstance(description["settings"], dict):
                 raise ValueError("it is of another kind")
+            check_fields(description, {"sessions": "list"})
+            if not description["sessions"]:
+                raise ValueError("it has no session")
             for session in description["sessions"]:
                 if not isinstance(session["environment"], dict):
                     raise ValueError("a session has no environment")
@@ -217,6 +221,8 @@ class RunFolder:
                 raise ValueError("its contents do not match the checksum in it")
             if state.pop("of_run", None) not in (None, self._run()):
                 raise ValueError("it is of another run")
+            check_fields(state, {"step": "count", "losses": None, "model": "object"})
+            check_fields(state, {"optimizers": "list"})
         except Exception as error:  # damaged bytes can make the reader fail in any way
             raise FileError(
                 f"training: {path} is damaged ({type(error).__name__}: {first_line(error)}). The "
@@ -224,6 +230,17 @@ class RunFolder:
                 f"train in another folder."
             ) from error
         return state
+
+    def _restore(self, run: Run, state: Mapping[str, Any]) -> None:
+        assert self.path is not None
+        try:
+            run.restore(state)
+        except Exception as error:  # torch has many for state dicts of another kind
+            raise FileError(
+                f"training: {self.path / 'resume.pt'} is of another model or optimizer "
+                f"({first_line(error)}). Remove it to train again from step 0, or train in another "
+                f"folder."
+            ) from error
 
     def _run(self) -> str:
         """Return which run this is: the hash of its settings, which ``resume.pt`` says, too."""

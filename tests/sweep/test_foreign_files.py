@@ -18,7 +18,7 @@ HEADER = {
     "kind": "rllc.Draws",
     "weights": ["0:1"],
     "data": ["code"],
-    "settings": {},
+    "settings": rllc.Sampling().settings | {"localization": 200.0, "lr": 1e-3},
     "lengths": [3],
     "states": [],
 }
@@ -27,7 +27,11 @@ CHANGES = [
     ({}, {"settings": 3}, "a field is not as rllc writes it"),
     ({}, {"lengths": ["a"]}, "a field is not as rllc writes it"),
     ({}, {"states": 1}, "a field is not as rllc writes it"),
-    ({}, {"weights": ["0:1", "1:1"]}, r"loss is \[1, 2, 3\], expected 3 axes, 2 rows"),
+    (
+        {},
+        {"weights": ["0:1", "1:1"]},
+        "as many texts in `weights` as in `data`, got 2 and 1",
+    ),
     ({"loss": np.zeros(3)}, {}, r"loss is \[3\], expected 3 axes, 1 rows"),
     ({"loss": np.full((1, 2, 3), "a")}, {}, "loss holds <U1, expected numbers"),
     ({"diverged": LOSS}, {}, "diverged is"),

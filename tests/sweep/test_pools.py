@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_sweeps import DATA, QUICK, SMALL, quick, same
+from faulty import hangs
+from small_sweeps import DATA, QUICK, SMALL, quick, rows_with_seven, same
 from tiny import tiny_model, tiny_tokens
 
 import rllc
@@ -104,6 +105,91 @@ def test_an_executor_of_others_that_stays_broken_is_said_so(run, tmp_path) -> No
     message = r"a worker died, and with it the Once that was given\. Finished"
     with pytest.raises(rllc.RllcError, match=message):
         rllc.track(run, DATA["a"], rllc.heads, store=tmp_path, **quick(Once()))
+
+
+class ShutDown(ThreadPoolExecutor):
+    """Is shut down by its owner: at once, after the second cell, or with a cell in it."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__(1)
+        self.when = when
+        self.count = 0
+        if when == "before":
+            self.shutdown()
+
+    def submit(self, function, /, task):
+        self.count += function is work
+        if self.count == 3 and self.when == "between":
+            self.shutdown(wait=True)
+        if self.count == 3 and self.when == "within":
+            future: Future = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+        return super().submit(function, task)
+
+
+@pytest.mark.parametrize(("when", "num_finished"), [("before", 0), ("between", 2), ("within", 2)])
+def test_an_executor_that_is_shut_down_is_said_so_and_nothing_finished_is_lost(
+    run, tmp_path, when: str, num_finished: int
+) -> None:
+    message = r"the ShutDown that was given was shut down .*Finished cells are kept: call again"
+    with pytest.raises(rllc.RllcError, match=message):
+        rllc.track(run, DATA, rllc.heads, store=tmp_path, **quick(ShutDown(when)))
+    sweep = rllc.Sweep.open(tmp_path)
+    assert len(sweep.store.finished()) == num_finished
+    assert sweep.failed == {}
+
+
+class Hanging(ThreadPoolExecutor):
+    """Never comes to its second cell."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.until = threading.Event()
+        self.count = 0
+
+    def submit(self, function, /, task):
+        self.count += function is work
+        if self.count == 2:
+            return super().submit(self.until.wait)
+        return super().submit(function, task)
+
+
+def test_an_executor_that_has_hung_is_given_up_after_the_timeout(run, tmp_path) -> None:
+    executor = Hanging()
+    compute = rllc.Compute(executor=executor, timeout=2.0, progress=False)
+    message = r"the Hanging that was given has finished nothing for 2 s\. Finished cells are kept"
+    try:
+        with pytest.raises(rllc.RllcError, match=message):
+            rllc.track(run, DATA["a"], "0:1", store=tmp_path, **QUICK | {"compute": compute})
+    finally:
+        executor.until.set()
+    sweep = rllc.Sweep.open(tmp_path)
+    assert len(sweep.finished) == 1
+    assert sweep.failed == {}
+
+
+@pytest.mark.slow
+def test_a_cell_that_hangs_is_ended_failed_and_alone_in_that(run, tmp_path) -> None:
+    compute = rllc.Compute(executor=1, timeout=30.0, progress=False)
+    settings = QUICK | {"compute": compute, "loss": hangs}
+    with pytest.warns(UserWarning, match="2 of 4 cells failed"):
+        rllc.track(run, rows_with_seven(), "0:1", store=tmp_path, **settings)
+    sweep = rllc.Sweep.open(tmp_path)
+    assert {key[2] for key in sweep.finished} == {"a"}
+    assert set(sweep.failed.values()) == {"it took longer than the timeout, 30 s"}
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, "60", float("nan")])
+def test_a_timeout_that_cannot_be_is_refused(timeout) -> None:
+    with pytest.raises(rllc.InputError, match="`timeout` must be a number of seconds above 0"):
+        rllc.Compute(executor=2, timeout=timeout)
+
+
+def test_a_timeout_without_an_executor_is_refused() -> None:
+    with pytest.raises(rllc.InputError, match=r"`timeout` must be given with an `executor`"):
+        rllc.Compute(timeout=60.0)
 
 
 class Lossy(ThreadPoolExecutor):

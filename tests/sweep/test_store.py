@@ -32,7 +32,8 @@ def make_draws(refinements: int = 3, chains: int = 6, draws: int = 5) -> rllc.Dr
         baseline=random.normal(size=shape),
         diverged=random.integers(-1, 3, shape[:2]),
         names=Names.of((f"0:{i}", "code") for i in range(refinements)),
-        settings={"n_beta": 30.0, "num_chains": chains},
+        settings=rllc.Sampling().settings
+        | {"localization": 200.0, "lr": 1e-3, "num_chains": chains},
         observed={
             "minibatch_variance": random.normal(size=shape),
             "acceptance": random.normal(size=(refinements, chains, 2)),
