@@ -57,6 +57,10 @@ def test_components_are_those_of_the_patterns() -> None:
     assert apart.order == 1
     assert apart.gap > 5 * apart.standard_error
     assert result.separation(0, ["0:2", "0:5"]).order < 1
+    # Some of the heads alone.
+    few = structure(draws, weights=["0:1", "0:2", "0:3"], num_components=2)
+    assert few.names.weights == ("0:1", "0:2", "0:3")
+    np.testing.assert_array_equal(few.matrix, result.matrix[:, 1:4])
     # What all heads do alike can be taken off; what two of them do is then first.
     centred = structure(draws, centre_tokens=True)
     assert centred.separation(0, SPECIAL).order == 1

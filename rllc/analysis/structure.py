@@ -152,7 +152,12 @@ class Separation:
 
 
 def structure(
-    draws: Draws, probes: str = "probes", *, num_components: int = 3, centre_tokens: bool = False
+    draws: Draws,
+    probes: str = "probes",
+    *,
+    weights: Sequence[str] | None = None,
+    num_components: int = 3,
+    centre_tokens: bool = False,
 ) -> Structure:
     """Find the principal components of how refinements answer to tokens.
 
@@ -169,6 +174,7 @@ def structure(
     Args:
         draws: that observed the probes, of two refinements or more.
         probes: name of the observable.
+        weights: names of the refinements to take, such as the heads of one layer; ``None``: all.
         num_components: how many, at most as many as refinements.
         centre_tokens: also take off each token's mean over refinements: what all heads do alike,
             which is the first component otherwise, is then gone.
@@ -180,12 +186,17 @@ def structure(
     Reference: Baker et al. (2025), arXiv 2504.18274.
     """
     asked_by = "structure"
+    rows = list(range(len(draws.names)))
+    if weights is not None:
+        rows = [draws.names.index(name, of="structure") for name in weights]
     parts = []
-    for observed in fixed_rows(draws, probes, asked_by=asked_by):
-        parts.append(_chain_means(observed.flat, observed.mean))
+    for i, observed in enumerate(fixed_rows(draws, probes, asked_by=asked_by)):
+        if i in rows:
+            parts.append(_chain_means(observed.flat, observed.mean))
+    names = draws.names.take(sorted(rows))
     if len(parts) < 2:
         raise InputError("structure: expected draws of two refinements or more, got one.")
-    broken = [draws.weights[i] for i in np.flatnonzero((draws.diverged >= 0).any(axis=1))]
+    broken = [draws.weights[i] for i in sorted(rows) if (draws.diverged[i] >= 0).any()]
     if broken:
         raise InputError(
             f"structure: chains of {broken} diverged; lower lr, or sample the others alone."
@@ -215,10 +226,8 @@ def structure(
         loading=_jackknife(loading, [pair[1] for pair in of_each]),
         score=matrix @ loading.T,
         place=np.stack([tokens // row_length, tokens % row_length], axis=1),
-        noise=float(
-            np.square(_jackknife(matrix, without).standard_error).sum() / (matrix**2).sum()
-        ),
-        names=draws.names,
+        noise=float(of_noise / np.square(matrix).sum()),
+        names=names,
     )
 
 
