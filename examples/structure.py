@@ -59,7 +59,8 @@ def report(found: Structure, roles: dict[str, str], what: str) -> None:
         apart = found.separation(component, circuit)
         print(
             f"component {component + 1} puts {', '.join(circuit)} apart from the others with "
-            f"order {apart.order:.2f} (½ is chance), gap {apart.gap:.2f} ± {apart.standard_error:.2f}"
+            f"order {apart.order:.2f} (½ is chance), "
+            f"gap {apart.gap:.2f} ± {apart.standard_error:.2f}"
         )
 
 
