@@ -9,7 +9,7 @@ import numpy as np
 from rllc.arguments import names_checked
 from rllc.covariance import deviations_product, independent_draws
 from rllc.draws import Draws
-from rllc.errors import InputError
+from rllc.errors import InputError, one_of
 from rllc.observed import FixedRows, fixed_rows
 from rllc.uncertainty import Mean, mean_of_draws
 
@@ -49,7 +49,7 @@ def singular_fluctuation(
     Reference: Watanabe (2010), Asymptotic equivalence of Bayes cross validation and widely
     applicable information criterion in singular learning theory, JMLR 11.
     """
-    if by not in ("row", "token"):
+    if not one_of(by, ("row", "token")):
         raise InputError(f"singular_fluctuation: `by` must be 'row' or 'token', got {by!r}.")
     means = []
     for observed in fixed_rows(draws, rows, asked_by="singular_fluctuation"):

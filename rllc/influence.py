@@ -20,7 +20,7 @@ from rllc.covariance import (
 )
 from rllc.covariance_results import Covariances
 from rllc.draws import Draws
-from rllc.errors import InputError
+from rllc.errors import InputError, one_of
 from rllc.loss import LossFunction
 from rllc.observables import losses_on
 from rllc.observed import FixedRows, faults_of_chains, fixed_rows, moments_only
@@ -179,7 +179,7 @@ class LossKernel(Covariances):
             InputError: the draws did not observe these, ``by`` is something else, or only moments
                 of two observables were kept, which have no covariance with each other.
         """
-        if by not in ("row", "token"):
+        if not one_of(by, ("row", "token")):
             raise InputError(f"LossKernel.of: `by` must be 'row' or 'token', got {by!r}.")
         others = rows if queries is None else queries
         kept_moments = [name for name in (rows, others) if moments_only(draws, name)]

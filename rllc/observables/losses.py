@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from rllc.data.data import Data
-from rllc.errors import InputError
+from rllc.errors import InputError, one_of
 from rllc.observe import Moment, Observable
 from rllc.refinement import DataLike, product
 
@@ -42,7 +42,7 @@ def losses_on(
     Raises:
         InputError: ``rows`` is not one data set, or ``by`` is something else.
     """
-    if by not in ("token", "row"):
+    if not one_of(by, ("row", "token")):
         raise InputError(f"losses_on: `by` must be 'token' or 'row', got {by!r}.")
     data_sets = product(None, rows)
     if len(data_sets) != 1:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rllc.plots.figures import new_axes
+from rllc.errors import InputError
+from rllc.plots.figures import COLORS, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,3 +41,69 @@ def plot_kernel(kernel: LossKernel, weights: str | tuple[str, str], ax: Axes | N
     name = weights if isinstance(weights, str) else " on ".join(weights)
     ax.set_title(name, fontsize="medium")
     return ax
+
+
+def plot_rows(
+    kernel: LossKernel,
+    weights: str | tuple[str, str],
+    groups: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    *,
+    seed: int = 0,
+) -> Axes:
+    """Draw rows as dots, near each other where their losses go together.
+
+    By UMAP of the distances 1 − correlation where the package ``umap-learn`` is installed,
+    otherwise by the first two principal components of the correlations.
+
+    >>> plot_rows(kernel, "everything", ["code"] * 50 + ["prose"] * 50)            # doctest: +SKIP
+
+    Args:
+        kernel: of :func:`rllc.loss_kernel`, of the same rows on both axes.
+        weights: which refinement, as in ``kernel["1:6"]``.
+        groups: ``[row]``: what each row is, for its colour.
+        ax: where to draw; ``None``: a new figure.
+        seed: of UMAP.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        InputError: the axes are of different rows, values are NaN, or ``groups`` are not as many.
+    """
+    value = kernel[weights].value
+    if value.shape[0] != value.shape[1] or not np.isfinite(value).all():
+        raise InputError(
+            f"plot_rows: expected a kernel of the same rows on both axes, without NaN; got "
+            f"{list(value.shape)}."
+        )
+    if groups is not None and len(groups) != len(value):
+        raise InputError(f"plot_rows: expected {len(value)} `groups`, got {len(groups)}.")
+    deviation = np.sqrt(np.diagonal(value))
+    places, how = _places(value / np.outer(deviation, deviation), seed)
+    ax = new_axes(ax, width=4.5, height=4.0)
+    kinds = [""] * len(places) if groups is None else list(groups)
+    for number, kind in enumerate(dict.fromkeys(kinds)):
+        chosen = np.array([other == kind for other in kinds])
+        color = COLORS[number % len(COLORS)]
+        ax.scatter(*places[chosen].T, s=14, color=color, label=kind or None)
+    ax.set_xlabel(f"{how} 1")
+    ax.set_ylabel(f"{how} 2")
+    if groups is not None:
+        ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def _places(correlation: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+    """Places of rows in a plane ``[row, 2]``, and how they were found."""
+    try:
+        import umap
+    except ImportError:
+        centred = correlation - correlation.mean(axis=0)
+        centred = centred - centred.mean(axis=1, keepdims=True)
+        values, vectors = np.linalg.eigh((centred + centred.T) / 2)
+        largest = slice(None, -3, -1)
+        lengths = np.sqrt(np.maximum(values[largest], 0.0))
+        return vectors[:, largest] * lengths, "principal component"
+    method = umap.UMAP(metric="precomputed", random_state=seed)
+    return np.asarray(method.fit_transform(1 - correlation)), "UMAP"

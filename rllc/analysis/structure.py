@@ -1,0 +1,361 @@
+"""Structure in susceptibilities: components of a token × head matrix, with errors, and clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rllc.analysis.cluster_methods import METHODS
+from rllc.draws import Draws
+from rllc.errors import InputError, must_be
+from rllc.names import Names
+from rllc.observed import fixed_rows
+from rllc.plots.figures import COLORS, new_axes
+from rllc.tables import label, table
+from rllc.uncertainty import Mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Principal components of how heads answer to tokens; :func:`structure` makes it.
+
+    Args:
+        matrix: ``[token, refinement]``: susceptibilities, each refinement z-scored over tokens.
+        share: ``[component]``: of the variance, with its error over chains.
+        loading: ``[component, refinement]``: each of length 1; its sum is positive.
+        score: ``[token, component]``.
+        place: ``[token, 2]``: row and position of each token.
+        noise: the share of the variance that errors of the susceptibilities are expected to make.
+            Components below it mean nothing.
+        names: of the refinements.
+    """
+
+    matrix: np.ndarray
+    share: Mean
+    loading: Mean
+    score: np.ndarray
+    place: np.ndarray
+    noise: float
+    names: Names
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each refinement."""
+        return [label(self.names, i) for i in range(len(self.names))]
+
+    def clusters_of_heads(self, num_clusters: int) -> np.ndarray:
+        """Return a number for each refinement, ``[refinement]``: those that answer alike.
+
+        By Ward's method on the columns of the matrix. Needs the extra ``analysis``.
+
+        Raises:
+            InputError: there are not as many refinements.
+        """
+        _check_count("clusters_of_heads", num_clusters, len(self.names))
+        return _in_order(METHODS["hierarchical"].labels(self.matrix.T, num_clusters, 0))
+
+    def clusters_of_tokens(self, num_clusters: int, seed: int = 0) -> np.ndarray:
+        """Return a number for each token, ``[token]``: those to which heads answer alike.
+
+        By k-means on the scores of the components. Needs the extra ``analysis``.
+
+        Raises:
+            InputError: there are not as many tokens.
+        """
+        _check_count("clusters_of_tokens", num_clusters, len(self.matrix))
+        return _in_order(METHODS["k_means"].labels(self.score, num_clusters, seed))
+
+    def separation(self, component: int, heads: Sequence[str]) -> Separation:
+        """Return how well one component sets some heads apart from the others.
+
+        Args:
+            component: from 0 on.
+            heads: such as those of the induction circuit.
+
+        Raises:
+            InputError: there is no such component or head, or ``heads`` are none or all.
+        """
+        right = type(component) is int and 0 <= component < len(self.share.value)
+        expected = f"a number from 0 to {len(self.share.value) - 1}"
+        must_be("separation", "component", component, right, expected)
+        chosen = np.zeros(len(self.names), dtype=bool)
+        for head in heads:
+            chosen[self.names.index(head, of="structure")] = True
+        if not 0 < chosen.sum() < len(chosen):
+            raise InputError(
+                f"separation: `heads` must be some of the {len(chosen)} heads, and not all; got "
+                f"{list(heads)}."
+            )
+        loading = self.loading.value[component]
+        apart = loading[chosen][:, None] - loading[~chosen][None]
+        above = float((apart > 0).mean() + (apart == 0).mean() / 2)
+        gap = loading[chosen].mean() - loading[~chosen].mean()
+        error = np.square(self.loading.standard_error[component])
+        of_chosen = error[chosen].sum() / chosen.sum() ** 2
+        of_others = error[~chosen].sum() / (~chosen).sum() ** 2
+        return Separation(
+            max(above, 1 - above), abs(float(gap)), float(np.sqrt(of_chosen + of_others))
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row a component and refinement: its loading, error, and share."""
+        import pandas as pd
+
+        component, refinement = np.indices(self.loading.value.shape).reshape(2, -1)
+        columns = {
+            "weights": np.array(self.names.weights, dtype=object)[refinement],
+            "data": np.array(self.names.data, dtype=object)[refinement],
+            "component": component + 1,
+            "loading": self.loading.value.ravel(),
+            "standard_error": self.loading.standard_error.ravel(),
+            "share": self.share.value[component],
+        }
+        return pd.DataFrame(columns)
+
+    def __repr__(self) -> str:
+        shares = zip(self.share.value, self.share.standard_error, strict=True)
+        header = [f"{100 * share:.1f} ± {100 * error:.1f} %" for share, error in shares]
+        rows = [("weights", *header)]
+        for i, name in enumerate(self.labels):
+            cells = []
+            for value, error in zip(
+                self.loading.value[:, i], self.loading.standard_error[:, i], strict=True
+            ):
+                cells.append(f"{value:+.2f} ± {error:.2f}")
+            rows.append((name, *cells))
+        tokens = len(self.matrix)
+        title = f"Components of {tokens} tokens × {len(self.names)}; noise {100 * self.noise:.1f} %"
+        return table(title, rows)
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How well a component sets heads apart; :meth:`Structure.separation` makes it.
+
+    Args:
+        order: the probability that the loading of one of the heads is beyond that of another head,
+            whichever way the component points: 1 sets them apart, ½ is chance.
+        gap: the difference of mean loadings.
+        standard_error: of the gap, over chains.
+    """
+
+    order: float
+    gap: float
+    standard_error: float
+
+
+def structure(
+    draws: Draws,
+    probes: str = "probes",
+    *,
+    weights: Sequence[str] | None = None,
+    num_components: int = 3,
+    centre_tokens: bool = False,
+) -> Structure:
+    """Find the principal components of how refinements answer to tokens.
+
+    >>> draws = rllc.sample(model, data, rllc.heads(model),                        # doctest: +SKIP
+    ...                     observe={"probes": rllc.losses_on(probes)})
+    >>> structure(draws).share.value                                               # doctest: +SKIP
+    array([0.93, 0.04, 0.01])
+
+    The matrix has the susceptibilities of each refinement (:class:`rllc.Susceptibilities`),
+    z-scored over tokens, because heads differ in size. Errors are those of leaving each chain out
+    in turn (the jackknife), with components matched to those of all chains. They know of noise in
+    the draws, not of which tokens were probed.
+
+    Args:
+        draws: that observed the probes, of two refinements or more.
+        probes: name of the observable.
+        weights: names of the refinements to take, such as the heads of one layer; ``None``: all.
+        num_components: how many, at most as many as refinements.
+        centre_tokens: also take off each token's mean over refinements: what all heads do alike,
+            which is the first component otherwise, is then gone.
+
+    Raises:
+        InputError: there is one refinement, the draws did not observe the probes, chains diverged,
+            or ``num_components`` does not fit.
+
+    Reference: Baker et al. (2025), arXiv 2504.18274.
+    """
+    asked_by = "structure"
+    rows = list(range(len(draws.names)))
+    if weights is not None:
+        rows = [draws.names.index(name, of="structure") for name in weights]
+    parts = []
+    for i, observed in enumerate(fixed_rows(draws, probes, asked_by=asked_by)):
+        if i in rows:
+            parts.append(_chain_means(observed.flat, observed.mean))
+    names = draws.names.take(sorted(rows))
+    if len(parts) < 2:
+        raise InputError("structure: expected draws of two refinements or more, got one.")
+    broken = [draws.weights[i] for i in sorted(rows) if (draws.diverged[i] >= 0).any()]
+    if broken:
+        raise InputError(
+            f"structure: chains of {broken} diverged; lower lr, or sample the others alone."
+        )
+    right = type(num_components) is int and 1 <= num_components <= len(parts)
+    expected = f"an integer from 1 to {len(parts)}, the number of refinements"
+    must_be(asked_by, "num_components", num_components, right, expected)
+    num_chains = draws.loss.shape[1]
+    every = np.arange(num_chains)
+    value = _susceptibilities(parts, every)
+    there = np.isfinite(value).all(axis=1)
+    matrix = _standardised(value[there], centre_tokens)
+    share, loading = _components(matrix, num_components)
+    without = []
+    for chain in every if num_chains > 1 else ():
+        few = _susceptibilities(parts, every[every != chain])[there]
+        without.append(_standardised(few, centre_tokens))
+    of_each = [_matched(_components(few, len(parts)), loading) for few in without]
+    row_length = 1
+    if draws.settings["observed"][probes] != ["row"]:
+        row_length = draws.observed[probes].shape[-1]
+    of_noise = np.square(_jackknife(matrix, without).standard_error).sum()
+    tokens = np.flatnonzero(there)
+    return Structure(
+        matrix=matrix,
+        share=_jackknife(share, [pair[0] for pair in of_each]),
+        loading=_jackknife(loading, [pair[1] for pair in of_each]),
+        score=matrix @ loading.T,
+        place=np.stack([tokens // row_length, tokens % row_length], axis=1),
+        noise=float(of_noise / np.square(matrix).sum()),
+        names=names,
+    )
+
+
+ChainMeans = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Means over each chain's draws: of φ ``[chain]``, of ℓ_z − L and of their product, ``[token,
+chain]``."""
+
+
+def _chain_means(losses: np.ndarray, mean: np.ndarray) -> ChainMeans:
+    rise = losses - mean
+    return mean.mean(axis=-1), rise.mean(axis=-1), (rise * mean).mean(axis=-1)
+
+
+def _susceptibilities(parts: Sequence[ChainMeans], chains: np.ndarray) -> np.ndarray:
+    """χ of some chains about their common means, ``[token, refinement]``."""
+    columns = []
+    for of_phi, of_rise, of_product in parts:
+        product = of_product[:, chains].mean(axis=1)
+        columns.append(of_rise[:, chains].mean(axis=1) * of_phi[chains].mean() - product)
+    return np.stack(columns, axis=1)
+
+
+def _standardised(value: np.ndarray, centre_tokens: bool) -> np.ndarray:
+    deviation = value.std(axis=0)
+    scored = (value - value.mean(axis=0)) / np.where(deviation == 0, 1.0, deviation)
+    if centre_tokens:
+        scored = scored - scored.mean(axis=1, keepdims=True)
+    return scored
+
+
+def _components(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shares ``[component]`` and loadings ``[component, refinement]``."""
+    _, lengths, loading = np.linalg.svd(matrix, full_matrices=False)
+    share = lengths**2 / np.square(lengths).sum()
+    loading = loading * np.where(loading.sum(axis=1) < 0, -1.0, 1.0)[:, None]
+    return share[:count], loading[:count]
+
+
+def _matched(found: tuple[np.ndarray, np.ndarray], to: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Components in the order and with the signs of others that they are most like."""
+    share, loading = found
+    alike = loading @ to.T
+    order = []
+    for component in range(len(to)):
+        likeness = np.abs(alike[:, component])
+        likeness[order] = -1
+        order.append(int(likeness.argmax()))
+    signs = np.sign(alike[order, np.arange(len(to))])
+    return share[order], loading[order] * signs[:, None]
+
+
+def _jackknife(value: np.ndarray, without: Sequence[np.ndarray]) -> Mean:
+    """A value with the error that leaving out each chain shows."""
+    count = len(without)
+    if count < 2:
+        unknown = np.full(value.shape, np.nan)
+        return Mean(value, unknown, unknown)
+    each = np.stack(without)
+    variance = (count - 1) * each.var(axis=0)
+    return Mean(value, np.sqrt(variance), np.full(value.shape, count - 1.0))
+
+
+def _check_count(doing: str, num_clusters: int, most: int) -> None:
+    right = type(num_clusters) is int and 1 <= num_clusters <= most
+    must_be(doing, "num_clusters", num_clusters, right, f"an integer from 1 to {most}")
+
+
+def _in_order(labels: np.ndarray | None) -> np.ndarray:
+    """Numbers from 0 on, in the order in which they come."""
+    assert labels is not None
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=int)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
+
+
+# Figures.
+
+
+def plot_matrix(structure: Structure, ax: Axes | None = None) -> Axes:
+    """Draw the token × refinement matrix, tokens in the order of their first score.
+
+    >>> plot_matrix(structure(draws))                                              # doctest: +SKIP
+    """
+    ax = new_axes(ax, width=4.5, height=4.0)
+    order = np.argsort(structure.score[:, 0])
+    shown = structure.matrix[order]
+    limit = float(np.percentile(np.abs(shown), 98)) or 1.0
+    options = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
+    image = ax.imshow(shown, aspect="auto", **options)  # type: ignore[arg-type]
+    ax.figure.colorbar(image, ax=ax, label="susceptibility, z-score of each head")
+    ax.set_xticks(range(len(structure.names)), structure.labels, rotation=90, fontsize="small")
+    ax.set_ylabel("token, by its first score")
+    return ax
+
+
+def plot_components(
+    structure: Structure, roles: Mapping[str, str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw each component's loadings by head, coloured by the heads' roles, with their errors.
+
+    >>> plot_components(structure(draws), {"1:6": "induction"})                    # doctest: +SKIP
+
+    Args:
+        structure: of :func:`structure`.
+        roles: a role by head; others are grey.
+        ax: where to draw; ``None``: a new figure.
+    """
+    roles = roles or {}
+    num_components, count = structure.loading.value.shape
+    ax = new_axes(ax, width=1.5 + 0.25 * count * num_components)
+    kinds = list(dict.fromkeys(roles.values()))
+    ticks: list[float] = []
+    for component in range(num_components):
+        x = np.arange(count) + component * (count + 2)
+        ticks.append(float(x.mean()))
+        for i, weights in enumerate(structure.names.weights):
+            role = roles.get(weights)
+            color = "0.6" if role is None else COLORS[kinds.index(role) % len(COLORS)]
+            value = structure.loading.value[component, i]
+            error = structure.loading.standard_error[component, i]
+            ax.bar(x[i], value, yerr=np.nan_to_num(error), color=color, width=0.8)
+    for number, role in enumerate(kinds):
+        ax.bar([0], [0], color=COLORS[number % len(COLORS)], label=role)
+    ax.axhline(0, color="0.3", lw=0.8)
+    shares = [f"component {k + 1}\n{100 * s:.1f} %" for k, s in enumerate(structure.share.value)]
+    ax.set_xticks(ticks, shares)
+    ax.set_ylabel("loading (± se over chains)")
+    if kinds:
+        ax.legend(frameon=False, fontsize="small")
+    return ax
