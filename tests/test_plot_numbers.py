@@ -79,8 +79,7 @@ def test_curves_are_lines_with_gaps_and_bands() -> None:
     assert ax.get_xscale() == "symlog"
     assert ax.get_ylabel() == "Δloss"
     assert ax.get_xlabel() == "training step"
-    assert written(ax.get_legend().get_texts()) == list(HEADS)
-    assert not ax.texts
+    assert sorted(written(ax.texts)) == sorted(HEADS)
 
 
 def test_a_value_between_two_gaps_is_a_dot() -> None:
@@ -101,7 +100,18 @@ def test_curves_of_one_group_have_one_colour() -> None:
     curve_lines = [line for line in ax.lines if line.get_xdata()[-1] == STEPS[-1]]
     colors = [line.get_color() for line in curve_lines]
     assert colors == [*(COLOR[role] for role in ROLES.values()), NO_GROUP]
-    assert written(ax.get_legend().get_texts()) == list(COLOR)
+    assert {text.get_color() for text in ax.texts} == {*COLOR.values(), NO_GROUP}
+
+
+def test_bands_by_the_degrees_of_freedom_of_their_errors() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    error = {"0:0": np.full(len(STEPS), 0.5)}
+    dof = {"L0H0": np.full(len(STEPS), 3.0)}
+    ax = rllc.plots.plot_curves(curves(), STEPS, error=error, dof=dof)
+    (band,) = ax.collections
+    highest = band.get_paths()[0].vertices[:, 1].max()
+    half = stats.t.isf(0.025, 3) * 0.5
+    assert highest == pytest.approx(curves()["0:0"].max() + half)
 
 
 def test_names_and_groups_stand_at_the_ends_of_curves() -> None:
@@ -137,8 +147,21 @@ def test_very_many_names_are_small_but_apart() -> None:
     names = [f"{layer}:{head}" for layer in range(6) for head in range(12)]
     values = {name: [1.0, 2.0] for name in names}
     ax = rllc.plots.plot_curves(values, [0, 1], groups=dict.fromkeys(names, "other"))
-    assert len(ax.texts) == 72
+    assert 40 < len(ax.texts) < 72
+    assert min(text.get_fontsize() for text in ax.texts) >= 5.5
     assert apart(ax.figure, ax.texts)
+    left_out = 72 - len(ax.texts)
+    assert f"{left_out} in the crowd have no name" in ax.figure.get_supxlabel()
+
+
+def test_bands_of_very_many_lines_are_left_out_and_told() -> None:
+    names = [f"{layer}:{head}" for layer in range(3) for head in range(12)]
+    values = {name: [1.0, 2.0] for name in names}
+    error = {name: [0.5, 0.5] for name in names}
+    ax = rllc.plots.plot_curves(values, [0, 1], error=error)
+    assert not ax.collections
+    words = ax.figure.get_supxlabel().replace("\n", " ")
+    assert "bands of 36 lines would hide them: half of them are within ± 0.98" in words
 
 
 # Against λ̂.
@@ -225,6 +248,14 @@ def test_names_without_a_free_place_are_left_out() -> None:
     assert 1 <= len(ax.texts) < len(HEADS)
     assert apart(ax.figure, ax.texts)
     assert ax.get_title() == "Spearman's ρ is not defined here"
+
+
+def test_few_weights_have_no_p_value() -> None:
+    pytest.importorskip("scipy")
+    estimate = an_estimate(pile=numbers(2)[:, 0])
+    for count, said in ((3, "3 weights: too few for a p-value"), (5, "two-sided p = ")):
+        x = {name: float(i) for i, name in enumerate(HEADS[:count])}
+        assert said in rllc.plots.plot_against(x, estimate).get_title()
 
 
 # One data set against another.

@@ -111,7 +111,6 @@ def test_a_panel_a_layer_and_a_line_a_head(trajectory: rllc.Trajectory) -> None:
 def test_trajectories_by_group(trajectory: rllc.Trajectory) -> None:
     groups = {"0:0": "a", "0:1": "b", "0:2": "b", "1:0": "c", "1:1": "a", "1:2": "b"}
     color = {"a": "#0072B2", "b": "#D55E00", "c": "#009E73"}
-    legends = [["a", "b"], ["c", "a", "b"]]
     axes = rllc.plot_trajectory(trajectory, "code", groups=groups)
     for layer, ax in enumerate(axes):
         heads = [f"{layer}:{head}" for head in range(3)]
@@ -119,7 +118,8 @@ def test_trajectories_by_group(trajectory: rllc.Trajectory) -> None:
             values = [trajectory.at(step)[head, "code"].value for step in trajectory.steps]
             assert np.array_equal(line.get_ydata(), values)
             assert line.get_color() == color[groups[head]]
-        assert written(ax.get_legend().get_texts()) == legends[layer]
+        # Names and groups stand at the lines, so no legend covers them.
+        assert ax.get_legend() is None
         assert set(written(ax.texts)) == {f"{head} {groups[head]}" for head in heads}
     assert apart(axes[0].figure, [*axes[0].texts, *axes[1].texts])
 
@@ -139,6 +139,89 @@ def test_the_traces_of_an_estimate_are_those_of_its_draws(draws, estimate, traje
         rllc.plot_traces(trajectory.at(0), "1:0", "code")
     with pytest.raises(rllc.InputError, match=r"rllc.Draws or rllc.Estimate, got Trajectory"):
         rllc.plot_traces(trajectory)
+
+
+def test_draws_and_their_running_means_do_not_look_alike(draws: rllc.Draws) -> None:
+    trace, mean, *_ = rllc.plot_traces(draws, "1:0", "code").lines
+    assert (trace.get_linestyle(), trace.get_marker()) == ("None", "o")
+    assert (mean.get_linestyle(), mean.get_marker()) == ("-", "None")
+
+
+def test_a_stuck_chain_is_said_to_be_stuck(draws: rllc.Draws) -> None:
+    loss = np.random.default_rng(0).normal(size=(1, 4, 50))
+    loss[0, 2] = 1 + 0.01 * loss[0, 2]
+    one = replace(
+        draws,
+        loss=loss,
+        baseline=np.zeros_like(loss),
+        diverged=np.full((1, 4), -1),
+        names=draws.names.take([0]),
+        lengths=(50,),
+        observed={},
+    )
+    ax = rllc.plot_traces(one)
+    named = [text for text in written(ax.texts) if text.startswith("chain")]
+    assert sorted(named) == ["chain 0", "chain 1", "chain 2, stuck", "chain 3"]
+    colors = [line.get_color() for line in ax.lines[1:8:2]]
+    assert colors[2] == "black"
+    assert "black" not in (colors[0], colors[1], colors[3])
+    # A chain that drifts moves.
+    drifting = replace(one, loss=one.loss + np.linspace(0, 9, 50)[None, None])
+    assert sum("stuck" in text for text in written(rllc.plot_traces(drifting).texts)) == 1
+
+
+# What is not ok.
+
+
+def with_faults(estimate: rllc.Estimate, wrong: list[int]) -> rllc.Estimate:
+    spikes = (rllc.Fault("spikes", {"draws": 1}, "lower lr"),)
+    faults = tuple(spikes if row in wrong else () for row in range(len(estimate)))
+    return replace(estimate, faults=faults)
+
+
+def hollow(ax: Any) -> list[tuple[float, float]]:
+    marks = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    return [tuple(point) for line in marks for point in line.get_xydata()]
+
+
+def small_print_of(ax: Any) -> str:
+    return ax.figure.get_supxlabel().replace("\n", " ")
+
+
+def test_heads_that_are_not_ok_are_hollow(estimate: rllc.Estimate) -> None:
+    rows = [estimate.names.index("0:1", "code"), estimate.names.index("1:2", "prose")]
+    ax = rllc.plot_heads(with_faults(estimate, rows))
+    assert [height for _, height in hollow(ax)] == [estimate.value[row] for row in rows]
+    assert "hollow or ×: not ok (2 of 12)" in small_print_of(ax)
+    assert "nβ = 30, γ = 200, ε = 0.001, 2 chains × 5 draws" in small_print_of(ax)
+    assert not hollow(rllc.plot_heads(without_faults(estimate)))
+    assert "hollow" not in small_print_of(rllc.plot_heads(without_faults(estimate)))
+
+
+def test_checkpoints_that_are_not_ok_are_hollow_or_crosses(estimate: rllc.Estimate) -> None:
+    row = estimate.names.index("0:1", "code")
+    wrong = with_faults(estimate, [row])
+    value = estimate.value.copy()
+    value[row] = np.nan
+    absent = replace(wrong, value=value)
+    trajectory = rllc.Trajectory.of({1: without_faults(estimate), 2: wrong, 30: absent})
+    ax = rllc.plot_trajectory(trajectory, "code")[0]
+    assert hollow(ax) == [(2.0, estimate.value[row])]
+    (cross,) = crosses(ax)
+    assert list(cross.get_xdata()) == [30.0]
+    assert "hollow or ×: not ok (2 of 18)" in small_print_of(ax)
+
+
+def test_a_wide_band_does_not_set_the_scale(estimate: rllc.Estimate) -> None:
+    good = without_faults(estimate)
+    rising = {10**k: replace(good, value=good.value + 10 * k) for k in range(1, 4)}
+    wide = replace(good, standard_error=1e4 * good.standard_error)
+    ax = rllc.plot_trajectory(rllc.Trajectory.of({0: wide} | rising), "code")[0]
+    low, high = ax.get_ylim()
+    assert high - low < 100
+    assert "the widest bands are cut" in small_print_of(ax)
+    ax = rllc.plot_trajectory(rllc.Trajectory.of({0: good} | rising), "code")[0]
+    assert "cut" not in small_print_of(ax)
 
 
 def crosses(ax: Any) -> list[Any]:
@@ -173,29 +256,39 @@ def calibration() -> Calibration:
     )
 
 
-def test_a_dot_or_a_cross_for_each_setting(calibration: Calibration) -> None:
-    """By its resolution, and by λ̂ over its control."""
+def test_a_mark_for_each_setting(calibration: Calibration) -> None:
+    """At its resolution and its step size, in the colour of λ̂ over its control."""
+    ones = np.ones(1)
     known = []
     for result, its_ratio in zip(calibration.estimates, np.linspace(0.1, 1.2, 12), strict=True):
-        diagnostics = dict(result.diagnostics) | {"control_ratio": np.array([its_ratio])}
+        diagnostics = dict(result.diagnostics) | {"control_ratio": its_ratio * ones}
         known.append(replace(result, diagnostics=diagnostics))
-    calibration = replace(calibration, estimates=tuple(known))
+    limits = replace(calibration.limits, max_control_ratio=0.35)
+    calibration = replace(calibration, estimates=tuple(known), limits=limits)
     ax = plot_calibration(calibration)
-    dots, crosses_drawn, ring = ax.collections
-    assert dots.get_label() == "samples well"
-    assert crosses_drawn.get_label() == "does not"
-    num_bad = (~calibration.good).sum()
-    assert len(crosses_drawn.get_offsets()) == num_bad > 0
     x = calibration.localization / calibration.n_beta
-    ratio = [result.diagnostics["control_ratio"].max() for result in calibration.estimates]
-    good = calibration.good
-    assert np.allclose(dots.get_offsets(), np.stack([x, ratio], 1)[good])
-    best = calibration.best
-    assert np.allclose(ring.get_offsets()[0], [x[best], ratio[best]])
-    assert ring.get_label() == "recommended"
+    places = np.stack([x, calibration.lr], 1)
+    drawn = {str(points.get_label()): points for points in ax.collections}
+    kinds = [{fault.kind for fault in faults[0]} for faults in calibration.faults]
+    expected = {
+        "good": [not of_one for of_one in kinds],
+        "the prior dominates": [of_one == {"prior_dominated"} for of_one in kinds],
+        "chains diverged": ["diverged" in of_one for of_one in kinds],
+    }
+    for label, chosen in expected.items():
+        assert any(chosen), label
+        assert np.allclose(drawn[label].get_offsets(), places[chosen]), label
+    good = np.array(expected["good"])
+    assert np.allclose(drawn["recommended"].get_offsets(), places[[calibration.best]])
+    # What is not good is hollow, and the colour rises with the ratio.
+    assert not len(drawn["the prior dominates"].get_facecolors())
+    colors = drawn["good"].get_facecolors()
+    assert len(colors) == good.sum()
+    lightness = colors[:, :3].sum(1)
+    assert (np.diff(lightness) >= 0).all()
     assert ax.get_xlabel().startswith("curvature that counts half, γ/nβ")
-    assert ax.get_ylabel().startswith("λ̂ over what the prior alone gives")
-    assert "the prior dominates" in written(ax.texts)
+    assert ax.get_ylabel() == "step size ε (lr)"
+    assert sorted(written(ax.get_legend().get_texts())) == sorted(drawn)
 
 
 def test_settings_are_drawn_into_given_axes(calibration: Calibration) -> None:

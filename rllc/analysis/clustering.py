@@ -261,6 +261,7 @@ def plot_clusters(
         drawn.append((panel, values, words, colors))
         if have_steps:
             log_steps(panel, clusters.points.tolist())
+        panel.legend(frameon=False, fontsize="small")
         panel.set_title("" if group == "all" else group, fontsize="medium")
         panel.set_xlabel("training step" if have_steps else "point")
     # Names come last: the panels share a scale, which every curve may have changed.

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rllc.calibrate import Calibration
-from rllc.plots.figures import COLORS, new_axes, plain
+from rllc.plots.figures import COLORS, new_axes, small_print
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _TOP = 1.25
-"""Where settings stand whose ratio is not known, because chains diverged or it is far above 1."""
+"""The ratio from which on colours do not differ: λ̂ is then noise."""
 
 
 def plot_calibration(calibration: Calibration, ax: Axes | None = None) -> Axes:
-    """Draw each setting that was tried by its resolution, and by how much the prior explains of λ̂.
+    """Draw each setting that was tried by its resolution γ/nβ and its step size.
 
-    To the left settings look closer: a direction of curvature γ/nβ counts half. Lower down the
-    loss holds the chains, at 1 the prior alone. Dots are settings that sample well, crosses those
-    that do not (chains that diverge, drift, are slow, or steps that add too much); the ring is the
-    one that is recommended. Within the shaded region the prior dominates. The frontier is where
-    dots end and crosses begin: no setting beyond it both sees the loss and samples well. At the top
-    edge are settings whose ratio is not known, as where chains diverged.
+    To the left settings look closer: a direction of curvature γ/nβ counts half. Upwards steps are
+    larger: chains move faster, until they add too much or diverge. The colour is λ̂ over what the
+    prior alone gives: dark is where the loss holds the chains, at 1 it does nothing. A filled dot
+    is good; a hollow one is not, a diamond because the prior dominates; a cross has chains that
+    diverged. The ring is the one that is recommended.
 
     >>> ax = plot_calibration(calibration)                                         # doctest: +SKIP
 
@@ -33,69 +32,64 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None) -> Axes:
             the prior explains best.
         ax: where to draw; ``None`` makes a figure.
     """
-    from matplotlib.colors import LogNorm
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
 
-    ax = new_axes(ax, width=6.4, height=4.0)
+    is_new = ax is None
+    ax = new_axes(ax, width=6.4, height=4.4)
     x = np.maximum(calibration.localization, 1e-12) / calibration.n_beta
-    ratio = _largest_ratio(calibration)
-    y = np.clip(np.nan_to_num(ratio, nan=_TOP), None, _TOP)
-    samples_well = _samples_well(calibration)
-    limit = min(calibration.limits.max_control_ratio, _TOP)
-    ax.axhspan(limit, _TOP + 0.1, color="0.93", lw=0, zorder=0)
-    norm = LogNorm(calibration.lr.min(), max(calibration.lr.max(), 1.01 * calibration.lr.min()))
-    kinds = (("o", "samples well", samples_well), ("x", "does not", ~samples_well))
-    for marker, words, chosen in kinds:
-        if chosen.any():
-            dots = ax.scatter(
-                x[chosen],
-                y[chosen],
-                c=calibration.lr[chosen],
-                norm=norm,
-                cmap="viridis",
-                marker=marker,
-                s=45,
-                label=words,
-            )
+    y = calibration.lr
+    scale = ScalarMappable(Normalize(0, 1, clip=True), colormaps["viridis"].resampled(10))
+    colors = scale.to_rgba(np.clip(_largest_ratio(calibration), 0, _TOP))
+    kinds = _kinds(calibration)
+    for kind, marker in _MARKERS.items():
+        chosen = np.array([its_kind == kind for its_kind in kinds])
+        if not chosen.any():
+            continue
+        look = {"s": 55.0, "marker": marker, "linewidths": 1.6, "label": kind}
+        if marker == "x":
+            ax.scatter(x[chosen], y[chosen], color="0.25", **look)
+        elif kind == "good":
+            ax.scatter(x[chosen], y[chosen], color=colors[chosen], **look)
+        else:
+            ax.scatter(x[chosen], y[chosen], facecolors="none", edgecolors=colors[chosen], **look)
     best = calibration.best
     if calibration.good[best]:
-        ax.scatter(
-            x[best],
-            y[best],
-            s=170,
-            facecolors="none",
-            edgecolors=COLORS[1],
-            linewidths=2.0,
-            label="recommended",
-        )
+        ring = {"s": 190.0, "linewidths": 2.0, "label": "recommended"}
+        ax.scatter(x[best], y[best], facecolors="none", edgecolors=COLORS[1], **ring)
     ax.set_xscale("log")
-    ax.set_ylim(min(0.0, float(y.min())), _TOP + 0.1)
+    ax.set_yscale("log")
+    ax.margins(0.12)
     ax.set_xlabel("curvature that counts half, γ/nβ  (← looks closer)")
-    ax.set_ylabel("λ̂ over what the prior alone gives\n(highest of all refinements)")
-    ax.set_title(plain(calibration.answer.split(";")[0]), fontsize="medium")
-    ax.annotate(
-        "the prior dominates",
-        (0.99, 0.985),
-        xycoords="axes fraction",
-        ha="right",
-        va="top",
-        fontsize="small",
-        color="0.4",
-    )
-    ax.figure.colorbar(dots, ax=ax, label="step size ε (lr)")
-    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    ax.set_ylabel("step size ε (lr)")
+    ax.figure.colorbar(scale, ax=ax, label="λ̂ over what the prior alone gives")
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3}
+    ax.legend(frameon=False, fontsize="small", **place)
+    if is_new:
+        small_print(ax, [calibration.answer])
     return ax
+
+
+_MARKERS = {"good": "o", "not good": "o", "the prior dominates": "D", "chains diverged": "x"}
+"""How the kinds of settings are drawn; hollow where they are not good."""
+
+
+def _kinds(calibration: Calibration) -> list[str]:
+    """Return which of the kinds ``[setting]`` each setting is."""
+    words = []
+    for faults in calibration.faults:
+        kinds = {fault.kind for of_refinement in faults for fault in of_refinement}
+        if "diverged" in kinds:
+            words.append("chains diverged")
+        elif kinds == {"prior_dominated"}:
+            words.append("the prior dominates")
+        else:
+            words.append("not good" if kinds else "good")
+    return words
 
 
 def _largest_ratio(calibration: Calibration) -> np.ndarray:
     """λ̂ over its control ``[setting]``, of the refinement for which it is largest."""
     ratios = [result.diagnostics["control_ratio"] for result in calibration.estimates]
     return np.array([np.max(of_setting) for of_setting in ratios])
-
-
-def _samples_well(calibration: Calibration) -> np.ndarray:
-    """Which settings ``[setting]`` have no fault but that the prior dominates."""
-    well = []
-    for faults in calibration.faults:
-        kinds = {fault.kind for of_refinement in faults for fault in of_refinement}
-        well.append(kinds <= {"prior_dominated"})
-    return np.array(well)

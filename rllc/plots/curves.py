@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rllc.draws import Draws
 from rllc.elasticities import Elasticities
 from rllc.errors import InputError, must_be, nearest
-from rllc.estimate import Estimate
+from rllc.estimate import Estimate, sampled
 from rllc.faults import Fault
 from rllc.plots.figures import (
     COLORS,
-    COVERS_95,
+    DASHES,
+    MOST_BANDS,
     band,
+    color_of,
+    fit_bands,
     layer_of,
     lines,
     log_steps,
+    mark_faults,
     new_axes,
     of_intervals,
     plain,
+    small_print,
+    without_bands,
     zero_line,
 )
-from rllc.plots.labels import name_ends
+from rllc.plots.labels import name_ends, settle, unnamed
 from rllc.plots.selection import (
     by_head_name,
     groups_by_name,
@@ -33,7 +39,9 @@ from rllc.plots.selection import (
     rows_of_data,
 )
 from rllc.plots.slopes import draw_slopes
+from rllc.quantiles import student_quantile
 from rllc.resolution import Resolution
+from rllc.tables import with_error
 from rllc.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -50,13 +58,15 @@ def plot_trajectory(
 ) -> Axes | np.ndarray:
     """Draw λ̂ over training: one line a head with its 95 % band, a panel a layer.
 
-    Bands are Student's (:meth:`rllc.Trajectory.interval`).
+    Bands are Student's (:meth:`rllc.Trajectory.interval`). What is not ok is hollow; a cross at the
+    bottom is a checkpoint without an estimate, because chains diverged or it is missing. The name
+    of each line, and its group, stand at its end. Values set the scale: a band that is far wider
+    than the others is cut, which the small print says.
 
     >>> axes = plot_trajectory(trajectory, "code", groups={"1:6": "induction"})    # doctest: +SKIP
 
     Args:
-        trajectory: what :func:`rllc.track` or a :class:`rllc.Tracker` gave. Gaps are diverged
-            estimates.
+        trajectory: what :func:`rllc.track` or a :class:`rllc.Tracker` gave.
         data: which data set; may be left out when there is one.
         ax: one Axes for all lines, or one for each layer; ``None`` makes a figure with a panel a
             layer.
@@ -85,23 +95,74 @@ def plot_trajectory(
         rows_of_layers = {"": rows}
     of_data = trajectory.mean.take(rows)
     half_width = dict(zip(rows, of_data.half_width(simultaneous=simultaneous).T, strict=True))
-    width = 4.2 if groups is None else 5.2
-    panels = panels_for(ax, list(rows_of_layers), width, doing="plot_trajectory", what="layers")
+    most_lines = max(map(len, rows_of_layers.values()))
+    width = 2.9 if groups is None else 3.5
+    panels = panels_for(
+        ax,
+        list(rows_of_layers),
+        width if len(rows_of_layers) > 1 else 5.0,
+        doing="plot_trajectory",
+        what="layers",
+        height=_height(most_lines, len(rows_of_layers)),
+    )
+    is_empty = not any(panel.has_data() for panel in panels)
     drawn = []
     for panel, (layer, rows_of_layer) in zip(panels, rows_of_layers.items(), strict=True):
         names = [trajectory.weights[row] for row in rows_of_layer]
         values = trajectory.value[:, rows_of_layer].T
         error = np.stack([half_width[row] for row in rows_of_layer])
         colors = _over_steps(panel, trajectory.steps, names, values, error, groups)
+        for row, curve, color in zip(rows_of_layer, values, colors, strict=True):
+            wrong = np.array([bool(faults[row]) for faults in trajectory.faults])
+            size = 4.0 if len(trajectory) <= _MOST_POINTS else 2.8
+            mark_faults(panel, trajectory.steps, curve, wrong, color, size=size)
         drawn.append((panel, names, values, colors))
         panel.set_title(layer, fontsize="medium")
-    # Names come last, when all panels have their common height.
-    for panel, names, values, colors in drawn:
-        _name_ends(panel, trajectory.steps, names, values, colors, groups)
     several_data = len(set(trajectory.data)) > 1
     on = f" on {plain(trajectory.data[rows[0]])}" if several_data else ""
-    panels[0].set_ylabel(rf"$\hat\lambda${on} ({of_intervals('band', simultaneous)})")
+    of_bands = f" ({of_intervals('band', simultaneous)})" if most_lines <= MOST_BANDS else ""
+    _label_edges(panels, rf"$\hat\lambda${on}{of_bands}")
+    all_widths = np.stack([half_width[row] for row in rows])
+    drawn_widths = all_widths if most_lines <= MOST_BANDS else np.zeros_like(all_widths)
+    is_cut = is_empty and fit_bands(panels, trajectory.value[:, rows].T, drawn_widths)
+    num_wrong = sum(bool(faults[row]) for faults in trajectory.faults for row in rows)
+    marks = f"hollow or ×: not ok ({num_wrong} of {len(rows) * len(trajectory)})"
+    words = [sampled(trajectory.settings), marks if num_wrong else ""]
+    words.append(without_bands(most_lines, all_widths))
+    words.append("the widest bands are cut" if is_cut else "")
+    # Names come last, when all panels have their common height.
+    if ax is None:
+        small_print(panels[0], words)
+    for panel in {panel.figure: panel for panel in panels}.values():
+        settle(panel)
+    num_unnamed = 0
+    for panel, names, values, colors in drawn:
+        num_unnamed += _name_ends(panel, trajectory.steps, names, values, colors, groups)
+    if ax is None and num_unnamed:
+        _say_again(panels[0], [*words, unnamed(num_unnamed)])
     return one_or_all(panels)
+
+
+_MOST_POINTS = 40
+"""Checkpoints from which on marks are small, so that they do not hide each other."""
+
+
+def _height(num_lines: int, num_panels: int) -> float:
+    """Return the inches that leave each line's name a place, up to a page's."""
+    least = 3.4 if num_panels <= 3 else 2.5
+    return float(np.clip(0.6 + 0.13 * num_lines, least, 7.5))
+
+
+def _label_edges(panels: Sequence[Axes], ylabel: str) -> None:
+    """Label the y axis where a row begins, and the x axis where a column ends."""
+    for panel in panels:
+        place = panel.get_subplotspec()
+        is_first = panel is panels[0] if place is None else place.is_first_col()
+        if is_first or len(panels) == 1:
+            panel.set_ylabel(ylabel)
+        below = [tick.label1.get_visible() for tick in panel.xaxis.get_major_ticks()]
+        if below and not any(below):
+            panel.set_xlabel("")
 
 
 def plot_curves(
@@ -109,6 +170,7 @@ def plot_curves(
     steps: Sequence[int],
     *,
     error: Mapping[str, Sequence[float] | np.ndarray] | None = None,
+    dof: Mapping[str, Sequence[float] | np.ndarray] | None = None,
     groups: Mapping[str, str] | None = None,
     ylabel: str = "",
     ax: Axes | None = None,
@@ -123,12 +185,14 @@ def plot_curves(
         curves: name to values ``[checkpoint]``; NaN is a gap.
         steps: ``[checkpoint]``: training steps, rising from 0 or later; a log axis where they span
             a factor of ten.
-        error: name to standard errors ``[checkpoint]``, for bands of 95 % (± 1.96 of them, as their
-            degrees of freedom are not known); some names may have none.
+        error: name to standard errors ``[checkpoint]``, for Student's bands of 95 %; some names
+            may have none.
+        dof: name to the degrees of freedom of these errors ``[checkpoint]``. Without them they are
+            taken to be many, as of means over thousands of tokens; the small print says which.
         groups: name to role or cluster, such as ``dict(zip(roles.heads, roles.roles))``. Lines of
-            one group then share a colour, grey being for names without a group; the legend lists
-            the groups, and each line's name and group stand beside its right end. Figures that are
-            given the same groups colour them alike.
+            one group then share a colour, grey being for names without a group. Each line's name
+            and group stand beside its right end. Figures that are given the same groups colour
+            them alike.
         ylabel: what the numbers are, with their unit.
         ax: where to draw; ``None`` makes a figure. Names stand beside the Axes: leave room, as
             ``layout="constrained"`` does.
@@ -146,19 +210,45 @@ def plot_curves(
         raise InputError("plot_curves: expected at least one curve, got none.")
     curves = by_head_name(curves)
     error = by_head_name(error or {})
-    for name in error:
-        if name not in curves:
-            raise InputError(f"plot_curves: `error` names {name!r}; {nearest(name, curves)}")
+    dof = by_head_name(dof or {})
+    for argument, given in (("error", error), ("dof", dof)):
+        for name in given:
+            if name not in curves:
+                closest = nearest(name, curves)
+                raise InputError(f"plot_curves: `{argument}` names {name!r}; {closest}")
     names = list(curves)
-    no_error = np.full(len(times), np.nan)
+    unknown, many = np.full(len(times), np.nan), np.full(len(times), np.inf)
     values = np.stack([_at_steps(curves[name], times, f"curve {name!r}") for name in names])
-    errors = [_at_steps(error.get(name, no_error), times, f"error of {name!r}") for name in names]
+    widths = []
+    for name in names:
+        errors = _at_steps(error.get(name, unknown), times, f"error of {name!r}")
+        freedom = _at_steps(dof.get(name, many), times, f"dof of {name!r}")
+        widths.append(student_quantile(0.95, freedom) * errors)
     groups = groups_by_name("plot_curves", names, groups)
-    ax = new_axes(ax, width=5.0 if groups is None else 6.2)
-    colors = _over_steps(ax, times.tolist(), names, values, COVERS_95 * np.stack(errors), groups)
-    _name_ends(ax, times, names, values, colors, groups)
+    is_new = ax is None
+    ax = new_axes(ax, width=5.0 if groups is None else 6.2, height=_height(len(names), 1))
+    is_empty = not ax.has_data()
+    colors = _over_steps(ax, times.tolist(), names, values, np.stack(widths), groups)
     ax.set_ylabel(ylabel)
+    words = [without_bands(len(names), np.stack(widths))]
+    if error and not words[0]:
+        words.append("95 % bands" + ("" if dof else ", of many degrees of freedom"))
+    drawn_widths = np.zeros_like(values) if words[0] else np.stack(widths)
+    is_cut = is_empty and fit_bands([ax], values, drawn_widths)
+    words.append("the widest are cut" if is_cut else "")
+    if is_new:
+        small_print(ax, words)
+    settle(ax)
+    num_unnamed = _name_ends(ax, times, names, values, colors, groups)
+    if is_new and num_unnamed:
+        _say_again(ax, [*words, unnamed(num_unnamed)])
     return ax
+
+
+def _say_again(ax: Axes, words: Sequence[str]) -> None:
+    """Write the small print anew, when it is known how many lines have a name."""
+    ax.figure.supxlabel("")
+    small_print(ax, words)
 
 
 def plot_resolution(
@@ -183,49 +273,56 @@ def plot_resolution(
     """
     right = isinstance(resolution, Resolution)
     must_be("plot_resolution", "resolution", resolution, right, "what rllc.resolution gave")
-    ax = new_axes(ax, width=5.0)
+    is_new = ax is None
+    ax = new_axes(ax, width=5.4, height=_height(len(resolution.weights), 1))
     several_data = len(set(resolution.data)) > 1
-    pairs = zip(resolution.weights, resolution.data, strict=True)
     half_width = resolution.mean.half_width(simultaneous=simultaneous)
-    for row, (weights, data) in enumerate(pairs):
+    words = []
+    for row, (weights, data) in enumerate(resolution.names):
+        words.append(f"{weights}, {data}" if several_data else weights)
         values = resolution.value[:, row]
-        band(
-            ax,
-            resolution.n_beta,
-            values,
-            half_width[:, row],
-            row,
-            label=plain(f"{weights}, {data}" if several_data else weights),
-            marker="o",
-        )
+        n_beta, label = resolution.n_beta, plain(words[-1])
+        band(ax, n_beta, values, half_width[:, row], row, label=label, marker="o")
         by_prior = resolution.by_prior[:, row]
-        ax.plot(
-            resolution.n_beta[by_prior],
-            values[by_prior],
-            "o",
-            ms=8,
-            mfc="none",
-            mew=1.2,
-            color=COLORS[row % len(COLORS)],
-        )
+        ring = {"ms": 8, "mfc": "none", "mew": 1.2, "color": color_of(row)}
+        ax.plot(n_beta[by_prior], values[by_prior], "o", **ring)
         wrong = np.array([_is_wrong(faults[row]) for faults in resolution.faults])
-        ax.plot(
-            resolution.n_beta[wrong],
-            np.nan_to_num(values[wrong]),
-            "x",
-            ms=8,
-            mew=2,
-            color=COLORS[row % len(COLORS)],
-        )
+        places = np.nan_to_num(values[wrong])
+        ax.plot(n_beta[wrong], places, "x", ms=8, mew=2, color=color_of(row))
     ax.set_xscale("log")
+    fit_bands([ax], resolution.value.T, half_width.T)
     _shade_prior(ax, resolution)
     ax.xaxis.set_major_formatter(lambda n_beta, _: f"{n_beta:g}")
     ax.set_xlabel(r"$n\beta$")
     ax.set_ylabel(rf"$\hat\lambda$ ({of_intervals('band', simultaneous)})")
     zero_line(ax, resolution.value)
     draw_slopes(slopes, ax)
-    ax.legend(frameon=False, fontsize="small", ncols=1 + len(resolution.weights) // 9)
+    _explain_marks(ax, resolution)
+    if is_new:
+        settings = resolution.estimates[0].settings
+        of_all = {name: settings[name] for name in ("num_chains", "num_draws") if name in settings}
+        small_print(ax, [sampled(of_all)])
+    settle(ax)
+    colors = [color_of(row) for row in range(len(words))]
+    name_ends(ax, resolution.n_beta, resolution.value.T, words, colors)
     return ax
+
+
+def _explain_marks(ax: Axes, resolution: Resolution) -> None:
+    """Say what rings and crosses are, where there are any."""
+    from matplotlib.lines import Line2D
+
+    marks = []
+    if resolution.by_prior.any():
+        marks.append(Line2D([], [], marker="o", ms=8, mfc="none", mec="0.3", ls=""))
+        marks[-1].set_label("the prior alone gives this")
+    faults = [of_one for row in resolution.faults for of_one in row]
+    if any(map(_is_wrong, faults)):
+        marks.append(Line2D([], [], marker="x", ms=7, mew=2, color="0.3", ls=""))
+        marks[-1].set_label("not ok; at zero: chains diverged")
+    if marks:
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+        ax.legend(handles=marks, frameon=False, fontsize="small", ncols=2, **place)
 
 
 def _is_wrong(faults: Sequence[Fault]) -> bool:
@@ -260,9 +357,11 @@ def plot_traces(
     data: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw nβ (loss − baseline) at every draw, one thin line a chain, with its running mean.
+    """Draw nβ (loss − baseline) at every draw as dots, one colour a chain, and its running mean.
 
-    A healthy trace rises from 0, levels off, has no spikes, and its chains agree.
+    A healthy trace rises from 0, levels off, has no spikes, and its chains agree. A chain that
+    hardly moves is drawn black and said to be stuck: its steps are below a tenth of the median's.
+    The grey band is the 95 % interval of λ̂.
 
     >>> ax = plot_traces(draws, "1:6")                                             # doctest: +SKIP
 
@@ -290,19 +389,65 @@ def plot_traces(
     row = _row_of(draws, weights, data)
     # A refinement that reached its target_se has NaN behind its last draw.
     num_draws = int(np.isfinite(draws.llc[row]).any(axis=0).sum())
-    ax = new_axes(ax, width=5.0)
-    for chain, values in enumerate(draws.llc[row, :, :num_draws]):
-        draw_numbers = np.arange(1, len(values) + 1)
-        running_mean = np.cumsum(values) / draw_numbers
-        color = COLORS[chain % len(COLORS)]
-        ax.plot(draw_numbers, values, lw=0.6, alpha=0.35, color=color)
-        ax.plot(draw_numbers, running_mean, lw=1.6, color=color, label=f"chain {chain}")
+    is_new = ax is None
+    ax = new_axes(ax, width=6.0)
+    chains = draws.llc[row, :, :num_draws]
+    stuck = _stuck(chains)
+    draw_numbers = np.arange(1, num_draws + 1)
+    means, words, colors = [], [], []
+    first = int(draws.settings.get("first_chain", 0))
+    for chain, values in enumerate(chains):
+        means.append(np.cumsum(values) / draw_numbers)
+        color = "black" if stuck[chain] else color_of(chain)
+        dash = DASHES[chain // len(COLORS) % len(DASHES)]
+        ax.plot(draw_numbers, values, "o", ms=2.2, alpha=0.5, mew=0, color=color)
+        ax.plot(draw_numbers, means[-1], lw=1.8, ls=dash, color=color)
+        words.append(f"chain {first + chain}" + (", stuck" if stuck[chain] else ""))
+        colors.append(color)
+    _mark_interval(ax, draws, row)
     ax.axhline(0, color="0.7", lw=0.8, zorder=0)
+    ax.set_xlim(0, num_draws + 1)
     ax.set_title(plain(f"{draws.weights[row]} on {draws.data[row]}"), fontsize="medium")
     ax.set_xlabel("draw")
-    ax.set_ylabel(r"$n\beta\,(\ell - \ell^*)$ and its running mean")
-    ax.legend(frameon=False, fontsize="small")
+    ax.set_ylabel(r"$n\beta\,(\ell - \ell^*)$")
+    if is_new:
+        said = "dots: draws; lines: their running means"
+        small_print(ax, [said, sampled(draws.settings)])
+    settle(ax)
+    name_ends(ax, draw_numbers, np.stack(means), words, colors)
     return ax
+
+
+_STUCK = 0.1
+"""A chain whose steps are below this share of the median chain's is said to be stuck."""
+
+
+def _stuck(chains: np.ndarray) -> np.ndarray:
+    """Which chains ``[chain]`` hardly move, by their steps: a chain that drifts has a spread."""
+    if chains.shape[1] < 3:
+        return np.zeros(len(chains), dtype=bool)
+    with np.errstate(invalid="ignore"):
+        spread = np.std(np.diff(chains, axis=1), axis=1)
+    typical = np.median(np.nan_to_num(spread, nan=np.inf))
+    return spread <= _STUCK * typical
+
+
+def _mark_interval(ax: Axes, draws: Draws | Estimate, row: int) -> None:
+    """Shade the 95 % interval of λ̂, where all chains have a value."""
+    estimate = draws if isinstance(draws, Estimate) else Estimate.of(draws)
+    low, high = estimate.interval()[row]
+    if not np.isfinite([low, high]).all():
+        return
+    ax.axhspan(low, high, color="0.9", lw=0, zorder=0)
+    said = with_error(float(estimate.value[row]), float(estimate.standard_error[row]))
+    ax.annotate(
+        rf"$\hat\lambda$ = {said}",
+        (0.99, 0.02),
+        xycoords="axes fraction",
+        ha="right",
+        fontsize="small",
+        color="0.35",
+    )
 
 
 def _row_of(draws: Draws | Estimate, weights: str | None, data: str | None) -> int:
@@ -351,9 +496,8 @@ def _name_ends(
     values: np.ndarray,
     colors: Sequence[str],
     groups: Mapping[str, str] | None,
-) -> None:
-    """Write name and group at each line's end; without groups the legend names the lines."""
-    if groups is None:
-        return
+) -> int:
+    """Write name and group at each line's end; return how many lines have none."""
+    groups = groups or {}
     words = [f"{name} {groups.get(name, '')}".strip() for name in names]
-    name_ends(ax, steps, values, words, colors)
+    return name_ends(ax, steps, values, words, colors)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rllc.errors import InputError, must_be, nearest
-from rllc.estimate import Estimate
+from rllc.estimate import Estimate, sampled
+from rllc.faults import Fault
 from rllc.plots.figures import (
-    COLORS,
+    MARKERS,
+    WIDEST,
     color_of,
     group_numbers,
     layer_of,
+    mark_faults,
     new_axes,
     of_intervals,
     plain,
+    pyplot,
+    small_print,
     zero_line,
 )
-from rllc.plots.labels import name_dots
-from rllc.plots.selection import by_head_name, groups_by_name, rows_of_data
+from rllc.plots.labels import name_dots, unnamed
+from rllc.plots.selection import by_head_name, groups_by_name, one_or_all, rows_of_data
 from rllc.seeds import stable_hash
 
 if TYPE_CHECKING:
@@ -29,54 +35,170 @@ if TYPE_CHECKING:
 _NUM_PERMUTATIONS = 10_000
 
 
-def plot_heads(estimate: Estimate, ax: Axes | None = None, *, simultaneous: bool = False) -> Axes:
+def plot_heads(
+    estimate: Estimate,
+    ax: Axes | Sequence[Axes] | None = None,
+    *,
+    simultaneous: bool = False,
+) -> Axes | np.ndarray:
     """Draw λ̂ of each choice of weights as a dot with its 95 % interval, one colour a data set.
 
-    Intervals are Student's (:meth:`rllc.Estimate.interval`).
+    Intervals are Student's (:meth:`rllc.Estimate.interval`). What is not ok is hollow, and a cross
+    at zero where chains diverged. From 40 heads on the axis names their layers; the highest have
+    their own names.
 
     >>> ax = plot_heads(estimate)                                                  # doctest: +SKIP
 
     Args:
-        estimate: what :func:`rllc.estimate` gave. Diverged refinements are crosses at zero.
-        ax: where to draw; ``None`` makes a figure.
+        estimate: what :func:`rllc.estimate` gave.
+        ax: where to draw: one Axes, or one for each data set; ``None`` makes a figure, with a panel
+            for each data set where one could not hold them side by side.
         simultaneous: whether all intervals of the figure hold together with 95 %. Otherwise one of
             twenty is expected to miss, so that of 16 heads some interval misses in half of all
             figures.
+
+    Returns:
+        The Axes, or an array of them ``[data]`` where each data set has its own.
+
+    Raises:
+        InputError: the number of Axes is neither 1 nor that of data sets.
     """
     right = all(hasattr(estimate, name) for name in ("weights", "data", "value", "mean"))
     must_be("plot_heads", "estimate", estimate, right, "what rllc.estimate gave")
     weights = list(dict.fromkeys(estimate.weights))
     data = list(dict.fromkeys(estimate.data))
-    ax = new_axes(ax, width=max(4.0, 1.5 + 0.45 * len(weights)))
+    is_new = ax is None
+    panels = _panels_of_data(ax, len(weights), data)
     half_width = estimate.mean.half_width(simultaneous=simultaneous)
+    num_wrong = 0
     for number, name in enumerate(data):
         rows = rows_of_data(estimate.data, name, "plot_heads")
-        columns = np.array([weights.index(estimate.weights[row]) for row in rows])
-        # Data sets stand side by side.
-        x = columns + 0.16 * (number - (len(data) - 1) / 2)
-        y = estimate.value[rows]
-        color = COLORS[number % len(COLORS)]
-        ax.errorbar(
-            x,
-            y,
-            yerr=half_width[rows],
-            fmt="o",
-            ms=5,
-            capsize=2,
-            lw=1.2,
-            color=color,
-            label=plain(name),
+        places = np.array([weights.index(estimate.weights[row]) for row in rows], dtype=float)
+        if len(panels) == 1:
+            # Data sets stand side by side.
+            places += _beside(number, len(data))
+        wrong = np.array([bool(faults) for faults in _faults_of(estimate, rows)])
+        num_wrong += int(wrong.sum())
+        size = 5.0 if len(weights) * len(data) <= 40 else 3.0
+        panel = panels[number % len(panels)]
+        numbers = np.array([places, estimate.value[rows], half_width[rows]])
+        _intervals(panel, numbers, wrong, number, size, plain(name))
+        if len(panels) > 1:
+            panel.set_title(plain(name), fontsize="medium")
+    ylabel = rf"$\hat\lambda$ ({of_intervals('interval', simultaneous)})"
+    for panel in panels:
+        for edge in _layer_edges(weights):
+            panel.axvline(edge, color="0.85", lw=0.8, zorder=0)
+        label_weights(panel, weights)
+        zero_line(panel, estimate.value)
+        panel.set_ylabel(ylabel)
+    for panel in panels[:-1]:
+        panel.set_xlabel("")
+    if len(data) > 1 and len(panels) == 1:
+        panels[0].legend(
+            frameon=False,
+            fontsize="small",
+            ncols=len(data),
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            borderaxespad=0.1,
         )
-        diverged = ~np.isfinite(y)
-        ax.plot(x[diverged], np.zeros(diverged.sum()), "x", ms=8, mew=2, color=color)
-    for edge in _layer_edges(weights):
-        ax.axvline(edge, color="0.85", lw=0.8, zorder=0)
-    label_weights(ax, weights)
-    ax.set_ylabel(rf"$\hat\lambda$ ({of_intervals('interval', simultaneous)})")
-    zero_line(ax, estimate.value)
-    if len(data) > 1:
-        ax.legend(title="data", frameon=False)
-    return ax
+    if is_new:
+        marks = f"hollow or ×: not ok ({num_wrong} of {len(estimate.value)})" if num_wrong else ""
+        small_print(panels[0], [sampled(getattr(estimate, "settings", {})), marks])
+    if len(weights) > _MOST_NAMED:
+        _name_highest(panels, estimate, weights, data, half_width)
+    return one_or_all(panels)
+
+
+_MOST_NAMED = 40
+"""Weights whose names fit under an axis."""
+
+_MOST_SIDE_BY_SIDE = 120
+"""Dots that one Axes can hold side by side."""
+
+_HIGHEST = 6
+"""Dots with a name of their own, where the axis cannot name them all."""
+
+
+def _panels_of_data(
+    ax: Axes | Sequence[Axes] | None, num_weights: int, data: Sequence[str]
+) -> list[Axes]:
+    """Return one Axes, or one for each data set."""
+    if ax is not None:
+        panels = list(np.atleast_1d(np.array(ax, dtype=object)))
+        if len(panels) not in (1, len(data)):
+            raise InputError(
+                f"plot_heads: expected one Axes, or one for each of {len(data)} data sets, "
+                f"got {len(panels)}."
+            )
+        return panels
+    is_crowded = num_weights * len(data) > _MOST_SIDE_BY_SIDE and len(data) > 1
+    if is_crowded:
+        _, axes = pyplot().subplots(
+            len(data),
+            1,
+            figsize=(WIDEST, 0.6 + 1.9 * len(data)),
+            sharex=True,
+            sharey=True,
+            layout="constrained",
+        )
+        return list(axes)
+    of_a_head = 0.2 + 0.12 * len(data)
+    width = max(4.0, 1.2 + of_a_head * num_weights)
+    return [new_axes(None, width=min(width, WIDEST))]
+
+
+def _beside(number: int, count: int) -> float:
+    """How far from a head's place a data set's dot stands."""
+    return min(0.16, 0.8 / count) * (number - (count - 1) / 2)
+
+
+def _intervals(
+    ax: Axes, numbers: np.ndarray, wrong: np.ndarray, number: int, size: float, label: str
+) -> None:
+    """Draw dots, ``numbers [(place, value, half width), head]``, and their faults."""
+    x, y, half_width = numbers
+    color, marker = color_of(number), MARKERS[number % len(MARKERS)]
+    look = {"ms": size, "capsize": 2 if size > 4 else 0, "lw": 1.2 if size > 4 else 0.8}
+    ax.errorbar(x, y, yerr=half_width, fmt=marker, color=color, label=label, **look)
+    diverged = ~np.isfinite(y)
+    mark_faults(ax, x, y, wrong & ~diverged, color, marker=marker, size=size)
+    ax.plot(x[diverged], np.zeros(diverged.sum()), "x", ms=8, mew=2, color=color)
+
+
+def _faults_of(estimate: Estimate, rows: Sequence[int]) -> list[Sequence[Fault]]:
+    """The faults of some rows; other results than estimates have none."""
+    faults = getattr(estimate, "faults", None)
+    return [() if faults is None else faults[row] for row in rows]
+
+
+def _name_highest(
+    panels: Sequence[Axes],
+    estimate: Estimate,
+    weights: Sequence[str],
+    data: Sequence[str],
+    half_width: np.ndarray,
+) -> None:
+    """Name the highest dots: of each panel, or of the only one."""
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(low, high + 0.12 * (high - low))
+    for number, panel in enumerate(panels):
+        finite = np.flatnonzero(np.isfinite(estimate.value)).tolist()
+        rows = [row for row in finite if len(panels) == 1 or estimate.data[row] == data[number]]
+        sets = [data.index(estimate.data[row]) for row in rows]
+        beside = [_beside(k, len(data)) if len(panels) == 1 else 0.0 for k in sets]
+        places = [weights.index(estimate.weights[row]) for row in rows]
+        name_dots(
+            panel,
+            np.array(places) + np.array(beside),
+            estimate.value[rows],
+            error=np.array([np.zeros(len(rows)), half_width[rows]]),
+            words=[estimate.weights[row] for row in rows],
+            colors=[color_of(k) for k in sets],
+            remarkable=estimate.value[rows],
+            most=_HIGHEST,
+        )
 
 
 def plot_against(
@@ -94,7 +216,9 @@ def plot_against(
     their mean). Its p-value is the share of 10,000 random permutations, and of the order itself,
     whose ρ is as far from 0: how often numbers dealt out to the weights at random would do as well.
     It knows nothing of the errors of λ̂, nor that heads of one model are not a sample of
-    independent heads. Names that find no free place beside their dots are left out.
+    independent heads. Fewer than 5 weights have none: no order of four is rarer than 1 in 12. What
+    is not ok is hollow. Names that find no free place beside their dots are left out; of more than
+    40 dots those farthest from the others have names.
 
     >>> ax = plot_against({"1:6": 14, "1:7": 3}, estimate)                         # doctest: +SKIP
 
@@ -123,16 +247,33 @@ def plot_against(
     error = np.array([no_error, estimate.mean.half_width()[shown_rows]])
     is_finite = np.isfinite(places).all(0)
     rho, p = rank_correlation(*places[:, is_finite])
+    count = int(is_finite.sum())
     title = "Spearman's ρ is not defined here"
-    if np.isfinite(rho):
-        title = f"Spearman's ρ = {rho:.2f}, two-sided p = {p:.2g}, {is_finite.sum()} weights"
+    if np.isfinite(rho) and count < _FEWEST_FOR_P:
+        title = f"Spearman's ρ = {rho:.2f}, {count} weights: too few for a p-value"
+    elif np.isfinite(rho):
+        title = f"Spearman's ρ = {rho:.2f}, two-sided p = {p:.2g}, {count} weights"
+    is_new = ax is None
     ax = new_axes(ax, width=_width(groups), height=4.2)
     ax.set_xlabel(xlabel)
     on = "" if data is None else f" on {plain(data)}"
     ax.set_ylabel(rf"$\hat\lambda${on} (95 % interval)")
     ax.set_title(title, fontsize="medium")
-    _dots(ax, names, places, error, groups_by_name("plot_against", names, groups))
+    wrong = np.array([bool(faults) for faults in _faults_of(estimate, shown_rows)])
+    if is_new:
+        small_print(ax, _said(estimate, wrong))
+    _dots(ax, names, places, error, wrong, groups_by_name("plot_against", names, groups))
     return ax
+
+
+_FEWEST_FOR_P = 5
+"""Weights from which on a p-value can be small."""
+
+
+def _said(estimate: Estimate, wrong: np.ndarray) -> list[str]:
+    """The small print of dots."""
+    hollow = f"hollow: not ok ({wrong.sum()} of {len(wrong)})" if wrong.any() else ""
+    return [sampled(estimate.settings), hollow]
 
 
 def plot_data_pair(
@@ -146,6 +287,9 @@ def plot_data_pair(
     """Draw λ̂ on one data set against λ̂ on another, a dot a choice of weights, and the diagonal.
 
     Above the diagonal are weights that are more complex for ``y``. Both 95 % intervals are shown.
+    What is not ok on either is hollow. Of more than 40 dots those farthest from the diagonal, in
+    their errors, have names.
+
     The two errors of a dot are independent, as noise and minibatches depend on the data, unless
     ``Sampling(common_noise=True)`` shares the noise; then dots lie closer to where they belong
     along the diagonal's normal than their intervals say (:meth:`rllc.Estimate.difference`). The
@@ -181,15 +325,43 @@ def plot_data_pair(
     ax.axline((middle, middle), (middle + 1, middle + 1), color="0.7", lw=0.8, zorder=0)
     ax.set_xlabel(rf"$\hat\lambda$ on {plain(x)} (95 % interval)")
     ax.set_ylabel(rf"$\hat\lambda$ on {plain(y)} (95 % interval)")
-    _dots(ax, names, places, error, groups_by_name("plot_data_pair", names, groups))
+    faults = [_faults_of(estimate, of_axis.tolist()) for of_axis in rows]
+    wrong = np.array([bool(one or other) for one, other in zip(*faults, strict=True)])
+    if is_new:
+        small_print(ax, _said(estimate, wrong))
+    grouped = groups_by_name("plot_data_pair", names, groups)
+    with np.errstate(invalid="ignore"):
+        off_diagonal = np.abs(places[1] - places[0]) / np.hypot(*error)
+    _dots(ax, names, places, error, wrong, grouped, remarkable=np.nan_to_num(off_diagonal))
     return ax
 
 
 def label_weights(ax: Axes, weights: Sequence[str]) -> None:
-    """Write the names of weights under the x axis, one a unit; long names are turned."""
-    rotation = 0 if max(len(name) for name in weights) <= 4 else 60
-    ax.set_xticks(range(len(weights)), weights, rotation=rotation)
+    """Write the names of weights under the x axis, one a unit; of many, those of their layers."""
+    margin = 0.7 + len(weights) / 100
+    ax.set_xlim(-margin, len(weights) - 1 + margin)
+    if len(weights) > _MOST_NAMED:
+        _label_layers(ax, weights)
+        return
+    room = ax.get_window_extent().width / ax.figure.dpi / len(weights)
+    longest = max(len(name) for name in weights)
+    rotation = 0 if 0.085 * longest < room else 90
+    names = [plain(name) for name in weights]
+    ax.set_xticks(range(len(weights)), names, rotation=rotation, fontsize="small")
     ax.set_xlabel("weights")
+
+
+def _label_layers(ax: Axes, weights: Sequence[str]) -> None:
+    """Write the layers in the middle of their heads."""
+    edges = [-0.5, *_layer_edges(weights), len(weights) - 0.5]
+    layers = [layer_of(weights[int(edge + 0.5)]) for edge in edges[:-1]]
+    numbers = [layer.removeprefix("layer ") for layer in layers]
+    middles = [(low + high) / 2 for low, high in pairwise(edges)]
+    if len(middles) > _MOST_NAMED:
+        middles, numbers = [], []
+    ax.set_xticks(middles, numbers, fontsize="small")
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlabel("layer, its heads from left to right")
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -235,7 +407,9 @@ def _dots(
     names: Sequence[str],
     places: np.ndarray,
     error: np.ndarray,
+    wrong: np.ndarray,
     groups: Mapping[str, str] | None,
+    remarkable: np.ndarray | None = None,
 ) -> None:
     """Draw dots at ``places [2, name]`` in the colours of their groups, with names beside them.
 
@@ -257,33 +431,53 @@ def _dots(
             label = plain(group_names[number])
         x, y = places[:, members]
         x_error, y_error = error[:, members]
+        color = color_of(number)
+        marker = "o" if number is None else MARKERS[number % len(MARKERS)]
         ax.errorbar(
             x,
             y,
             xerr=x_error if np.isfinite(x_error).any() else None,
             yerr=y_error,
-            fmt="o",
+            fmt=marker,
             ms=4,
-            lw=0.8,
-            color=color_of(number),
+            lw=0.8 if len(names) <= _MOST_NAMED else 0.5,
+            color=color,
+            ecolor=(color, 0.6),
             label=label,
         )
+        mark_faults(ax, x, y, wrong[members], color, marker=marker)
     zero_line(ax, places[1])
     if groups is not None and ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     if not is_finite.all():
         missing = [names[i] for i in np.flatnonzero(~is_finite).tolist()]
+        if len(missing) > _MOST_LISTED:
+            missing = [*missing[:_MOST_LISTED], f"{len(missing) - _MOST_LISTED} more"]
         parts = [ax.get_title(), plain(f"not finite: {', '.join(missing)}")]
         ax.set_title("\n".join(part for part in parts if part), fontsize="medium")
     shown = np.flatnonzero(is_finite).tolist()
-    name_dots(
+    num_unnamed = name_dots(
         ax,
         places[0, shown],
         places[1, shown],
         error=error[:, shown],
         words=[names[i] for i in shown],
         colors=[color_of(numbers[i]) for i in shown],
+        remarkable=None if remarkable is None else remarkable[shown],
     )
+    if len(names) > _MOST_NAMED:
+        ax.annotate(
+            unnamed(num_unnamed),
+            (0.99, 0.01),
+            xycoords="axes fraction",
+            ha="right",
+            fontsize=6.5,
+            color="0.35",
+        )
+
+
+_MOST_LISTED = 6
+"""Names in a title."""
 
 
 def _rows_by_weights(doing: str, estimate: Estimate, data: str | None) -> dict[str, int]:

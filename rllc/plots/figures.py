@@ -1,4 +1,4 @@
-"""What figures share: colours, axes, lines with bands, a log axis of training steps.
+"""What figures share: sizes, colours, lines with bands, marks of faults, an axis of training steps.
 
 Needs the extra ``plot`` when called.
 """
@@ -6,7 +6,8 @@ Needs the extra ``plot`` when called.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,11 +35,19 @@ def of_intervals(what: str, simultaneous: bool) -> str:
 # Okabe & Ito's, which most colour-blind people can tell apart. A second round has other dashes.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#1A1A1A")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+MARKERS = "os^Dv*P"
+"""Of data sets and groups, so that they can also be told apart in grey."""
 NO_GROUP = "0.55"
 """The colour of what is in no group."""
 
 _FEW_POINTS = 12
 """Lines of fewer points show each as a dot."""
+
+WIDEST = 7.2
+"""Inches of one Axes at most: the two columns of a journal."""
+
+_MOST_COLUMNS = 3
+"""Panels side by side."""
 
 
 def new_axes(ax: Axes | None, width: float, height: float = 3.4) -> Axes:
@@ -49,17 +58,45 @@ def new_axes(ax: Axes | None, width: float, height: float = 3.4) -> Axes:
     return ax
 
 
-def row_of_axes(count: int, width: float = 4.2) -> list[Axes]:
-    """Return Axes of a new figure side by side, with one scale."""
-    _, axes = pyplot().subplots(
-        1,
-        count,
-        figsize=(1 + width * count, 3.6),
+def grid_of_axes(count: int, width: float = 3.3, height: float = 3.4) -> list[Axes]:
+    """Return Axes of a new figure, up to three side by side, which share both scales.
+
+    Args:
+        count: how many.
+        width: of each, in inches.
+        height: of each.
+    """
+    columns = 2 if count == 4 else min(count, _MOST_COLUMNS)
+    rows = -(-count // columns)
+    figure, axes = pyplot().subplots(
+        rows,
+        columns,
+        figsize=(0.6 + width * columns, 0.4 + height * rows),
+        sharex=True,
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    return list(axes[0])
+    panels = list(axes.ravel())
+    for unused in panels[count:]:
+        figure.delaxes(unused)
+    for above in panels[max(count - columns, 0) : count]:
+        above.tick_params(labelbottom=True)
+    return panels[:count]
+
+
+def small_print(ax: Axes, words: Iterable[str]) -> None:
+    """Write settings, and what marks mean, below a figure.
+
+    Only where there is room for it: in a figure whose layout makes room, and once.
+    """
+    figure: Any = ax.figure
+    text = "; ".join(word for word in words if word)
+    has_room = figure.get_layout_engine() is not None and not figure.get_supxlabel()
+    if text and has_room:
+        width = max(int(15.5 * figure.get_figwidth()), 30)
+        lines = textwrap.wrap(text, width)
+        figure.supxlabel(plain("\n".join(lines)), fontsize=7, color="0.35", ha="center")
 
 
 def pyplot() -> Any:
@@ -82,7 +119,9 @@ def log_steps(ax: Axes, steps: Sequence[int]) -> None:
         ax.set_xscale("symlog", linthresh=above_0[0], linscale=0.4)
         ax.set_xticks(_ticks(steps, above_0[0], above_0[-1]))
         ax.xaxis.set_major_formatter(lambda step, _: f"{step:g}")
-    ax.set_xlim(min(steps), max(steps) * 1.02 + (len(steps) == 1))
+    # Step 0 has its own place, half a stride from the first: its marks need room to the left.
+    left = min(steps) - 0.15 * above_0[0] if 0 in steps and above_0 else min(steps)
+    ax.set_xlim(left, max(steps) * 1.02 + (len(steps) == 1))
 
 
 def _ticks(steps: Sequence[int], first: float, last: float) -> list[float]:
@@ -116,7 +155,9 @@ def band(
     dash = DASHES[(number or 0) // len(COLORS) % len(DASHES)]
     ax.plot(x, y, ms=3, lw=1.4, color=color, ls=dash, **options)
     if np.isfinite(error).any():
-        ax.fill_between(x, y - error, y + error, alpha=0.15, lw=0, color=color)
+        # The edge keeps a band visible under the others, and in grey.
+        faces = {"facecolor": (color, 0.16), "edgecolor": (color, 0.45), "lw": 0.4}
+        ax.fill_between(x, y - error, y + error, **faces)
 
 
 def color_of(number: int | None) -> str:
@@ -132,16 +173,17 @@ def lines(
     error: np.ndarray,
     groups: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Draw one line a name, with its band, and a legend.
+    """Draw one line a name, with its band. Each has its own colour, or that of its group.
 
-    Each line has its own colour, or that of its group.
+    What names them is the caller's: :func:`rllc.plots.labels.name_ends`, or a legend.
 
     Args:
         ax: where to draw.
         x: ``[point]``.
         names: of the lines.
         values: ``[name, point]``; NaN is a gap, and a value between gaps a dot.
-        error: ``[name, point]``: half the width of the band; NaN for none.
+        error: ``[name, point]``: half the width of the band; NaN for none. Bands of more than
+            :data:`MOST_BANDS` lines are left out; :func:`without_bands` says so.
         groups: name to group. Groups are coloured in the order in which they come here, also those
             of other names, so that figures that are given the same groups colour them alike.
 
@@ -161,11 +203,21 @@ def lines(
         dots = _dots(values[i])
         if dots.any():
             options = {"marker": "o", "markevery": dots}
-        band(ax, x, values[i], error[i], number, label=label, **options)
-    if ax.get_legend_handles_labels()[0]:
-        num_entries = len(names) if groups is None else len(in_legend)
-        ax.legend(frameon=False, fontsize="small", ncols=1 + num_entries // 9)
+        half_width = error[i] if len(names) <= MOST_BANDS else np.full_like(error[i], np.nan)
+        band(ax, x, values[i], half_width, number, label=label, **options)
     return [color_of(number) for number in numbers]
+
+
+def without_bands(num_lines: int, error: np.ndarray) -> str:
+    """Say how wide bands are that are not drawn; nothing where they are.
+
+    >>> without_bands(144, np.array([[0.5, 1.5, 2.5]]))
+    'bands of 144 lines would hide them: half of them are within ± 1.5'
+    """
+    if num_lines <= MOST_BANDS or not np.isfinite(error).any():
+        return ""
+    middle = float(np.nanmedian(error))
+    return f"bands of {num_lines} lines would hide them: half of them are within ± {middle:.2g}"
 
 
 def _dots(values: np.ndarray) -> np.ndarray:
@@ -180,6 +232,77 @@ def group_numbers(names: Sequence[str], groups: Mapping[str, str]) -> list[int |
     """Return the place of each name's group among all groups; ``None`` for names without."""
     order = {group: number for number, group in enumerate(dict.fromkeys(groups.values()))}
     return [order.get(groups.get(name, "")) for name in names]
+
+
+def mark_faults(
+    ax: Axes,
+    x: Sequence[float] | np.ndarray,
+    y: np.ndarray,
+    wrong: np.ndarray,
+    color: str,
+    *,
+    marker: str = "o",
+    size: float = 4.0,
+) -> None:
+    """Draw what is not ok hollow, and what has no value as a cross at the bottom.
+
+    Args:
+        ax: where the points are.
+        x: ``[point]``.
+        y: ``[point]``; NaN where chains diverged.
+        wrong: ``[point]``: whether something is wrong.
+        color: of the points.
+        marker: of the points.
+        size: of the marks, in points.
+    """
+    places = np.asarray(x, dtype=float)
+    hollow = wrong & np.isfinite(y)
+    if hollow.any():
+        ax.plot(
+            places[hollow],
+            y[hollow],
+            marker,
+            ms=size,
+            mfc="white",
+            mec=color,
+            mew=1.1,
+            zorder=3,
+        )
+    absent = wrong & ~np.isfinite(y)
+    if absent.any():
+        heights = np.full(int(absent.sum()), 0.025)
+        to_edge = ax.get_xaxis_transform()
+        ax.plot(places[absent], heights, "x", ms=size, mew=1.1, color=color, transform=to_edge)
+
+
+MOST_BANDS = 24
+"""Lines of one Axes whose bands can be told apart. Those of more hide the lines."""
+
+
+def fit_bands(axes: Sequence[Axes], values: np.ndarray, error: np.ndarray) -> bool:
+    """Let values set the scale, and not the widest band; return whether a band is cut.
+
+    Bands may add a quarter of what values span, or two typical bands, to each side: the wide ones
+    of a checkpoint at which nothing is known would press all others flat.
+
+    Args:
+        axes: which share the scale.
+        values: ``[...]``.
+        error: ``[...]``: half the widths of the bands; NaN for none.
+    """
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return False
+    widths = np.nan_to_num(error)
+    low, high = float(finite.min()), float(finite.max())
+    typical = float(np.median(widths[np.isfinite(values)]))
+    room = max(0.25 * (high - low), 2 * typical)
+    lowest, highest = float(np.nanmin(values - widths)), float(np.nanmax(values + widths))
+    bottom, top = max(lowest, low - room), min(highest, high + room)
+    margin = 0.04 * (top - bottom) or 0.05 * abs(top) or 1.0
+    for ax in axes:
+        ax.set_ylim(bottom - margin, top + margin)
+    return lowest < bottom or highest > top
 
 
 def zero_line(ax: Axes, values: np.ndarray) -> None:

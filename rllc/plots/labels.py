@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 _FONT_SIZE = 8
 _LARGEST_FONT = 8.3
+_SMALLEST_FONT = 5.5
 _LINE_SPACING = 1.35
+
+_MOST_DOTS = 40
+_NAMED_DOTS = 24
+"""Where there are more dots than can be told apart, so many have names."""
 
 _DISTANCES = (6, 11, 17, 24, 32, 42, 54)
 """Points from a dot at which its name may stand."""
@@ -31,12 +36,12 @@ def name_ends(
     values: np.ndarray,
     words: Sequence[str],
     colors: Sequence[str],
-) -> None:
+) -> int:
     """Write words beside the right end of each line, moved apart where they would overlap.
 
     To be called when nothing changes the height of the Axes, or what its y axis shows, any more. A
     thin line leads from each word to the last value; words of lines without a value stand at the
-    bottom.
+    bottom. Where there is no room for all, those in the middle of the crowd have none.
 
     Args:
         ax: where the lines are.
@@ -44,13 +49,19 @@ def name_ends(
         values: ``[line, point]``; NaN where a line has a gap.
         words: one a line.
         colors: one a line.
+
+    Returns:
+        How many lines have no words.
     """
     height = ax.get_window_extent().height * 72 / ax.figure.dpi  # in points
-    size = min(_LARGEST_FONT, height / (_LINE_SPACING * max(len(words), 1)))
     ends = np.array([_end(x, curve) for curve in values]).reshape(-1, 2)
     to_axes = ax.transData + ax.transAxes.inverted()
     wanted = np.nan_to_num(to_axes.transform(ends)[:, 1])
     order = np.argsort(wanted, kind="stable")
+    most = max(int(height / (_LINE_SPACING * _SMALLEST_FONT)), 1)
+    if len(order) > most:
+        order = np.concatenate([order[: most // 2], order[most // 2 - most :]])
+    size = min(_LARGEST_FONT, height / (_LINE_SPACING * max(len(order), 1)))
     places = _apart(wanted[order], _LINE_SPACING * size / height)
     for i, place in zip(order, places, strict=True):
         has_value = np.isfinite(values[i]).any()
@@ -66,6 +77,17 @@ def name_ends(
             annotation_clip=False,
             arrowprops=leader if has_value else None,
         )
+    return len(words) - len(order)
+
+
+def unnamed(count: int) -> str:
+    """Say that lines or dots have no name; nothing where all have one."""
+    return f"{count} in the crowd have no name" if count else ""
+
+
+def settle(ax: Axes) -> None:
+    """Lay a figure out, so that its Axes have the size in which words are placed."""
+    ax.figure.canvas.figure.draw_without_rendering()
 
 
 def _end(x: Sequence[float] | np.ndarray, curve: np.ndarray) -> tuple[float, float]:
@@ -100,10 +122,13 @@ def name_dots(
     error: np.ndarray,
     words: Sequence[str],
     colors: Sequence[str],
-) -> None:
+    remarkable: np.ndarray | None = None,
+    most: int | None = None,
+) -> int:
     """Write words beside dots, each at the best free place; where there is none, leave it out.
 
-    To be called last: places are found by the pixels of the finished figure.
+    To be called last: places are found by the pixels of the finished figure. Of more than 40 dots
+    only the 24 most remarkable have names: those of all would bury them.
 
     Args:
         ax: where the dots are.
@@ -113,11 +138,25 @@ def name_dots(
             where they can.
         words: one a dot.
         colors: one a dot.
+        remarkable: ``[dot]``: how much a dot deserves a name; ``None``: by its distance from the
+            middle of the others.
+        most: how many names to write; ``None``: as said.
+
+    Returns:
+        How many dots have no name.
     """
-    ax.figure.canvas.figure.draw_without_rendering()
+    settle(ax)
     canvas = _Canvas.of(ax, x, y, error)
     taken = np.empty((0, 4))
-    for i, word in enumerate(words):
+    if most is None:
+        most = len(words) if len(words) <= _MOST_DOTS else _NAMED_DOTS
+    chosen = np.arange(len(words))
+    if len(words) > most:
+        if remarkable is None:
+            remarkable = np.linalg.norm(canvas.dots - np.median(canvas.dots, axis=0), axis=1)
+        chosen = np.argsort(-remarkable, kind="stable")[:most]
+    for i in chosen.tolist():
+        word = words[i]
         place = canvas.best_place(i, canvas.size_of(word), taken)
         if place is None:
             continue
@@ -134,6 +173,7 @@ def name_dots(
             color=colors[i],
             arrowprops=leader if place.needs_leader else None,
         )
+    return len(words) - len(taken)
 
 
 class _Place(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from rllc.errors import InputError, nearest
-from rllc.plots.figures import row_of_axes
+from rllc.plots.figures import grid_of_axes
 from rllc.weights import head_name
 
 if TYPE_CHECKING:
@@ -61,15 +61,28 @@ def groups_by_name(
 
 
 def panels_for(
-    ax: Axes | Sequence[Axes] | None, parts: Sequence[object], width: float, doing: str, what: str
+    ax: Axes | Sequence[Axes] | None,
+    parts: Sequence[object],
+    width: float,
+    doing: str,
+    what: str,
+    height: float = 3.2,
 ) -> list[Axes]:
     """Return one Axes for each part of a figure: those given, or those of a new figure.
+
+    Args:
+        ax: those given, or ``None``.
+        parts: of the figure.
+        width: of a new panel, in inches.
+        doing: what the error says is being done.
+        what: the parts are.
+        height: of a new panel, in inches.
 
     Raises:
         InputError: another number of Axes was given.
     """
     if ax is None:
-        return row_of_axes(len(parts), width=width)
+        return grid_of_axes(len(parts), width=width, height=height)
     panels = list(np.atleast_1d(np.array(ax, dtype=object)))
     if len(panels) != len(parts):
         raise InputError(

@@ -1,50 +1,87 @@
 """Parts of a self-contained HTML page: a table, a note, a figure, and the page around them.
 
-Nothing is fetched, which the page itself forbids; every text is escaped here and nowhere else.
+Nothing is fetched, which the page itself forbids: it runs the one script whose hash it names. Every
+text is escaped here and nowhere else.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rllc.errors import InputError
+from rllc.sweep.page_script import SCRIPT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+
+_POLICY = (
+    f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'"
+)
 
 _STYLE = """
-body { margin: 0 auto; padding: 1rem; max-width: 64rem; color: #1a1a1a; background: #fff;
-  font: 16px/1.45 system-ui, sans-serif }
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --faint: #555; --rule: #ddd;
+  --blue: #0072b2; --wrong: #b3400a }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181b; --faint: #aaa;
+  --rule: #3a3d42; --blue: #56b4e9; --wrong: #ff9d5c } }
+body { margin: 0 auto; padding: 1rem; max-width: 64rem; color: var(--ink);
+  background: var(--paper); font: 16px/1.45 system-ui, sans-serif }
 h1 { font-size: 1.5rem; margin: 0.5rem 0 }
-h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; border-bottom: 1px solid #ccc }
+h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; border-bottom: 1px solid var(--rule) }
 h1, h2, p, td:last-child, figcaption { overflow-wrap: anywhere }
-.note, figcaption { color: #555; font-size: 0.875rem }
+a { color: var(--blue) }
+:focus-visible { outline: 3px solid var(--blue); outline-offset: 2px }
+.note, figcaption { color: var(--faint); font-size: 0.875rem }
+.choose { display: none; flex-wrap: wrap; gap: 0.5rem 1.25rem }
+.scripted .choose { display: flex }
+.scripted .unscripted { display: none }
+select { font: inherit; max-width: 100% }
+#curve { display: none; width: 100%; max-width: 48rem; height: auto; cursor: crosshair }
+.scripted #curve { display: block }
+#curve text { font-size: 12px; fill: var(--faint) }
+#curve .grid { stroke: var(--rule) }
+#curve .band { fill: var(--blue); fill-opacity: 0.18; stroke: var(--blue); stroke-opacity: 0.45;
+  stroke-width: 0.5 }
+#curve .line { fill: none; stroke: var(--blue); stroke-width: 1.6 }
+#curve .fine { fill: var(--blue) }
+#curve .wrong { fill: var(--paper); stroke: var(--wrong); stroke-width: 1.6 }
+#curve text.wrong { fill: var(--wrong); stroke: none; font-size: 15px }
+#curve .faint { opacity: 0.2 }
+#curve .chosen { fill: none; stroke: var(--ink); stroke-width: 1.4 }
 figure { margin: 0.75rem 0 }
 .panels { display: flex; flex-wrap: wrap; gap: 0.75rem }
 .panels figure { margin: 0 }
 .panels > * { flex: 1 1 22rem; min-width: 0; max-width: 30.5rem }
-img { display: block; width: 100%; height: auto }
+img { display: block; width: 100%; height: auto; background: #fff }
+.picked { outline: 3px solid var(--blue); outline-offset: 4px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums }
 th, td { padding: 0.2rem 0.75rem 0.2rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid #e5e5e5 }
+  border-bottom: 1px solid var(--rule) }
 td:last-child { min-width: 9rem }
 th { white-space: nowrap }
-thead th { border-bottom: 1px solid #888 }
+thead th { border-bottom: 1px solid var(--faint) }
 @media print { body { max-width: none; padding: 0; font-size: 10pt } .wide { overflow: visible }
   h2 { break-after: avoid } figure, img, tr { break-inside: avoid }
   .panels > * { flex-basis: 45% } }
 """
 
 
-def page(title: str, summary: str, made: datetime, sections: Mapping[str, str]) -> str:
+def page(
+    title: str,
+    summary: str,
+    made: datetime,
+    sections: Mapping[str, str],
+    numbers: Mapping[str, Any] | None = None,
+) -> str:
     """Return the page.
 
     Args:
@@ -52,10 +89,17 @@ def page(title: str, summary: str, made: datetime, sections: Mapping[str, str]) 
         summary: one paragraph below it.
         made: when, in UTC.
         sections: headings and their HTML.
+        numbers: what the script draws; ``None`` is nothing.
     """
     bodies = []
     for heading, html in sections.items():
-        bodies.append(f"<section><h2>{heading}</h2>\n{html}\n</section>")
+        bodies.append(f'<section id="{anchor(heading)}"><h2>{heading}</h2>\n{html}\n</section>')
+    if numbers is not None:
+        # Within a script nothing is escaped but the end of it, which "<" begins.
+        text = json.dumps(numbers, ensure_ascii=False, separators=(",", ":"))
+        text = text.replace("<", "\\u003c")
+        bodies.append(f'<script type="application/json" id="numbers">{text}</script>')
+        bodies.append(f"<script>{SCRIPT}</script>")
     body = "\n".join(bodies)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -76,19 +120,81 @@ def page(title: str, summary: str, made: datetime, sections: Mapping[str, str]) 
 """
 
 
+def anchor(heading: str) -> str:
+    """Return the name of a section for links.
+
+    >>> anchor("Every estimate that is not ok")
+    'every-estimate-that-is-not-ok'
+    """
+    return heading.lower().replace(" ", "-")
+
+
+def attributes(**values: str) -> str:
+    """Return attributes of an element, such as ``data-kind="spikes"`` of ``data_kind``."""
+    return "".join(f' {name.replace("_", "-")}="{escape(x)}"' for name, x in values.items())
+
+
+class Link(NamedTuple):
+    """A cell of a table that leads to a section."""
+
+    text: str
+    section: str
+    values: Mapping[str, str]
+
+    def html(self) -> str:
+        """Return it as HTML."""
+        href = attributes(href=f"#{anchor(self.section)}")
+        return f"<a{href}{attributes(**self.values)}>{escape(self.text)}</a>"
+
+
+def chooser(name: str, words: str, options: Mapping[str, str]) -> str:
+    """Return a labelled list of which one is chosen: value to its text."""
+    items = [f"<option{attributes(value=k)}>{escape(v)}</option>" for k, v in options.items()]
+    return f'<label>{escape(words)} <select id="{name}">{"".join(items)}</select></label>'
+
+
+def curve(num_points: int, choosers: Sequence[str], without_script: str) -> str:
+    """Return the place where the script draws one curve, with what it is chosen by."""
+    slider = attributes(
+        id="curve",
+        viewBox="0 0 640 300",
+        role="slider",
+        tabindex="0",
+        aria_label="checkpoint; the arrow keys move along the curve",
+        aria_valuemin="0",
+        aria_valuemax=str(num_points - 1),
+    )
+    return (
+        f'<div class="choose">{"".join(choosers)}</div>\n<svg{slider}></svg>\n'
+        f'<p id="said" role="status"></p>\n'
+        f'<p class="note unscripted">{escape(without_script)}</p>'
+    )
+
+
 def note(text: str) -> str:
     """Return a paragraph in small print."""
     return f'<p class="note">{escape(text)}</p>'
 
 
-def table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> str:
-    """Return a table of anything; without a header, the first column is one."""
+def table(
+    rows: Iterable[Sequence[object]],
+    header: Sequence[str] = (),
+    kinds: Sequence[str] | None = None,
+) -> str:
+    """Return a table of anything; without a header, the first column is one.
+
+    Args:
+        rows: cells, each a :class:`Link` or anything that has a text.
+        header: names of the columns.
+        kinds: what the script may filter the rows by, one a row: words with spaces between them.
+    """
     lines = []
-    for row in rows:
-        cells = [f"<td>{escape(str(cell))}</td>" for cell in row]
+    for i, row in enumerate(rows):
+        cells = [f"<td>{_cell(cell)}</td>" for cell in row]
         if not header:
-            cells[0] = f'<th scope="row">{escape(str(row[0]))}</th>'
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+            cells[0] = f'<th scope="row">{_cell(row[0])}</th>'
+        of_row = "" if kinds is None else attributes(data_kinds=kinds[i])
+        lines.append(f"<tr{of_row}>{''.join(cells)}</tr>")
     if header:
         headings = "".join(f"<th>{escape(heading)}</th>" for heading in header)
         lines.insert(0, f"<thead><tr>{headings}</tr></thead>")
@@ -96,9 +202,15 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> str:
     return f'<div class="wide"><table>\n{body}\n</table></div>'
 
 
-def figure(html: str, caption: str) -> str:
-    """Return an image, or several as :func:`panels`, above a caption."""
-    return f"<figure>{html}<figcaption>{escape(caption)}</figcaption></figure>"
+def _cell(cell: object) -> str:
+    return cell.html() if isinstance(cell, Link) else escape(str(cell))
+
+
+def figure(html: str, caption: str, **values: str) -> str:
+    """Return an image, or several as :func:`panels`, above a caption; ``values`` are attributes."""
+    return (
+        f"<figure{attributes(**values)}>{html}<figcaption>{escape(caption)}</figcaption></figure>"
+    )
 
 
 def panels(items: Sequence[str]) -> str:

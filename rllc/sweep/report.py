@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,14 +27,29 @@ from rllc.files import as_path, write_atomically
 from rllc.plots import plot_traces, plot_trajectory
 from rllc.plots.figures import layer_of
 from rllc.sweep.identity import versions
-from rllc.sweep.page import figure, image, new_axes, note, page, panels, table
+from rllc.sweep.page import (
+    Link,
+    chooser,
+    curve,
+    figure,
+    image,
+    new_axes,
+    note,
+    page,
+    panels,
+    table,
+)
 from rllc.sweep.plan import Plan
 from rllc.sweep.store import Store
 from rllc.sweep.sweep import Key, Sweep
+from rllc.tables import number, rounded
 from rllc.trajectory import Trajectory
 
 _LISTED = 2000
 """Rows of the last section. Nobody reads more, and a phone cannot show them."""
+
+_ONE, _WRONG = "One curve", "Every estimate that is not ok"
+"""Sections that links lead to."""
 
 _LISTED_ELSEWHERE = ("failed", "missing", "not_asked_for")
 """Kinds of faults that are no rows of the last section."""
@@ -52,9 +67,11 @@ def report(
     >>> rllc.report("sweep")                                                       # doctest: +SKIP
     PosixPath('sweep/report.html')
 
-    It shows trajectories, the worst traces, statuses, what failed and is missing, and settings.
-    The sweep may be running, interrupted or finished; the page shows what there was when it was
-    made.
+    It shows trajectories with marks where something is not ok, the curve of a head that one picks,
+    statuses with links to their rows, what failed and is missing, the worst traces, and settings.
+    It is one file that fetches nothing, and can be used with the keyboard: the arrow keys move
+    along the curve. The sweep may be running, interrupted or finished; the page shows what there
+    was when it was made.
 
     Args:
         folder: the ``store`` of :func:`rllc.track`.
@@ -104,15 +121,17 @@ def _write(path: Path, text: str) -> None:
 def _page(sweep: Sweep, trajectory: Trajectory, plans: Sequence[Plan], num_traces: int) -> str:
     sections = {
         "Over training": _trajectories(trajectory),
-        "Traces of the worst R-hat": _traces(sweep, trajectory, num_traces),
+        _ONE: _one(trajectory),
         "Statuses": _statuses(trajectory),
         "Failed": _failed(sweep),
         "Missing": _missing(sweep),
+        "Traces of the worst R-hat": _traces(sweep, trajectory, num_traces),
+        _WRONG: _not_ok(trajectory),
         "Settings and versions": _settings(sweep, plans),
-        "Every estimate that is not ok": _not_ok(trajectory),
     }
     title = f"{sweep.store.root.name}: refined LLCs over training"
-    return page(title, _summary(sweep, trajectory), datetime.now(UTC), sections)
+    numbers = _numbers(trajectory) if np.isfinite(trajectory.value).any() else None
+    return page(title, _summary(sweep, trajectory), datetime.now(UTC), sections, numbers)
 
 
 def title_of(kind: Kind) -> str:
@@ -182,9 +201,59 @@ def _trajectories(trajectory: Trajectory) -> str:
             axes.set_ylabel(panel_axes[0].get_ylabel())
             images.append(image(axes, f"λ̂ over training on {data}, {axes.get_title()}"))
         caption = f"λ̂ on {data} with its 95 % band. "
-        caption += "Gaps are estimates that diverged, failed or are missing."
+        caption += "Hollow points are not ok; crosses diverged, failed or are missing."
         shown.append(figure(panels(images), caption))
     return "\n".join(shown)
+
+
+def _one(trajectory: Trajectory) -> str:
+    """Return the place where the script draws the curve that one picks."""
+    if not np.isfinite(trajectory.value).any():
+        return note("There is no estimate yet.")
+    names = trajectory.names
+    kinds = {"": "any", "ok": "ok"}
+    for kind, _ in _kinds(trajectory).most_common():
+        if kind != "ok":
+            kinds[kind] = title_of(kind)
+    choosers = [
+        chooser("head", "weights", {name: name for name in names.selections}),
+        chooser("data", "data", {name: name for name in names.data_sets}),
+        chooser("kind", "status", kinds),
+    ]
+    without_script = "A browser that runs scripts draws here the curve that one picks."
+    return curve(len(trajectory), choosers, without_script)
+
+
+def _numbers(trajectory: Trajectory) -> dict[str, Any]:
+    """Return what the script draws, with four digits, and ``None`` where nothing is known."""
+    statuses: dict[tuple[str, tuple[str, ...]], int] = {}
+    half_width = trajectory.mean.half_width()
+    columns = []
+    for k, (weights, data) in enumerate(trajectory.names):
+        its_statuses = []
+        for faults in trajectory.faults:
+            kinds = tuple(dict.fromkeys(fault.kind for fault in faults[k]))
+            status = status_of(faults[k]), kinds
+            its_statuses.append(statuses.setdefault(status, len(statuses)))
+        columns.append(
+            {
+                "weights": weights,
+                "data": data,
+                "value": _in_short(trajectory.value[:, k]),
+                "half": _in_short(half_width[:, k]),
+                "error": _in_short(trajectory.standard_error[:, k], digits=2),
+                "rhat": _in_short(trajectory.rhat[:, k]),
+                "status": its_statuses,
+            }
+        )
+    return {"steps": trajectory.steps, "columns": columns, "statuses": list(statuses)}
+
+
+def _in_short(numbers: np.ndarray, digits: int = 4) -> list[float | None]:
+    shown = []
+    for value in numbers.tolist():
+        shown.append(float(f"{value:.{digits}g}") if np.isfinite(value) else None)
+    return shown
 
 
 def _traces(sweep: Sweep, trajectory: Trajectory, num_traces: int) -> str:
@@ -204,7 +273,8 @@ def _traces(sweep: Sweep, trajectory: Trajectory, num_traces: int) -> str:
         caption = f"Step {step}, {weights} on {data}: R-hat {rhat[row, column]:.3f}; {status}."
         axes = plot_traces(draws, ax=new_axes())
         trace = image(axes, f"Trace of {weights} on {data} at step {step}")
-        shown.append(figure(trace, caption))
+        of_trace = {"data_head": weights, "data_data": data, "data_step": str(step)}
+        shown.append(figure(trace, caption, **of_trace))
     healthy = "A healthy trace rises from 0, levels off, has no spikes, and its chains agree."
     return f"{note(healthy)}\n{panels(shown)}"
 
@@ -216,11 +286,20 @@ def _statuses(trajectory: Trajectory) -> str:
     counts = _kinds(trajectory)
     rows = []
     for kind, count in counts.most_common():
-        rows.append(("ok" if kind == "ok" else title_of(kind), count))
+        rows.append(("ok" if kind == "ok" else _link_to(kind), count))
     html = table(rows, ("status", "estimates"))
     if set(counts) <= {"ok"}:
         return html
-    return html + note("One estimate may have several. What to change stands in the last section.")
+    return html + note("One estimate may have several. A status leads to its estimates.")
+
+
+def _link_to(kind: Kind) -> object:
+    """Return a link from a status to its estimates."""
+    if kind == "not_asked_for":
+        return title_of(kind)
+    if kind in _LISTED_ELSEWHERE:
+        return Link(title_of(kind), kind, {})
+    return Link(title_of(kind), _WRONG, {"data_kind": kind})
 
 
 def _failed(sweep: Sweep) -> str:
@@ -254,9 +333,9 @@ def _absent(reasons: Mapping[Key, str]) -> str:
 
 def _not_ok(trajectory: Trajectory) -> str:
     """Return a table of all that is neither ok nor listed in another section."""
-    rows = []
+    rows: list[tuple[object, ...]] = []
+    kinds = []
     num_not_ok = 0
-    arrays = (trajectory.value, trajectory.standard_error, trajectory.rhat)
     for row, step in enumerate(trajectory.steps):
         for column, (weights, data) in enumerate(trajectory.names):
             faults = trajectory.faults[row][column]
@@ -265,27 +344,27 @@ def _not_ok(trajectory: Trajectory) -> str:
             num_not_ok += 1
             if num_not_ok > _LISTED:
                 continue
-            numbers = [_written(array[row, column]) for array in arrays]
-            rows.append((step, weights, data, *numbers, status_of(faults)))
+            values = {"data_step": str(step), "data_head": weights, "data_data": data}
+            value, error = trajectory.value[row, column], trajectory.standard_error[row, column]
+            numbers = (*rounded(value, error), number(trajectory.rhat[row, column], digits=3))
+            at = Link(str(step), _ONE, values)
+            rows.append((at, weights, data, *numbers, status_of(faults)))
+            kinds.append(" ".join(dict.fromkeys(fault.kind for fault in faults)))
     if not rows:
         return note("All that are finished are ok.")
-    html = table(rows, ("step", "weights", "data", "λ̂", "± se", "R-hat", "status"))
+    header = ("step", "weights", "data", "λ̂", "± se", "R-hat", "status")
+    html = f'<p class="note" id="shown"></p>\n{table(rows, header, kinds)}'
     if num_not_ok > len(rows):
         rest = f"{num_not_ok - len(rows):,} more are not ok; all are rows of "
         html += note(f"{rest}rllc.Sweep.open(folder).trajectory().to_dataframe().")
     return html
 
 
-def _written(number: float) -> str:
-    return "–" if np.isnan(number) else f"{number:.3f}"
-
-
 def _settings(sweep: Sweep, plans: Sequence[Plan]) -> str:
     last = plans[-1]
     settings = dict(sweep.settings)
-    rows: list[tuple[str, object]] = [("store", sweep.store.folder)]
-    for name, fingerprint in settings.pop("fingerprints").items():
-        rows.append((f"data {name}, SHA-256", fingerprint))
+    fingerprints = settings.pop("fingerprints")
+    rows: list[tuple[str, object]] = []
     for name, value in settings.items():
         rows.append((name, "–" if value is None else value))
     sources: dict[str, None] = {}
@@ -302,4 +381,8 @@ def _settings(sweep: Sweep, plans: Sequence[Plan]) -> str:
         used = dict.fromkeys(plan.versions.get(library, "?") for plan in plans)
         rows.append((f"{library}, version", ", then ".join(used)))
     rows.append(("this page, by rllc", versions()["rllc"]))
+    # Hashes come last: they matter when two sweeps are compared.
+    rows.append(("store", sweep.store.folder))
+    for name, fingerprint in fingerprints.items():
+        rows.append((f"data {name}, SHA-256", fingerprint))
     return table(rows)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import html
 import html.parser
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -14,6 +17,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +26,11 @@ from tiny import LAX, tiny_tokens
 
 import rllc
 from rllc.faults import PROBLEMS
+from rllc.sweep.page_script import SCRIPT
 from rllc.sweep.plan import Cell
 from rllc.sweep.report import report, title_of
 from rllc.sweep.store import Store
+from rllc.tables import rounded
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -35,6 +41,11 @@ VOID = {"meta", "img"}
 MODULE = importlib.import_module("rllc.sweep.report")  # rllc.report is the function
 BROWSER = next(
     filter(None, map(shutil.which, ("google-chrome", "chromium", "chromium-browser"))), None
+)
+
+
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="no google-chrome, chromium or chromium-browser is here"
 )
 
 
@@ -80,7 +91,7 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open[-1:] == ["h2"]:
             self.title += data
-        elif self.open and self.open[-1] in ("td", "th"):
+        elif {"td", "th"} & set(self.open):
             self.rows[self.title][-1][-1] += data
         elif self.open[-1:] == ["figcaption"]:
             self.captions[-1] += data
@@ -163,8 +174,8 @@ def test_a_finished_sweep(finished, whole) -> None:
     assert [[*row[:3], row[6]] for row in rows] == [
         [str(r.step), r.weights, r.data, r.status] for r in wrong.itertuples()
     ]
-    numbers = np.array([row[3:6] for row in rows], dtype=float)
-    assert numbers == pytest.approx(wrong[["llc", "standard_error", "rhat"]].to_numpy(), abs=5.1e-4)
+    expected = [[*rounded(r.llc, r.standard_error), f"{r.rhat:.3g}"] for r in wrong.itertuples()]
+    assert [row[3:6] for row in rows] == expected
     assert len(rows) > 0
 
     counts = dict(page.rows["Statuses"][1:])
@@ -263,6 +274,48 @@ def test_a_sweep_that_has_just_begun_needs_no_matplotlib(finished, tmp_path, mon
     assert len(triples(page.rows["Missing"][1:])) == 24
 
 
+# What the script draws.
+
+
+def numbers_of(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    (inside,) = re.findall(r'<script type="application/json" id="numbers">(.*?)</script>', text)
+    return json.loads(inside)
+
+
+def test_the_numbers_of_the_script_are_those_of_the_store(broken) -> None:
+    path, _ = broken
+    numbers = numbers_of(path)
+    trajectory = rllc.Sweep.open(path.parent).trajectory()
+    assert numbers["steps"] == list(trajectory.steps)
+    columns = numbers["columns"]
+    assert [(column["weights"], column["data"]) for column in columns] == list(trajectory.names)
+    half_width = trajectory.mean.half_width()
+    for k, column in enumerate(columns):
+        for name, array in (("value", trajectory.value), ("half", half_width)):
+            shown = np.array(column[name], dtype=float)
+            np.testing.assert_allclose(shown, array[:, k], rtol=1e-3)
+        for row, number in enumerate(column["status"]):
+            text, kinds = numbers["statuses"][number]
+            assert text == trajectory.status[row][k]
+            assert set(kinds) == {fault.kind for fault in trajectory.faults[row][k]}
+
+
+def test_rows_and_statuses_lead_to_each_other(broken) -> None:
+    """A row says its kinds, and which curve it is of; a status says which rows are its own."""
+    page = Page(broken[0])
+    kinds = [value.split() for _, name, value in page.attributes if name == "data-kinds"]
+    linked = [value for tag, name, value in page.attributes if (tag, name) == ("a", "data-kind")]
+    counts = dict(page.rows["Statuses"][1:])
+    assert linked
+    for kind in linked:
+        assert sum(kind in of_row for of_row in kinds) == int(counts[title_of(kind)])
+    steps = [value for tag, *pair, value in page.attributes if (tag, *pair) == ("a", "data-step")]
+    assert steps == [row[0] for row in page.rows["Every estimate that is not ok"][1:]]
+    order = list(page.text)
+    assert order.index("Statuses") < order.index("Settings and versions") == len(order) - 1
+
+
 # Figures.
 
 
@@ -344,7 +397,14 @@ def test_trajectories_have_a_panel_a_layer_and_one_scale(finished, tmp_path, mon
 def test_names_are_text_and_nothing_is_fetched(broken, whole) -> None:
     for path, name, traces in ((broken[0], "sweep", 3), (whole, "<script>&amp;", 6)):
         page = Page(path)
-        assert not {"b", "script", "link", "iframe", "object", "a", "base"} & set(page.tags)
+        assert not {"b", "link", "iframe", "object", "base"} & set(page.tags)
+        # The numbers, and the one script that the policy names by its hash.
+        assert page.tags["script"] == 2
+        hrefs = [value for tag, name, value in page.attributes if name == "href"]
+        ids = [value for _, name, value in page.attributes if name == "id"]
+        assert hrefs
+        assert {href.removeprefix("#") for href in hrefs} <= set(ids)
+        assert len(set(ids)) == len(ids)
         assert page.tags["title"] == page.tags["h1"] == 1
         assert f"{name}: refined LLCs over training" in page.text[""]
         for tag, attribute, value in page.attributes:
@@ -354,7 +414,12 @@ def test_names_are_text_and_nothing_is_fetched(broken, whole) -> None:
             )
             assert not attribute.startswith("on")
         policy = next(value for _, _, value in page.attributes if "default-src" in (value or ""))
-        assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+        assert policy == (
+            "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+            f"script-src 'sha256-{digest}'"
+        )
+        assert f"<script>{SCRIPT}</script>" in path.read_text(encoding="utf-8")
         style = re.search(r"<style>(.*?)</style>", path.read_text(encoding="utf-8"), re.S)[1]
         assert "url(" not in style
         assert "@import" not in style
@@ -410,41 +475,38 @@ def test_errors_say_what_to_do(finished, tmp_path, monkeypatch) -> None:
 # In a browser.
 
 
+def browse(page: Path, folder: Path, *flags: str) -> str:
+    quiet = [
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-sandbox",
+        "--hide-scrollbars",
+        f"--user-data-dir={folder / 'profile'}",
+    ]
+    command = [BROWSER, "--headless", *quiet, *flags, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(
-    BROWSER is None, reason="no google-chrome, chromium or chromium-browser is here"
-)
+@needs_browser
 def test_a_browser_shows_it(broken, tmp_path) -> None:
     import matplotlib.image
 
     page = broken[0]
 
-    def browse(*flags: str) -> str:
-        quiet = [
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-        ]
-        quiet += [
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-sandbox",
-            "--hide-scrollbars",
-            f"--user-data-dir={tmp_path / 'profile'}",
-        ]
-        command = [BROWSER, "--headless", *quiet, *flags, page.as_uri()]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=120
-        ).stdout
-
     dom = tmp_path / "dom.html"
-    dom.write_text(browse("--dump-dom"), encoding="utf-8")
+    dom.write_text(browse(page, tmp_path, "--dump-dom"), encoding="utf-8")
     as_seen, as_written = Page(dom), Page(page)
     assert as_seen.captions == as_written.captions
     assert as_seen.rows == as_written.rows
     for width in (1200, 500):  # a desk and a phone; narrower windows are not given
-        browse(f"--screenshot={tmp_path / 'seen.png'}", f"--window-size={width},2400")
+        flags = (f"--screenshot={tmp_path / 'seen.png'}", f"--window-size={width},2400")
+        browse(page, tmp_path, *flags)
         pixels = matplotlib.image.imread(tmp_path / "seen.png")
         assert pixels.shape[:2] == (2400, width)
         assert (tmp_path / "seen.png").stat().st_size > 50_000
@@ -454,3 +516,132 @@ def test_a_browser_shows_it(broken, tmp_path) -> None:
         ):  # of the first two heads and chains: the figures are shown
             assert (np.abs(pixels[..., :3] * 255 - color).max(-1) < 2).sum() > 200
         assert pixels[:, -8:, :3].min() == 1.0  # nothing runs off the screen
+
+
+MADE_UP_STEPS = (0, *(round(10 * 1.08**k) for k in range(106)))
+
+
+def of_a_large_sweep() -> rllc.Trajectory:
+    """107 checkpoints × 16 heads × 3 data sets, a third of them not ok."""
+    heads = [f"{layer}:{head}" for layer in range(2) for head in range(8)]
+    names = rllc.names.Names.of((head, data) for head in heads for data in ("pile", "code", "js"))
+    shape = (len(MADE_UP_STEPS), len(names))
+    stream = np.random.default_rng(0)
+    rise = np.linspace(0, 10, shape[0])[:, None]
+    value = rise * stream.uniform(0.5, 2, shape[1]) + stream.normal(size=shape)
+    spikes = rllc.Fault("spikes", {"draws": 3}, "lower lr")
+    faults = []
+    for row in stream.random(shape) < 1 / 3:
+        faults.append(tuple((spikes,) if wrong else () for wrong in row))
+    ones = np.ones(shape)
+    return rllc.Trajectory(
+        steps=MADE_UP_STEPS,
+        value=value,
+        standard_error=0.3 * ones,
+        dof=9 * ones,
+        rhat=ones,
+        ess=100 * ones,
+        per_chain=np.ones((*shape, 4)),
+        faults=tuple(faults),
+        names=names,
+        settings=rllc.sgld().settings | rllc.Sampling().settings,
+    )
+
+
+def driven(page: Path, actions: str, folder: Path) -> dict[str, Any]:
+    """What some script sees after it has done something, in a copy that lets it run."""
+    text = page.read_text(encoding="utf-8")
+    policy = re.search(r"script-src 'sha256-[^']*'", text)[0]
+    text = text.replace(policy, "script-src 'unsafe-inline'")
+    report_back = (
+        f"<script>const seen = {{}}; {actions}; const out = document.createElement('pre'); "
+        f"out.id = 'seen'; out.textContent = JSON.stringify(seen); document.body.append(out);"
+        f"</script></body>"
+    )
+    copy = folder / "driven.html"
+    copy.write_text(text.replace("</body>", report_back), encoding="utf-8")
+    dom = browse(copy, folder, "--dump-dom")
+    (seen,) = re.findall(r'<pre id="seen">(.*?)</pre>', dom, re.S)
+    return json.loads(html.unescape(seen))
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_head_is_picked_and_statuses_filter_in_a_browser(broken, tmp_path) -> None:
+    actions = """
+    const id = name => document.getElementById(name);
+    const said = () => id("said").textContent;
+    const press = key => id("curve").dispatchEvent(new KeyboardEvent("keydown", {key}));
+    seen.first = said();
+    press("ArrowLeft"); seen.left = said();
+    press("Home"); seen.home = said();
+    const rows = () => [...document.querySelectorAll("tr[data-kinds]")].filter(r => !r.hidden);
+    seen.all = rows().length;
+    const link = document.querySelector("a[data-kind]");
+    link.click();
+    seen.kind = link.dataset.kind;
+    seen.fitting = rows().every(r => r.dataset.kinds.split(" ").includes(seen.kind));
+    seen.some = rows().length;
+    seen.count = id("shown").textContent;
+    const last = [...document.querySelectorAll("a[data-step]")].pop();
+    last.click();
+    seen.asked = [last.dataset.head, last.dataset.data, last.dataset.step];
+    seen.picked = said();
+    id("head").value = "1:1"; id("head").dispatchEvent(new Event("change"));
+    seen.changed = said();
+    seen.markup = document.querySelectorAll("#said *, #curve img").length;
+    seen.marks = id("curve").querySelectorAll("circle:not(.chosen), text[class]").length;
+    seen.focus = id("curve").tabIndex;
+    const trace = document.querySelector("figure[data-head]");
+    const [of_head, of_data] = [trace.dataset.head, trace.dataset.data];
+    id("head").value = of_head; id("data").value = of_data;
+    id("head").dispatchEvent(new Event("change"));
+    seen.framed = trace.classList.contains("picked");
+    const frames = [...document.querySelectorAll("figure.picked")].map(f => f.dataset);
+    seen.only = frames.every(f => f.head === of_head && f.data === of_data);
+    """
+    seen = driven(broken[0], actions, tmp_path)
+    trajectory = rllc.Sweep.open(broken[0].parent).trajectory()
+    assert seen["first"].startswith(f"0:0 on {ODD} at step 20: λ̂ = ")
+    assert seen["first"].endswith(trajectory.status[2][0])
+    assert " at step 10: no value; failed" in seen["left"] or "at step 10: " in seen["left"]
+    assert " at step 0: " in seen["home"]
+    assert seen["fitting"]
+    assert 0 < seen["some"] <= seen["all"]
+    assert seen["count"] == f"{seen['some']} of {seen['all']} rows are shown."
+    weights, data, step = seen["asked"]
+    assert seen["picked"].startswith(f"{weights} on {data} at step {step}: ")
+    assert seen["changed"].startswith(f"1:1 on {data} at step {step}: ")
+    assert seen["markup"] == 0
+    assert seen["marks"] == 3
+    assert seen["focus"] == 0
+    assert seen["framed"]
+    assert seen["only"]
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_large_page_is_small_and_quick(tmp_path) -> None:
+    trajectory = of_a_large_sweep()
+    assert trajectory.value.shape == (107, 48)
+    sections = {
+        "Over training": MODULE._trajectories(trajectory),
+        "One curve": MODULE._one(trajectory),
+        "Statuses": MODULE._statuses(trajectory),
+        "Every estimate that is not ok": MODULE._not_ok(trajectory),
+    }
+    numbers = MODULE._numbers(trajectory)
+    path = tmp_path / "large.html"
+    now = datetime.now(UTC)
+    path.write_text(MODULE.page("large", "made up", now, sections, numbers), encoding="utf-8")
+    assert path.stat().st_size < 6e6
+    actions = "seen.milliseconds = performance.now(); seen.said = said.textContent"
+    seen = driven(path, actions, tmp_path)
+    assert seen["said"].startswith("0:0 on pile at step ")
+    # Two seconds on a machine of one's own; tests share theirs.
+    assert seen["milliseconds"] < 8000
+    for width in (1200, 500):
+        shot = tmp_path / f"{width}.png"
+        dark = "--blink-settings=preferredColorScheme=0" if width == 500 else "--lang=en"
+        browse(path, tmp_path, dark, f"--screenshot={shot}", f"--window-size={width},1600")
+        assert shot.stat().st_size > 20_000
