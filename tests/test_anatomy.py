@@ -16,6 +16,7 @@ import pytest
 import torch
 from tiny import QUIET, SHORT, tiny_model
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from zoo import KINDS, Kind
 
 import rllc
@@ -647,6 +648,12 @@ def test_a_model_is_verified_once_and_not_kept_alive() -> None:
     del model
     gc.collect()
     assert reference() is None
+
+
+def test_verification_counts_no_flops() -> None:
+    with FlopCounterMode(display=False) as counter:
+        rllc.heads(KINDS["gpt2"].make())
+    assert counter.get_total_flops() == 0
 
 
 def test_wrappers_add_nothing() -> None:
