@@ -229,7 +229,6 @@ def test_all_heads_cost_what_they_need() -> None:
     with torch.random.fork_rng(devices=[]):
         model = AttentionOnly(AttentionOnlyConfig())
     rows = torch.randint(5000, (1, 65), generator=torch.Generator().manual_seed(0))
-    rllc.heads(model)  # the first call verifies them
     with FlopCounterMode(display=False) as counter:
         ablate(model, rows, method="zero")
     with torch.no_grad(), FlopCounterMode(display=False) as forward:

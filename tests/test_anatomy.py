@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from tiny import QUIET, SHORT, tiny_model
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from zoo import KINDS, Kind
 
 import rllc
@@ -473,6 +475,62 @@ def test_transformer_lens_names_with_groups() -> None:
     assert "belongs to no head: blocks.0.attn.b_O" in heads[0].describe(model)
 
 
+class Wrapped(nn.Module):
+    """As the components of TransformerLens 4's bridge, which wrap those of another model."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self._original_component = inside
+
+    @property
+    def original_component(self) -> nn.Module:
+        return self._original_component
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._original_component(*args, **kwargs)
+
+
+class AttentionBridge(Wrapped):
+    pass
+
+
+class Bridge(nn.Module):
+    """Wraps a model as TransformerLens 4 does: what it wraps stands in the place of the original,
+    and once more under TransformerLens's names."""
+
+    def __init__(self, model: nn.Module, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.original_model = model
+        self.config = model.config
+        self.main_input_name = "input_ids"
+        self.cfg = SimpleNamespace(n_heads=heads, n_key_value_heads=kv_heads)
+        self.blocks = nn.ModuleList()
+        for layer in model.model.layers:
+            attention = AttentionBridge(layer.self_attn)
+            for letter in ("q", "k", "v", "o"):
+                name = f"{letter}_proj"
+                wrapped = Wrapped(getattr(layer.self_attn, name))
+                setattr(layer.self_attn, name, wrapped)
+                setattr(attention, letter, wrapped)
+            layer.self_attn = attention
+            self.blocks.append(nn.ModuleDict({"attn": attention}))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.original_model(input).logits
+
+
+@pytest.mark.parametrize("name", ["qwen3", "olmo2"])
+def test_a_transformer_lens_bridge(name: str) -> None:
+    plain = KINDS[name].make()
+    bridge = Bridge(KINDS[name].make(), 4, 2)
+    heads = rllc.heads(bridge)
+    assert [head.name for head in heads] == names_of(KINDS[name])
+    for head in heads:
+        theirs = [mask for _, mask in sorted(head.masks(plain).items())]
+        ours = [mask for _, mask in sorted(head.masks(bridge).items())]
+        assert all(torch.equal(left, right) for left, right in zip(ours, theirs, strict=True))
+
+
 def test_attention_only_has_the_heads_it_always_had() -> None:
     """The masks are those of [head, …] tensors, in the same order, bit for bit."""
     model = tiny_model()
@@ -647,6 +705,12 @@ def test_a_model_is_verified_once_and_not_kept_alive() -> None:
     del model
     gc.collect()
     assert reference() is None
+
+
+def test_verification_counts_no_flops() -> None:
+    with FlopCounterMode(display=False) as counter:
+        rllc.heads(KINDS["gpt2"].make())
+    assert counter.get_total_flops() == 0
 
 
 def test_wrappers_add_nothing() -> None:

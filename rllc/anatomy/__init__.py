@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from rllc.anatomy.attention import Anatomy, Attention, Map
-from rllc.anatomy.reading import multihead_rows, read
+from rllc.anatomy.reading import bridge_rows, is_bridge, multihead_rows, read
 from rllc.anatomy.rows import MULTIHEAD, ROWS, TRANSFORMER_LENS, AttentionRow, Rows
 from rllc.anatomy.unknown import no_row
 from rllc.anatomy.verify import verify
@@ -39,7 +39,7 @@ def anatomy(model: nn.Module, row: RowLike = None, *, example: object = None) ->
 
     The first call with a model holds the rows for its ``config.model_type`` against the model (see
     :mod:`rllc.anatomy.verify`); later calls are free. Models with TransformerLens's names of
-    parameters and with ``nn.MultiheadAttention`` have rows too.
+    parameters, TransformerLens 4's bridges and models with ``nn.MultiheadAttention`` have rows too.
 
     Args:
         model: any transformer. Nothing of it changes: no weight, gradient, mode or random state.
@@ -94,6 +94,9 @@ def as_rows(row: RowLike) -> Rows:
 def rows_of(model: nn.Module) -> tuple[str, Rows]:
     """What a model is recognised as, and the rows for it; none where it is not known."""
     kind = _kind(model)
+    if any(is_bridge(module) for module in model.modules()):
+        mixed = ROWS[kind][0].mixed if kind in ROWS else ()
+        return f"TransformerBridge of {kind}", bridge_rows(model, mixed)
     if kind in ROWS:
         return kind, ROWS[kind]
     if any(_QUERIES.fullmatch(name) for name, _ in model.named_parameters()):

@@ -47,10 +47,15 @@ def examples(module: nn.Module) -> Iterator[Example]:
     config = getattr(module, "config", None)
     if config is not None and hasattr(module, "main_input_name"):
         main = str(module.main_input_name)
-        if main == "input_ids" and "pixel_values" in _arguments(module):
+        if main == "input_ids" and "pixel_values" in _arguments(module) and _sees(config):
             both = _of_transformers(module, config, ("input_ids", "pixel_values"))
             yield Example((), both)
-        yield Example((), _of_transformers(module, config, (main,)))
+        alone = _of_transformers(module, config, (main,))
+        if main in _arguments(module):
+            yield Example((), alone)
+        else:
+            # What wraps a model may call its first argument something else.
+            yield Example((alone[main],), {})
         return
     tokens = _tokens(module, _vocabulary(module), _context(module))
     yield Example((tokens,), {})
@@ -96,6 +101,10 @@ def _of_transformers(module: nn.Module, config: Any, wanted: tuple[str, ...]) ->
 
 def _arguments(module: nn.Module) -> set[str]:
     return set(inspect.signature(module.forward).parameters)
+
+
+def _sees(config: Any) -> bool:
+    return hasattr(getattr(config, "vision_config", config), "image_size")
 
 
 def _text_settings(config: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -80,6 +81,50 @@ def multihead_rows(model: nn.Module, rows: Rows) -> Rows:
         values = {**vars(rows[apart]), "at": pattern, "tower": tower if len(towers) > 1 else ""}
         made.append(AttentionRow(**values))
     return tuple(made)
+
+
+def bridge_rows(model: nn.Module, mixed: tuple[str, ...]) -> Rows:
+    """Rows for the attention of a TransformerLens 4 bridge, whose modules wrap others.
+
+    An attention bridge names its maps q, k, v and o; each wraps the linear map that works. Where
+    the model has them in one tensor, the bridge works with copies.
+
+    Args:
+        model: the bridge.
+        mixed: as the row of the model inside says.
+    """
+    settings: Any = getattr(model, "cfg", None)
+    heads = getattr(settings, "n_heads", None)
+    kv_heads = getattr(settings, "n_key_value_heads", None) or heads
+    rows: dict[str, AttentionRow] = {}
+    for path, module in model.named_modules():
+        if not is_bridge(module) or not isinstance(heads, int):
+            continue
+        paths = {id(inner): name for name, inner in module.named_modules()}
+        maps = {}
+        for letter in ("q", "k", "v", "o"):
+            wrapped = getattr(getattr(module, letter, None), "original_component", None)
+            maps[letter] = paths.get(id(wrapped))
+        if all(maps.values()):
+            at = _pattern(path)
+            rows[at] = AttentionRow(
+                at,
+                q=str(maps["q"]),
+                k=str(maps["k"]),
+                v=str(maps["v"]),
+                o=str(maps["o"]),
+                heads=heads,
+                kv_heads=kv_heads,
+                mixed=mixed,
+            )
+    if len(rows) < 2:
+        return tuple(rows.values())
+    return tuple(replace(row, tower=_tower(row.at.replace("*", "0"))) for row in rows.values())
+
+
+def is_bridge(module: nn.Module) -> bool:
+    """Whether a module is the attention of a TransformerLens 4 bridge."""
+    return type(module).__name__.endswith("AttentionBridge")
 
 
 def _pattern(path: str) -> str:

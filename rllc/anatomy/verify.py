@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import _disable_current_modes
 
 from rllc.anatomy.attention import INPUTS, Anatomy, Attention, Letter, Map
 from rllc.anatomy.trial import Changes, Trial, calls_of, first_tensor, trial_of
@@ -51,7 +52,13 @@ def verify(model: nn.Module, anatomy: Anatomy, example: object = None) -> None:
     """
     _refuse_elsewhere(model, anatomy)
     device = next(model.parameters()).device
-    with undisturbed(model), one_arithmetic(), in_mode(model, False), seeded(0, device):
+    with (
+        _disable_current_modes(),  # so that FLOPs that are counted are those of the caller
+        undisturbed(model),
+        one_arithmetic(),
+        in_mode(model, False),
+        seeded(0, device),
+    ):
         calls = calls_of(model, anatomy, example)
         for attention in anatomy.attentions:
             trial = trial_of(model, anatomy, attention, calls.get(attention.module))

@@ -175,7 +175,8 @@ class Checkpoint:
         if self.file is not None and self._is_state_dict:
             patterns = [self.file]
         else:
-            patterns = self._within(["model*.safetensors", "pytorch_model*.bin"])
+            names = ["model*.safetensors", "pytorch_model*.bin", _FINAL]
+            patterns = self._within(names)
         return frozenset(self._hub.cached(self.revision, patterns))
 
     def delete_cached(self, but: Collection[Path]) -> None:
@@ -210,7 +211,14 @@ class Checkpoint:
         if any(folder.glob("model*.safetensors")):
             return folder
         names = ["pytorch_model*.bin*", "adapter_config.json"]
-        return place.fetch(self.revision, self._within(names)) / (self.file or "")
+        folder = place.fetch(self.revision, self._within(names)) / (self.file or "")
+        if any(folder.glob("pytorch_model*.bin")):
+            return folder
+        return place.fetch(self.revision, self._within([_FINAL])) / (self.file or "")
+
+
+_FINAL = "model_final.pth"
+"""What TransformerLens's toy models (``attn-only-2l``, …) call their weights."""
 
 
 def checkpoints(

@@ -12,6 +12,7 @@ import copy
 import operator
 import os
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -325,8 +326,14 @@ def _config_of(
 def _load_folder(path: Path, positions: Positions | None, module: nn.Module | None) -> Any:
     into: Any = None if module is None else unwrapped(module)
     settings = reading.read_json(path / "config.json")
+    state: dict[str, Tensor] = {}
     weights = weight_files(path)
     reading.check_sums(path, weights)
+    if "model_type" not in settings and is_configuration(settings):
+        state = {}
+        for file in weights:
+            state |= reading.read_tensors(file)
+        return _from_state(path, Contents(state, settings), None, positions, module)
     # Imported late, because it imports transformers, which listing checkpoints need not.
     from rllc.models.attention_only import AttentionOnlyConfig
 
@@ -340,10 +347,15 @@ def _load_folder(path: Path, positions: Positions | None, module: nn.Module | No
         loaded = _load_transformers(path, into)
         return loaded if module is None else module
     config = _config_of(path, settings, positions)
-    state: dict[str, Tensor] = {}
+    state = {}
     for file in weights:
         state |= reading.read_tensors(file)
     return _fill(config, state, module, path)
+
+
+_OLD_BUFFER = re.compile(r"(?:.*\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
+"""The masks that GPT-2's attention once saved beside its weights, as in the checkpoints of
+stanford-crfm. transformers leaves out those that it knows."""
 
 
 def _load_transformers(path: Path, into: PreTrainedModel | None) -> PreTrainedModel:
@@ -376,7 +388,7 @@ def _load_transformers(path: Path, into: PreTrainedModel | None) -> PreTrainedMo
         path,
         expected=_shapes(model.state_dict()),
         missing=report["missing_keys"],
-        unexpected=report["unexpected_keys"],
+        unexpected=[name for name in report["unexpected_keys"] if not _OLD_BUFFER.fullmatch(name)],
         misshaped=misshaped,
     )
     reading.check_finite(path, dict(model.named_parameters()))

@@ -52,6 +52,10 @@ def _all_global(value: Any, settings: Settings) -> bool:
 
 
 _CAN: dict[str, tuple[Callable[[Any, Settings], bool], str]] = {
+    "architecture": (
+        lambda value, s: value not in ("neel-solu-old", "mingpt"),
+        "one whose tensors are as TransformerLens has them",
+    ),
     "attn_only": (lambda value, s: bool(value), "True: AttentionOnly has no MLPs"),
     "normalization_type": (lambda value, s: value == "LN", "'LN', with its weights not folded"),
     "positional_embedding_type": (
@@ -123,6 +127,7 @@ def infer_config(
     """
     from rllc.models.attention_only import AttentionOnlyConfig
 
+    settings = None if settings is None else _in_usual_names(settings)
     for name, axes in _AXES.items():
         _check_axes(path, state, name, axes)
     d_vocab, d_model = state["embed.W_E"].shape
@@ -142,7 +147,7 @@ def infer_config(
             raise _needs_positions(path)
         return AttentionOnlyConfig(**sizes, positions=positions)
     _check_settings(path, settings, sizes)
-    says = settings.get("positional_embedding_type", "standard")
+    says = settings["positional_embedding_type"]
     if positions not in (None, says):
         raise InputError(
             f"load: `positions` is {positions!r}, but the configuration of {path} says {says!r}; "
@@ -151,6 +156,17 @@ def infer_config(
     return AttentionOnlyConfig(
         **sizes, positions=says, layer_norm_eps=float(settings.get("eps", 1e-5))
     )
+
+
+def _in_usual_names(settings: Settings) -> Settings:
+    """Settings of TransformerLens's toy models (``attn-only-2l``, …), whose names are older."""
+    usual = {"positional_embedding_type": "standard", **settings}
+    if "normalization" in settings:
+        usual.setdefault("normalization_type", settings["normalization"])
+    if "shortformer_pos" in settings:
+        is_shortformer = bool(settings["shortformer_pos"])
+        usual["positional_embedding_type"] = "shortformer" if is_shortformer else "standard"
+    return usual
 
 
 def _needs_positions(path: Path) -> InputError:
