@@ -19,6 +19,7 @@ from rllc import (
 from rllc.data.given import as_data
 from rllc.data.tokens import Tokens
 from rllc.refinement import Refinement
+from rllc.subspace import subspace
 from rllc.weights import Weights, everything, head, heads, layer, masks, parameters, trainable
 
 # how to sample, and the loss
@@ -132,6 +133,7 @@ __all__ = [
     "sample",
     "samplers",
     "sgld",
+    "subspace",
     "susceptibilities",
     "sweep_cost",
     "testing",
