@@ -208,11 +208,10 @@ def measure_seconds(
     """Seconds of a run's step, by library and layer."""
     medians: dict[str, dict[int, float]] = {}
     for layer in args.layers:
-        steps = ours(args, model, tokens, layer, args.heads)
         works: dict[str, Callable[[], float]] = {
-            "rllc": lambda steps=steps: timed(partial(next, steps)) / args.heads,
-            "autograd": lambda layer=layer: timed(partial(plain, args, model, tokens, layer)),
-            "devinterp": lambda layer=layer: of_devinterp(args, model, tokens, layer),
+            "rllc": partial(of_rllc, args, ours(args, model, tokens, layer, args.heads)),
+            "autograd": partial(timed, partial(plain, args, model, tokens, layer)),
+            "devinterp": partial(of_devinterp, args, model, tokens, layer),
         }
         seconds: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(args.rounds):
@@ -230,6 +229,10 @@ def measure_seconds(
     title = f"(b) Milliseconds of a run's step, median of {args.rounds}, {args.threads} threads"
     table(title, columns, rows)
     return medians
+
+
+def of_rllc(args: argparse.Namespace, steps: Iterator[Any]) -> float:
+    return timed(partial(next, steps)) / args.heads
 
 
 def of_devinterp(args: argparse.Namespace, model: Any, tokens: rllc.Tokens, layer: int) -> float:

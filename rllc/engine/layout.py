@@ -204,8 +204,8 @@ def to(group: Group, device: torch.device) -> Group:
 
     slots = []
     for slot in group.slots:
-        indices = {"rows": move(slot.rows), "within": move(slot.within), "basis": move(slot.basis)}
-        slots.append(replace(slot, **indices))
+        rows, within, basis = move(slot.rows), move(slot.within), move(slot.basis)
+        slots.append(replace(slot, rows=rows, within=within, basis=basis))
     return replace(group, slots=tuple(slots))
 
 
