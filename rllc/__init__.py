@@ -19,6 +19,7 @@ from rllc import (
 from rllc.data.given import as_data
 from rllc.data.tokens import Tokens
 from rllc.refinement import Refinement
+from rllc.subspace import subspace
 from rllc.weights import Weights, everything, head, heads, layer, masks, parameters, trainable
 from rllc.anatomy import Anatomy, AttentionRow, anatomy
 
@@ -141,6 +142,7 @@ __all__ = [
     "samplers",
     "sgld",
     "singular_fluctuation",
+    "subspace",
     "susceptibilities",
     "sweep_cost",
     "testing",

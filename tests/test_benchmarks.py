@@ -11,7 +11,7 @@ import torch
 from test_examples import run
 from tiny import tiny_model
 
-from examples.benchmarks import gpu
+from examples.benchmarks import any_model, gpu
 from examples.benchmarks.engine import __main__ as engine
 from examples.benchmarks.engine import clock, flops, full, growth, memory, precision, work
 from rllc import threads
@@ -80,6 +80,23 @@ def test_seconds_to_an_error_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert as_run > 0
         # Of an untrained model, whose λ̂ may be negative, the share has no sign.
         assert worst == worst
+
+
+@pytest.mark.oracle
+def test_the_heads_of_any_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("devinterp")
+    monkeypatch.setattr("rllc.engine.module._STACKED_FLOPS", 0.0)
+    options = ["--parts", "abc", "--rounds", "1", "--threads", "1", "--layers", "0", "1"]
+    options += ["--heads", "4", "--d-model", "64", "--blocks", "2", "--context", "16"]
+    with threads.using(torch.get_num_threads()):
+        results = any_model.main([*options, "--vocabulary", "500"])
+    # Attention weighs more in small models, and is not in the least that is needed.
+    for counted in results["flops"].values():
+        assert counted["ours"] < 1.2 * counted["least"]
+    last = results["flops"][1]
+    assert last["ours"] < 0.8 * last["plain"]
+    assert set(results["seconds"]) == {"rllc", "autograd", "devinterp"}
+    assert min(results["memory"].values()) > 0
 
 
 @pytest.mark.slow

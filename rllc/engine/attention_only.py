@@ -108,7 +108,7 @@ class TokenLoss:
         # Kept for the backward pass: about 16 activations as wide as the model a block, and the
         # hidden state with its gradient. Chain state, noise, gradient and a second look: about 12
         # numbers a weight, the gradients of a moved unembedding one of them.
-        return 4 * (positions * width * (16 * blocks + 4) + 12 * group.dim)
+        return 4 * (positions * width * (16 * blocks + 4) + 12 * group.num_weights)
 
     def way(self, group: Group) -> str:  # noqa: D102 (see Loss)
         return "layer at once"

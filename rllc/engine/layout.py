@@ -7,6 +7,7 @@ group. Its chains are rows of one ``position [run, dim]`` tensor and go through 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,6 +15,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Directions(dict[str, Tensor]):
+    """The masks of a selection whose weights move along directions only, together.
+
+    Args:
+        masks: of the parameters, all true.
+        basis: by parameter ``[weight, direction]``; beneath one another, the columns are
+            orthonormal.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> None:
+        super().__init__(masks)
+        self.basis = dict(basis)
 
 
 class Moved(NamedTuple):
@@ -37,6 +52,9 @@ class Slot:
     """``[refinement, row]``: leading indices with a selected weight; ``None``: all."""
     within: Tensor | None
     """``[refinement, stop - start]``: which numbers of those rows, flattened; ``None``: all."""
+    basis: Tensor | None = None
+    """``[refinement, weight, stop - start]``: directions in which the parameter moves, as far as
+    columns ``start`` to ``stop``, which other parameters share; ``None``: weight by weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +64,12 @@ class Group:
     members: tuple[int, ...]
     slots: tuple[Slot, ...]
     dim: int
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights move, each in its own way or along fewer directions."""
+        sizes = [math.prod(slot.shape) for slot in self.slots if slot.basis is not None]
+        return sum(sizes) if sizes else self.dim
 
 
 def groups(masks: Sequence[Mapping[str, Tensor]]) -> list[Group]:
@@ -64,7 +88,10 @@ def groups(masks: Sequence[Mapping[str, Tensor]]) -> list[Group]:
         patterns = []
         for name in sorted(selected):
             mask = selected[name]
-            patterns.append(Pattern(name, len(_touched_rows(mask)), int(mask.sum())))
+            directions = 0
+            if isinstance(selected, Directions):
+                directions = selected.basis[name].shape[1]
+            patterns.append(Pattern(name, len(_touched_rows(mask)), int(mask.sum()), directions))
         members_of.setdefault(tuple(patterns), []).append(refinement)
     grouped = []
     for patterns_of_group, members in members_of.items():
@@ -73,8 +100,14 @@ def groups(masks: Sequence[Mapping[str, Tensor]]) -> list[Group]:
 
 
 def center(group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
-    """The selected weights as they stand in the model, in float32: ``[refinement, dim]``."""
+    """The selected weights as they stand in the model, in float32: ``[refinement, dim]``.
+
+    Of weights w that move along an orthonormal basis B, the coordinates Bᵀw.
+    """
     parts = []
+    along = [_coordinates(slot, parameters) for slot in group.slots if slot.basis is not None]
+    if along:
+        return torch.stack(along).sum(0)
     for slot in group.slots:
         values = _with_rows(parameters[slot.name].detach().float())
         if slot.rows is None:
@@ -99,6 +132,8 @@ def unpack(
     """
     runs = len(member)
     moved: dict[str, Moved] = {}
+    if any(slot.basis is not None for slot in group.slots):
+        return _unpack_directions(group, position, member, parameters)
     # Slots with equal rows share one index tensor, so that equality is identity.
     gathered: dict[int, Tensor] = {}
     for slot in group.slots:
@@ -114,6 +149,32 @@ def unpack(
             frozen = frozen.flatten(1).to(block.dtype)
             block = frozen.scatter(1, slot.within[member], block)
         moved[slot.name] = Moved(block.reshape(runs, -1, *values.shape[1:]), rows)
+    return moved
+
+
+def _coordinates(slot: Slot, parameters: Mapping[str, Tensor]) -> Tensor:
+    """A parameter's part of the coordinates Bᵀw, ``[refinement, direction]``."""
+    assert slot.basis is not None
+    weights = parameters[slot.name].detach().double().flatten()
+    return torch.einsum("rwd,w->rd", slot.basis.double(), weights).float()
+
+
+def _unpack_directions(
+    group: Group, position: Tensor, member: Tensor, parameters: Mapping[str, Tensor]
+) -> dict[str, Moved]:
+    """The weights w* + B(z − Bᵀw*) at coordinates z."""
+    away = position - center(group, parameters)[member]
+    moved = {}
+    for slot in group.slots:
+        assert slot.basis is not None
+        if len(slot.basis) == 1:
+            # All runs share the basis, which may be large.
+            step = away @ slot.basis[0].T
+        else:
+            step = torch.einsum("rwd,rd->rw", slot.basis[member], away)
+        frozen = _with_rows(parameters[slot.name].detach())
+        block = frozen.flatten() + step
+        moved[slot.name] = Moved(block.reshape(len(member), *frozen.shape), None)
     return moved
 
 
@@ -141,16 +202,27 @@ def to(group: Group, device: torch.device) -> Group:
             moved[id(index)] = index.to(device)
         return moved[id(index)]
 
-    slots = [replace(slot, rows=move(slot.rows), within=move(slot.within)) for slot in group.slots]
+    slots = []
+    for slot in group.slots:
+        rows, within, basis = move(slot.rows), move(slot.within), move(slot.basis)
+        slots.append(replace(slot, rows=rows, within=within, basis=basis))
     return replace(group, slots=tuple(slots))
 
 
 def digest(masks: Mapping[str, Tensor]) -> str:
-    """Which weights a selection takes, whatever it is called: SHA-256 of its masks."""
+    """Which weights a selection takes, whatever it is called: SHA-256 of its masks.
+
+    Of one that moves along directions, of these, too.
+    """
     checksum = hashlib.sha256()
     for name in sorted(masks):
         checksum.update(f"{name} {tuple(masks[name].shape)}".encode())
         checksum.update(np.packbits(masks[name].numpy()).tobytes())
+    if isinstance(masks, Directions):
+        for name in sorted(masks):
+            basis = masks.basis[name]
+            checksum.update(f"along {name} {tuple(basis.shape)}".encode())
+            checksum.update(basis.contiguous().numpy().tobytes())
     return checksum.hexdigest()
 
 
@@ -160,6 +232,8 @@ class Pattern(NamedTuple):
     name: str
     num_rows: int
     num_weights: int
+    num_directions: int = 0
+    """0: each weight moves in its own way."""
 
 
 def _group(
@@ -167,7 +241,10 @@ def _group(
 ) -> Group:
     slots: list[Slot] = []
     start = 0
-    for name, num_rows, num_weights in patterns:
+    along = [selected for selected in masks if isinstance(selected, Directions)]
+    if along:
+        return _group_of_directions(members, along)
+    for name, num_rows, num_weights, _ in patterns:
         shape = tuple(masks[0][name].shape)
         with_rows = [_with_rows(selected[name]) for selected in masks]
         touched = torch.stack([_touched_rows(selected[name]) for selected in masks])
@@ -182,6 +259,16 @@ def _group(
         slots.append(Slot(name, shape, start, start + num_weights, rows, within))
         start += num_weights
     return Group(tuple(members), tuple(slots), start)
+
+
+def _group_of_directions(members: list[int], along: Sequence[Directions]) -> Group:
+    slots = []
+    dim = 0
+    for name in sorted(along[0]):
+        basis = torch.stack([selected.basis[name] for selected in along])
+        dim = basis.shape[2]
+        slots.append(Slot(name, tuple(along[0][name].shape), 0, dim, None, None, basis))
+    return Group(tuple(members), tuple(slots), dim)
 
 
 def _shared(rows: Tensor, slots: Sequence[Slot]) -> Tensor:

@@ -194,6 +194,8 @@ def maps_of(group: Group, model: nn.Module) -> Maps | str:
         names_of.setdefault(id(parameter), []).append(name)
     maps: dict[str, LinearMap] = {}
     for slot in group.slots:
+        if slot.basis is not None:
+            return "weights move along directions"
         names = names_of[id(parameters[slot.name])]
         if len(names) > 1:
             return f"{names[0]} is also {names[1]}"

@@ -135,7 +135,7 @@ class ModuleLoss:
 
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
         # State, noise and gradient. Activations are small, or of one run at a time.
-        return 4 * 12 * group.dim
+        return 4 * 12 * group.num_weights
 
     def way(self, group: Group) -> str:  # noqa: D102 (see Loss)
         return "stacked" if self.stacked else "run by run"
