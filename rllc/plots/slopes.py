@@ -9,7 +9,7 @@ import numpy as np
 
 from rllc.elasticities import Elasticities
 from rllc.errors import must_be
-from rllc.plots.figures import COLORS
+from rllc.plots.figures import color_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +45,5 @@ def draw_slopes(slopes: Sequence[Elasticities], ax: Axes) -> Axes:
         reach = np.array([1 / _REACH, _REACH])
         for row, llc in enumerate(slope.llc.value):
             height = llc + slope.n_beta.value[row] * np.log(reach)
-            color = COLORS[row % len(COLORS)]
-            ax.plot(n_beta * reach, height, "-", color=color, lw=2.5, alpha=0.6)
+            ax.plot(n_beta * reach, height, "-", color=color_of(row), lw=2.5, alpha=0.6)
     return ax
