@@ -156,7 +156,7 @@ def ablate(
     z is what W_O reads. All ablations share one forward pass up to the first replaced head, so a
     head of the last layer costs little more than the unembedding.
 
-    >>> ablate(model, tokens)["1:6"]                                               # doctest: +SKIP
+    >>> effect = ablate(model, tokens)["1:6"]
 
     Args:
         model: an :class:`rllc.models.AttentionOnly`.
@@ -327,7 +327,7 @@ def mean_outputs(
 def plot_ablation(result: Ablation, ax: Axes | None = None) -> Axes:
     """The change of the loss by each ablation, with its 95 % interval.
 
-    >>> ax = plot_ablation(ablate(model, tokens))                                  # doctest: +SKIP
+    >>> ax = plot_ablation(ablate(model, tokens))
     """
     ax = new_axes(ax, width=max(4.0, 1.5 + 0.4 * len(result)))
     x = np.arange(len(result))

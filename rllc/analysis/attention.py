@@ -272,7 +272,7 @@ def _what_followed(
 def plot_scores(result: Scores, ax: Axes | None = None) -> Axes:
     """The three scores of every head as a heat map, one row a score.
 
-    >>> ax = plot_scores(scores(model))                                            # doctest: +SKIP
+    >>> ax = plot_scores(scores(model))
     """
     values = np.stack([result.by_head(score) for score in SCORES])
     ax = new_axes(ax, width=2.5 + 0.45 * len(result.heads))

@@ -170,8 +170,8 @@ def ablate_circuit(
     circuit, none twice, and are all of them where these are fewer. So ``p_value(mask)`` is a
     permutation test of "these heads matter more for these tokens than others like them".
 
-    >>> masks = {"simple": bigrams, "complex": others}                             # doctest: +SKIP
-    >>> ablate_circuit(model, tokens, ["0:6", "0:2->1:3.K", "1:3"], masks)         # doctest: +SKIP
+    >>> masks = {"simple": bigrams, "complex": others}
+    >>> cost = ablate_circuit(model, tokens, ["0:6", "0:2->1:3.K", "1:3"], masks)
 
     Args:
         model: an :class:`rllc.models.AttentionOnly`.
@@ -306,7 +306,7 @@ def plot_circuit(
 
     Random sets are grey dots beside it.
 
-    >>> ax = plot_circuit(ablate_circuit(model, tokens, circuit, masks))           # doctest: +SKIP
+    >>> ax = plot_circuit(ablate_circuit(model, tokens, circuit, masks))
 
     Args:
         result: what :func:`ablate_circuit` gave.

@@ -167,7 +167,7 @@ def cluster(
 
     >>> time = np.linspace(0, 1, 20)
     >>> rising, hump = np.outer([1, 2, 3], time), np.outer([1, 2, 3], time * (1 - time))
-    >>> cluster(np.concatenate([rising, hump]), method="k_means").labels           # doctest: +SKIP
+    >>> cluster(np.concatenate([rising, hump]), method="k_means").labels
     array([0, 0, 0, 1, 1, 1])
 
     Curves with steps are first interpolated to as many points evenly spaced in log step, from the
@@ -232,7 +232,7 @@ def plot_clusters(
 
     Each curve has its name and role at its end.
 
-    >>> axes = plot_clusters(clusters, {"1:6": "induction"})                       # doctest: +SKIP
+    >>> axes = plot_clusters(clusters, {"1:6": "induction"})
 
     Args:
         clusters: what :func:`cluster` gave.

@@ -250,7 +250,7 @@ def plot_composition(result: Composition, input: str = "K", ax: Axes | None = No
 
     Earlier heads are downwards, later ones to the right.
 
-    >>> ax = plot_composition(compose(model), "K")                                 # doctest: +SKIP
+    >>> ax = plot_composition(compose(model), "K")
 
     Args:
         result: what :func:`compose` gave.

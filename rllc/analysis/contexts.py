@@ -310,7 +310,7 @@ class TokensInContext:
 def plot_kinds(result: TokensInContext, ax: Axes | None = None) -> Axes:
     """How many tokens in context of each kind a head has, stacked, and its memorised multigrams.
 
-    >>> ax = plot_kinds(tokens_in_context(model, tokens))                          # doctest: +SKIP
+    >>> ax = plot_kinds(tokens_in_context(model, tokens))
     """
     ax = new_axes(ax, width=max(4.0, 2.2 + 0.4 * len(result.heads)))
     x = np.arange(len(result.heads))

@@ -145,7 +145,7 @@ def fisher_trace(
     the spread over drawings, minibatch by minibatch. Smaller batches cost more backward passes and
     make it smaller.
 
-    >>> trace = fisher_trace(model, tokens, rllc.heads(model))                     # doctest: +SKIP
+    >>> trace = fisher_trace(model, tokens, rllc.heads(model))
 
     Args:
         model: any module; see :func:`hessian_trace`.

@@ -211,7 +211,7 @@ def plot_curvature(result: Curvature | Eigenvalues, ax: Axes | None = None) -> A
 
     One place for each choice of weights, one colour a data set.
 
-    >>> ax = plot_curvature(hessian_trace(model, tokens, rllc.heads(model)))       # doctest: +SKIP
+    >>> ax = plot_curvature(hessian_trace(model, tokens, rllc.heads(model)))
 
     Args:
         result: what a function of :mod:`rllc.analysis.curvature` gave.

@@ -63,8 +63,8 @@ def write_pages(
     The index has a row a head: a link to its page, its tokens in context by kind, its memorised
     multigrams, and what its ablation costs.
 
-    >>> contexts = tokens_in_context(model, tokens, tokenizer=tokenizer)           # doctest: +SKIP
-    >>> write_pages("heads", model, contexts)                                      # doctest: +SKIP
+    >>> contexts = tokens_in_context(model, tokens, tokenizer=tokenizer)
+    >>> paths = write_pages("heads", model, contexts)
 
     Args:
         folder: is made if there is none.

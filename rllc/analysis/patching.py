@@ -122,7 +122,7 @@ def patch_paths(
     (before the last LayerNorm). What it then writes reaches all later heads. Paths are direct:
     what goes from sender to receiver through a third head is not counted.
 
-    >>> patch_paths(model, tokens, ["0:4->1:6.K"])                                 # doctest: +SKIP
+    >>> patched = patch_paths(model, tokens, ["0:4->1:6.K"])
 
     Args:
         model: an :class:`rllc.models.AttentionOnly`.
@@ -206,7 +206,7 @@ def plot_paths(
 ) -> Axes:
     """The effects of paths into one kind of input: a heat map, senders down, receivers across.
 
-    >>> ax = plot_paths(patch_paths(model, tokens), "K")                           # doctest: +SKIP
+    >>> ax = plot_paths(patch_paths(model, tokens), "K")
 
     Args:
         result: from :func:`patch_paths`. Paths that were not patched are grey.

@@ -113,7 +113,7 @@ def plot_pattern(
 ) -> Axes:
     """One head's attention on one row as a heat map, queries down and keys across.
 
-    >>> ax = plot_pattern(patterns(model, tokens[:1])[0, 1, 6])                    # doctest: +SKIP
+    >>> ax = plot_pattern(patterns(model, tokens[:1])[0, 1, 6])
 
     Args:
         pattern: ``[query, key]``.

@@ -270,7 +270,7 @@ def stages(
 def plot_stages(stages: Stages, ax: Axes | None = None) -> Axes:
     """Draw the values, the smoothed curve with its 95 % band, and the turns with their intervals.
 
-    >>> ax = plot_stages(result)                                                   # doctest: +SKIP
+    >>> ax = plot_stages(result)
 
     Args:
         stages: what :func:`stages` gave.

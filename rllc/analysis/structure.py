@@ -14,7 +14,7 @@ from rllc.errors import InputError, must_be
 from rllc.names import Names
 from rllc.observed import fixed_rows
 from rllc.plots.figures import COLORS, new_axes
-from rllc.tables import label, table
+from rllc.tables import Table, label
 from rllc.uncertainty import Mean
 
 if TYPE_CHECKING:
@@ -120,6 +120,13 @@ class Structure:
         return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
         shares = zip(self.share.value, self.share.standard_error, strict=True)
         header = [f"{100 * share:.1f} ± {100 * error:.1f} %" for share, error in shares]
         rows = [("weights", *header)]
@@ -132,7 +139,7 @@ class Structure:
             rows.append((name, *cells))
         tokens = len(self.matrix)
         title = f"Components of {tokens} tokens × {len(self.names)}; noise {100 * self.noise:.1f} %"
-        return table(title, rows)
+        return Table(title, rows)
 
 
 @dataclass(frozen=True)
@@ -161,10 +168,9 @@ def structure(
 ) -> Structure:
     """Find the principal components of how refinements answer to tokens.
 
-    >>> draws = rllc.sample(model, data, rllc.heads(model),                        # doctest: +SKIP
-    ...                     observe={"probes": rllc.losses_on(probes)})
-    >>> structure(draws).share.value                                               # doctest: +SKIP
-    array([0.93, 0.04, 0.01])
+    >>> observe = {"probes": rllc.losses_on(probes)}
+    >>> draws = rllc.sample(model, data, rllc.heads(model), observe=observe)       # doctest: +SKIP
+    >>> share = structure(draws).share.value
 
     The matrix has the susceptibilities of each refinement (:class:`rllc.Susceptibilities`),
     z-scored over tokens, because heads differ in size. Errors are those of leaving each chain out
@@ -310,7 +316,7 @@ def _in_order(labels: np.ndarray | None) -> np.ndarray:
 def plot_matrix(structure: Structure, ax: Axes | None = None) -> Axes:
     """Draw the token × refinement matrix, tokens in the order of their first score.
 
-    >>> plot_matrix(structure(draws))                                              # doctest: +SKIP
+    >>> ax = plot_matrix(structure(draws))
     """
     ax = new_axes(ax, width=4.5, height=4.0)
     order = np.argsort(structure.score[:, 0])
@@ -329,7 +335,7 @@ def plot_components(
 ) -> Axes:
     """Draw each component's loadings by head, coloured by the heads' roles, with their errors.
 
-    >>> plot_components(structure(draws), {"1:6": "induction"})                    # doctest: +SKIP
+    >>> ax = plot_components(structure(draws), {"1:6": "induction"})
 
     Args:
         structure: of :func:`structure`.

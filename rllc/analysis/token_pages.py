@@ -43,9 +43,9 @@ def write_token_page(
     says value and error of the token under the pointer, or of the one that the arrow keys have
     reached.
 
-    >>> draws = rllc.sample(model, data, rllc.heads(model),                        # doctest: +SKIP
-    ...                     observe={"rows": rllc.losses_on(rows)})
-    >>> write_token_page("tokens.html", rows, rllc.token_llc(draws), draws.names,  # doctest: +SKIP
+    >>> observe = {"rows": rllc.losses_on(rows)}
+    >>> draws = rllc.sample(model, data, rllc.heads(model), observe=observe)       # doctest: +SKIP
+    >>> path = write_token_page("tokens.html", rows, rllc.token_llc(draws), draws.names,
     ...                  tokenizer=tokenizer)
 
     Args:

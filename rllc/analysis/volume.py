@@ -209,7 +209,7 @@ def plot_volume(result: Volume, ax: Axes | None = None) -> Axes:
     Straight lines are power laws. A line that bends down to the left of where the slope was read
     says that λ is larger.
 
-    >>> ax = plot_volume(volume(draws))                                            # doctest: +SKIP
+    >>> ax = plot_volume(volume(draws))
 
     Args:
         result: what :func:`volume` gave. Refinements without a slope are left out.

@@ -25,7 +25,7 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None) -> Axes:
     is good; a hollow one is not, a diamond because the prior dominates; a cross has chains that
     diverged. The ring is the one that is recommended.
 
-    >>> ax = plot_calibration(calibration)                                         # doctest: +SKIP
+    >>> ax = plot_calibration(calibration)
 
     Args:
         calibration: what :func:`rllc.calibrate` gave. For each setting the refinement counts that

@@ -63,7 +63,7 @@ def plot_trajectory(
     of each line, and its group, stand at its end. Values set the scale: a band that is far wider
     than the others is cut, which the small print says.
 
-    >>> axes = plot_trajectory(trajectory, "code", groups={"1:6": "induction"})    # doctest: +SKIP
+    >>> axes = plot_trajectory(trajectory, "code", groups={"1:6": "induction"})
 
     Args:
         trajectory: what :func:`rllc.track` or a :class:`rllc.Tracker` gave.
@@ -179,7 +179,7 @@ def plot_curves(
 
     As :func:`plot_trajectory` draws λ̂.
 
-    >>> ax = plot_curves({"1:6": [0.0, 0.2, 0.9]}, [0, 100, 1000], ylabel="Δloss") # doctest: +SKIP
+    >>> ax = plot_curves({"1:6": [0.0, 0.2, 0.9]}, [0, 100, 1000], ylabel="Δloss")
 
     Args:
         curves: name to values ``[checkpoint]``; NaN is a gap.
@@ -263,7 +263,7 @@ def plot_resolution(
     Points with faults are crosses; those of diverged chains stand at zero. Rings are points whose
     λ̂ the prior alone gives; where most are, the figure is shaded.
 
-    >>> ax = plot_resolution(curve)                                                # doctest: +SKIP
+    >>> ax = plot_resolution(curve)
 
     Args:
         resolution: what :func:`rllc.resolution` gave.
@@ -363,7 +363,7 @@ def plot_traces(
     hardly moves is drawn black and said to be stuck: its steps are below a tenth of the median's.
     The grey band is the 95 % interval of λ̂.
 
-    >>> ax = plot_traces(draws, "1:6")                                             # doctest: +SKIP
+    >>> ax = plot_traces(draws, "1:6")
 
     Args:
         draws: what :func:`rllc.sample` or :func:`rllc.estimate` gave.

@@ -47,7 +47,7 @@ def plot_heads(
     at zero where chains diverged. From 40 heads on the axis names their layers; the highest have
     their own names.
 
-    >>> ax = plot_heads(estimate)                                                  # doctest: +SKIP
+    >>> ax = plot_heads(estimate)
 
     Args:
         estimate: what :func:`rllc.estimate` gave.
@@ -220,7 +220,7 @@ def plot_against(
     is not ok is hollow. Names that find no free place beside their dots are left out; of more than
     40 dots those farthest from the others have names.
 
-    >>> ax = plot_against({"1:6": 14, "1:7": 3}, estimate)                         # doctest: +SKIP
+    >>> ax = plot_against({"1:6": 14, "1:7": 3}, estimate, data="code")
 
     Args:
         x: weights to a number: memorised multigrams, Δloss, a Hessian trace. Only these weights are
@@ -295,7 +295,7 @@ def plot_data_pair(
     along the diagonal's normal than their intervals say (:meth:`rllc.Estimate.difference`). The
     errors of all dots on one data set go together, as they saw the same minibatches.
 
-    >>> ax = plot_data_pair(estimate, "pile", "code")                              # doctest: +SKIP
+    >>> ax = plot_data_pair(estimate, "pile", "code")
 
     Args:
         estimate: what :func:`rllc.estimate` gave, on several data sets.

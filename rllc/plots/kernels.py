@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def plot_kernel(kernel: LossKernel, weights: str | tuple[str, str], ax: Axes | None = None) -> Axes:
     """Draw one refinement's kernel as a map; what is within two standard errors of 0 is white.
 
-    >>> plot_kernel(rllc.loss_kernel(model, data, rows), "everything")          # doctest: +SKIP
+    >>> ax = plot_kernel(kernel, "everything")
 
     Args:
         kernel: of :func:`rllc.loss_kernel` or :func:`rllc.influence`.
@@ -56,7 +56,7 @@ def plot_rows(
     By UMAP of the distances 1 − correlation where the package ``umap-learn`` is installed,
     otherwise by the first two principal components of the correlations.
 
-    >>> plot_rows(kernel, "everything", ["code"] * 50 + ["prose"] * 50)            # doctest: +SKIP
+    >>> ax = plot_rows(kernel, "everything", ["code"] * 12 + ["prose"] * 12)
 
     Args:
         kernel: of :func:`rllc.loss_kernel`, of the same rows on both axes.

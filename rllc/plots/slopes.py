@@ -24,8 +24,8 @@ def draw_slopes(slopes: Sequence[Elasticities], ax: Axes) -> Axes:
     The curve between two runs should leave along these lines: where it does not, there are too few
     draws, or too few nβ.
 
-    >>> ax = rllc.plot_resolution(curve)                                           # doctest: +SKIP
-    >>> draw_slopes([rllc.elasticities(draws)], ax)                                # doctest: +SKIP
+    >>> ax = rllc.plot_resolution(curve)
+    >>> ax = draw_slopes([rllc.elasticities(draws)], ax)
 
     Args:
         slopes: of :func:`rllc.elasticities`, of the refinements of the curve in the same order.
