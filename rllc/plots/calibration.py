@@ -47,7 +47,7 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None) -> Axes:
         chosen = np.array([its_kind == kind for its_kind in kinds])
         if not chosen.any():
             continue
-        look = {"s": 55.0, "marker": marker, "linewidths": 1.6, "label": kind}
+        look: dict[str, Any] = {"s": 55.0, "marker": marker, "linewidths": 1.6, "label": kind}
         if marker == "x":
             ax.scatter(x[chosen], y[chosen], color="0.25", **look)
         elif kind == "good":
@@ -56,7 +56,7 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None) -> Axes:
             ax.scatter(x[chosen], y[chosen], facecolors="none", edgecolors=colors[chosen], **look)
     best = calibration.best
     if calibration.good[best]:
-        ring = {"s": 190.0, "linewidths": 2.0, "label": "recommended"}
+        ring: dict[str, Any] = {"s": 190.0, "linewidths": 2.0, "label": "recommended"}
         ax.scatter(x[best], y[best], facecolors="none", edgecolors=COLORS[1], **ring)
     ax.set_xscale("log")
     ax.set_yscale("log")

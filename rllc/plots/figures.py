@@ -156,7 +156,7 @@ def band(
     ax.plot(x, y, ms=3, lw=1.4, color=color, ls=dash, **options)
     if np.isfinite(error).any():
         # The edge keeps a band visible under the others, and in grey.
-        faces = {"facecolor": (color, 0.16), "edgecolor": (color, 0.45), "lw": 0.4}
+        faces: dict[str, Any] = {"facecolor": (color, 0.16), "edgecolor": (color, 0.45), "lw": 0.4}
         ax.fill_between(x, y - error, y + error, **faces)
 
 
