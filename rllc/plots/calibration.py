@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.calibrate import Calibration
-from rllc.plots.figures import COLORS, new_axes, small_print
+from rllc.plots.figures import COLORS, label_decades, new_axes, small_print
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,6 +61,8 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None) -> Axes:
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.margins(0.12)
+    label_decades(ax.xaxis)
+    label_decades(ax.yaxis)
     ax.set_xlabel("curvature that counts half, γ/nβ  (← looks closer)")
     ax.set_ylabel("step size ε (lr)")
     ax.figure.colorbar(scale, ax=ax, label="λ̂ over what the prior alone gives")

@@ -18,6 +18,7 @@ from rllc.plots.figures import (
     band,
     color_of,
     fit_bands,
+    label_decades,
     layer_of,
     lines,
     log_steps,
@@ -285,6 +286,7 @@ def plot_resolution(
     fit_bands([ax], resolution.value.T, half_width.T)
     _shade_prior(ax, resolution)
     ax.xaxis.set_major_formatter(lambda n_beta, _: f"{n_beta:g}")
+    label_decades(ax.xaxis)
     ax.set_xlabel(r"$n\beta$")
     ax.set_ylabel(rf"$\hat\lambda$ ({of_intervals('band', simultaneous)})")
     zero_line(ax, resolution.value)

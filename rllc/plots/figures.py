@@ -16,6 +16,7 @@ from rllc.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 COVERS_95 = 1.96
 """Standard errors to each side that cover 95 %, where degrees of freedom are many or unknown.
@@ -110,6 +111,16 @@ def pyplot() -> Any:
     except ImportError as error:
         raise InputError("plotting needs matplotlib; type: pip install 'rllc[plot]'") from error
     return plt
+
+
+def label_decades(axis: Axis) -> None:
+    """Label the powers of ten of a log axis only, if it has one in view.
+
+    Over less than two decades matplotlib labels the ticks between them, too, and these overlap.
+    """
+    low, high = axis.get_view_interval()
+    if np.floor(np.log10(high)) >= np.ceil(np.log10(low)):
+        axis.set_minor_formatter("")
 
 
 def log_steps(ax: Axes, steps: Sequence[int]) -> None:
