@@ -130,13 +130,23 @@ def draws(sick: bool) -> rllc.Draws:
         llc[1] = 3 + 0.001 * noise[1]
         llc[2, 120:124] += 25
         llc[3] += np.linspace(0, 8, num_draws)
-    settings = rllc.sgld().settings | rllc.Sampling().settings
+    return made_of(llc, relaxation=0.8)
+
+
+def gamma_draws() -> rllc.Draws:
+    """Independent draws whose volume is t to the power of 2.5: their λ is 2.5."""
+    return made_of(np.random.default_rng(2).gamma(2.5, size=(4, 400)), relaxation=0.0)
+
+
+def made_of(llc: np.ndarray, relaxation: float) -> rllc.Draws:
+    """Draws whose contributions to λ̂ are ``llc [chain, draw]``."""
+    settings = rllc.sgld().settings | rllc.Sampling(*llc.shape).settings
     return rllc.Draws(
         loss=llc[None] / settings["n_beta"],
         baseline=np.zeros((1, *llc.shape)),
-        diverged=np.full((1, num_chains), -1),
+        diverged=np.full((1, len(llc)), -1),
         names=Names(("1:6",), ("code",)),
-        settings=settings | {"relaxation": 0.8},
+        settings=settings | {"relaxation": relaxation},
     )
 
 
@@ -334,7 +344,7 @@ def of_analysis() -> Iterator[tuple[str, Draw]]:
         "plot_stages",
         lambda: stages.plot_stages(stages.stages(curve, STEPS[1:], errors)),
     )
-    yield "plot_volume", lambda: volume.plot_volume(volume.volume(draws(sick=False)))
+    yield "plot_volume", lambda: volume.plot_volume(volume.volume(gamma_draws()))
 
 
 def all_figures(counts: tuple[int, ...]) -> Iterator[tuple[str, Draw]]:

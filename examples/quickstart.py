@@ -271,6 +271,8 @@ def draw(
     axes[0].set_title("text seen twice", fontsize="medium")
     named = {head: role for head, role in roles.items() if role in ("previous token", "induction")}
     rllc.plot_trajectory(trajectory, "all", axes[1:], groups=named or None)
+    if any(faults for row in trajectory.faults for faults in row):
+        figure.supxlabel("hollow: flagged; ×: no estimate", fontsize="small", color="0.35")
     formed = step_of_formation(circuit)
     axes[0].legend(frameon=False, fontsize="small", loc="upper left")
     first, last = trajectory.steps[0], trajectory.steps[-1]

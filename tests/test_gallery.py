@@ -69,6 +69,18 @@ def all_boxes_are_within(axes: Any) -> bool:
     return all(frame.contains(*box.min) and frame.contains(*box.max) for box in boxes)
 
 
+def shows_something(figure: Figure) -> bool:
+    """Whether there is an image, a bar, or a line or dots with a number."""
+    for ax in figure.axes:
+        lines = [line.get_ydata() for line in ax.lines]
+        dots = [points.get_offsets() for points in ax.collections]
+        if any(np.isfinite(np.asarray(y, dtype=float)).sum() > 2 for y in (*lines, *dots)):
+            return True
+        if ax.images or ax.patches:
+            return True
+    return False
+
+
 def test_overlaps_are_seen() -> None:
     _, ax = plt.subplots()
     ax.text(0.5, 0.5, "one")
@@ -104,6 +116,7 @@ def test_no_words_overlap_in_figures_of_analyses(gallery: ModuleType) -> None:
         # Words that are turned by less than a right angle have boxes larger than themselves.
         axes = draw()
         figure = np.ravel(np.array(axes, dtype=object))[0].figure
+        assert shows_something(figure), caption
         turned = {t.get_text() for t in words_of(figure) if t.get_rotation() % 90}
         assert [pair for pair in overlaps(axes) if not turned & set(pair)] == [], caption
         plt.close("all")

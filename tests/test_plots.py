@@ -108,6 +108,16 @@ def test_a_panel_a_layer_and_a_line_a_head(trajectory: rllc.Trajectory) -> None:
         assert ax.get_xscale() == "symlog"
 
 
+def test_the_first_of_given_axes_says_what_is_drawn(trajectory: rllc.Trajectory) -> None:
+    _, axes = plt.subplots(1, 3)
+    rllc.plot_trajectory(trajectory, "code", axes[1:])
+    assert axes[1].get_ylabel() == r"$\hat\lambda$ on code (95 % band)"
+    assert axes[2].get_ylabel() == ""
+    # One scale, and no words below a figure that is the caller's.
+    assert axes[1].get_ylim() == axes[2].get_ylim()
+    assert not axes[0].figure.get_supxlabel()
+
+
 def test_trajectories_by_group(trajectory: rllc.Trajectory) -> None:
     groups = {"0:0": "a", "0:1": "b", "0:2": "b", "1:0": "c", "1:1": "a", "1:2": "b"}
     color = {"a": "#0072B2", "b": "#D55E00", "c": "#009E73"}

@@ -206,7 +206,7 @@ class Eigenvalues:
         return Table(title, rows, left=(0, 1, 4), wrong=not_ok(self.status, column=4))
 
 
-def plot_curvature(result: Curvature | Eigenvalues, ax: Axes | None = None) -> Axes:
+def plot_curvature(result: Curvature | Eigenvalues, ax: Axes | None = None) -> Axes | np.ndarray:
     """Draw a trace or rank as a dot with its 95 % interval, or eigenvalues as a dash each.
 
     One place for each choice of weights, one colour a data set.
@@ -219,9 +219,10 @@ def plot_curvature(result: Curvature | Eigenvalues, ax: Axes | None = None) -> A
     """
     if isinstance(result, Eigenvalues):
         return _plot_eigenvalues(result, ax)
-    ax = plot_heads(result, ax)  # type: ignore[arg-type]  # it reads names and means
-    ax.set_ylabel(f"{result.quantity} (95 % interval)")
-    return ax
+    axes = plot_heads(result, ax)  # type: ignore[arg-type]  # it reads names and means
+    for panel in np.ravel(np.array(axes, dtype=object)):
+        panel.set_ylabel(f"{result.quantity} (95 % interval)")
+    return axes
 
 
 def _plot_eigenvalues(result: Eigenvalues, ax: Axes | None) -> Axes:

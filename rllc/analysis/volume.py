@@ -14,7 +14,7 @@ import numpy as np
 from rllc.draws import Draws
 from rllc.errors import InputError
 from rllc.names import Names
-from rllc.plots.figures import color_of, new_axes
+from rllc.plots.figures import color_of, label_decades, new_axes
 from rllc.tables import Table, not_ok, rounded
 from rllc.uncertainty import mean_of_draws
 
@@ -233,6 +233,7 @@ def plot_volume(result: Volume, ax: Axes | None = None) -> Axes:
         ax.plot(ends, power_law, lw=1.0, ls=(0, (4, 2)), color=color)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    label_decades(ax.xaxis)
     ax.set_xlabel(r"$t$ (loss above that at $w^*$, nats per token)")
     ax.set_ylabel(r"$V(t)/V(T)$")
     if len(rows):

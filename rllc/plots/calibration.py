@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.calibrate import Calibration
-from rllc.plots.figures import COLORS, new_axes, small_print
+from rllc.plots.figures import COLORS, label_decades, new_axes, small_print
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None) -> Axes:
         chosen = np.array([its_kind == kind for its_kind in kinds])
         if not chosen.any():
             continue
-        look = {"s": 55.0, "marker": marker, "linewidths": 1.6, "label": kind}
+        look: dict[str, Any] = {"s": 55.0, "marker": marker, "linewidths": 1.6, "label": kind}
         if marker == "x":
             ax.scatter(x[chosen], y[chosen], color="0.25", **look)
         elif kind == "good":
@@ -56,11 +56,13 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None) -> Axes:
             ax.scatter(x[chosen], y[chosen], facecolors="none", edgecolors=colors[chosen], **look)
     best = calibration.best
     if calibration.good[best]:
-        ring = {"s": 190.0, "linewidths": 2.0, "label": "recommended"}
+        ring: dict[str, Any] = {"s": 190.0, "linewidths": 2.0, "label": "recommended"}
         ax.scatter(x[best], y[best], facecolors="none", edgecolors=COLORS[1], **ring)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.margins(0.12)
+    label_decades(ax.xaxis)
+    label_decades(ax.yaxis)
     ax.set_xlabel("curvature that counts half, γ/nβ  (← looks closer)")
     ax.set_ylabel("step size ε (lr)")
     ax.figure.colorbar(scale, ax=ax, label="λ̂ over what the prior alone gives")

@@ -19,6 +19,7 @@ from rllc.plots.figures import (
     band,
     color_of,
     fit_bands,
+    label_decades,
     layer_of,
     lines,
     log_steps,
@@ -157,8 +158,7 @@ def _label_edges(panels: Sequence[Axes], ylabel: str) -> None:
     """Label the y axis where a row begins, and the x axis where a column ends."""
     for panel in panels:
         place = panel.get_subplotspec()
-        is_first = panel is panels[0] if place is None else place.is_first_col()
-        if is_first or len(panels) == 1:
+        if panel is panels[0] or (place is not None and place.is_first_col()):
             panel.set_ylabel(ylabel)
         below = [tick.label1.get_visible() for tick in panel.xaxis.get_major_ticks()]
         if below and not any(below):
@@ -284,7 +284,7 @@ def plot_resolution(
         n_beta, label = resolution.n_beta, plain(words[-1])
         band(ax, n_beta, values, half_width[:, row], row, label=label, marker="o")
         by_prior = resolution.by_prior[:, row]
-        ring = {"ms": 8, "mfc": "none", "mew": 1.2, "color": color_of(row)}
+        ring: dict[str, Any] = {"ms": 8, "mfc": "none", "mew": 1.2, "color": color_of(row)}
         ax.plot(n_beta[by_prior], values[by_prior], "o", **ring)
         wrong = np.array([_is_wrong(faults[row]) for faults in resolution.faults])
         places = np.nan_to_num(values[wrong])
@@ -293,6 +293,7 @@ def plot_resolution(
     fit_bands([ax], resolution.value.T, half_width.T)
     _shade_prior(ax, resolution)
     ax.xaxis.set_major_formatter(lambda n_beta, _: f"{n_beta:g}")
+    label_decades(ax.xaxis)
     ax.set_xlabel(r"$n\beta$")
     ax.set_ylabel(rf"$\hat\lambda$ ({of_intervals('band', simultaneous)})")
     zero_line(ax, resolution.value)

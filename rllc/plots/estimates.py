@@ -160,7 +160,11 @@ def _intervals(
     """Draw dots, ``numbers [(place, value, half width), head]``, and their faults."""
     x, y, half_width = numbers
     color, marker = color_of(number), MARKERS[number % len(MARKERS)]
-    look = {"ms": size, "capsize": 2 if size > 4 else 0, "lw": 1.2 if size > 4 else 0.8}
+    look: dict[str, Any] = {
+        "ms": size,
+        "capsize": 2 if size > 4 else 0,
+        "lw": 1.2 if size > 4 else 0.8,
+    }
     ax.errorbar(x, y, yerr=half_width, fmt=marker, color=color, label=label, **look)
     diverged = ~np.isfinite(y)
     mark_faults(ax, x, y, wrong & ~diverged, color, marker=marker, size=size)

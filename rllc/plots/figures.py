@@ -16,6 +16,7 @@ from rllc.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 COVERS_95 = 1.96
 """Standard errors to each side that cover 95 %, where degrees of freedom are many or unknown.
@@ -112,6 +113,16 @@ def pyplot() -> Any:
     return plt
 
 
+def label_decades(axis: Axis) -> None:
+    """Label the powers of ten of a log axis only, if it has one in view.
+
+    Over less than two decades matplotlib labels the ticks between them, too, and these overlap.
+    """
+    low, high = axis.get_view_interval()
+    if np.floor(np.log10(high)) >= np.ceil(np.log10(low)):
+        axis.set_minor_formatter("")
+
+
 def log_steps(ax: Axes, steps: Sequence[int]) -> None:
     """Make the x axis a log axis that also shows step 0, at its left end."""
     above_0 = [step for step in steps if step > 0]
@@ -156,7 +167,7 @@ def band(
     ax.plot(x, y, ms=3, lw=1.4, color=color, ls=dash, **options)
     if np.isfinite(error).any():
         # The edge keeps a band visible under the others, and in grey.
-        faces = {"facecolor": (color, 0.16), "edgecolor": (color, 0.45), "lw": 0.4}
+        faces: dict[str, Any] = {"facecolor": (color, 0.16), "edgecolor": (color, 0.45), "lw": 0.4}
         ax.fill_between(x, y - error, y + error, **faces)
 
 

@@ -343,7 +343,7 @@ class Sweep:
 
     def _repr_html_(self) -> str:
         """A row a data set, which is enough to see what is left to do."""
-        rows = [("data", "finished", "missing", "failed")]
+        rows: list[tuple[str, ...]] = [("data", "finished", "missing", "failed")]
         wrong = []
         for i, data in enumerate(self.names.data_sets):
             counts = []

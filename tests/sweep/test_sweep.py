@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def test_opening_reads_names_and_a_trajectory_reads_numbers(run, tmp_path, monke
     sweep = rllc.Sweep.open(tmp_path)
     assert len(sweep.missing) == 1
     assert repr(sweep).endswith("2 weights × 1 data: 3 finished, 1 missing, 0 failed)")
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", sweep._repr_html_())
+    assert cells == ["tokens", "3", "1", "0"]
+    assert sweep._repr_html_().count("color:") == 1  # of what is missing
     assert names_read == []
     trajectory = sweep.trajectory()
     assert int(np.isnan(trajectory.value).sum()) == 1
