@@ -97,16 +97,20 @@ def ours(model: nn.Module, size: Size, num_draws: int, *, reference: bool = Fals
     """Operations of sampling all heads and observing the probes."""
     rows, probes = rows_of(size, size.num_rows, 0), rows_of(size, size.num_probes, 1)
     weights = rllc.heads(model)
-    options = {
-        "sampling": sampling(size, num_draws),
-        "compute": rllc.Compute(progress=False),
-        "observe": {"probes": rllc.losses_on(probes)},
-    }
+    selections = [weights]
+    if reference:
+        selections.append([rllc.everything()])
     # Covariances of what was observed take no products of matrices.
     with FlopCounterMode(display=False) as counter:
-        rllc.sample(model, rows, weights, **options)
-        if reference:
-            rllc.sample(model, rows, rllc.everything(), **options)
+        for selection in selections:
+            rllc.sample(
+                model,
+                rows,
+                selection,
+                sampling=sampling(size, num_draws),
+                compute=rllc.Compute(progress=False),
+                observe={"probes": rllc.losses_on(probes)},
+            )
     return counter.get_total_flops()
 
 
