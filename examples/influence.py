@@ -44,12 +44,12 @@ class Scale:
     num_steps: int = 300
     """Of training, with all rows at each step."""
     num_seeds: int = 3
-    num_chains: int = 4
+    num_chains: int = 12
     num_draws: int = 400
-    num_projections: int = 64
+    num_projections: int = 512
     n_beta: float = 300.0
-    localization: float = 10.0
-    lr: float = 5e-4
+    localization: float = 30.0
+    lr: float = 2e-3
 
 
 TINY = Scale(24, 6, 8, 20, 2, 2, 8, 8)

@@ -25,6 +25,10 @@ from rllc.analysis.token_pages import write_token_page
 
 CIRCUIT = ("previous token", "induction")
 
+PAPERS = rllc.Sampling(n_beta=30.0, batch_size=16, start="center", control_variate=False)
+"""Chains start at w* and all draws count, so that what all of them do at first is signal, too."""
+PAPERS_SAMPLER = rllc.sgld(lr=1e-3, localization=300.0)
+
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -33,6 +37,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, default=Path("rllc-out/quickstart"))
     parser.add_argument("--chains", type=int, default=6)
     parser.add_argument("--draws", type=int, default=60)
+    parser.add_argument(
+        "--papers", action="store_true", help="sample as the papers on susceptibilities do"
+    )
     parser.add_argument("--rows", type=int, default=16, help="of text, and of repeated text")
     parser.add_argument("--tiny", action="store_true", help="seconds, of a tiny quickstart")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -79,12 +86,13 @@ def main(argv: list[str] | None = None) -> None:
     print("roles:", ", ".join(f"{head} {role}" for head, role in roles.items()))
 
     probes = probes_of(everything, scale.positions, args.rows)
-    sampling = replace(scale.sampling, num_chains=args.chains, num_draws=args.draws, num_probes=0)
+    sampler, sampling = (PAPERS_SAMPLER, PAPERS) if args.papers else (scale.sampler, scale.sampling)
+    sampling = replace(sampling, num_chains=args.chains, num_draws=args.draws, num_probes=0)
     draws = rllc.sample(
         model,
         rows,
         rllc.heads(model),
-        sampler=scale.sampler,
+        sampler=sampler,
         sampling=sampling,
         compute=rllc.Compute(progress=not args.quiet),
         observe={"probes": rllc.losses_on(probes)},

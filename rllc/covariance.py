@@ -155,13 +155,11 @@ def within_chains(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.nd
     >>> bool(abs(within_chains(noise[0] + offsets, noise[1] + offsets, 0.0)) < 0.2)
     True
     """
-    x = np.asarray(x, dtype=np.float64)
-    y = np.asarray(y, dtype=np.float64)
+    first = _centred_by_chain(x)
+    second = _centred_by_chain(y)
     with np.errstate(invalid="ignore"):
-        x = x - x.mean(axis=-1, keepdims=True)
-        y = y - y.mean(axis=-1, keepdims=True)
-        products = (x * y).mean(axis=(-2, -1))
-    n = independent_draws(x, relaxation, shared=False) / x.shape[-2]
+        products = (first * second).mean(axis=(-2, -1))
+    n = independent_draws(first, relaxation, shared=False) / first.shape[-2]
     return products * (1 + 1 / np.maximum(n, 1.0))
 
 
@@ -177,18 +175,25 @@ def agreement(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarra
     >>> bool(agreement(x[0], x[1], 0.0) == agreement(x[0], -x[1], 0.0))
     True
     """
-    x = np.asarray(x, dtype=np.float64)
-    y = np.asarray(y, dtype=np.float64)
+    first = _scaled(x)
+    second = _scaled(y)
     if relaxation is None:
-        return np.full(np.broadcast_shapes(x.shape, y.shape)[:-2], np.nan)
-    x, y = _scaled(x), _scaled(y)
-    of_sum = disagreement(x + y, relaxation).p_value
-    of_difference = disagreement(x - y, relaxation).p_value
+        return np.full(np.broadcast_shapes(first.shape, second.shape)[:-2], np.nan)
+    of_sum = disagreement(first + second, relaxation).p_value
+    of_difference = disagreement(first - second, relaxation).p_value
     return np.minimum(2 * np.minimum(of_sum, of_difference), 1.0)
 
 
-def _scaled(x: np.ndarray) -> np.ndarray:
+def _centred_by_chain(x: ArrayLike) -> np.ndarray:
+    """Deviations from each chain's own mean."""
+    values = np.asarray(x, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return values - values.mean(axis=-1, keepdims=True)
+
+
+def _scaled(values: ArrayLike) -> np.ndarray:
     """Mean 0 and variance 1; 0 where nothing changes."""
+    x = np.asarray(values, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         centred = x - x.mean(axis=(-2, -1), keepdims=True)
         deviation = x.std(axis=(-2, -1), keepdims=True)

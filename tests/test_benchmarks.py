@@ -41,7 +41,9 @@ def test_the_engine_is_near_its_ideal_and_devinterp_is_not(tmp_path: Path) -> No
     with threads.using(torch.get_num_threads()):
         results = engine.main(options)
     counted = results["flops"]["16 × 4"]
-    assert counted["ideal"] < counted["ours"] < 1.15 * counted["ideal"] < counted["devinterp"]
+    # Below the ideal, which unembeds the whole hidden state, where heads of the last block move.
+    assert 0.5 * counted["ideal"] < counted["ours"] < 1.15 * counted["ideal"]
+    assert 1.15 * counted["ideal"] < counted["devinterp"]
     assert set(results["clock"]["16 × 4"]) >= {"float32", "devinterp"}
     assert (tmp_path / "growth.png").stat().st_size > 10_000
     assert (tmp_path / "engine.json").exists()

@@ -13,6 +13,7 @@ SIZE = covariances.Size(
     num_rows=2,
     num_probes=64,
     num_draws=1,
+    num_chains=2,
 )
 SHAPE = {"d_model": 32, "n_heads": 2, "d_head": 8, "n_ctx": 32, "d_vocab": 400}
 
@@ -20,14 +21,17 @@ SHAPE = {"d_model": 32, "n_heads": 2, "d_head": 8, "n_ctx": 32, "d_vocab": 400}
 @pytest.mark.parametrize("layer", [0, 1])
 def test_observing_64_rows_costs_the_forward_passes_that_it_needs(layer: int) -> None:
     share = covariances.observing(tiny_model(**SHAPE), SIZE, layer)
-    assert 0.5 < share < 1.15
+    assert 0.1 < share < 1.15
 
 
 @pytest.mark.oracle
 def test_a_matrix_takes_less_than_devinterps() -> None:
     pytest.importorskip("devinterp")
-    size = covariances.Size(SIZE.config, num_rows=2, num_probes=4, num_draws=1)
-    model = tiny_model(**SHAPE)
-    own = covariances.ours(model, size, 2) - covariances.ours(model, size, 1)
-    other = covariances.theirs(model, size, 2) - covariances.theirs(model, size, 1)
-    assert other > 1.8 * own
+    # A sixteenth of the paper's model in each size but the number of heads.
+    shape = {"d_model": 16, "n_heads": 8, "d_head": 2, "n_ctx": 64, "d_vocab": 313}
+    config = AttentionOnlyConfig(n_layers=2, **shape)
+    size = covariances.Size(config, num_rows=2, num_probes=4, num_draws=1)
+    model = tiny_model(**shape)
+    own = covariances.per_draw(covariances.ours, model, size)
+    other = covariances.per_draw(covariances.theirs, model, size) * size.num_chains
+    assert other > 3 * own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,8 +285,25 @@ def test_tokens_without_a_loss_are_left_out() -> None:
     np.testing.assert_allclose(rest, alone.value[0, :, 0], rtol=1e-9)
 
 
+def of_a_language_model() -> tuple[np.ndarray, np.ndarray]:
+    """Losses of two sets of rows along chains of a head, and of all weights."""
+    observe = {"task": rllc.losses_on(tiny_tokens(5), keep="all")}
+    observe["probe"] = rllc.losses_on(tiny_tokens(6, seed=1), keep="all")
+    weights = [rllc.head("0:1"), rllc.everything()]
+    sampling = replace(SHORT, num_chains=4, num_draws=50)
+    draws = rllc.sample(
+        tiny_model(), tiny_tokens(), weights, sampling=sampling, compute=QUIET, observe=observe
+    )
+    return draws.observed["task"].astype(np.float64), draws.observed["probe"].astype(np.float64)
+
+
+def made_up_losses() -> tuple[np.ndarray, np.ndarray]:
+    return losses(2, 4, 50, 5, 3), losses(2, 4, 50, 6, 3, seed=1)
+
+
 @pytest.mark.oracle
-def test_devinterp_has_the_same_covariances() -> None:
+@pytest.mark.parametrize("observed", [of_a_language_model, made_up_losses])
+def test_devinterp_has_the_same_covariances(observed: Callable) -> None:
     """Its susceptibilities, with a reference chain, and its correlations, of the same draws.
 
     devinterp divides by the number of draws; here what the means take is given back.
@@ -295,7 +313,7 @@ def test_devinterp_has_the_same_covariances() -> None:
     from devinterp.slt.bif import compute_bif
     from devinterp.slt.susceptibilities import compute_susceptibilities
 
-    task, probe = losses(2, 4, 50, 5, 3), losses(2, 4, 50, 6, 3, seed=1)
+    task, probe = observed()
 
     def tree(refinement: int) -> xr.DataTree:
         arrays = {"task": task[refinement], "probe": probe[refinement]}
@@ -308,14 +326,14 @@ def test_devinterp_has_the_same_covariances() -> None:
         return xr.DataTree(xr.Dataset(variables))
 
     theirs = compute_susceptibilities({"full": tree(1), "0:0": tree(0)}, "task")
-    theirs = theirs["/susceptibilities"]["sus"].values.reshape(6, 3)
+    theirs = theirs["/susceptibilities"]["sus"].values.reshape(probe.shape[-2:])
     draws = made_up(1, task=task[:1], probe=probe[:1])
     full = made_up(1, task=task[1:], probe=probe[1:])
     ours = Susceptibilities.of(draws, "probe", phi="task", reference=full).value[0]
     mean = task[0].mean((2, 3))
     n = independent_draws(mean, 0.3)
     plain = Susceptibilities.of(draws, "probe", phi="task").value[0]
-    np.testing.assert_allclose(ours - plain / (n + 1), theirs, atol=1e-9)
+    np.testing.assert_allclose(ours - plain / (n + 1), theirs, atol=1e-8)
 
     bif = compute_bif(tree(0), correlation_method="sequence", loss_keys=["probe"], device="cpu")
     kernel = LossKernel.of(draws, "probe", correlation=True)
@@ -359,6 +377,19 @@ def test_of_a_language_model(tmp_path: Path) -> None:
         kernel["0:1"].value, LossKernel.of(draws, "p").value[0], rtol=5e-3, atol=1e-6
     )
     assert plot_kernel(kernel, "0:1").get_xlabel() == "query"
+
+
+def test_moments_of_rows_are_kept_along_the_chains() -> None:
+    rows, probes = tiny_tokens(), tiny_tokens(5, seed=1)
+    observe = {"all": rllc.losses_on(probes, keep="all", by="row")}
+    observe["few"] = rllc.losses_on(probes, keep="moments", by="row")
+    draws = rllc.sample(
+        tiny_model(), rows, ["0:1", "1:2"], sampling=SHORT, compute=QUIET, observe=observe
+    )
+    assert draws.observed["few.covariance"].shape == (2, 2, 5, 5)
+    few = LossKernel.of(draws, "few", correlation=True)
+    every = LossKernel.of(draws, "all", correlation=True)
+    np.testing.assert_allclose(few.value, every.value, atol=1e-6)
 
 
 def test_over_training_and_again(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_chunks_of_positions_do_not_change_the_loss(monkeypatch: pytest.MonkeyPa
 
     whole = evaluate()
     monkeypatch.setattr(
-        "rllc.engine.unembedding._chunks",
+        "rllc.engine.unembedding.chunks",
         lambda count, *_: [slice(i, min(i + 5, count)) for i in range(0, count, 5)],
     )
     parts = evaluate()

@@ -4,7 +4,8 @@
     python examples/benchmarks/covariances.py --tiny     # a quarter of each size, seconds
 
 Work is counted, not timed, so a busy machine does not matter. Both libraries sample each of the
-16 heads on the same rows; draws, rows and chains only multiply what is printed. devinterp
+16 heads on the same rows, and what is printed is of one draw of one chain of four, which here share
+what does not move. Draws and rows only multiply it. devinterp
 (``pip install devinterp==2.0.1``) observes two data sets, one for φ and one for the probes, and
 samples all weights once more; here the one-chain form needs the probes alone.
 """
@@ -15,7 +16,9 @@ import contextlib
 import io
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -32,7 +35,8 @@ class Size:
     config: AttentionOnlyConfig
     num_rows: int = 2
     num_probes: int = 4
-    num_draws: int = 2
+    num_draws: int = 1
+    num_chains: int = 4
 
 
 PAPERS = Size(AttentionOnlyConfig())
@@ -78,12 +82,13 @@ def observing(model: nn.Module, size: Size, layer: int) -> float:
                 )
             counts.append(counter.get_total_flops())
     of_draws = (counts[3] - counts[2]) - (counts[1] - counts[0])
-    return of_draws / size.num_draws / len(heads) / needed(size, layer)
+    of_run = of_draws / size.num_draws / size.num_chains / len(heads)
+    return of_run / needed(size, layer)
 
 
 def sampling(size: Size, num_draws: int) -> rllc.Sampling:
     return rllc.Sampling(
-        num_chains=1,
+        num_chains=size.num_chains,
         num_draws=num_draws,
         batch_size=size.num_rows,
         num_probes=0,
@@ -97,21 +102,25 @@ def ours(model: nn.Module, size: Size, num_draws: int, *, reference: bool = Fals
     """Operations of sampling all heads and observing the probes."""
     rows, probes = rows_of(size, size.num_rows, 0), rows_of(size, size.num_probes, 1)
     weights = rllc.heads(model)
-    options = {
-        "sampling": sampling(size, num_draws),
-        "compute": rllc.Compute(progress=False),
-        "observe": {"probes": rllc.losses_on(probes)},
-    }
+    selections = [weights]
+    if reference:
+        selections.append([rllc.everything()])
     # Covariances of what was observed take no products of matrices.
     with FlopCounterMode(display=False) as counter:
-        rllc.sample(model, rows, weights, **options)
-        if reference:
-            rllc.sample(model, rows, rllc.everything(), **options)
+        for selection in selections:
+            rllc.sample(
+                model,
+                rows,
+                selection,
+                sampling=sampling(size, num_draws),
+                compute=rllc.Compute(progress=False),
+                observe={"probes": rllc.losses_on(probes)},
+            )
     return counter.get_total_flops()
 
 
 def theirs(model: nn.Module, size: Size, num_draws: int) -> int:
-    """Operations of devinterp's."""
+    """Operations of devinterp's, of one chain; it samples one after another."""
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     from datasets import Dataset
     from devinterp.slt.susceptibilities import susceptibilities
@@ -150,6 +159,12 @@ def theirs(model: nn.Module, size: Size, num_draws: int) -> int:
     return counter.get_total_flops()
 
 
+def per_draw(count: Callable[..., int], model: nn.Module, size: Size) -> float:
+    """Operations of one draw of one chain, without what is done once."""
+    more = count(model, size, 1 + size.num_draws) - count(model, size, 1)
+    return more / size.num_draws / size.num_chains
+
+
 # %% All of it
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
@@ -162,18 +177,16 @@ def main(argv: list[str] | None = None) -> None:
     for layer in range(size.config.n_layers):
         share = observing(model, size, layer)
         print(f"observing rows at a draw, heads of layer {layer}: {share:.3f} of what it needs")
-    few, many = 1, 1 + size.num_draws
-    # The difference leaves out what is done once.
-    own = ours(model, size, many) - ours(model, size, few)
-    both = ours(model, size, many, reference=True) - ours(model, size, few, reference=True)
-    print(f"16 heads, a draw of a chain: {own / size.num_draws:.4g} operations")
-    print(f"with a reference chain: {both / size.num_draws:.4g}")
+    own = per_draw(ours, model, size)
+    both = per_draw(partial(ours, reference=True), model, size)
+    print(f"16 heads, a draw of a chain: {own:.4g} operations")
+    print(f"with a reference chain: {both:.4g}")
     try:
-        other = theirs(model, size, many) - theirs(model, size, few)
+        other = per_draw(theirs, model, size) * size.num_chains
     except ImportError:
         print("devinterp is not installed")
         return
-    print(f"devinterp: {other / size.num_draws:.4g}")
+    print(f"devinterp: {other:.4g}")
     print(f"that is {other / own:.2f} times the one-chain form, {other / both:.2f} times the other")
 
 

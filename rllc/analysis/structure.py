@@ -276,7 +276,7 @@ def _matched(found: tuple[np.ndarray, np.ndarray], to: np.ndarray) -> tuple[np.n
     """Components in the order and with the signs of others that they are most like."""
     share, loading = found
     alike = loading @ to.T
-    order = []
+    order: list[int] = []
     for component in range(len(to)):
         likeness = np.abs(alike[:, component])
         likeness[order] = -1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rllc.documents import Documents, documents_of
+from rllc.engine.last_heads import Unembedding, Writes, mean_and_each_of_heads
 from rllc.engine.layout import Group, Moved, unpack
 from rllc.engine.modes import in_precision
 from rllc.engine.private import private_copy
@@ -108,7 +109,11 @@ class TokenLoss:
         # Kept for the backward pass: about 16 activations as wide as the model a block, and the
         # hidden state with its gradient. Chain state, noise, gradient and a second look: about 12
         # numbers a weight, the gradients of a moved unembedding one of them.
-        return 4 * (positions * width * (16 * blocks + 4) + 12 * group.num_weights)
+        # Heads of the last block alone: what they write as logits, and its gradient. A selected
+        # head has about 4·d_model·d_head numbers.
+        columns = group.num_weights // (4 * config.d_model) if blocks == 1 else 0
+        each = positions * width * (16 * blocks + 4) + 12 * group.num_weights
+        return 4 * (each + 3 * columns * config.d_vocab)
 
     def way(self, group: Group) -> str:  # noqa: D102 (see Loss)
         return "layer at once"
@@ -120,10 +125,51 @@ class TokenLoss:
     def _losses(
         self, moved: dict[str, Moved], at: Activations, target: Target
     ) -> tuple[Tensor, Tensor]:
+        heads = self.model.only_last_heads(moved)
+        if heads is not None and self._few_columns(heads, at, target):
+            return self._losses_of_last_heads(heads, moved, at, target)
         with in_precision(at.tokens.device, self.autocast):
             hidden = self.hidden(moved, at)
         W_U, b_U = self.model.weight("unembed.W_U", moved), self.model.weight("unembed.b_U", moved)
         return mean_and_each(hidden, W_U, b_U, target, self.autocast)
+
+    def _few_columns(self, heads: Tensor, at: Activations, target: Target) -> bool:
+        """Whether what the heads write is narrow enough to be worth a way of its own.
+
+        On a GPU products are cheap beside the passes over the logits, of which it takes more.
+        """
+        config = self.model.config
+        plain = self.autocast is None and self.hidden == self.model.hidden
+        narrow = 2 * heads.shape[1] * config.d_head <= config.d_model
+        many = at.tokens.numel() >= config.d_model
+        return plain and narrow and many and target.ids is not None and heads.device.type == "cpu"
+
+    def _losses_of_last_heads(
+        self, heads: Tensor, moved: dict[str, Moved], at: Activations, target: Target
+    ) -> tuple[Tensor, Tensor]:
+        model = self.model
+        last = model.config.n_layers - 1
+        numbers = [tuple(row) for row in heads.tolist()]
+        different = list(dict.fromkeys(numbers))
+        first_runs = [numbers.index(place) for place in different]
+        old_z, old_W_O = model.unmoved_heads(last, heads[first_runs], at)
+        z, W_O = model.moved_heads(last, heads, moved, at)
+        writes = Writes(
+            z=_by_position(z),
+            W_O=W_O.flatten(1, 2),
+            old_z=_by_position(old_z),
+            old_W_O=old_W_O.flatten(1, 2),
+            place=[different.index(place) for place in numbers],
+            residual=at.residual[last + 1][0].flatten(0, 1),
+        )
+        unembedding = Unembedding(
+            w=self.frozen("ln_final.w")[0],
+            b=self.frozen("ln_final.b")[0],
+            eps=model.config.layer_norm_eps,
+            W_U=self.frozen("unembed.W_U")[0],
+            b_U=self.frozen("unembed.b_U")[0],
+        )
+        return mean_and_each_of_heads(writes, unembedding, target)
 
     def _target(self, documents: Documents) -> Target:
         labels = documents.tokens if documents.labels is None else documents.labels
@@ -147,6 +193,11 @@ class TokenLoss:
         unembed = generator.unembed
         softmax = (hidden, unembed.W_U.detach(), unembed.b_U.detach())
         return Target((tokens.shape[0], tokens.shape[1] - 1), None, softmax)
+
+
+def _by_position(z: Tensor) -> Tensor:
+    """Outputs of heads, ``[run, batch, head, pos, d_head]``, as ``[run, batch · pos, column]``."""
+    return z.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 class _ToHidden(nn.Module):

@@ -137,10 +137,10 @@ class UnembedLoss(torch.autograd.Function):
         low_b = b if autocast is None else b.to(autocast)
         # Products and look-ups are faster along rows.
         W_T, low_W_T = W.mT.contiguous(), low_W.mT.contiguous()
-        chunks = list(_chunks(count, W.shape[-1], x.device))
+        pieces = list(chunks(count, W.shape[-1], x.device))
         # One chunk's logits, whose memory all chunks use.
-        room = x.new_empty(chunks[0].stop, W.shape[-1], dtype=low_W.dtype)
-        for rows in chunks:
+        room = x.new_empty(pieces[0].stop, W.shape[-1], dtype=low_W.dtype)
+        for rows in pieces:
             goal = target.at(rows)
             shared_pull = goal.pull(W_T[0]) if len(W) == 1 else None
             for run in range(runs):
@@ -186,7 +186,7 @@ def _of_run(values: Tensor, run: int) -> Tensor:
     return values[run if len(values) > 1 else 0]
 
 
-def _chunks(count: int, vocab: int, device: torch.device) -> Iterator[slice]:
+def chunks(count: int, vocab: int, device: torch.device) -> Iterator[slice]:
     """Slices of positions that are done at once."""
     logits = _CPU_LOGITS if device.type == "cpu" else _GPU_LOGITS
     size = max(16, min(count, logits // vocab))

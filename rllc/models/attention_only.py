@@ -190,7 +190,7 @@ class AttentionOnly(PreTrainedModel):
         first = self.first_block(moved)
         x = self._embed(at.tokens, moved) if first < 0 else at.residual[first]
         for layer in range(max(first, 0), self.config.n_layers):
-            rows = _moved_heads(moved, layer)
+            rows = heads_that_moved(moved, layer)
             if layer == first and rows is not None:
                 # All before the block, and its other heads, are as in `at`.
                 x = self._replace_heads(layer, rows, moved, at)
@@ -333,23 +333,44 @@ class AttentionOnly(PreTrainedModel):
             moved: their weights.
             at: activations of the unmoved model.
         """
-        old = {}
+        z, W_O = self.moved_heads(layer, rows, moved, at)
+        written = _sum_over_heads(z, W_O)
+        old_written = _sum_over_heads(*self.unmoved_heads(layer, rows, at))
+        return at.residual[layer + 1] + written - old_written
+
+    def only_last_heads(self, moved: Mapping[str, Moved]) -> Tensor | None:
+        """The heads ``[run, head]`` of the last block, if nothing but heads of it moved."""
+        last = self.config.n_layers - 1
+        if any(not name.startswith(f"blocks.{last}.") for name in moved):
+            return None
+        return heads_that_moved(moved, last)
+
+    def unmoved_heads(self, layer: int, rows: Tensor, at: Activations) -> tuple[Tensor, Tensor]:
+        """Outputs and W_O of heads ``rows [run, head]`` as they are in the model.
+
+        Returns:
+            ``[run, batch, head, pos, d_head]`` and ``[run, head, d_head, d_model]``.
+        """
+        # [batch, head, pos, d_head] -> [run, batch, head, pos, d_head]
+        z = at.z[layer][0].transpose(0, 1)[rows].transpose(1, 2)
+        return z, self._tensor(f"blocks.{layer}.attn.W_O").detach()[rows]
+
+    def moved_heads(
+        self, layer: int, rows: Tensor, moved: Mapping[str, Moved], at: Activations
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs and W_O of heads ``rows [run, head]`` of each run, as :meth:`unmoved_heads`."""
         new = {}
         for tensor in HEAD_TENSORS:
             name = f"blocks.{layer}.attn.{tensor}"
-            old[tensor] = self._tensor(name).detach()[rows]
-            new[tensor] = moved[name].block if name in moved else old[tensor]
+            unmoved = self._tensor(name).detach()
+            new[tensor] = moved[name].block if name in moved else unmoved[rows]
         qk, u = self._inputs(layer, at.residual[layer], moved)
         z = self.attend(
             _project(qk, new["W_Q"], new["b_Q"]),
             _project(qk, new["W_K"], new["b_K"]),
             _project(u, new["W_V"], new["b_V"]),
         )
-        # [batch, head, pos, d_head] -> [run, batch, head, pos, d_head]
-        old_z = at.z[layer][0].transpose(0, 1)[rows].transpose(1, 2)
-        written = _sum_over_heads(z, new["W_O"])
-        old_written = _sum_over_heads(old_z, old["W_O"])
-        return at.residual[layer + 1] + written - old_written
+        return z, new["W_O"]
 
 
 class Tensors(nn.Module):
@@ -442,7 +463,7 @@ def _sum_over_heads(z: Tensor, W: Tensor) -> Tensor:
     return summed.view(-1, batch, pos, W.shape[-1])
 
 
-def _moved_heads(moved: Mapping[str, Moved], layer: int) -> Tensor | None:
+def heads_that_moved(moved: Mapping[str, Moved], layer: int) -> Tensor | None:
     """The heads ``[run, head]`` that moved in a block.
 
     ``None`` if something else in it moved, or its tensors do not agree on which heads.

@@ -86,7 +86,8 @@ def plot_rows(
     for number, kind in enumerate(dict.fromkeys(kinds)):
         chosen = np.array([other == kind for other in kinds])
         color = COLORS[number % len(COLORS)]
-        ax.scatter(*places[chosen].T, s=14, color=color, label=kind or None)
+        x, y = places[chosen].T
+        ax.scatter(x, y, s=14, color=color, label=kind or None)
     ax.set_xlabel(f"{how} 1")
     ax.set_ylabel(f"{how} 2")
     if groups is not None:
@@ -97,7 +98,7 @@ def plot_rows(
 def _places(correlation: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
     """Places of rows in a plane ``[row, 2]``, and how they were found."""
     try:
-        import umap
+        import umap  # type: ignore[import-not-found]
     except ImportError:
         centred = correlation - correlation.mean(axis=0)
         centred = centred - centred.mean(axis=1, keepdims=True)

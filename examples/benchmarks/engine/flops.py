@@ -1,4 +1,4 @@
-"""(a) FLOPs, against the least that any implementation must do.
+"""(a) FLOPs, against the least that an implementation must do that unembeds the hidden state.
 
 In FLOPs for each position and run, for d_model D, d_head d, H heads (D = Hd), vocabulary V, and T
 positions that predict something (a row's last token is predicted, but predicts nothing). A product
@@ -7,7 +7,8 @@ of [m, k] and [k, n] is 2mkn. Attention is counted over the full square of posit
 run that moves one head of layer l:
 
 - unembedding: logits 2DV, and their gradient back to the hidden state 2DV; the weights are frozen
-  and have no gradient;
+  and have no gradient. Where heads of the last block move, what they write can be unembedded alone
+  (:mod:`rllc.engine.last_heads`), so that less than this is possible;
 - the head: q, k, v 3·2Dd and their weight gradients 3·2Dd; output 2dD, its weight gradient 2dD,
   gradient to z 2dD; scores and mix 2·2Td; their gradients 4·2Td. Its input is frozen and has no
   gradient;

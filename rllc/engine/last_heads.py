@@ -1,0 +1,146 @@
+"""The loss of runs in which only heads of the last block moved, without their whole unembedding.
+
+Between such heads and the logits there is a LayerNorm and the unembedding. A LayerNorm takes off
+the mean and divides by the deviation, so what the heads write reaches the logits as a product of
+few columns, d_head for each head, while all else that is unembedded is the same for all runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rllc.engine.unembedding import Target, chunks
+
+
+class Writes(NamedTuple):
+    """What moved heads of the last block write, and what all runs share."""
+
+    z: Tensor
+    """``[run, position, column]``: outputs of the moved heads, d_head columns a head."""
+    W_O: Tensor
+    """``[run, column, d_model]``."""
+    old_z: Tensor
+    """``[place, position, column]``: before they moved; runs that move the same heads share it."""
+    old_W_O: Tensor
+    """``[place, column, d_model]``."""
+    place: list[int]
+    """``[run]``: which of these is a run's."""
+    residual: Tensor
+    """``[position, d_model]``: the residual stream after the block, unmoved."""
+
+
+class Unembedding(NamedTuple):
+    """The frozen LayerNorm and unembedding."""
+
+    w: Tensor
+    b: Tensor
+    eps: float
+    W_U: Tensor
+    b_U: Tensor
+
+
+def mean_and_each_of_heads(
+    writes: Writes, unembedding: Unembedding, target: Target
+) -> tuple[Tensor, Tensor]:
+    """Return the mean loss ``[run]`` over what counts, and each loss ``[run, row, pos − 1]``.
+
+    The same as :func:`rllc.engine.unembedding.mean_and_each` of the whole hidden state, with
+    d_head/d_model of its products for each moved head.
+
+    Args:
+        writes: of the moved heads.
+        unembedding: what follows them.
+        target: token ids; positions that it leaves out are not computed.
+    """
+    z, residual, old_z = writes.z, writes.residual, writes.old_z
+    if target.kept is not None:
+        z, residual, old_z = z[:, target.kept], residual[target.kept], old_z[:, target.kept]
+    unmoved = residual - torch.matmul(old_z, writes.old_W_O)
+    hidden = unmoved[writes.place] + torch.matmul(z, writes.W_O)
+    scale = (hidden.var(2, correction=0) + unembedding.eps).rsqrt()
+    # Centring is linear: it is done once, to the unembedding.
+    weighted = unembedding.w[:, None] * unembedding.W_U
+    centred = weighted - weighted.mean(0)
+    bias = unembedding.b @ unembedding.W_U + unembedding.b_U
+    old_columns = writes.old_W_O @ centred
+    shared = _Shared(residual, old_z, old_columns, writes.place, centred, bias)
+    mean, each = _HeadsLoss.apply(z, writes.W_O @ centred, scale, shared, target)
+    if target.home is None:
+        return mean, each.unflatten(1, target.shape)
+    returned = each[:, target.home.clamp(min=0)]
+    return mean, torch.where(target.home >= 0, returned, torch.nan)
+
+
+class _Shared(NamedTuple):
+    residual: Tensor
+    old_z: Tensor
+    old_columns: Tensor
+    place: list[int]
+    W: Tensor
+    bias: Tensor
+
+
+class _HeadsLoss(torch.autograd.Function):
+    """The mean loss of each run and its gradient.
+
+    Per position with outputs u of the heads and C = W_O·W: raw logits y = xW − u°C° + uC, logits
+    s·y + b, e = softmax − target. Then ∂/∂u = s·eCᵀ, ∂/∂C = (s·u)ᵀe and ∂/∂s = e·y.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, columns: Tensor, scale: Tensor, shared: _Shared, target: Target
+    ) -> tuple[Tensor, Tensor]:
+        runs, count, _ = z.shape
+        vocab = shared.W.shape[1]
+        assert target.ids is not None
+        each = z.new_empty(runs, count)
+        wanted = any(ctx.needs_input_grad[:3])
+        d_z, d_scale = torch.empty_like(z), torch.empty_like(scale)
+        d_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
+        pieces = list(chunks(count, vocab, z.device))
+        rooms = z.new_empty(4, pieces[0].stop, vocab)
+        for rows in pieces:
+            ids = target.ids[rows]
+            of_all, of_place, raw_room, room = rooms[:, : len(ids)]
+            torch.matmul(shared.residual[rows], shared.W, out=of_all)
+            for place, old_z in enumerate(shared.old_z):
+                old = shared.old_columns[place]
+                torch.addmm(of_all, old_z[rows], old, alpha=-1, out=of_place)
+                for run in _runs_at(place, shared.place):
+                    C, u, s = columns[run], z[run, rows], scale[run, rows, None]
+                    raw = torch.addmm(of_place, u, C, out=raw_room)
+                    logits = torch.addcmul(shared.bias, raw, s, out=room)
+                    at_target = logits.gather(1, ids[:, None])
+                    top = logits.amax(1, keepdim=True)
+                    total = logits.sub_(top).exp_().sum(1, keepdim=True)
+                    each[run, rows] = (top + total.log() - at_target)[:, 0]
+                    if not wanted:
+                        continue
+                    back = (logits @ C.T).div_(total)
+                    d_z[run, rows] = s * (back - C.T[ids])
+                    expected = torch.linalg.vecdot(logits, raw) / total[:, 0]
+                    d_scale[run, rows] = expected - raw.gather(1, ids[:, None])[:, 0]
+                    if d_columns is not None:
+                        scaled = u * s
+                        d_columns[run].addmm_((scaled / total).T, logits)
+                        d_columns[run].index_add_(1, ids, -scaled.T)
+        ctx.gradients = (d_z, d_columns, d_scale)
+        ctx.count = count
+        ctx.mark_non_differentiable(each)
+        return each.double().mean(1), each
+
+    @staticmethod
+    def backward(ctx: Any, d_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        weight = d_losses.float() / ctx.count
+        d_z, d_columns, d_scale = ctx.gradients
+        if d_columns is not None:
+            d_columns = d_columns * weight[:, None, None]
+        return d_z * weight[:, None, None], d_columns, d_scale * weight[:, None], None, None
+
+
+def _runs_at(place: int, places: list[int]) -> list[int]:
+    return [run for run, other in enumerate(places) if other == place]
