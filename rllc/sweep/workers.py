@@ -51,6 +51,7 @@ class Task:
         compute: without an executor.
         about: goes into the cell's file.
         earlier: a finished cell of fewer draws whose chains go on.
+        is_light: whether the store's observables were left out, as :meth:`light` does.
     """
 
     cell: Cell
@@ -65,6 +66,7 @@ class Task:
     compute: Compute
     about: Mapping[str, Any]
     earlier: Cell | None = None
+    is_light: bool = False
 
     @property
     def title(self) -> str:
@@ -77,6 +79,22 @@ class Task:
         if device is None:
             return self
         return replace(self, compute=replace(self.compute, device=device))
+
+    def light(self) -> Task:
+        """Return the task without the store's observables, which may hold whole data sets.
+
+        It is for a worker that has them already, from :func:`keep_store`.
+        """
+        return replace(self, store=replace(self.store, observe={}), is_light=True)
+
+
+_KEPT: dict[str, Store] = {}
+"""In a process of ours, by folder, the store that came with the first task."""
+
+
+def keep_store(store: Store) -> None:
+    """Keep a store with its observables for the tasks that come without them."""
+    _KEPT[str(store.root)] = store
 
 
 _LOADING = threading.Lock()
@@ -165,6 +183,8 @@ def work(task: Task, bench: Bench | None = None) -> str | None:
     Raises:
         FileError: the store cannot be written, which is not the cell's fault.
     """
+    if task.is_light:
+        task = replace(task, store=_KEPT[str(task.store.root)], is_light=False)
     name, store = task.cell.name, task.store
     if store.has(name):  # by another sweep, or by a worker that died just after
         return None
