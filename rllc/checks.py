@@ -229,9 +229,11 @@ def _check_batch(model: nn.Module, loss: LossFunction | None, name: str, data: D
 
 def _check_complex(model: nn.Module, name: str, batch: Batch) -> None:
     """Refuse complex data of a model that has no complex weights."""
-    parts = batch.values() if isinstance(batch, dict) else batch
-    if isinstance(batch, Tensor):
-        parts = [batch]
+    parts: list[Tensor]
+    if isinstance(batch, dict):
+        parts = list(batch.values())
+    else:
+        parts = list(batch) if isinstance(batch, tuple) else [batch]
     is_complex = any(part.is_complex() for part in parts)
     if is_complex and not any(parameter.is_complex() for parameter in model.parameters()):
         raise InputError(

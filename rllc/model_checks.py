@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,18 +75,19 @@ def refusing_reentrant(model: nn.Module | None) -> Iterator[None]:
         InputError: such a checkpoint was called within the block.
     """
     called = []
-    original = checkpoint.CheckpointFunction.forward
+    function: Any = checkpoint.CheckpointFunction
+    original = function.forward
 
     def noting(*arguments: object) -> object:
         called.append(True)
         return original(*arguments)
 
     with _PATCHING:
-        checkpoint.CheckpointFunction.forward = staticmethod(noting)
+        function.forward = staticmethod(noting)
         try:
             yield
         finally:
-            checkpoint.CheckpointFunction.forward = staticmethod(original)
+            function.forward = staticmethod(original)
     if called:
         raise InputError(
             f"sampling {type(model).__name__}: it uses reentrant checkpoints, which give no "
