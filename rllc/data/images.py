@@ -57,9 +57,8 @@ def read_images(folder: Path, name: str) -> Tensors:
                 shape = (*image.size, len(image.getbands()))
                 first = first or shape
                 _check(folder, name, path, shape, first, len(images))
-                if image.mode not in ("L", "RGB"):
-                    image = image.convert("RGB" if len(image.getbands()) > 1 else "L")
-                pixels.append(np.asarray(image, dtype=np.uint8))
+                mode = "RGB" if len(image.getbands()) > 1 else "L"
+                pixels.append(np.asarray(image.convert(mode), dtype=np.uint8))
         except InputError:
             raise
         except Exception as error:  # damaged bytes make Pillow raise nearly anything
