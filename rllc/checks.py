@@ -15,18 +15,26 @@ from torch import Tensor, nn
 
 from rllc.biases import relaxation_times
 from rllc.data.data import Data
-from rllc.documents import shown
+from rllc.documents import Batch, shown
 from rllc.draws import Draws
 from rllc.engine.chains import OR_ANEW
 from rllc.errors import InputError, must_be
 from rllc.identity import plain
 from rllc.limits import Limits
 from rllc.loss import Center, LossFunction
-from rllc.loss_checks import SHIPPED, check_kind, check_model, check_rows
+from rllc.loss_checks import (
+    SHIPPED,
+    check_kind,
+    check_model,
+    check_rows,
+    check_rows_of_no_numbers,
+)
 from rllc.losses import Distillation, next_token
+from rllc.model_checks import check_weights_are_there
 from rllc.refinement import Refinement
 from rllc.samplers import Sampler, sgld
 from rllc.sampling import Compute, Sampling
+from rllc.wrappers import unwrapped
 
 _MANY_STEPS = 1000
 """In so many steps a chain must forget its start to start at the Gaussian by default."""
@@ -46,6 +54,7 @@ def arguments(
     sampler = sgld() if sampler is None else sampler
     loader = "a torch.nn.Module; rllc.load(folder) gives one"
     _check_kind("model", model, isinstance(model, nn.Module), loader)
+    check_weights_are_there(unwrapped(model))
     check_kind(loss)
     losses = f"None, rllc.distillation(model) or a function f(module, batch), such as {SHIPPED}"
     is_function = callable(loss) and not isinstance(loss, type)
@@ -175,6 +184,7 @@ def check(
         _check_batch(model, loss, name, data)
         check_rows(loss, data, name)
         check_model(model, loss, data, name)
+        check_rows_of_no_numbers(model, loss, data, name)
     return [masks[r.weights] for r in refinements]
 
 
@@ -207,6 +217,7 @@ def _check_number_of_rows(name: str, rows: int, sampler: Sampler, sampling: Samp
 def _check_batch(model: nn.Module, loss: LossFunction | None, name: str, data: Data) -> None:
     """Hold one row against the model and the loss."""
     batch = data.take(torch.tensor([0]), torch.device("cpu"))
+    _check_complex(model, name, batch)
     is_tokens = isinstance(batch, dict) and "input_ids" in batch
     if isinstance(batch, Tensor) and batch.dim() == 2 and batch.dtype == torch.int64:
         is_tokens = True
@@ -225,6 +236,22 @@ def _check_batch(model: nn.Module, loss: LossFunction | None, name: str, data: D
             f"token ids [row, pos] or a dict with `input_ids`, got {', '.join(shapes)}; for "
             f"other data pass loss=f, f(module, batch) giving per-example losses, such as "
             f"rllc.losses.classification."
+        )
+
+
+def _check_complex(model: nn.Module, name: str, batch: Batch) -> None:
+    """Refuse complex data of a model that has no complex weights."""
+    parts: list[Tensor]
+    if isinstance(batch, dict):
+        parts = list(batch.values())
+    else:
+        parts = list(batch) if isinstance(batch, tuple) else [batch]
+    is_complex = any(part.is_complex() for part in parts)
+    if is_complex and not any(parameter.is_complex() for parameter in model.parameters()):
+        raise InputError(
+            f"sampling on data {name!r}: it is complex ({shown(batch)}), and "
+            f"{type(model).__name__} has no complex weights; give real and imaginary parts as "
+            f"columns, torch.view_as_real(rows).flatten(1)."
         )
 
 

@@ -14,6 +14,7 @@ from rllc.engine.bind import bind, is_attention_only
 from rllc.engine.chains import Chains
 from rllc.engine.modes import in_mode, one_arithmetic, seeded
 from rllc.engine.private import private_copy
+from rllc.engine.scene import Scene
 from rllc.errors import InputError
 from rllc.loss import Center, LossFunction
 from rllc.losses import (
@@ -26,6 +27,7 @@ from rllc.losses import (
     next_token,
     next_tokens_counted,
 )
+from rllc.model_checks import refusing_reentrant
 
 SHIPPED = (
     "rllc.losses.next_token (the default), masked_lm, classification, regression, model_loss, and "
@@ -270,9 +272,14 @@ def check_origin(chains: Chains) -> None:
     Raises:
         InputError: gives both losses, and what the difference may come from.
     """
+    with refusing_reentrant(getattr(chains.loss, "model", None)):
+        _check_origin(chains)
+
+
+def _check_origin(chains: Chains) -> None:
     for data_set in chains.data_sets:
         scene = data_set.scene(0, chains.loss)
-        check_baseline(scene.center, data_set.name)
+        check_scene(scene, data_set.name)
         groups: list[Any] = []
         for p in data_set.passes:
             if any(p.group is group for group in groups):
@@ -319,8 +326,23 @@ def _likely_cause(model: Any, train_mode: bool) -> str:
     return f"It may come from {'; '.join(causes)}. Make model and loss give the same each time."
 
 
-def check_baseline(at: Center, name: str) -> None:
+def check_scene(scene: Scene, name: str) -> None:
+    """Refuse a loss that is not a number at w* on a minibatch: no chain is to blame for that.
+
+    Raises:
+        InputError: names the rows.
+    """
+    if not bool(scene.center.mean.isfinite()):
+        check_baseline(scene.center, name, scene)
+
+
+def check_baseline(at: Center, name: str, scene: Scene | None = None) -> None:
     """Refuse a loss that is not a number at w* on the first minibatch.
+
+    Args:
+        at: the losses.
+        name: of the data.
+        scene: which minibatch it is, if that is known.
 
     Raises:
         InputError: counts the losses that are not finite.
@@ -328,12 +350,60 @@ def check_baseline(at: Center, name: str) -> None:
     finite = at.losses.isfinite()
     if at.counted is not None:
         finite = finite | ~at.counted
-    if not bool(finite.all()):
-        raise InputError(
-            f"sampling on data {name!r}: at w*, before any step, {int((~finite).sum())} of the "
-            f"{at.losses.numel()} losses of the first minibatch are not finite; expected a loss "
-            f"that is finite at the weights it is asked about."
-        )
+    if bool(finite.all()):
+        return
+    which, rows = "at w*, before any step,", ""
+    minibatch = "the first minibatch"
+    if scene is not None:
+        broken = ~finite.reshape(len(finite), -1).all(1)
+        rows = _rows(scene.rows[broken.cpu()].tolist())
+        if scene.step > 0:
+            which, minibatch = "at w*", f"minibatch {scene.step}"
+    raise InputError(
+        f"sampling on data {name!r}: {which} {int((~finite).sum())} of the {at.losses.numel()} "
+        f"losses of {minibatch} are not finite{rows}; expected a loss that is finite at the "
+        f"weights it is asked about. Look at what the loss does there; a smaller lr does not help."
+    )
+
+
+def _rows(rows: list[int]) -> str:
+    if not rows:
+        return ""
+    listed = ", ".join(map(str, rows[:6])) + (", …" if len(rows) > 6 else "")
+    return f", those of row{'s' if len(rows) > 1 else ''} {listed}"
+
+
+def check_rows_of_no_numbers(
+    model: nn.Module, loss: LossFunction | None, data: Data, name: str
+) -> None:
+    """Refuse rows with numbers that are not finite, where the loss of them is not finite either.
+
+    An additive mask may hold −∞, and a loss may leave out NaN; so the loss decides.
+
+    Raises:
+        InputError: names the rows.
+    """
+    if not isinstance(data, Tensors):
+        return
+    finite = torch.ones(len(data), dtype=torch.bool)
+    for part in data.parts:
+        if part.is_floating_point() or part.is_complex():
+            finite &= part.isfinite().reshape(len(part), -1).all(1).cpu()
+    rows = (~finite).nonzero()[:_FEW_ROWS, 0]
+    if not len(rows):
+        return
+    device = next(model.parameters()).device
+    try:
+        center = bind(model, loss).center(data.take(rows, device), seed=0)
+        if bool(center.mean.isfinite()):
+            return
+    except InputError:  # NaN means that there is nothing to predict
+        pass
+    raise InputError(
+        f"sampling on data {name!r}: {int((~finite).sum())} of its {len(data)} rows hold numbers "
+        f"that are not finite{_rows(rows.tolist())}, and the loss of them at w* is not finite; "
+        f"leave them out, or put numbers in place of these."
+    )
 
 
 def _tolerance(model: nn.Module) -> float:

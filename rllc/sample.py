@@ -30,7 +30,7 @@ from rllc.engine.modes import ambient, undisturbed
 from rllc.errors import InputError, ObservationError
 from rllc.identity import of_call
 from rllc.loss import LossFunction
-from rllc.loss_checks import check_origin
+from rllc.loss_checks import check_origin, check_scene
 from rllc.names import Names
 from rllc.observables import (
     acceptance,
@@ -321,6 +321,7 @@ class _Sample:
         positions: list[tuple[Pass, Tensor]] = []
         for data_set in chains.data_sets:
             scene = data_set.scene(step, chains.loss)
+            check_scene(scene, data_set.name)
             baseline = scene.center.mean
             for p in data_set.passes:
                 before = p.state.position

@@ -142,10 +142,10 @@ class Sampling:
             raise InputError(
                 f"Sampling: `autocast` must be None or 'bfloat16', got {self.autocast!r}."
             )
-        if not is_real(self.n_beta) or not 0 < self.n_beta < float("inf"):
+        if not is_real(self.n_beta) or not 1e-30 <= self.n_beta <= 1e30:
             raise InputError(
-                f"Sampling: `n_beta` must be a positive number, got {self.n_beta!r}; "
-                f"the paper uses 30."
+                f"Sampling: `n_beta` must be a positive number, got {self.n_beta!r} (float32 holds "
+                f"those from 1e-30 to 1e30); the paper uses 30."
             )
 
     def of_rows(self, num_rows: int, *, full_batch: bool = False) -> Sampling:

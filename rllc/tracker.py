@@ -341,7 +341,7 @@ def _nan(array: np.ndarray | None, length: int) -> np.ndarray:
     return np.full((length, *array.shape[1:]), np.nan)
 
 
-def _not_written(path: Path, error: OSError) -> FileError:
+def _not_written(path: Path, error: BaseException | None) -> FileError:
     return FileError(
         f"Tracker: `path` = {path} cannot be written ({error}). Make room, change its rights or "
         f"give another path."

@@ -406,3 +406,16 @@ def test_a_package_that_is_missing_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=rf"{message}; type: pip install 'rllc\[analysis\]'"):
         cluster(curves(), method=method)
+
+
+def test_tables_and_curves_of_several_lengths_are_refused() -> None:
+    import pandas as pd
+
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(8, 5)), columns=list("abcde"))
+    with pytest.raises(rllc.InputError, match=r"type cluster\(\{name: table\[name\]"):
+        cluster(table)
+    of_columns = cluster({name: table[name] for name in table})
+    assert len(of_columns.names) == 5
+    for curves in ({"a": [1.0] * 6, "b": [1.0] * 7}, [[1.0] * 6, [1.0] * 7]):
+        with pytest.raises(rllc.InputError, match=r"the same checkpoints, got shapes \[6\], \[7\]"):
+            cluster(curves)

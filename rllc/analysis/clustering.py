@@ -278,6 +278,7 @@ def _curves(
     data: str | None,
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
     """Return names, values ``[curve, checkpoint]`` and steps, once they were checked."""
+    _check_kind(curves)
     if isinstance(curves, Trajectory):
         rows = rows_of_data(curves.data, data, "clustering")
         names = tuple(curves.weights[row] for row in rows)
@@ -304,6 +305,26 @@ def _curves(
             f"finite (diverged estimates). Leave these curves, or these checkpoints, out."
         )
     return names, values, times
+
+
+def _check_kind(curves: object) -> None:
+    """Refuse tables, whose rows may be curves or checkpoints, and curves of several lengths."""
+    if hasattr(curves, "columns"):
+        raise InputError(
+            "clustering: a table does not say whether its rows are curves or checkpoints; type "
+            "cluster({name: table[name] for name in table}) where each column is a curve, or "
+            "cluster(table.to_numpy()) where each row is one."
+        )
+    if isinstance(curves, Trajectory) or not isinstance(curves, Mapping | list | tuple):
+        return
+    listed = list(curves.values()) if isinstance(curves, Mapping) else list(curves)
+    shapes = {np.shape(curve) for curve in listed if isinstance(curve, np.ndarray | list | tuple)}
+    if len(shapes) > 1:
+        lengths = ", ".join(str(list(shape)) for shape in sorted(shapes)[:4])
+        raise InputError(
+            f"clustering: all curves must be over the same checkpoints, got shapes {lengths}; "
+            f"leave out the checkpoints that some curves have not."
+        )
 
 
 def _checked_steps(steps: Sequence[int], count: int) -> np.ndarray:

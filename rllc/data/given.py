@@ -24,6 +24,7 @@ from torch.utils.data import (
 from torch.utils.data import default_collate as torch_collate
 
 from rllc.data.data import Batch, Data, Tensors, to_device
+from rllc.data.images import is_image_folder, read_images
 from rllc.data.packing import without_surrogates
 from rllc.data.tokens import Tokens
 from rllc.errors import FileError, InputError, first_line, nearest
@@ -62,7 +63,8 @@ _KINDS = (
     "rllc.Tokens, a tensor or NumPy array of token ids [row, pos], lists of token ids, a "
     "tokenizer's output, (inputs, labels), a DataLoader, a torch or Hugging Face data set, an "
     "iterable of examples, a list of strings with rllc.as_data(texts, tokenizer=…), a .bin or .npy "
-    "file of ids with rllc.as_data(path, context_length=…), other rllc.data.Data, or a dict "
+    "file of ids with rllc.as_data(path, context_length=…), a folder of images, one folder a "
+    "class, other rllc.data.Data, or a dict "
     "{name: data} of these"
 )
 
@@ -203,6 +205,8 @@ class _Given:
                 raise FileError(f"{task}: not a whole .npy file ({first_line(error)}).") from error
         if path.suffix == ".bin":
             return self._ids(_bin(path))
+        if is_image_folder(path):
+            return read_images(path, self.name)
         if self.tokenizer is None:
             raise InputError(
                 f"`data` {self.name!r} must be {_KINDS}; got {type(source).__name__}: "

@@ -234,5 +234,8 @@ def _as_ids(rows: Tensor, task: str) -> Tensor:
     lowest, highest = (int(bound) for bound in torch.aminmax(rows))
     if lowest < 0 or highest > _LARGEST_ID:
         got = lowest if lowest < 0 else highest
-        raise InputError(f"{task}: token ids must be in 0 … {_LARGEST_ID}, got {got}.")
+        raise InputError(
+            f"{task}: token ids must be in 0 … {_LARGEST_ID}, got {got}. If these are numbers and "
+            f"no tokens, for a loss of your own, give them as floats: rows.float()."
+        )
     return rows.to("cpu", torch.int32).contiguous()

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from rllc.errors import FileError, InputError, first_line, must_be
+from rllc.errors import FileError, InputError, RllcError, first_line, must_be
 from rllc.files import load_arrays
-from rllc.models import hub, reading
+from rllc.models import adapters, hub, reading
 from rllc.models.checkpoints import (
     Checkpoint,
     CheckpointsLike,
@@ -68,6 +68,9 @@ def load(
     >>> model = load("timaeus/tetrahedron-3m-og", 8500, positions="shortformer")  # doctest: +SKIP
     >>> for checkpoint in checkpoints("runs/seed0"):                              # doctest: +SKIP
     ...     model = load(checkpoint, into=model)
+
+    A folder with a LoRA adapter alone is merged into its base, W + (α/r) B A, which is read from
+    where the adapter says that it is.
 
     Models of this package and of transformers are float32. Torch's global random state is left as
     it was. Where training recorded SHA-256 sums (``sha256.json`` in a step's folder) they are
@@ -204,6 +207,17 @@ def _load(checkpoint: Checkpoint, positions: Positions | None, into: Into | None
     if path.name == "model.safetensors" and path.with_name("config.json").is_file():
         # Its configuration is beside it and need not be inferred.
         path = path.parent
+    if path.is_dir() and adapters.is_adapter(path):
+        base = adapters.base_of(path)
+        try:
+            # The base is read each time: `into` may have an adapter in it already.
+            merged = load(base, into=module)
+        except RllcError as error:
+            raise FileError(
+                f"loading {path}: its base {base!r} cannot be loaded ({first_line(error)})."
+            ) from error
+        adapters.merge(unwrapped(merged), path)
+        return merged
     if path.is_file():
         reading.check_sums(path.parent, [path])
         contents = reading.read_contents(path)
@@ -343,6 +357,7 @@ def _load_folder(path: Path, positions: Positions | None, module: nn.Module | No
                 f"load: `positions` is for attention-only models, and {path} is none; drop "
                 f"`positions`."
             )
+        _check_is_language_model(path, settings)
         reading.check_sizes(path, settings, weights)
         loaded = _load_transformers(path, into)
         return loaded if module is None else module
@@ -356,6 +371,23 @@ def _load_folder(path: Path, positions: Positions | None, module: nn.Module | No
 _OLD_BUFFER = re.compile(r"(?:.*\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
 """The masks that GPT-2's attention once saved beside its weights, as in the checkpoints of
 stanford-crfm. transformers leaves out those that it knows."""
+
+
+def _check_is_language_model(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse by name what transformers would fill with random weights, or read in few bits."""
+    if settings.get("quantization_config"):
+        raise FileError(
+            f"loading {path}: its weights are quantised (quantization_config in config.json), and "
+            f"λ̂ needs weights that can move a little; load a float version of the model."
+        )
+    architectures = settings.get("architectures") or [""]
+    architecture = str(architectures[0])
+    if re.search(r"For(Sequence|Token|Image|Audio|Video)Classification|RewardModel", architecture):
+        raise FileError(
+            f"loading {path}: it is a {architecture}, no language model. Load it with "
+            f"transformers.{architecture}.from_pretrained(folder), and pass the model with a loss "
+            f"for it, such as rllc.losses.classification or one of your own."
+        )
 
 
 def _load_transformers(path: Path, into: PreTrainedModel | None) -> PreTrainedModel:
@@ -409,7 +441,8 @@ def _fill(
     from rllc.models.attention_only import AttentionOnly
 
     if into is not None:
-        _check_into(unwrapped(into), config, AttentionOnly)
+        own: Any = unwrapped(into)
+        _check_into(own, config, AttentionOnly)
     expected = _expected_shapes(path, config, state)
     shapes = _shapes(state)
     reading.check_tensors(

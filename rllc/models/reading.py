@@ -185,7 +185,9 @@ def refused_pickle(path: Path, error: pickle.UnpicklingError) -> FileError:
     return FileError(
         f"loading {path}: refused, nothing of it was run. A checkpoint is a pickle of tensors "
         f"alone, and {reason}. Copy or download it again; if you trust whoever made it, have its "
-        f"state_dict() saved as .safetensors."
+        f"state_dict() saved as .safetensors: for a checkpoint of Lightning, with its "
+        f"hyper-parameters, type contents = torch.load({path.name!r}, weights_only=False) and "
+        f"safetensors.torch.save_file(contents['state_dict'], 'weights.safetensors')."
     )
 
 

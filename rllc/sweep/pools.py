@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 
 from rllc.errors import InputError, RllcError, first_line
-from rllc.sweep.workers import Bench, Task, portable, work
+from rllc.sweep.workers import Bench, Task, keep_store, portable, work
 
 TRIES = 3
 """How often a cell may kill its worker."""
@@ -133,6 +133,7 @@ class Pool:
         device: of a process of ours; ``None``: what the task says.
         lifeline: of a process of ours, which exits as soon as this end is closed, by us or by our
             own death.
+        first: the task that each new process of ours is greeted with.
         running: what was submitted and is not done.
         suspects: what ran when a worker died. Each of these runs alone.
         last_news: when something was submitted to it while it was idle, or was last done on it.
@@ -142,6 +143,7 @@ class Pool:
     width: int
     device: str | None = None
     lifeline: Connection | None = None
+    first: Task | None = None
     running: dict[Future[str | None], Attempt] = field(default_factory=dict)
     suspects: deque[Attempt] = field(default_factory=deque)
     last_news: float = 0.0
@@ -168,6 +170,8 @@ class Pool:
 
     def _submit(self, attempt: Attempt) -> None:
         task = attempt.task.on(self.device)
+        if self.lifeline is not None:
+            task = task.light()
         if not self.running:
             self.last_news = time.monotonic()
         try:
@@ -223,6 +227,8 @@ class Pool:
             self.close()
             new = Pool.process(self.device)
             self.executor, self.lifeline = new.executor, new.lifeline
+            assert self.first is not None
+            self.executor.submit(_greet, self.first)
             return
         # loky's, or that of a library that carries loky along
         module = sys.modules[type(self.executor).__module__]
@@ -323,6 +329,7 @@ def _fail(task: Task, reason: str) -> str:
 def _greet(task: Task) -> None:
     """Run by a worker: if it can read the task and sees the store, it can do the rest."""
     folder = task.store.root
+    keep_store(task.store)
     if not folder.is_dir():
         raise InputError(
             f"track: a worker on {platform.node() or 'another machine'} does not see `store` = "
@@ -331,6 +338,7 @@ def _greet(task: Task) -> None:
 
 
 def _submit_greeting(task: Task, pool: Pool) -> Future[None]:
+    pool.first = task
     try:
         return pool.executor.submit(_greet, task)
     except BrokenExecutor:

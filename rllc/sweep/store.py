@@ -247,6 +247,12 @@ class Store:
                 return False
         return True
 
+    def without(self, observable: str) -> Store:
+        """Return the store in which one observable is not kept."""
+        observe = dict(self.observe)
+        observe.pop(observable, None)
+        return replace(self, observe=observe)
+
     @cached_property
     def _identities(self) -> dict[str, str | None]:
         """What each observable is; ``None`` where it cannot be looked into."""

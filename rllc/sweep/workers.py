@@ -17,11 +17,12 @@ from torch import nn
 
 from rllc.data.data import Data
 from rllc.draws import Draws
-from rllc.errors import FileError, InputError, first_line
+from rllc.errors import FileError, InputError, ObservationError, first_line
 from rllc.loss import LossFunction
 from rllc.models import hub
 from rllc.models.checkpoints import Checkpoint
 from rllc.models.loading import load
+from rllc.observe import Observable
 from rllc.sample import sample
 from rllc.samplers import Sampler
 from rllc.sampling import Compute, Sampling
@@ -50,6 +51,7 @@ class Task:
         compute: without an executor.
         about: goes into the cell's file.
         earlier: a finished cell of fewer draws whose chains go on.
+        is_light: whether the store's observables were left out, as :meth:`light` does.
     """
 
     cell: Cell
@@ -64,6 +66,7 @@ class Task:
     compute: Compute
     about: Mapping[str, Any]
     earlier: Cell | None = None
+    is_light: bool = False
 
     @property
     def title(self) -> str:
@@ -76,6 +79,22 @@ class Task:
         if device is None:
             return self
         return replace(self, compute=replace(self.compute, device=device))
+
+    def light(self) -> Task:
+        """Return the task without the store's observables, which may hold whole data sets.
+
+        It is for a worker that has them already, from :func:`keep_store`.
+        """
+        return replace(self, store=replace(self.store, observe={}), is_light=True)
+
+
+_KEPT: dict[str, Store] = {}
+"""In a process of ours, by folder, the store that came with the first task."""
+
+
+def keep_store(store: Store) -> None:
+    """Keep a store with its observables for the tasks that come without them."""
+    _KEPT[str(store.root)] = store
 
 
 _LOADING = threading.Lock()
@@ -158,19 +177,31 @@ def work(task: Task, bench: Bench | None = None) -> str | None:
         bench: ``None``: this thread's own.
 
     Returns:
-        The reason, if the cell failed.
+        The reason, if the cell failed. If only an observable did, after some draws, the cell is
+        written without it, and the next call computes it again.
 
     Raises:
         FileError: the store cannot be written, which is not the cell's fault.
     """
+    if task.is_light:
+        task = replace(task, store=_KEPT[str(task.store.root)], is_light=False)
     name, store = task.cell.name, task.store
     if store.has(name):  # by another sweep, or by a worker that died just after
         return None
     if bench is None:
         bench = _BENCH
+    reason = None
     try:
         model, digest = bench.load(task)
-        draws, earlier = _draw(task, bench, model, digest)
+        try:
+            draws, earlier = _draw(task, bench, model, digest)
+        except ObservationError as error:
+            if error.draws is None:
+                raise
+            # Draws are worth more than what was to be observed along them.
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            store = store.without(error.name)
+            draws, earlier = _draws_of(task, bench, model, error.draws, store.observe), None
     except Exception as error:  # whatever it is, this cell fails and the others go on
         reason = f"{type(error).__name__}: {first_line(error)}"
         store.fail(name, reason)
@@ -182,24 +213,16 @@ def work(task: Task, bench: Bench | None = None) -> str | None:
         "device": device_kind(next(model.parameters()).device),
     }
     store.write(name, draws, about, earlier=earlier)
-    return None
+    if reason is not None:
+        store.fail(name, reason)
+    return reason
 
 
 def _draw(task: Task, bench: Bench, model: nn.Module, digest: str) -> tuple[Draws, Cell | None]:
     """Return a cell's draws, and the cell that they go on from, if they could."""
 
     def drawn(resume: Draws | None) -> Draws:
-        return sample(
-            model,
-            {task.cell.data: bench.opened(task.data)},
-            list(task.weights),
-            loss=bench.opened(task.loss),
-            sampler=task.sampler,
-            sampling=task.sampling,
-            compute=task.compute,
-            observe=task.store.observe,
-            resume=resume,
-        )
+        return _draws_of(task, bench, model, resume, task.store.observe)
 
     if task.earlier is not None:
         try:
@@ -208,6 +231,26 @@ def _draw(task: Task, bench: Bench, model: nn.Module, digest: str) -> tuple[Draw
             reason = f"{task.title}: computed from the first draw on: {first_line(error)}"
             warnings.warn(f"track: {reason}", stacklevel=2)
     return drawn(None), None
+
+
+def _draws_of(
+    task: Task,
+    bench: Bench,
+    model: nn.Module,
+    resume: Draws | None,
+    observe: Mapping[str, Observable],
+) -> Draws:
+    return sample(
+        model,
+        {task.cell.data: bench.opened(task.data)},
+        list(task.weights),
+        loss=bench.opened(task.loss),
+        sampler=task.sampler,
+        sampling=task.sampling,
+        compute=task.compute,
+        observe=observe,
+        resume=resume,
+    )
 
 
 def _draws_to_resume(task: Task, earlier: Cell, digest: str) -> Draws:

@@ -8,6 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+import rllc.identity
+import rllc.sweep.plan
+from rllc.identity import measurement
 from rllc.models.checkpoints import Checkpoint
 from rllc.sweep.identity import checkpoint_digest
 from rllc.sweep.plan import Cell, Plan, cell_name, covering, differences
@@ -50,18 +53,14 @@ def test_a_plan_comes_back_from_its_text() -> None:
         Plan.of('{"kind": "rllc.Draws"}')
 
 
-def test_a_cell_is_named_by_all_that_its_numbers_depend_on_and_nothing_else() -> None:
-    def name(plan=PLAN, where=WHERE, weights=("0:0",), chains=(0, 4)) -> str:
-        return cell_name(plan, where, "code", weights, chains)
+def name(plan=PLAN, where=WHERE, weights=("0:0",), chains=(0, 4)) -> str:
+    return cell_name(plan, where, "code", weights, chains)
 
-    same = [
+
+def names_of_other_cells() -> list[str]:
+    """Names of cells that differ in one thing that can change their numbers."""
+    return [
         name(),
-        name(where=at(source="/moved")),
-        name(replace(PLAN, num_chains=8)),  # its own are in `chains`
-        name(replace(PLAN, versions={"rllc": "2"})),
-        name(replace(PLAN, cells=())),
-    ]
-    other = [
         name(where=at(sha256="0" * 64)),
         name(where=at(step=11)),
         name(where=at(sha256=None)),
@@ -69,15 +68,47 @@ def test_a_cell_is_named_by_all_that_its_numbers_depend_on_and_nothing_else() ->
         name(with_settings(lr=2e-3)),
         name(replace(PLAN, num_draws=6)),
         name(replace(PLAN, loss="other")),
+        name(replace(PLAN, identity={"loss": "other"})),
+        name(replace(PLAN, identity={"sampler": "other"})),
         name(replace(PLAN, data={"code": "0" * 64})),
         name(replace(PLAN, weights=PLAN.weights | {"0:0": "0" * 64})),
         name(weights=("0:1",)),
         name(weights=("0:0", "0:1")),
+        name(weights=("0:1", "0:0")),
         name(chains=(0, 2)),
         name(chains=(4, 8)),
     ]
+
+
+def test_a_cell_is_named_by_all_that_its_numbers_depend_on_and_nothing_else() -> None:
+    same = [
+        name(),
+        name(where=at(source="/moved")),
+        name(replace(PLAN, num_chains=8)),  # its own are in `chains`
+        name(replace(PLAN, versions={"rllc": "2"})),
+        name(replace(PLAN, cells=())),
+    ]
     assert len(set(same)) == 1
-    assert len({*same, *other}) == 1 + len(other)
+    other = names_of_other_cells()
+    assert len(set(other)) == len(other)
+
+
+@pytest.mark.parametrize("part", ["model", "loss", "sampler", "settings", "data", "weights"])
+def test_a_name_without_one_part_of_the_measurement_would_be_found(part: str, monkeypatch) -> None:
+    def without(**parts: object) -> dict[str, object]:
+        key = measurement(**parts)
+        del key[part]
+        return key
+
+    monkeypatch.setattr(rllc.sweep.plan, "measurement", without)
+    other = names_of_other_cells()
+    assert len(set(other)) < len(other)
+
+
+def test_another_version_of_the_numbers_is_another_cell(monkeypatch) -> None:
+    before = name()
+    monkeypatch.setattr(rllc.identity, "NUMERICS", rllc.identity.NUMERICS + 1)
+    assert name() != before
 
 
 @pytest.mark.parametrize(

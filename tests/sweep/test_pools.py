@@ -16,7 +16,7 @@ from small_sweeps import DATA, QUICK, SMALL, quick, rows_with_seven, same
 from tiny import tiny_model, tiny_tokens
 
 import rllc
-from rllc.sweep.workers import Task, work
+from rllc.sweep.workers import Task, keep_store, work
 
 
 def test_threads_change_no_bit(run, unbroken) -> None:
@@ -248,6 +248,27 @@ def test_what_travels_is_small_and_holds_no_model(run) -> None:
         travelled = rllc.track(run, large, rllc.heads, loss=loss, **quick(executor))
     assert max(executor.sizes) < 5000
     assert same(travelled, rllc.track(run, large, rllc.heads, loss=loss, **QUICK))
+
+
+def test_observables_travel_once_to_a_process_of_ours(run, tmp_path) -> None:
+    """They may hold whole data sets; a task without them computes what one with them does."""
+    rows = tiny_tokens(500, seed=3)
+    store = rllc.Store(tmp_path, observe={"on c": rllc.losses_on(rows, keep="moments")})
+    tasks = []
+
+    class Recording(ThreadPoolExecutor):
+        def submit(self, function, /, task):
+            if function is work:
+                tasks.append(task)
+                keep_store(task.store)
+                task = pickle.loads(pickle.dumps(task.light()))
+            return super().submit(function, task)
+
+    with Recording(1) as executor:
+        rllc.track(run, DATA["a"], "0:1", store=store, **quick(executor))
+    whole, light = (len(pickle.dumps(task)) for task in (tasks[0], tasks[0].light()))
+    assert light < 5000 < whole
+    assert "on c" in rllc.Sweep.open(tmp_path).draws(10, "0:1").observed
 
 
 def test_a_generating_model_that_cannot_be_saved_is_refused(run) -> None:

@@ -220,6 +220,30 @@ def test_an_observable_that_fails_fails_its_cells_and_is_named(run, tmp_path) ->
     assert rllc.Sweep.open(tmp_path).failed == {}
 
 
+def breaks_late(moment: rllc.Moment) -> torch.Tensor:
+    if moment.draw == 3:
+        raise ZeroDivisionError("nothing to divide by")
+    return moment.losses
+
+
+def test_an_observable_that_fails_late_leaves_the_draws(run, tmp_path) -> None:
+    store = rllc.Store(
+        tmp_path, observe={"late": rllc.Observable(breaks_late), "distance": rllc.distance()}
+    )
+    with pytest.raises(rllc.RllcError, match=r"all 2 cells failed; .*observable 'late' failed"):
+        rllc.track(run, DATA["a"], "0:1", store=store, **QUICK)
+    sweep = rllc.Sweep.open(tmp_path)
+    expected = rllc.track(run, DATA["a"], "0:1", **QUICK)
+    assert np.array_equal(sweep.trajectory().value, expected.value)
+    draws = sweep.draws(10, "0:1")
+    assert draws.observed["distance"].shape == (1, 2, 5)
+    assert "late" not in draws.observed
+    # What is lacking is computed by a call with an observable that works.
+    mended = {"late": rllc.distance(), "distance": rllc.distance()}
+    rllc.track(run, DATA["a"], "0:1", store=rllc.Store(tmp_path, observe=mended), **QUICK)
+    assert "late" in rllc.Sweep.open(tmp_path).draws(10, "0:1").observed
+
+
 def test_observables_with_names_that_no_folder_can_have_are_refused(tmp_path) -> None:
     with pytest.raises(rllc.InputError, match=r"`observe` has the name '\.\./x'; in a store names"):
         rllc.Store(tmp_path, observe={"../x": rllc.distance()})
