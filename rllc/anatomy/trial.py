@@ -44,7 +44,9 @@ Changes = Mapping[str, Tensor]
 # What each attention is called with.
 
 
-def calls_of(model: nn.Module, anatomy: Anatomy, example: object) -> dict[str, inputs.Example]:
+def calls_of(
+    model: nn.Module, anatomy: Anatomy, example: inputs.Example | None
+) -> dict[str, inputs.Example]:
     """The arguments of each attention module in a run of the model, as far as it is called."""
     calls: dict[str, inputs.Example] = {}
     missing = []
@@ -56,15 +58,14 @@ def calls_of(model: nn.Module, anatomy: Anatomy, example: object) -> dict[str, i
             missing.append(attention.module)
     if not missing:
         return calls
-    problems: list[str] = []
     for path in dict.fromkeys(missing):
         if path not in calls:
-            calls |= _run_around(model, path, missing, example, problems)
+            calls |= _run_around(model, path, missing, example)
     return calls
 
 
 def _run_around(
-    model: nn.Module, path: str, missing: Sequence[str], example: object, problems: list[str]
+    model: nn.Module, path: str, missing: Sequence[str], example: inputs.Example | None
 ) -> dict[str, inputs.Example]:
     """Run the smallest part of the model around a module that can be run and calls it."""
     own = list(missing)
@@ -72,7 +73,7 @@ def _run_around(
     for root, module in _around(model, path):
         candidates = inputs.examples(module)
         if example is not None:
-            candidates = iter([inputs.given(example)] if not root else [])
+            candidates = iter([] if root else [example])
         for candidate in candidates:
             with _recorded(model, own) as calls:
                 wrong = inputs.run(module, candidate)

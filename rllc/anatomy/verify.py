@@ -29,6 +29,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rllc.anatomy.attention import INPUTS, Anatomy, Attention, Letter, Map
+from rllc.anatomy.inputs import Example
 from rllc.anatomy.trial import Changes, Trial, calls_of, first_tensor, trial_of
 from rllc.engine.modes import in_mode, one_arithmetic, seeded, undisturbed
 from rllc.errors import InputError, first_line
@@ -39,7 +40,7 @@ random slice changes is 100 times larger."""
 
 
 @torch.no_grad()
-def verify(model: nn.Module, anatomy: Anatomy, example: object = None) -> None:
+def verify(model: nn.Module, anatomy: Anatomy, example: Example | None = None) -> None:
     """Check every head of a model; see the module.
 
     Args:
