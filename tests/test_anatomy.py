@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny import QUIET, SHORT, tiny_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from zoo import KINDS, Kind
+from zoo import IMAGES, KINDS, WIDE, Kind
 
 import rllc
 from rllc.analysis.ablation import ablate
@@ -168,7 +169,7 @@ def test_zeroing_a_heads_o_is_zeroing_what_o_reads_of_it(name: str) -> None:
 
 def test_every_row_has_a_model() -> None:
     tried = {kind.type for kind in KINDS.values()}
-    # mT5 is T5; Gemma 3 with images has the text model of gemma3_text and a tower of its own.
+    # mT5 is T5, and Gemma 3 with images has a test of its own.
     assert set(ROWS) - tried == {"mt5", "gemma3"}
 
 
@@ -354,6 +355,26 @@ def test_heads_of_towers_have_their_names() -> None:
         rllc.head("0:1").masks(model)
     with pytest.raises(InputError, match=r"no such head; did you mean 'decoder.cross.0:1'"):
         rllc.head("decoder.cros.0:1").masks(model)
+
+
+def test_each_tower_is_run_on_its_own_where_the_whole_needs_more() -> None:
+    """Gemma 3 with images wants image tokens among the others; its parts do not."""
+    text = {**WIDE, "sliding_window": 3}
+    settings = transformers.Gemma3Config(
+        text_config=text,
+        vision_config={**IMAGES, "num_channels": 3},
+        image_token_index=30,
+        boi_token_index=28,
+        eoi_token_index=29,
+        mm_tokens_per_image=4,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.Gemma3ForConditionalGeneration(settings)
+    anatomy = rllc.anatomy(model)
+    assert anatomy.heads[7:9] == ("1:3", "vision.0:0")
+    assert len(anatomy.heads) == 8 + 6
+    assert rllc.head("1:3").count(model) == 4 * 24 * 8
+    assert rllc.head("vision.1:2").count(model) == 4 * 24 * 8 + 3 * 8
 
 
 def test_paths_are_of_models_with_one_kind_of_attention() -> None:
@@ -612,7 +633,7 @@ def test_heads_that_are_shifted_are_found(name: str, letter: str) -> None:
     model = others[name]() if name in others else KINDS[name].make()
     anatomy = rllc.anatomy(model)
     own = anatomy.attentions[1].map(letter)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"wrong for this model: (moving|zeroing) "):
+    with pytest.raises(InputError, match=r"wrong for this model: (moving|multiplying) "):
         verify(model, changed(anatomy, **{letter: rolled(own)}))
 
 
@@ -629,7 +650,9 @@ def test_the_axis_of_o_matters() -> None:
     model = KINDS["gpt2"].make()
     anatomy = rllc.anatomy(model)
     turned = replace(anatomy.attentions[1].o, axis=1)
-    with pytest.raises(InputError, match=r"zeroing transformer.h.1.attn.c_proj.weight\[:, 0:8\]"):
+    with pytest.raises(
+        InputError, match=r"multiplying transformer.h.1.attn.c_proj.weight\[:, \d+:\d+\]"
+    ):
         verify(model, changed(anatomy, o=turned))
 
 

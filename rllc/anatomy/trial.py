@@ -293,7 +293,9 @@ def trial_of(
     module = model.get_submodule(attention.module)
     if call is None:
         call = _call_of_all(model, what)
-        unit = _Layer(model, attention.layer) if hasattr(model, "activations") else model
+        config = getattr(model, "config", None)
+        is_own = getattr(config, "model_type", None) == "rllc_attention_only"
+        unit = _Layer(model, attention.layer) if is_own else model
         return _with_random_weights(model, unit, attention, what, call, stream)
     call = _renewed(module, call, stream)
     trial = _with_random_weights(model, module, attention, what, call, stream)
@@ -304,7 +306,7 @@ def trial_of(
 
 
 class _Layer(nn.Module):
-    """One block of a model that says what its heads pass on, as AttentionOnly does."""
+    """One block of an AttentionOnly, which says what its heads pass on."""
 
     def __init__(self, model: nn.Module, layer: int) -> None:
         super().__init__()
