@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rllc.analysis.rows import check_model, check_rows
+from rllc.analysis.hooked import patterns_of
+from rllc.analysis.rows import check_model, check_rows, is_own
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.plots.figures import new_axes
+from rllc.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,16 +29,21 @@ _TOKENS = 4096
 def patterns(model: nn.Module, tokens: Tokens | Tensor) -> Tensor:
     """The attention of every head, ``[batch, layer, head, query, key]``.
 
-    Each query's attention sums to 1, and no key is after its query.
+    Each query's attention sums to 1, and in causal models no key is after its query.
 
     Args:
-        model: an :class:`rllc.models.AttentionOnly`.
+        model: an :class:`rllc.models.AttentionOnly`, or a model of transformers with a known
+            anatomy that reads token ids; it is run with eager attention.
         tokens: the rows to look at. All patterns are held at once, 64 MiB a row at the paper's
             size, so pass few.
 
     Raises:
         InputError: the model is of another kind, or cannot read the rows.
     """
+    if not is_own(model):
+        model = unwrapped(model)
+        rows, _ = check_rows(model, tokens, "patterns")
+        return torch.stack(patterns_of(model, rows), 1)
     model = check_model(model, "patterns")
     rows, _ = check_rows(model, tokens, "patterns")
     by_layer: list[Tensor] = []

@@ -8,12 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rllc.analysis.hooked import sizes
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.seeds import generator
 
 if TYPE_CHECKING:
     from rllc.models import AttentionOnly
+
+
+def is_own(model: object) -> bool:
+    """Whether a model is an AttentionOnly, or nothing that other code could do better with."""
+    from rllc.models import AttentionOnly
+
+    return isinstance(model, AttentionOnly) or not isinstance(model, nn.Module)
 
 
 def check_model(model: nn.Module, caller: str) -> AttentionOnly:
@@ -38,11 +46,16 @@ def check_model(model: nn.Module, caller: str) -> AttentionOnly:
 
 
 def check_rows(
-    model: AttentionOnly,
+    model: nn.Module,
     tokens: Tokens | Tensor,
     caller: str,
 ) -> tuple[Tensor, str]:
     """The rows ``[row, pos]`` as int64 on the model's device, and the name of the tokens.
+
+    Args:
+        model: a language model.
+        tokens: the rows.
+        caller: the function that error messages name.
 
     Raises:
         InputError: the tokens are not rows of ids, or the model lacks their ids or positions.
@@ -54,7 +67,7 @@ def check_rows(
             f"{caller}: expected rllc.Tokens or a tensor [row, pos] of token ids, got "
             f"{type(tokens).__name__}."
         )
-    d_vocab, n_ctx = model.config.d_vocab, model.config.n_ctx
+    d_vocab, n_ctx = sizes(model, caller)
     if tokens.largest_id >= d_vocab:
         raise InputError(
             f"{caller}: the tokens {tokens.name!r} have id {tokens.largest_id}, but the model "
@@ -65,7 +78,7 @@ def check_rows(
             f"{caller}: the rows of {tokens.name!r} have {tokens.num_positions} positions, but the "
             f"model's context is {n_ctx}; take rllc.Tokens(tokens.rows[:, :{n_ctx}])."
         )
-    return tokens.rows.long().to(model.embed.W_E.device), tokens.name
+    return tokens.rows.long().to(next(model.parameters()).device), tokens.name
 
 
 def check_mask(
