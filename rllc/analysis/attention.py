@@ -134,7 +134,9 @@ def scores(
     Reference: arXiv 2410.02984, appendix; Olsson et al. 2022, "In-context Learning and Induction
     Heads" (prefix matching).
     """
-    model = check_model(model, "scores") if is_own(model) else hooked(model, "scores").model
+    own = check_model(model, "scores") if is_own(model) else None
+    if own is None:
+        model = hooked(model, "scores").model
     if tokens is None:
         tokens = repeated_rows(
             model,
@@ -145,8 +147,8 @@ def scores(
     rows, name = check_rows(model, tokens, "scores")
     sums, counts = [], []
     for batch in rows.split(max(1, _TOKENS // rows.shape[1])):
-        if is_own(model):
-            sums.append(_attention_sums(model, batch))
+        if own is not None:
+            sums.append(_attention_sums(own, batch))
         else:
             sums.append(_sums_of_patterns(patterns_of(model, batch), batch))
         counts.append(_query_counts(batch))

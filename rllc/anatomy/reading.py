@@ -94,8 +94,8 @@ def bridge_rows(model: nn.Module, mixed: tuple[str, ...]) -> Rows:
         mixed: as the row of the model inside says.
     """
     settings: Any = getattr(model, "cfg", None)
-    heads = getattr(settings, "n_heads", None)
-    kv_heads = getattr(settings, "n_key_value_heads", None) or heads
+    heads: Any = getattr(settings, "n_heads", None)
+    kv_heads: Any = getattr(settings, "n_key_value_heads", None) or heads
     rows: dict[str, AttentionRow] = {}
     for path, module in model.named_modules():
         if not is_bridge(module) or not isinstance(heads, int):
