@@ -15,7 +15,8 @@ from zoo import KINDS
 import rllc
 from rllc.analysis.ablation import ablate
 from rllc.analysis.attention import repeated_rows, scores
-from rllc.analysis.patterns import patterns
+from rllc.analysis.patterns import attention_from, patterns
+from rllc.analysis.roles import classify
 from rllc.errors import InputError
 from rllc.testing import unchanged
 
@@ -176,6 +177,53 @@ def test_scores_are_means_of_patterns() -> None:
     # In the second half each query's token came once before, 4 positions back.
     after = torch.stack([attention[..., k, k - 3] for k in range(4, 8)]).mean((0, 1))
     assert np.allclose(result.prefix_matching, after, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
+def test_chosen_positions_are_those_of_the_patterns(name: str) -> None:
+    model = loud(name)
+    whole = patterns(model, ROWS)
+    heads = np.array([[0, 1], [1, 2], [0, 1], [1, 0]])
+    row, query = np.array([3, 0, 3, 2]), np.array([4, 8, 2, 5])
+    seen = 0
+    for index, attention in attention_from(model, ROWS, heads, row, query):
+        for place, values in zip(index, attention, strict=True):
+            layer, head = heads[place]
+            assert torch.allclose(values, whole[row[place], layer, head, query[place]])
+            seen += 1
+    assert seen == 4
+
+
+def test_heads_of_gpt2_are_classified() -> None:
+    """A head that is made to look at the previous token has that role, and no other head."""
+    model = previous_token_gpt2()
+    rows = torch.randint(1, 31, (8, 12), generator=torch.Generator().manual_seed(1))
+    roles = classify(model, rows)
+    assert roles.heads == rllc.anatomy(model).heads
+    assert roles["0:1"] == "previous token"
+    assert [role for role in roles.roles if role == "previous token"] == ["previous token"]
+
+
+def previous_token_gpt2() -> nn.Module:
+    """GPT-2 with random weights, but for 0:1: its queries are the positions of its keys, less 1."""
+    model = KINDS["gpt2"].make()
+    attn = model.transformer.h[0].attn
+    step = torch.tensor([0.4, 1.1, 2.3, 0.9])
+    angles = torch.arange(16)[:, None] * step
+    waves = torch.cat([angles.sin(), angles.cos()], 1)  # [position, 8]
+    before = torch.cat([(angles - step).sin(), (angles - step).cos()], 1)
+    with torch.no_grad():
+        model.transformer.wte.weight[:, :8] = 0
+        model.transformer.wpe.weight.zero_()
+        model.transformer.wpe.weight[:, :8] = waves
+        # The first 8 coordinates are the position, as LayerNorm leaves it; turn them back by one.
+        turn = torch.linalg.lstsq(waves, before).solution
+        c_attn = attn.c_attn.weight.view(24, 3, 3, 8)
+        c_attn[:, :2, 1] = 0
+        c_attn[:8, 0, 1] = 12 * turn
+        c_attn[:8, 1, 1] = torch.eye(8)
+        attn.c_attn.bias.zero_()
+    return model
 
 
 def test_random_rows_fit_the_model() -> None:

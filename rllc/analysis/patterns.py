@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,7 +53,7 @@ def patterns(model: nn.Module, tokens: Tokens | Tensor) -> Tensor:
 
 @torch.no_grad()
 def attention_from(
-    model: AttentionOnly,
+    model: nn.Module,
     rows: Tensor,
     heads: np.ndarray,
     row: np.ndarray,
@@ -77,10 +77,9 @@ def attention_from(
     size = max(1, _TOKENS // rows.shape[1])
     for start in range(0, len(used_rows), size):
         batch = used_rows[start : start + size]
-        residual = model.activations(rows[torch.from_numpy(batch).to(rows.device)]).residual
+        attention = _attention_of(model, rows[torch.from_numpy(batch).to(rows.device)])
         in_batch = np.flatnonzero(np.isin(row, batch))
         for layer in np.unique(heads[in_batch, 0]).tolist():
-            q, k = queries_and_keys(model, layer, residual[layer])
             in_layer = in_batch[heads[in_batch, 0] == layer]
             batch_row = np.searchsorted(batch, row[in_layer])
             places = np.stack([batch_row, heads[in_layer, 1]], 1)
@@ -88,8 +87,32 @@ def attention_from(
                 index = in_layer[(places == place).all(1)]
                 b, head = place
                 positions = torch.from_numpy(query[index]).to(rows.device)
-                logits = q[b, head, positions] @ k[b, head].mT / model.config.d_head**0.5
-                yield index, causal_softmax(logits, positions)
+                yield index, attention(layer, b, head, positions)
+
+
+def _attention_of(model: nn.Module, rows: Tensor) -> Callable[[int, int, int, Tensor], Tensor]:
+    """The attention of one layer, row and head from some positions, ``[query, key]``."""
+    if not is_own(model):
+        whole = patterns_of(model, rows)
+
+        def chosen(layer: int, row: int, head: int, queries: Tensor) -> Tensor:
+            return whole[layer][row, head, queries]
+
+        return chosen
+    own = check_model(model, "patterns")
+    residual = own.activations(rows).residual
+    # The positions of a layer share its queries and keys.
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def computed(layer: int, row: int, head: int, queries: Tensor) -> Tensor:
+        if layer not in made:
+            made.clear()
+            made[layer] = queries_and_keys(own, layer, residual[layer])
+        q, k = made[layer]
+        logits = q[row, head, queries] @ k[row, head].mT / own.config.d_head**0.5
+        return causal_softmax(logits, queries)
+
+    return computed
 
 
 def queries_and_keys(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rllc.analysis.hooked import sizes
+from rllc.analysis.hooked import hooked, sizes
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.seeds import generator
@@ -43,6 +43,19 @@ def check_model(model: nn.Module, caller: str) -> AttentionOnly:
         f"by head, got {type(model).__name__}; other transformers are not supported here. "
         f"rllc.load(folder) gives an AttentionOnly."
     )
+
+
+def check_language_model(model: nn.Module, caller: str) -> nn.Module:
+    """An AttentionOnly, or another causal language model whose heads can be read and replaced.
+
+    Args:
+        model: any module.
+        caller: the function that error messages name.
+
+    Raises:
+        InputError: the model is of another kind.
+    """
+    return check_model(model, caller) if is_own(model) else hooked(model, caller).model
 
 
 def check_rows(
