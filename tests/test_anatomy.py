@@ -916,6 +916,14 @@ def test_groups_that_are_not_there_are_refused() -> None:
         group.masks(KINDS["falcon, multi-query"].make())
 
 
+def test_quantised_weights_are_refused() -> None:
+    model = OwnModel()
+    weight = torch.zeros(8, 8, dtype=torch.int8)
+    model.stages[0]["attention"].to_q.weight = nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(InputError, match=r"'to_q' is Linear; .*Quantised"):
+        rllc.heads(model, anatomy=OWN)
+
+
 def test_computed_weights_are_refused() -> None:
     model = OwnModel()
     nn.utils.parametrizations.weight_norm(model.stages[0]["attention"].to_q)

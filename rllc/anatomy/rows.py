@@ -289,7 +289,9 @@ ROWS: dict[str, Rows] = {
     "mistral": (_llama(),),
     "mixtral": (_llama(),),
     "qwen2": (_llama(),),
+    "qwen2_moe": (_llama(),),
     "qwen3": (_llama(),),
+    "qwen3_moe": (_llama(),),
     "gemma": (_llama(),),
     "gemma2": (_llama(),),
     "gemma3_text": (_llama(),),
@@ -314,6 +316,7 @@ ROWS: dict[str, Rows] = {
     "olmo": (_llama(),),
     "olmo2": (_llama(mixed=_MIXED),),
     "olmo3": (_llama(mixed=_MIXED),),
+    "olmoe": (_llama(mixed=_MIXED),),
     "stablelm": (_llama(),),
     "cohere": (_llama(),),
     "cohere2": (_llama(),),
@@ -321,14 +324,10 @@ ROWS: dict[str, Rows] = {
     "smollm3": (_llama(),),
     "starcoder2": (_llama(),),
     # Encoders of text.
-    "bert": (
-        _bert("layer.*.attention"),
-        _bert("layer.*.crossattention", "cross"),
-    ),
-    "roberta": (
-        _bert("layer.*.attention"),
-        _bert("layer.*.crossattention", "cross"),
-    ),
+    "bert": (_bert("layer.*.attention"), _bert("layer.*.crossattention", "cross")),
+    "roberta": (_bert("layer.*.attention"), _bert("layer.*.crossattention", "cross")),
+    "xlm-roberta": (_bert("layer.*.attention"), _bert("layer.*.crossattention", "cross")),
+    "electra": (_bert("layer.*.attention"), _bert("layer.*.crossattention", "cross")),
     "distilbert": (
         AttentionRow(
             "layer.*.attention",
