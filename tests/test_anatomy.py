@@ -4,6 +4,7 @@ rows that are wrong, and models of unknown types."""
 from __future__ import annotations
 
 import gc
+import pickle
 import re
 import weakref
 from collections.abc import Callable, Iterator
@@ -815,6 +816,25 @@ def test_a_row_of_ones_own() -> None:
     assert values == [4, 5, 6, 7, 12, 13, 14, 15]
     assert rllc.head("1:1", anatomy=OWN) == heads[3]
     assert "belongs to no head: stages.1.attention.mix.bias" in heads[3].describe(model)
+
+
+def test_selections_with_rows_and_towers_are_values() -> None:
+    group = rllc.heads(KINDS["qwen2"].make(), by="kv")[1]
+    for weights in (rllc.head("1:0", anatomy=OWN), rllc.head("vision.0:1", kv="own"), group):
+        copy = pickle.loads(pickle.dumps(weights))
+        assert copy == weights
+        assert hash(copy) == hash(weights)
+    assert rllc.head("0:1", kv="own") != rllc.head("0:1")
+    assert rllc.head("0:1", anatomy=OWN) != rllc.head("0:1")
+
+
+def test_groups_and_own_heads_are_sampled() -> None:
+    model = KINDS["qwen3"].make()
+    tokens = rllc.Tokens(torch.randint(31, (8, 7), generator=torch.Generator().manual_seed(0)))
+    weights = [rllc.head("0:1", kv="own"), *rllc.heads(model, by="kv")[2:]]
+    draws = rllc.sample(model, tokens, weights, sampling=SHORT, compute=QUIET)
+    assert draws.names.selections == ("0:1", "1:kv0", "1:kv1")
+    assert np.isfinite(draws.loss).all()
 
 
 def test_an_unknown_type_shows_its_attention_and_a_row_that_can_be_pasted() -> None:
