@@ -3,7 +3,6 @@ than heads and heads of another size than d_model / heads where the type allows 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -270,5 +269,3 @@ KINDS: dict[str, Kind] = {
     ),
 }
 """By name; the type and, where a type has several layouts, which."""
-
-Make = Callable[[], nn.Module]

@@ -52,7 +52,7 @@ def verify(model: nn.Module, anatomy: Anatomy, example: Example | None = None) -
     Raises:
         InputError: a slice is not what the anatomy says, or the model cannot be run.
     """
-    _refuse_elsewhere(model, anatomy)
+    _refuse_elsewhere(model)
     device = next(model.parameters()).device
     with (
         _disable_current_modes(),  # so that FLOPs that are counted are those of the caller
@@ -76,7 +76,7 @@ def verify(model: nn.Module, anatomy: Anatomy, example: Example | None = None) -
                 ) from error
 
 
-def _refuse_elsewhere(model: nn.Module, anatomy: Anatomy) -> None:
+def _refuse_elsewhere(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise InputError(
