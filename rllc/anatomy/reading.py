@@ -255,8 +255,8 @@ def _place_of_module(
     bias = getattr(module, "bias", None)
     is_linear = isinstance(module, nn.Linear)
     is_map = is_linear or type(module).__name__ == "Conv1D"
-    whole = isinstance(weight, Tensor) and weight.dim() == 2 and weight.is_floating_point()
-    if not is_map or not whole:
+    weight = weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
+    if not is_map or weight is None or weight.dim() != 2:
         raise InputError(
             f"{what}: {name!r} is {type(module).__name__}; expected an nn.Linear or transformers' "
             f"Conv1D with a weight [out, in] or [in, out] of its own. Quantised, wrapped and "
