@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rllc.anatomy import Anatomy, Attention, AttentionRow, RowLike, anatomy, as_rows
 from rllc.arguments import names_checked
-from rllc.errors import InputError, kind_of, must_be, nearest
+from rllc.errors import InputError, kind_of, must_be, nearest, one_of
 from rllc.tables import Shown, Table
 from rllc.wrappers import unwrapped
 
@@ -248,7 +248,7 @@ def head(
             f"head({kind_of(layer)}, {kind_of(head)}): expected a layer and a head from 0 on, as "
             f"in head(1, 6) or head('1:6')."
         )
-    must_be("head", "kv", kv, kv in ("shared", "own"), "'shared' or 'own'")
+    must_be("head", "kv", kv, one_of(kv, ("shared", "own")), "'shared' or 'own'")
     name = f"{tower}.{layer}:{head}" if tower else f"{layer}:{head}"
     return Weights(name, ("head", layer, head, tower, kv, as_rows(anatomy)))
 
@@ -298,7 +298,8 @@ def heads(
         InputError: the model's type has no row (the message shows one to fill in), or the row is
             wrong for this model.
     """
-    must_be("heads", "by", by, by in ("head", "kv"), "'head' or 'kv'")
+    must_be("heads", "by", by, one_of(by, ("head", "kv")), "'head' or 'kv'")
+    must_be("heads", "kv", kv, one_of(kv, ("shared", "own")), "'shared' or 'own'")
     rows = as_rows(anatomy)
     found = _anatomy(model, rows)
     if by == "head":

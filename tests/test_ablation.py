@@ -280,7 +280,7 @@ def test_the_model_is_left_as_it_was() -> None:
     [
         (
             lambda m: ablate(nn.Linear(2, 2), ROWS),
-            "ablate: expected an rllc.models.AttentionOnly.* got Linear",
+            r"heads\(Linear\): expected attention, but no module of it looks like one",
         ),
         (
             lambda m: ablate(m, ROWS, method="none"),

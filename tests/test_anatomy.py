@@ -4,6 +4,7 @@ rows that are wrong, and models of unknown types."""
 from __future__ import annotations
 
 import gc
+import pickle
 import re
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny import QUIET, SHORT, tiny_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from zoo import KINDS, Kind
+from zoo import IMAGES, KINDS, WIDE, Kind
 
 import rllc
 from rllc.analysis.ablation import ablate
@@ -168,7 +170,7 @@ def test_zeroing_a_heads_o_is_zeroing_what_o_reads_of_it(name: str) -> None:
 
 def test_every_row_has_a_model() -> None:
     tried = {kind.type for kind in KINDS.values()}
-    # mT5 is T5; Gemma 3 with images has the text model of gemma3_text and a tower of its own.
+    # mT5 is T5, and Gemma 3 with images has a test of its own.
     assert set(ROWS) - tried == {"mt5", "gemma3"}
 
 
@@ -354,6 +356,26 @@ def test_heads_of_towers_have_their_names() -> None:
         rllc.head("0:1").masks(model)
     with pytest.raises(InputError, match=r"no such head; did you mean 'decoder.cross.0:1'"):
         rllc.head("decoder.cros.0:1").masks(model)
+
+
+def test_each_tower_is_run_on_its_own_where_the_whole_needs_more() -> None:
+    """Gemma 3 with images wants image tokens among the others; its parts do not."""
+    text = {**WIDE, "sliding_window": 3}
+    settings = transformers.Gemma3Config(
+        text_config=text,
+        vision_config={**IMAGES, "num_channels": 3},
+        image_token_index=30,
+        boi_token_index=28,
+        eoi_token_index=29,
+        mm_tokens_per_image=4,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.Gemma3ForConditionalGeneration(settings)
+    anatomy = rllc.anatomy(model)
+    assert anatomy.heads[7:9] == ("1:3", "vision.0:0")
+    assert len(anatomy.heads) == 8 + 6
+    assert rllc.head("1:3").count(model) == 4 * 24 * 8
+    assert rllc.head("vision.1:2").count(model) == 4 * 24 * 8 + 3 * 8
 
 
 def test_paths_are_of_models_with_one_kind_of_attention() -> None:
@@ -612,7 +634,7 @@ def test_heads_that_are_shifted_are_found(name: str, letter: str) -> None:
     model = others[name]() if name in others else KINDS[name].make()
     anatomy = rllc.anatomy(model)
     own = anatomy.attentions[1].map(letter)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"wrong for this model: (moving|zeroing) "):
+    with pytest.raises(InputError, match=r"wrong for this model: (moving|multiplying) "):
         verify(model, changed(anatomy, **{letter: rolled(own)}))
 
 
@@ -629,7 +651,9 @@ def test_the_axis_of_o_matters() -> None:
     model = KINDS["gpt2"].make()
     anatomy = rllc.anatomy(model)
     turned = replace(anatomy.attentions[1].o, axis=1)
-    with pytest.raises(InputError, match=r"zeroing transformer.h.1.attn.c_proj.weight\[:, 0:8\]"):
+    with pytest.raises(
+        InputError, match=r"multiplying transformer.h.1.attn.c_proj.weight\[:, \d+:\d+\]"
+    ):
         verify(model, changed(anatomy, o=turned))
 
 
@@ -794,6 +818,25 @@ def test_a_row_of_ones_own() -> None:
     assert "belongs to no head: stages.1.attention.mix.bias" in heads[3].describe(model)
 
 
+def test_selections_with_rows_and_towers_are_values() -> None:
+    group = rllc.heads(KINDS["qwen2"].make(), by="kv")[1]
+    for weights in (rllc.head("1:0", anatomy=OWN), rllc.head("vision.0:1", kv="own"), group):
+        copy = pickle.loads(pickle.dumps(weights))
+        assert copy == weights
+        assert hash(copy) == hash(weights)
+    assert rllc.head("0:1", kv="own") != rllc.head("0:1")
+    assert rllc.head("0:1", anatomy=OWN) != rllc.head("0:1")
+
+
+def test_groups_and_own_heads_are_sampled() -> None:
+    model = KINDS["qwen3"].make()
+    tokens = rllc.Tokens(torch.randint(31, (8, 7), generator=torch.Generator().manual_seed(0)))
+    weights = [rllc.head("0:1", kv="own"), *rllc.heads(model, by="kv")[2:]]
+    draws = rllc.sample(model, tokens, weights, sampling=SHORT, compute=QUIET)
+    assert draws.names.selections == ("0:1", "1:kv0", "1:kv1")
+    assert np.isfinite(draws.loss).all()
+
+
 def test_an_unknown_type_shows_its_attention_and_a_row_that_can_be_pasted() -> None:
     class Other(nn.Module):
         def __init__(self) -> None:
@@ -891,6 +934,14 @@ def test_groups_that_are_not_there_are_refused() -> None:
     group = rllc.heads(KINDS["qwen2"].make(), by="kv")[3]
     with pytest.raises(InputError, match=r"has no group '1:kv1'; did you mean '1:kv0'"):
         group.masks(KINDS["falcon, multi-query"].make())
+
+
+def test_quantised_weights_are_refused() -> None:
+    model = OwnModel()
+    weight = torch.zeros(8, 8, dtype=torch.int8)
+    model.stages[0]["attention"].to_q.weight = nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(InputError, match=r"'to_q' is Linear; .*Quantised"):
+        rllc.heads(model, anatomy=OWN)
 
 
 def test_computed_weights_are_refused() -> None:

@@ -198,7 +198,7 @@ def test_figure_shows_the_numbers() -> None:
     [
         (
             lambda m: scores(nn.Linear(2, 2)),
-            r"scores: expected an rllc\.models\.AttentionOnly.* got Linear; other trans",
+            r"heads\(Linear\): expected attention, but no module of it looks like one",
         ),
         (lambda m: scores(m)["2:0"], "no such head; did you mean '1:0' or '0:0'"),
         (lambda m: scores(m, bos=11), "`bos` must be an id below 11, got 11"),

@@ -240,8 +240,36 @@ CALLS: dict[str, Call] = {
             "prepare": f"None, function, class, {ANY_MODULE}",
         },
     ),
-    "head": Call(rllc.head, {"layer": 0, "head": 0}, {"layer": "0, 3", "head": "0, 3"}),
-    "heads": Call(rllc.heads, {"model": MODEL}),
+    "head": Call(
+        rllc.head,
+        {"layer": 0, "head": 0, "kv": "shared", "anatomy": None},
+        {"layer": "0, 3", "head": "0, 3", "anatomy": "None"},
+    ),
+    "heads": Call(
+        rllc.heads,
+        {"model": MODEL, "kv": "shared", "by": "head", "anatomy": None},
+        {"anatomy": "None"},
+    ),
+    "anatomy": Call(
+        rllc.anatomy,
+        {"model": MODEL, "row": None, "example": None},
+        {
+            "row": "None",
+            "example": "None, dict, dict of ints, tuple, float tensor, empty tensor, negative ids, "
+            "nan tensor, one dimension, three dimensions, booleans, complex, large ids",
+        },
+    ),
+    "AttentionRow": Call(
+        rllc.AttentionRow,
+        {"at": "a.*", "q": "q", "k": "k", "v": "v", "o": "o", "fused": "", "heads": 2}
+        | {"kv_heads": 1, "tower": "", "config": "", "mixed": (), "note": "", "when": ()}
+        | {"norm": "", "unembedding": ""},
+        dict.fromkeys(("at", "q", "k", "v", "o"), "text, NUL")
+        | dict.fromkeys(("heads", "kv_heads"), "3, text, NUL, empty text")
+        | dict.fromkeys(("tower", "config", "note", "norm"), "text, NUL, empty text")
+        | {"unembedding": "text, NUL, empty text", "mixed": "tuple", "when": "tuple"}
+        | {"fused": "empty text"},
+    ),
     "layer": Call(lambda number: rllc.layer(number).masks(MODEL), {"number": 0}, {"number": "0"}),
     "parameters": Call(
         lambda **options: rllc.parameters(**options).masks(MODEL),
@@ -370,6 +398,7 @@ CALLS: dict[str, Call] = {
     ),
 }
 MADE_BY_RLLC = {
+    "Anatomy",
     "Calibration",
     "Elasticities",
     "Fault",

@@ -297,7 +297,7 @@ def test_roles_have_names_and_colours() -> None:
     [
         (
             lambda m: classify(nn.Linear(2, 2), ROWS),
-            r"classify: expected an rllc\.models\.AttentionOnly",
+            r"heads\(Linear\): expected attention",
         ),
         (
             lambda m: classify(m, torch.tensor([[1, 99]])),

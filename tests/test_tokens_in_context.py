@@ -502,7 +502,7 @@ def broken(model: AttentionOnly):
     [
         (
             lambda m: tokens_in_context(nn.Linear(2, 2), ROWS),
-            r"tokens_in_context: expected an rllc\.models\.AttentionOnly",
+            r"heads\(Linear\): expected attention",
         ),
         (
             lambda m: tokens_in_context(m, [[1, 2]]),

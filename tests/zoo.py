@@ -3,7 +3,6 @@ than heads and heads of another size than d_model / heads where the type allows 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,13 +146,33 @@ KINDS: dict[str, Kind] = {
     "mistral": Kind("mistral", {**WIDE, "sliding_window": 3}),
     "mixtral": Kind("mixtral", {**WIDE, "num_local_experts": 2}),
     "qwen2": Kind("qwen2", WIDE, biases=3),
+    "qwen2_moe": Kind(
+        "qwen2_moe",
+        {
+            **WIDE,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 8,
+            "shared_expert_intermediate_size": 8,
+        },
+        biases=3,
+    ),
     "qwen3": Kind("qwen3", WIDE),
+    "qwen3_moe": Kind(
+        "qwen3_moe",
+        {**WIDE, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8},
+    ),
     "gemma": Kind("gemma", WIDE),
     "gemma2": Kind("gemma2", {**WIDE, "sliding_window": 3, "query_pre_attn_scalar": 8}),
     "gemma3_text": Kind("gemma3_text", {**WIDE, "sliding_window": 3}),
     "olmo": Kind("olmo", {**WIDE, "clip_qkv": 8.0}),
     "olmo2": Kind("olmo2", WIDE),
     "olmo3": Kind("olmo3", WIDE),
+    "olmoe": Kind(
+        "olmoe",
+        {**GROUPED, "hidden_size": 32, "num_experts": 2, "num_experts_per_tok": 1},
+        d_model=32,
+    ),
     "stablelm": Kind(
         "stablelm",
         {**GROUPED, "hidden_size": 32, "qk_layernorm": True, "use_qkv_bias": True},
@@ -171,6 +190,12 @@ KINDS: dict[str, Kind] = {
     ),
     "bert": plain("bert", PLAIN, auto=AutoModelForMaskedLM, biases=3),
     "roberta": plain("roberta", {**PLAIN, "pad_token_id": 1}, auto=AutoModelForMaskedLM, biases=3),
+    "xlm-roberta": plain(
+        "xlm-roberta", {**PLAIN, "pad_token_id": 1}, auto=AutoModelForMaskedLM, biases=3
+    ),
+    "electra": plain(
+        "electra", {**PLAIN, "embedding_size": 24}, auto=AutoModelForMaskedLM, biases=3
+    ),
     "distilbert": plain(
         "distilbert",
         {"vocab_size": VOCAB, "dim": 24, "hidden_dim": 16, "n_layers": 2, "n_heads": 3},
@@ -244,5 +269,3 @@ KINDS: dict[str, Kind] = {
     ),
 }
 """By name; the type and, where a type has several layouts, which."""
-
-Make = Callable[[], nn.Module]

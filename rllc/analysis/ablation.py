@@ -12,11 +12,20 @@ from torch import Tensor, nn
 
 from rllc.analysis import interventions
 from rllc.analysis.heads import layer_starts
+from rllc.analysis.hooked import Hooked, hooked, losses, outputs, replaced
 from rllc.analysis.interventions import Values, from_rows
 from rllc.analysis.paths import Path, check_paths
-from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens, other_rows
+from rllc.analysis.rows import (
+    check_mask,
+    check_model,
+    check_rows,
+    is_own,
+    mean_over_tokens,
+    other_rows,
+)
+from rllc.anatomy import Anatomy
 from rllc.data.tokens import Tokens
-from rllc.errors import InputError, nearest
+from rllc.errors import InputError, nearest, one_of
 from rllc.plots.figures import new_axes
 from rllc.quantiles import student_quantile
 from rllc.refinement import WeightsLike, product
@@ -159,7 +168,8 @@ def ablate(
     >>> effect = ablate(model, tokens)["1:6"]
 
     Args:
-        model: an :class:`rllc.models.AttentionOnly`.
+        model: an :class:`rllc.models.AttentionOnly`; or any causal language model whose anatomy is
+            known, of which each set of heads takes a forward pass of its own.
         tokens: the rows that are to be predicted.
         weights: ``None``: every head alone. Else one or several sets of heads, each replaced
             together: ``"1:6"``, ``rllc.head("0:4") | rllc.head("1:6")``, a list or a dict of these.
@@ -181,6 +191,9 @@ def ablate(
     Reference: arXiv 2410.02984, appendix (ablation scores); Chan et al. 2022 for resampling.
     """
     caller = "ablate"
+    if not is_own(model):
+        size = batch_size
+        return _ablate_any(model, tokens, weights, method, reference, seed, size)
     model = check_model(model, caller)
     rows, name = check_rows(model, tokens, caller)
     refinements = product(heads(model) if weights is None else weights, rows)
@@ -208,27 +221,133 @@ def ablate(
 
 
 def _heads_of(weights: Weights) -> list[Path]:
-    """The heads that a selection is made of.
+    """The heads that a selection is made of, of a model with one kind of attention."""
+    return [Path((layer, head)) for _, layer, head in _numbers_of_heads(weights, towers=False)]
+
+
+def _numbers_of_heads(weights: Weights, *, towers: bool = True) -> list[tuple[str, int, int]]:
+    """Tower, layer and head of each head that a selection is made of.
 
     Raises:
         InputError: it is something else than heads, joined by ``|``.
     """
 
-    def collect(rule: tuple[Any, ...]) -> list[Path]:
+    def collect(rule: tuple[Any, ...]) -> list[tuple[str, int, int]]:
         kind, *rest = rule
         if kind == "or":
             left, right = rest
             return collect(left) + collect(right)
         if kind == "head":
             layer, head, tower, *_ = rest
-            if not tower:
-                return [Path((layer, head))]
+            if towers or not tower:
+                return [(tower, layer, head)]
         raise InputError(
             f"ablate: the weights {weights.name!r} are not heads; whole heads are ablated, such as "
             f"rllc.head('1:6') or rllc.head('0:4') | rllc.head('1:6')."
         )
 
     return collect(weights.rule)
+
+
+# Any causal language model, through its anatomy.
+
+
+def _ablate_any(
+    model: nn.Module,
+    tokens: Tokens | Tensor,
+    weights: WeightsLike,
+    method: Method,
+    reference: Tokens | Tensor | None,
+    seed: int,
+    batch_size: int | None,
+) -> Ablation:
+    caller = "ablate"
+    _check_method(method, caller)
+    subject = hooked(model, caller)
+    rows, name = check_rows(subject.model, tokens, caller)
+    refinements = product(heads(model) if weights is None else weights, rows)
+    chosen = [refinement.weights for refinement in refinements]
+    sets = [_places_of_heads(selection, subject.anatomy) for selection in chosen]
+    source, order = _source(subject, rows, method, reference, seed, caller)
+    means = _means(subject, source, method)
+    num_rows, num_positions = rows.shape
+    loss = np.empty((1 + len(sets), num_rows, num_positions - 1), np.float32)
+    size = batch_size or max(1, _TOKENS // num_positions)
+    for index in torch.arange(num_rows).split(size):
+        batch = rows[index]
+        values = means
+        if method == "resample":
+            other = source[order[index].to(source.device), : num_positions - 1]
+            values = outputs(subject, other)
+        values = [value[:, : num_positions - 1] for value in values]
+        loss[0, index.numpy()] = losses(subject, batch).cpu().numpy()
+        for i, places in enumerate(sets):
+            with replaced(subject, places, values):
+                loss[1 + i, index.numpy()] = losses(subject, batch).cpu().numpy()
+    effects = loss[1:] - loss[:1]
+    delta, error = mean_over_tokens(effects)
+    return Ablation(
+        delta=delta,
+        standard_error=error,
+        tokens=effects,
+        loss=loss[0],
+        names=tuple(selection.name for selection in chosen),
+        method=method,
+        data=name,
+    )
+
+
+def _places_of_heads(weights: Weights, anatomy: Anatomy) -> dict[int, list[int]]:
+    """The heads that a selection is made of, by the number of their attention."""
+    towers = [(attention.tower, attention.layer) for attention in anatomy.attentions]
+    places: dict[int, list[int]] = {}
+    for tower, layer, head in _numbers_of_heads(weights):
+        known = (tower, layer) in towers
+        number = towers.index((tower, layer)) if known else -1
+        if not known or head >= anatomy.attentions[number].num_heads:
+            raise InputError(
+                f"ablate: the model has no head of {weights.name!r}; "
+                f"{nearest(weights.name, anatomy.heads)}"
+            )
+        places.setdefault(number, []).append(head)
+    return places
+
+
+def _source(
+    subject: Hooked,
+    rows: Tensor,
+    method: Method,
+    reference: Tokens | Tensor | None,
+    seed: int,
+    caller: str,
+) -> tuple[Tensor, Tensor]:
+    """Rows whose values are taken, and for resampling the one for each row."""
+    source = rows if reference is None else check_rows(subject.model, reference, caller)[0]
+    if method in ("position_mean", "resample"):
+        _check_length(source, rows, method, caller)
+    if method != "resample":
+        return source, torch.arange(len(rows))
+    if reference is None:
+        return source, other_rows(len(rows), seed, caller)
+    stream = generator("resample", seed)
+    return source, torch.randint(len(source), (len(rows),), generator=stream)
+
+
+def _means(subject: Hooked, source: Tensor, method: Method) -> list[Tensor]:
+    """What takes the place of z, for each attention: ``[1, 1 or pos, head, d_head]``."""
+    device = source.device
+    if method in ("zero", "resample"):
+        shapes = [(1, 1, each.num_heads, each.d_head) for each in subject.anatomy.attentions]
+        return [torch.zeros(shape, device=device) for shape in shapes]
+    sums: list[Tensor] = []
+    for batch in source[:, :-1].split(max(1, _TOKENS // source.shape[1])):
+        parts = [z.double().sum(0, keepdim=True) for z in outputs(subject, batch)]
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+    means = [total / len(source) for total in sums]
+    return means if method == "position_mean" else [mean.mean(1, keepdim=True) for mean in means]
+
+
+# AttentionOnly, all interventions in one pass.
 
 
 def replacement(
@@ -246,20 +365,13 @@ def replacement(
     Raises:
         InputError: no such method, or too few or too short reference rows for it.
     """
-    if method not in METHODS:
-        names = ", ".join(map(repr, METHODS))
-        raise InputError(f"{caller}: `method` must be one of {names}, got {method!r}.")
+    _check_method(method, caller)
     if method == "zero":
         return _zeros(model)
     source = rows if reference is None else check_rows(model, reference, caller)[0]
     if method == "mean":
         return _constants(mean_outputs(model, source))
-    if source.shape[1] < rows.shape[1]:
-        raise InputError(
-            f"{caller}: method {method!r} takes activations position by position, but the rows of "
-            f"the reference have {source.shape[1]} positions, those of the tokens {rows.shape[1]}; "
-            f"pass longer reference rows."
-        )
+    _check_length(source, rows, method, caller)
     if method == "position_mean":
         return _constants(mean_outputs(model, source, per_position=True))
     if reference is None:
@@ -267,6 +379,21 @@ def replacement(
     stream = generator("resample", seed)
     drawn = torch.randint(len(source), (len(rows),), generator=stream)
     return from_rows(model, source[drawn.to(source.device)])
+
+
+def _check_method(method: object, caller: str) -> None:
+    if not one_of(method, METHODS):
+        names = ", ".join(map(repr, METHODS))
+        raise InputError(f"{caller}: `method` must be one of {names}, got {method!r}.")
+
+
+def _check_length(source: Tensor, rows: Tensor, method: Method, caller: str) -> None:
+    if source.shape[1] < rows.shape[1]:
+        raise InputError(
+            f"{caller}: method {method!r} takes activations position by position, but the rows of "
+            f"the reference have {source.shape[1]} positions, those of the tokens {rows.shape[1]}; "
+            f"pass longer reference rows."
+        )
 
 
 def _zeros(model: AttentionOnly) -> Values:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rllc.analysis.heads import index_of, label_heads, layer_starts, names_of_all
+from rllc.analysis.hooked import hooked, patterns_of, sizes
 from rllc.analysis.patterns import causal_softmax, queries_and_keys
-from rllc.analysis.rows import check_model, check_rows, ratio
+from rllc.analysis.rows import check_model, check_rows, is_own, ratio
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.plots.figures import new_axes
@@ -122,7 +123,8 @@ def scores(
     (1, 2)
 
     Args:
-        model: an :class:`rllc.models.AttentionOnly`.
+        model: an :class:`rllc.models.AttentionOnly`, or a causal language model of transformers
+            with a known anatomy.
         tokens: rows to measure on. ``None`` makes random ones with :func:`repeated_rows`, as the
             paper does: heads that only know which tokens go together score nothing on them.
         num_rows: of the random rows; 64 leave a standard error below 0.001 on an untrained model
@@ -139,7 +141,9 @@ def scores(
     Reference: arXiv 2410.02984, appendix; Olsson et al. 2022, "In-context Learning and Induction
     Heads" (prefix matching).
     """
-    model = check_model(model, "scores")
+    own = check_model(model, "scores") if is_own(model) else None
+    if own is None:
+        model = hooked(model, "scores").model
     if tokens is None:
         tokens = repeated_rows(
             model,
@@ -150,7 +154,10 @@ def scores(
     rows, name = check_rows(model, tokens, "scores")
     sums, counts = [], []
     for batch in rows.split(max(1, _TOKENS // rows.shape[1])):
-        sums.append(_attention_sums(model, batch))
+        if own is not None:
+            sums.append(_attention_sums(own, batch))
+        else:
+            sums.append(_sums_of_patterns(patterns_of(model, batch), batch))
         counts.append(_query_counts(batch))
     all_sums = np.concatenate(sums, -1)
     all_counts = np.concatenate(counts, -1)
@@ -161,7 +168,7 @@ def scores(
 
 
 def repeated_rows(
-    model: AttentionOnly,
+    model: nn.Module,
     *,
     num_rows: int = 64,
     segment: int | None = None,
@@ -182,8 +189,9 @@ def repeated_rows(
     Raises:
         InputError: the segment does not fit, or the model lacks the id ``bos``.
     """
-    config = check_model(model, "repeated_rows").config
-    n_ctx, d_vocab = config.n_ctx, config.d_vocab
+    if is_own(model):
+        model = check_model(model, "repeated_rows")
+    d_vocab, n_ctx = sizes(model, "repeated_rows")
     if bos is not None and not 0 <= bos < d_vocab:
         raise InputError(f"repeated_rows: `bos` must be an id below {d_vocab}, got {bos!r}.")
     front = [] if bos is None else [bos]
@@ -238,6 +246,18 @@ def _attention_sums(model: AttentionOnly, rows: Tensor) -> np.ndarray:
             sums[1, layer] += to_current.sum(-1)
             sums[2, layer] += torch.einsum("bhqk,bqk->bh", attention, followed)
     return sums.transpose(2, 3).double().cpu().numpy()
+
+
+def _sums_of_patterns(patterns: list[Tensor], rows: Tensor) -> np.ndarray:
+    """The same, from whole patterns ``[batch, head, query, key]``, one a layer."""
+    followed = _what_followed(rows, 0, rows.shape[1])
+    layers = []
+    for attention in patterns:
+        to_previous = attention.diagonal(-1, 2, 3).sum(-1)
+        to_current = attention.diagonal(0, 2, 3)[..., 1:].sum(-1)
+        to_followed = torch.einsum("bhqk,bqk->bh", attention, followed.to(attention.dtype))
+        layers.append(torch.stack([to_previous, to_current, to_followed]))
+    return torch.stack(layers, 1).transpose(2, 3).double().cpu().numpy()
 
 
 def _query_counts(rows: Tensor) -> np.ndarray:

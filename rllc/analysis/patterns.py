@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rllc.analysis.rows import check_model, check_rows
+from rllc.analysis.hooked import patterns_of
+from rllc.analysis.rows import check_model, check_rows, is_own
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.plots.figures import new_axes
+from rllc.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,16 +29,21 @@ _TOKENS = 4096
 def patterns(model: nn.Module, tokens: Tokens | Tensor) -> Tensor:
     """The attention of every head, ``[batch, layer, head, query, key]``.
 
-    Each query's attention sums to 1, and no key is after its query.
+    Each query's attention sums to 1, and in causal models no key is after its query.
 
     Args:
-        model: an :class:`rllc.models.AttentionOnly`.
+        model: an :class:`rllc.models.AttentionOnly`, or a model of transformers with a known
+            anatomy that reads token ids; it is run with eager attention.
         tokens: the rows to look at. All patterns are held at once, 64 MiB a row at the paper's
             size, so pass few.
 
     Raises:
         InputError: the model is of another kind, or cannot read the rows.
     """
+    if not is_own(model):
+        model = unwrapped(model)
+        rows, _ = check_rows(model, tokens, "patterns")
+        return torch.stack(patterns_of(model, rows), 1)
     model = check_model(model, "patterns")
     rows, _ = check_rows(model, tokens, "patterns")
     by_layer: list[Tensor] = []
@@ -46,7 +53,7 @@ def patterns(model: nn.Module, tokens: Tokens | Tensor) -> Tensor:
 
 @torch.no_grad()
 def attention_from(
-    model: AttentionOnly,
+    model: nn.Module,
     rows: Tensor,
     heads: np.ndarray,
     row: np.ndarray,
@@ -70,10 +77,9 @@ def attention_from(
     size = max(1, _TOKENS // rows.shape[1])
     for start in range(0, len(used_rows), size):
         batch = used_rows[start : start + size]
-        residual = model.activations(rows[torch.from_numpy(batch).to(rows.device)]).residual
+        attention = _attention_of(model, rows[torch.from_numpy(batch).to(rows.device)])
         in_batch = np.flatnonzero(np.isin(row, batch))
         for layer in np.unique(heads[in_batch, 0]).tolist():
-            q, k = queries_and_keys(model, layer, residual[layer])
             in_layer = in_batch[heads[in_batch, 0] == layer]
             batch_row = np.searchsorted(batch, row[in_layer])
             places = np.stack([batch_row, heads[in_layer, 1]], 1)
@@ -81,8 +87,32 @@ def attention_from(
                 index = in_layer[(places == place).all(1)]
                 b, head = place
                 positions = torch.from_numpy(query[index]).to(rows.device)
-                logits = q[b, head, positions] @ k[b, head].mT / model.config.d_head**0.5
-                yield index, causal_softmax(logits, positions)
+                yield index, attention(layer, b, head, positions)
+
+
+def _attention_of(model: nn.Module, rows: Tensor) -> Callable[[int, int, int, Tensor], Tensor]:
+    """The attention of one layer, row and head from some positions, ``[query, key]``."""
+    if not is_own(model):
+        whole = patterns_of(model, rows)
+
+        def chosen(layer: int, row: int, head: int, queries: Tensor) -> Tensor:
+            return whole[layer][row, head, queries]
+
+        return chosen
+    own = check_model(model, "patterns")
+    residual = own.activations(rows).residual
+    # The positions of a layer share its queries and keys.
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def computed(layer: int, row: int, head: int, queries: Tensor) -> Tensor:
+        if layer not in made:
+            made.clear()
+            made[layer] = queries_and_keys(own, layer, residual[layer])
+        q, k = made[layer]
+        logits = q[row, head, queries] @ k[row, head].mT / own.config.d_head**0.5
+        return causal_softmax(logits, queries)
+
+    return computed
 
 
 def queries_and_keys(

@@ -13,7 +13,7 @@ from rllc.analysis import attention
 from rllc.analysis.attention import Scores
 from rllc.analysis.contexts import TokensInContext
 from rllc.analysis.heads import index_of, label_heads, layer_starts, numbers_of
-from rllc.analysis.rows import check_model, check_rows, common_start
+from rllc.analysis.rows import check_language_model, check_rows, common_start
 from rllc.analysis.tokens_in_context import tokens_in_context
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
@@ -215,7 +215,8 @@ def classify(
     >>> roles = classify(model, tokens, brackets=brackets(tokenizer))
 
     Args:
-        model: an :class:`rllc.models.AttentionOnly`.
+        model: an :class:`rllc.models.AttentionOnly`, or a causal language model of transformers
+            with a known anatomy.
         tokens: the rows on which heads are ablated.
         brackets: id of an opening bracket to the ids that close it; ``None``: no head is a bracket
             head.
@@ -237,7 +238,7 @@ def classify(
 
     Reference: arXiv 2410.02984, appendix (classification of heads); the thresholds are ours.
     """
-    model = check_model(model, "classify")
+    model = check_language_model(model, "classify")
     rows, _ = check_rows(model, tokens, "classify")
     if thresholds is None:
         thresholds = RoleThresholds()

@@ -8,12 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rllc.analysis.hooked import hooked, sizes
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.seeds import generator
 
 if TYPE_CHECKING:
     from rllc.models import AttentionOnly
+
+
+def is_own(model: object) -> bool:
+    """Whether a model is an AttentionOnly, or nothing that other code could do better with."""
+    from rllc.models import AttentionOnly
+
+    return isinstance(model, AttentionOnly) or not isinstance(model, nn.Module)
 
 
 def check_model(model: nn.Module, caller: str) -> AttentionOnly:
@@ -37,12 +45,30 @@ def check_model(model: nn.Module, caller: str) -> AttentionOnly:
     )
 
 
+def check_language_model(model: nn.Module, caller: str) -> nn.Module:
+    """An AttentionOnly, or another causal language model whose heads can be read and replaced.
+
+    Args:
+        model: any module.
+        caller: the function that error messages name.
+
+    Raises:
+        InputError: the model is of another kind.
+    """
+    return check_model(model, caller) if is_own(model) else hooked(model, caller).model
+
+
 def check_rows(
-    model: AttentionOnly,
+    model: nn.Module,
     tokens: Tokens | Tensor,
     caller: str,
 ) -> tuple[Tensor, str]:
     """The rows ``[row, pos]`` as int64 on the model's device, and the name of the tokens.
+
+    Args:
+        model: a language model.
+        tokens: the rows.
+        caller: the function that error messages name.
 
     Raises:
         InputError: the tokens are not rows of ids, or the model lacks their ids or positions.
@@ -54,7 +80,7 @@ def check_rows(
             f"{caller}: expected rllc.Tokens or a tensor [row, pos] of token ids, got "
             f"{type(tokens).__name__}."
         )
-    d_vocab, n_ctx = model.config.d_vocab, model.config.n_ctx
+    d_vocab, n_ctx = sizes(model, caller)
     if tokens.largest_id >= d_vocab:
         raise InputError(
             f"{caller}: the tokens {tokens.name!r} have id {tokens.largest_id}, but the model "
@@ -65,7 +91,7 @@ def check_rows(
             f"{caller}: the rows of {tokens.name!r} have {tokens.num_positions} positions, but the "
             f"model's context is {n_ctx}; take rllc.Tokens(tokens.rows[:, :{n_ctx}])."
         )
-    return tokens.rows.long().to(model.embed.W_E.device), tokens.name
+    return tokens.rows.long().to(next(model.parameters()).device), tokens.name
 
 
 def check_mask(

@@ -8,7 +8,7 @@ what the head attends to. Distinct recurring multigrams are what a head has memo
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -16,16 +16,14 @@ from torch import Tensor, nn
 from rllc.analysis.ablation import Ablation, ablate
 from rllc.analysis.brackets import brackets, check_brackets
 from rllc.analysis.contexts import Thresholds, TokensInContext, plot_kinds
-from rllc.analysis.heads import names_of_all, numbers_of
+from rllc.analysis.heads import numbers_of
 from rllc.analysis.kinds import KINDS, Explain, by_chance
 from rllc.analysis.multigrams import Context, Multigram, Pattern
 from rllc.analysis.patterns import attention_from
-from rllc.analysis.rows import check_model, check_rows, common_start
+from rllc.analysis.rows import check_language_model, check_rows, common_start
+from rllc.anatomy import anatomy
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError
-
-if TYPE_CHECKING:
-    from rllc.models import AttentionOnly
 
 __all__ = [
     "KINDS",
@@ -69,7 +67,8 @@ def tokens_in_context(
     >>> contexts = tokens_in_context(model, tokens)
 
     Args:
-        model: an :class:`rllc.models.AttentionOnly`.
+        model: an :class:`rllc.models.AttentionOnly`, or a causal language model of transformers
+            with a known anatomy.
         tokens: the rows to search. A memorised multigram is found only if it occurs there, in two
             rows or more.
         ablation: of single heads on the same rows, to be used again; ``None`` mean-ablates each.
@@ -90,7 +89,7 @@ def tokens_in_context(
     Reference: arXiv 2410.02984, appendix ("tokens in context"); the thresholds are ours.
     """
     caller = "tokens_in_context"
-    model = check_model(model, caller)
+    model = check_language_model(model, caller)
     rows, name = check_rows(model, tokens, caller)
     closers = check_brackets(brackets or {}, caller)
     if thresholds is None:
@@ -151,7 +150,7 @@ def tokens_in_context(
 
 def _check_ablation(
     ablation: Ablation,
-    model: AttentionOnly,
+    model: nn.Module,
     rows: Tensor,
     caller: str,
 ) -> np.ndarray:
@@ -160,7 +159,7 @@ def _check_ablation(
     Raises:
         InputError: it is of something else, or not finite.
     """
-    heads = names_of_all(model.config.n_layers, model.config.n_heads)
+    heads = anatomy(model).heads
     for name in ablation.names:
         if name not in heads:
             raise InputError(
@@ -198,7 +197,7 @@ def _most_affected(
 
 
 def _most_attended(
-    model: AttentionOnly,
+    model: nn.Module,
     rows: Tensor,
     places: np.ndarray,
     row: np.ndarray,

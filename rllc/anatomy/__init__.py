@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from torch import nn
 
+from rllc.anatomy import inputs
 from rllc.anatomy.attention import Anatomy, Attention, Map
 from rllc.anatomy.reading import bridge_rows, is_bridge, multihead_rows, read
 from rllc.anatomy.rows import MULTIHEAD, ROWS, TRANSFORMER_LENS, AttentionRow, Rows
 from rllc.anatomy.unknown import no_row
 from rllc.anatomy.verify import verify
-from rllc.errors import InputError
+from rllc.errors import InputError, kind_of
 from rllc.wrappers import unwrapped
 
 __all__ = ["Anatomy", "Attention", "AttentionRow", "Map", "anatomy"]
 
-RowLike = AttentionRow | Iterable[AttentionRow] | None
+RowLike = AttentionRow | Sequence[AttentionRow] | None
 """Rows as users give them: one, several, or none for the rows that are known."""
 
 _QUERIES = re.compile(r"(?:.*\.)?blocks\.\d+\.attn\.W_Q")
@@ -57,6 +58,7 @@ def anatomy(model: nn.Module, row: RowLike = None, *, example: object = None) ->
     """
     model = unwrapped(model)
     own_rows = as_rows(row)
+    call = None if example is None else inputs.given(example)
     verified = _VERIFIED.setdefault(model, {})
     shapes = tuple((name, tuple(value.shape)) for name, value in model.named_parameters())
     key = (own_rows, shapes)
@@ -65,7 +67,7 @@ def anatomy(model: nn.Module, row: RowLike = None, *, example: object = None) ->
         found = read(model, rows, kind) if rows else None
         if found is None:
             raise no_row(model, kind, own_rows)
-        verify(model, found, example)
+        verify(model, found, call)
         verified[key] = found
     return verified[key]
 
@@ -80,13 +82,13 @@ def as_rows(row: RowLike) -> Rows:
         return ()
     if isinstance(row, AttentionRow):
         return (row,)
-    rows = tuple(row) if isinstance(row, Iterable) else (row,)
-    for each in rows:
+    rows = tuple(row) if isinstance(row, list | tuple) else (row,)
+    for each in rows or (row,):
         if not isinstance(each, AttentionRow):
             raise InputError(
-                f"anatomy: expected an rllc.AttentionRow or several, got {type(each).__name__}, as "
-                f"in rllc.AttentionRow('layers.*.attn', q='q_proj', k='k_proj', v='v_proj', "
-                f"o='o_proj', heads=8)."
+                f"anatomy: expected an rllc.AttentionRow or a list of them, got {kind_of(each)}; "
+                f"write one as in rllc.AttentionRow('layers.*.attn', q='q_proj', k='k_proj', "
+                f"v='v_proj', o='o_proj', heads=8)."
             )
     return rows
 

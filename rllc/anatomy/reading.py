@@ -94,8 +94,8 @@ def bridge_rows(model: nn.Module, mixed: tuple[str, ...]) -> Rows:
         mixed: as the row of the model inside says.
     """
     settings: Any = getattr(model, "cfg", None)
-    heads = getattr(settings, "n_heads", None)
-    kv_heads = getattr(settings, "n_key_value_heads", None) or heads
+    heads: Any = getattr(settings, "n_heads", None)
+    kv_heads: Any = getattr(settings, "n_key_value_heads", None) or heads
     rows: dict[str, AttentionRow] = {}
     for path, module in model.named_modules():
         if not is_bridge(module) or not isinstance(heads, int):
@@ -255,7 +255,8 @@ def _place_of_module(
     bias = getattr(module, "bias", None)
     is_linear = isinstance(module, nn.Linear)
     is_map = is_linear or type(module).__name__ == "Conv1D"
-    if not is_map or not isinstance(weight, Tensor) or weight.dim() != 2:
+    weight = weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
+    if not is_map or weight is None or weight.dim() != 2:
         raise InputError(
             f"{what}: {name!r} is {type(module).__name__}; expected an nn.Linear or transformers' "
             f"Conv1D with a weight [out, in] or [in, out] of its own. Quantised, wrapped and "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rllc.errors import must_be
+from rllc.errors import must_be, one_of
 
 Fused = Literal["", "side by side", "interleaved"]
 
@@ -70,18 +70,30 @@ class AttentionRow:
     unembedding: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("at", "q", "k", "v", "o"):
+        for name in ("at", "q", "k", "v", "o", *_TEXTS):
             value = getattr(self, name)
-            right = isinstance(value, str) and bool(value)
+            right = isinstance(value, str) and (bool(value) or name in _TEXTS)
             must_be("AttentionRow", name, value, right, "a text, the name of a module or parameter")
-        right = self.fused in _FUSED
-        must_be(
-            "AttentionRow", "fused", self.fused, right, f"one of {', '.join(map(repr, _FUSED))}"
-        )
+        right = one_of(self.fused, _FUSED) and self.fused is not None
+        must_be("AttentionRow", "fused", self.fused, right, "'', 'side by side' or 'interleaved'")
         for name in ("heads", "kv_heads"):
             value = getattr(self, name)
             right = isinstance(value, str) or (type(value) is int and value > 0)
             must_be("AttentionRow", name, value, right, "a number from 1 on, or a setting's name")
+        letters = isinstance(self.mixed, tuple) and all(one_of(x, _READ) for x in self.mixed)
+        must_be("AttentionRow", "mixed", self.mixed, letters, "a tuple of 'q', 'k' and 'v'")
+        pairs = isinstance(self.when, tuple) and all(map(_is_pair, self.when))
+        must_be("AttentionRow", "when", self.when, pairs, "a tuple of (setting, value)")
+
+
+_READ = ("q", "k", "v")
+
+_TEXTS = ("tower", "config", "note", "norm", "unembedding")
+"""Texts that may be empty."""
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
 
 
 Rows = tuple[AttentionRow, ...]
@@ -277,7 +289,9 @@ ROWS: dict[str, Rows] = {
     "mistral": (_llama(),),
     "mixtral": (_llama(),),
     "qwen2": (_llama(),),
+    "qwen2_moe": (_llama(),),
     "qwen3": (_llama(),),
+    "qwen3_moe": (_llama(),),
     "gemma": (_llama(),),
     "gemma2": (_llama(),),
     "gemma3_text": (_llama(),),
@@ -302,6 +316,7 @@ ROWS: dict[str, Rows] = {
     "olmo": (_llama(),),
     "olmo2": (_llama(mixed=_MIXED),),
     "olmo3": (_llama(mixed=_MIXED),),
+    "olmoe": (_llama(mixed=_MIXED),),
     "stablelm": (_llama(),),
     "cohere": (_llama(),),
     "cohere2": (_llama(),),
@@ -309,14 +324,10 @@ ROWS: dict[str, Rows] = {
     "smollm3": (_llama(),),
     "starcoder2": (_llama(),),
     # Encoders of text.
-    "bert": (
-        _bert("layer.*.attention"),
-        _bert("layer.*.crossattention", "cross"),
-    ),
-    "roberta": (
-        _bert("layer.*.attention"),
-        _bert("layer.*.crossattention", "cross"),
-    ),
+    "bert": (_bert("layer.*.attention"), _bert("layer.*.crossattention", "cross")),
+    "roberta": (_bert("layer.*.attention"), _bert("layer.*.crossattention", "cross")),
+    "xlm-roberta": (_bert("layer.*.attention"), _bert("layer.*.crossattention", "cross")),
+    "electra": (_bert("layer.*.attention"), _bert("layer.*.crossattention", "cross")),
     "distilbert": (
         AttentionRow(
             "layer.*.attention",

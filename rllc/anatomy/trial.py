@@ -44,7 +44,9 @@ Changes = Mapping[str, Tensor]
 # What each attention is called with.
 
 
-def calls_of(model: nn.Module, anatomy: Anatomy, example: object) -> dict[str, inputs.Example]:
+def calls_of(
+    model: nn.Module, anatomy: Anatomy, example: inputs.Example | None
+) -> dict[str, inputs.Example]:
     """The arguments of each attention module in a run of the model, as far as it is called."""
     calls: dict[str, inputs.Example] = {}
     missing = []
@@ -56,15 +58,14 @@ def calls_of(model: nn.Module, anatomy: Anatomy, example: object) -> dict[str, i
             missing.append(attention.module)
     if not missing:
         return calls
-    problems: list[str] = []
     for path in dict.fromkeys(missing):
         if path not in calls:
-            calls |= _run_around(model, path, missing, example, problems)
+            calls |= _run_around(model, path, missing, example)
     return calls
 
 
 def _run_around(
-    model: nn.Module, path: str, missing: Sequence[str], example: object, problems: list[str]
+    model: nn.Module, path: str, missing: Sequence[str], example: inputs.Example | None
 ) -> dict[str, inputs.Example]:
     """Run the smallest part of the model around a module that can be run and calls it."""
     own = list(missing)
@@ -72,7 +73,7 @@ def _run_around(
     for root, module in _around(model, path):
         candidates = inputs.examples(module)
         if example is not None:
-            candidates = iter([inputs.given(example)] if not root else [])
+            candidates = iter([] if root else [example])
         for candidate in candidates:
             with _recorded(model, own) as calls:
                 wrong = inputs.run(module, candidate)
@@ -292,7 +293,9 @@ def trial_of(
     module = model.get_submodule(attention.module)
     if call is None:
         call = _call_of_all(model, what)
-        unit = _Layer(model, attention.layer) if hasattr(model, "activations") else model
+        config = getattr(model, "config", None)
+        is_own = getattr(config, "model_type", None) == "rllc_attention_only"
+        unit = _Layer(model, attention.layer) if is_own else model
         return _with_random_weights(model, unit, attention, what, call, stream)
     call = _renewed(module, call, stream)
     trial = _with_random_weights(model, module, attention, what, call, stream)
@@ -303,7 +306,7 @@ def trial_of(
 
 
 class _Layer(nn.Module):
-    """One block of a model that says what its heads pass on, as AttentionOnly does."""
+    """One block of an AttentionOnly, which says what its heads pass on."""
 
     def __init__(self, model: nn.Module, layer: int) -> None:
         super().__init__()

@@ -11,7 +11,8 @@ let any other factor move them all), and then
 - a query that is moved at one position changes z there only, and a key at other positions too;
 - one half of a slice of queries or keys changes the other half of z of each head that uses it, and
   one half of a slice of values does not, so that a head is not two heads, nor a group two groups;
-- zeroing a head's slice of o gives what zeroing its slice of z gives.
+- multiplying a head's slice of o, by zero or another factor, gives what multiplying its slice of z
+  gives.
 
 Maps that are parameters and not modules cannot be moved at one position. Where nothing is called
 on z, it is judged through o: with the slices of o of all other heads zeroed, moving a head's slices
@@ -29,6 +30,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rllc.anatomy.attention import INPUTS, Anatomy, Attention, Letter, Map
+from rllc.anatomy.inputs import Example
 from rllc.anatomy.trial import Changes, Trial, calls_of, first_tensor, trial_of
 from rllc.engine.modes import in_mode, one_arithmetic, seeded, undisturbed
 from rllc.errors import InputError, first_line
@@ -39,7 +41,7 @@ random slice changes is 100 times larger."""
 
 
 @torch.no_grad()
-def verify(model: nn.Module, anatomy: Anatomy, example: object = None) -> None:
+def verify(model: nn.Module, anatomy: Anatomy, example: Example | None = None) -> None:
     """Check every head of a model; see the module.
 
     Args:
@@ -50,7 +52,7 @@ def verify(model: nn.Module, anatomy: Anatomy, example: object = None) -> None:
     Raises:
         InputError: a slice is not what the anatomy says, or the model cannot be run.
     """
-    _refuse_elsewhere(model, anatomy)
+    _refuse_elsewhere(model)
     device = next(model.parameters()).device
     with (
         _disable_current_modes(),  # so that FLOPs that are counted are those of the caller
@@ -74,7 +76,7 @@ def verify(model: nn.Module, anatomy: Anatomy, example: object = None) -> None:
                 ) from error
 
 
-def _refuse_elsewhere(model: nn.Module, anatomy: Anatomy) -> None:
+def _refuse_elsewhere(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise InputError(
@@ -256,7 +258,7 @@ def _half(piece: tuple[int, int], first: bool) -> slice:
 
 
 def _check_o(trial: Trial) -> None:
-    """Zeroing a head's slice of o gives what zeroing its slice of z gives."""
+    """Multiplying a head's slice of o gives what multiplying its slice of z gives."""
     found = trial.module_of(trial.attention.o)
     read = trial.read_by_o({})
     if found is None or read is None:
@@ -273,19 +275,26 @@ def _check_o(trial: Trial) -> None:
                 state[name.removeprefix(f"{path}.")] = values[name_in_model]
         return first_tensor(functional_call(writes, state, (z,)))
 
-    scale = write(read, {}).abs().max()
-    for numbers in _sets(trial.attention.num_heads):
-        without = read.clone()
+    def differ(numbers: Sequence[int]) -> bool:
+        """Whether it matters which of the two is multiplied, by another factor for each head."""
+        weights = {own.weight: trial.values[own.weight].clone()}
+        z = read.clone()
         for number in numbers:
-            without[..., slice(*own.pieces[number])] = 0
-        by_weights = write(read, trial.scaled("o", numbers, 0.0))
-        if (by_weights - write(without, {})).abs().max() > _SAME * scale:
-            raise InputError(
-                f"{trial.what}: the row is wrong for this model: zeroing "
-                f"{own.written(numbers[0])} is not the same as zeroing what "
-                f"{_listed(trial.attention, numbers)} passes on. Look at `o` and `heads` of the "
-                f"row."
-            )
+            factor = number / (number + 1)
+            start, stop = own.pieces[number]
+            weights[own.weight][own.slices(number)[own.weight]] *= factor
+            z[..., start:stop] *= factor
+        difference = (write(read, weights) - write(z, {})).abs().max()
+        return bool(difference > _SAME * write(read, {}).abs().max())
+
+    if differ(range(trial.attention.num_heads)):
+        wrong = [head for head in range(trial.attention.num_heads) if differ([head])]
+        head = wrong[0] if wrong else 0
+        raise InputError(
+            f"{trial.what}: the row is wrong for this model: multiplying {own.written(head)} is "
+            f"not the same as multiplying what {_listed(trial.attention, [head])} passes on. Look "
+            f"at `o` and `heads` of the row."
+        )
 
 
 def _check_o_by_output(trial: Trial) -> None:
