@@ -110,8 +110,9 @@ class TokenLoss:
         # numbers a weight, the gradients of a moved unembedding one of them.
         return 4 * (positions * width * (16 * blocks + 4) + 12 * group.num_weights)
 
-    def way(self, group: Group) -> str:  # noqa: D102 (see Loss)
-        return "layer at once"
+    @property
+    def ways(self) -> list[str]:  # noqa: D102 (see Loss)
+        return ["layer at once"]
 
     def frozen(self, name: str) -> Tensor:
         """Return a parameter as it is in the model, with a run axis of length 1."""
