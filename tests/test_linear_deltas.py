@@ -733,6 +733,18 @@ def test_training_mode_that_couples_rows_or_draws_is_evaluated_run_by_run() -> N
         assert reason in draws.settings["ambient"]["evaluation"]
 
 
+def test_a_loss_that_draws_where_gradients_are_wanted_leaves_the_random_state() -> None:
+    def drawing(module: nn.Module, x: Tensor) -> Tensor:
+        losses = squares(module, x)
+        return losses + 0 * torch.rand(1) if losses.requires_grad else losses
+
+    model, x = Two(plain), torch.randn(8, 5)
+    with unchanged(model):
+        weights = rllc.parameters(FIRST)
+        draws = rllc.sample(model, x, weights, loss=drawing, sampling=SHORT, compute=QUIET)
+    assert "draws random numbers" in draws.settings["ambient"]["evaluation"]
+
+
 def test_a_model_that_calls_a_part_more_often_later_on() -> None:
     """Its first rows are those of a trial."""
 
