@@ -96,8 +96,9 @@ class Loss(Protocol):
         """Return the bytes that each further run of a pass takes while it is evaluated."""
         ...
 
-    def way(self, group: Group) -> str:
-        """Say how runs of a group are evaluated, in words; known once some were."""
+    @property
+    def ways(self) -> list[str]:
+        """How runs were evaluated so far, in words; each way once."""
         ...
 
 

@@ -288,7 +288,6 @@ class _Sample:
         self.ambient = ambient()
         with undisturbed(self.question.model):
             chains = self.chains = self._chains()
-        self.ambient["evaluation"] = self.way
         sampling = self.question.sampling
         running = len(self.question.refinements)
         # The first step leads from the start to step 1 and gives no loss worth having.
@@ -348,7 +347,12 @@ class _Sample:
     @property
     def way(self) -> str:
         """How runs are evaluated: a layer at once, stacked, or run by run and why."""
-        return "" if self.chains is None else "; ".join(self.chains.ways)
+        if self.chains is not None and self.chains.loss.ways:
+            return "; ".join(self.chains.loss.ways)
+        if self.resume is not None:
+            # Where no chain goes on, none was evaluated in this call.
+            return str(self.resume.settings.get("ambient", {}).get("evaluation", ""))
+        return ""
 
     def draws(self, keep_states: bool) -> Draws:
         """All draws so far."""
@@ -358,7 +362,8 @@ class _Sample:
         assert baseline is not None
         refinements = range(len(question.refinements))
         diverged = self._diverged()
-        settings = question.settings | {"observed": self.watch.axes, "ambient": self.ambient}
+        present = self.ambient | {"evaluation": self.way}
+        settings = question.settings | {"observed": self.watch.axes, "ambient": present}
         if keep_states:
             settings["identity"] = self.identity or question.identity()
         return Draws(

@@ -86,6 +86,7 @@ KINDS = {
     "t5": ("T5ForConditionalGeneration", "T5Config"),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig"),
     "albert": ("AlbertForMaskedLM", "AlbertConfig"),
+    "falcon": ("FalconForCausalLM", "FalconConfig"),
 }
 
 OF_GPT2 = {"n_embd": D, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 16}
@@ -294,7 +295,23 @@ CASES: dict[str, Callable[[], tuple[nn.Module, list[rllc.Weights], Any, Any]]] =
     ),
     "an encoder of torch": lambda: (
         Encoder(),
-        [rows_of("encoder.layers.1.linear1.weight", range(4)), rllc.parameters("out.*")],
+        [
+            *(torch_head(layer, head) for layer in (0, 1) for head in (0, 3)),
+            rows_of("encoder.layers.1.linear1.weight", range(4)),
+            rllc.parameters("out.*"),
+        ],
+        None,
+        tokens(),
+    ),
+    "attention of torch to what is not padding": lambda: (
+        Attending(),
+        [rllc.parameters("attention.in_proj_*"), rllc.parameters("attention.out_proj.weight")],
+        squares,
+        torch.randn(4, 3, 4),
+    ),
+    "a linear map of another class": lambda: (
+        made("falcon", num_kv_heads=1),
+        [rllc.parameters("transformer.h.1.self_attention.query_key_value.weight", index=slice(9))],
         None,
         tokens(),
     ),
@@ -332,6 +349,33 @@ class Encoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1])
         return self.out(self.encoder(self.embed(ids), mask, is_causal=True))
+
+
+def torch_head(layer: int, head: int) -> rllc.Weights:
+    attention = f"encoder.layers.{layer}.self_attn"
+    own = range(head * WIDTH, (head + 1) * WIDTH)
+    three = [part * D + number for part in range(3) for number in own]
+    weights = rllc.parameters(f"{attention}.in_proj_weight", index=three)
+    weights |= rllc.parameters(f"{attention}.in_proj_bias", index=three)
+    return (weights | columns_of(f"{attention}.out_proj.weight", own)).named(f"{layer}:{head}")
+
+
+class Attending(nn.Module):
+    """Attention of torch that leaves some positions out, and gives its weights."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, **{"batch_first": True} | options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x[..., 0] > 1
+        hidden[:, 0] = False
+        y, weights = self.attention(x, x, x, key_padding_mask=hidden)
+        return y.flatten(1) + weights.square().sum((1, 2))[:, None]
+
+
+def squares(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x).square().mean(1)
 
 
 def at_random(block: str, seed: int) -> rllc.Weights:
@@ -574,7 +618,7 @@ def parametrised() -> nn.Module:
 
 def routed(m: Any, x: Tensor) -> Tensor:
     """Rows go to one of two experts."""
-    to_second = m.first(x).sum(1) > 0
+    to_second = m.first(x).sum(1) > x.sum(1)
     y = torch.zeros_like(x)
     y[to_second] = m.second(x[to_second])
     return y
@@ -584,17 +628,20 @@ def columns_first(m: Any, x: Tensor) -> Tensor:
     return m.second(m.first(x[:, None].transpose(0, 1)).tanh()).transpose(0, 1)[:, 0]
 
 
-class Attending(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-
+class Crossing(Attending):
     def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x, x)[0].flatten(1)
+        return self.attention(x, x.flip(1), x)[0].flatten(1)
 
 
-def squares(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x).square().mean(1)
+class Tripled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+def tripled() -> nn.Module:
+    model = Two(plain)
+    model.first = Tripled(5, 5)
+    return model
 
 
 def contrasted(module: nn.Module, x: Tensor) -> Tensor:
@@ -608,6 +655,7 @@ OTHERS = "together runs give other numbers than in turn"
 FIRST = "first.weight"
 IN_TURN: dict[str, tuple[Callable[[], nn.Module], str, Any, str]] = {
     "a norm": (lambda: Two(lambda m, x: m.norm(plain(m, x))), "norm.weight", squares, NO_MAP),
+    "a linear map that is none": (tripled, FIRST, squares, NO_MAP),
     "a parametrised map": (parametrised, "first.*", squares, NO_MAP),
     "a replaced forward": (replaced_forward, FIRST, squares, "has been replaced"),
     "weights used directly": (
@@ -630,17 +678,28 @@ IN_TURN: dict[str, tuple[Callable[[], nn.Module], str, Any, str]] = {
     ),
     "rows that are compared": (lambda: Two(plain), FIRST, contrasted, OTHERS),
     "rows that come second": (lambda: Two(columns_first), FIRST, squares, "not row by row"),
-    "experts": (lambda: Two(routed), "second.weight", squares, "not row by row"),
-    "attention of torch": (Attending, "attention.in_proj_weight", squares, NO_MAP),
-    "the output of it": (Attending, "attention.out_proj.weight", squares, "is not called"),
+    "experts": (lambda: Two(routed), "[fs]*.weight", squares, "not row by row"),
+    "attention to more": (
+        lambda: Attending(add_zero_attn=True),
+        "attention.in_proj_weight",
+        squares,
+        "it attends to more than it is given",
+    ),
+    "attention to something else": (
+        lambda: Crossing(),
+        "attention.in_proj_weight",
+        squares,
+        "attends to something else than its input",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", IN_TURN)
 def test_others_are_evaluated_run_by_run(case: str) -> None:
     make, pattern, loss, reason = IN_TURN[case]
-    x = torch.randn(4, 3, 4) if make is Attending else torch.randn(7, 5)
-    bound = assert_equals_in_turn(make(), [rllc.parameters(pattern)], loss, x, reason)
+    model = make()
+    x = torch.randn(4, 3, 4) if isinstance(model, Attending) else torch.randn(7, 5)
+    bound = assert_equals_in_turn(model, [rllc.parameters(pattern)], loss, x, reason)
     ((group, _),) = bound.plans.values()
     assert bound.way(group).startswith("run by run: because")
 
@@ -672,6 +731,18 @@ def test_training_mode_that_couples_rows_or_draws_is_evaluated_run_by_run() -> N
         x = torch.randn(8, 5)
         draws = rllc.sample(model, x, weights, loss=squares, sampling=sampling, compute=QUIET)
         assert reason in draws.settings["ambient"]["evaluation"]
+
+
+def test_a_loss_that_draws_where_gradients_are_wanted_leaves_the_random_state() -> None:
+    def drawing(module: nn.Module, x: Tensor) -> Tensor:
+        losses = squares(module, x)
+        return losses + 0 * torch.rand(1) if losses.requires_grad else losses
+
+    model, x = Two(plain), torch.randn(8, 5)
+    with unchanged(model):
+        weights = rllc.parameters(FIRST)
+        draws = rllc.sample(model, x, weights, loss=drawing, sampling=SHORT, compute=QUIET)
+    assert "draws random numbers" in draws.settings["ambient"]["evaluation"]
 
 
 def test_a_model_that_calls_a_part_more_often_later_on() -> None:

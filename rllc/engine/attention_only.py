@@ -115,8 +115,9 @@ class TokenLoss:
         each = positions * width * (16 * blocks + 4) + 12 * group.num_weights
         return 4 * (each + 3 * columns * config.d_vocab)
 
-    def way(self, group: Group) -> str:  # noqa: D102 (see Loss)
-        return "layer at once"
+    @property
+    def ways(self) -> list[str]:  # noqa: D102 (see Loss)
+        return ["layer at once"]
 
     def frozen(self, name: str) -> Tensor:
         """Return a parameter as it is in the model, with a run axis of length 1."""

@@ -139,11 +139,6 @@ class Chains:
         """All passes of all data sets."""
         return [p for data_set in self.data_sets for p in data_set.passes]
 
-    @property
-    def ways(self) -> list[str]:
-        """How runs are evaluated, in words; each way once."""
-        return list(dict.fromkeys(self.loss.way(p.group) for p in self.passes))
-
     def advance(self, p: Pass, scene: Scene, *, each: bool) -> Runs:
         """Measure the runs where they are, and move them; one evaluation serves both.
 

@@ -170,7 +170,8 @@ class Folded:
     ) -> dict[str, Forward]:
         """What modules do instead in a pass of several runs."""
         leading = {runs * rows_of(batch)}
-        forwards = {"": _noting(self.model.forward, leading)}
+        forwards: dict[str, Forward] = {"": _noting(self.model.forward, leading)}
+        forwards |= plan.maps.attentions
         for name, has_rows in plan.unmoved.modules.items():
             forwards[name] = _replayed(name, kept[name], has_rows, runs)
         for name, change in changes.items():
@@ -287,7 +288,7 @@ def _repeated_documents(documents: Documents, runs: int) -> Documents:
 def _noting(forward: Forward, leading: set[int]) -> Forward:
     """The whole model, which notes how many rows, and positions, it is called with."""
 
-    @wraps(forward)
+    @wraps(forward, assigned=(), updated=())
     def call(*args: Any, **kwargs: Any) -> Any:
         first = first_tensor(args, kwargs)
         if first is not None and first.dim():

@@ -71,13 +71,16 @@ class LinearDeltas:
         # Activations of as many runs as fit: a pass is evaluated in parts.
         return self.exact.memory(group, batch_shape)
 
-    def way(self, group: Group) -> str:  # noqa: D102 (see Loss)
-        _, plan = self.plans.get(id(group), (group, ""))
+    @property
+    def ways(self) -> list[str]:  # noqa: D102 (see Loss)
+        return list(dict.fromkeys(self.way(group) for group, _ in self.plans.values()))
+
+    def way(self, group: Group) -> str:
+        """How runs of a group are evaluated, once some were."""
+        _, plan = self.plans[id(group)]
         if isinstance(plan, Plan):
             return "layer at once"
-        if self.exact.stacked or not plan:
-            return self.exact.way(group)
-        return f"run by run: because {plan}"
+        return "stacked" if self.exact.stacked else f"run by run: because {plan}"
 
     def _plan(self, group: Group, center: Center, batch: Batch) -> Plan | str:
         if id(group) not in self.plans:

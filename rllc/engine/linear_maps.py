@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllc.engine.layout import Group, Slot, center
+from rllc.engine.torch_attention import Attention, InProjection, why_not
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +175,14 @@ class Maps:
 
     Args:
         maps: by name.
+        attentions: of torch, which the maps are parts of, by name.
         origin: w* of each member, ``[member, dim]``.
     """
 
-    def __init__(self, maps: dict[str, LinearMap], origin: Tensor) -> None:
-        self.maps, self.origin = maps, origin
+    def __init__(
+        self, maps: dict[str, LinearMap], attentions: dict[str, Attention], origin: Tensor
+    ) -> None:
+        self.maps, self.attentions, self.origin = maps, attentions, origin
 
     def changes(self, position: Tensor, member: Tensor) -> dict[str, Change]:
         """How each map differs in runs at ``position [run, dim]``."""
@@ -193,6 +197,7 @@ def maps_of(group: Group, model: nn.Module) -> Maps | str:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(name)
     maps: dict[str, LinearMap] = {}
+    attentions: dict[str, Attention] = {}
     for slot in group.slots:
         if slot.basis is not None:
             return "weights move along directions"
@@ -201,25 +206,50 @@ def maps_of(group: Group, model: nn.Module) -> Maps | str:
             return f"{names[0]} is also {names[1]}"
         owner, _, kind = slot.name.rpartition(".")
         module = model.get_submodule(owner)
-        if kind not in ("weight", "bias") or not is_linear(module):
+        if kind.startswith("in_proj_") and isinstance(module, nn.MultiheadAttention):
+            attentions[owner] = Attention(module)
+            owner, kind = f"{owner}.in_proj", kind.removeprefix("in_proj_")
+            module = model.get_submodule(owner)
+        above = owner.rpartition(".")[0]
+        around = model.get_submodule(above)
+        if isinstance(around, nn.MultiheadAttention):
+            reason = why_not(around)
+            if reason:
+                return f"the attention {above!r} is not computed map by map: {reason}"
+            attentions[above] = Attention(around)
+        if kind not in ("weight", "bias") or not _acts_as_linear(module):
             return f"{slot.name} is no weight or bias of a plain linear map"
         if "forward" in vars(module):
             return f"the forward of {owner!r} has been replaced, as offloading does"
-        map = maps.setdefault(owner, LinearMap(module, not isinstance(module, nn.Linear)))
+        is_transposed = not isinstance(module, nn.Linear | InProjection)
+        map = maps.setdefault(owner, LinearMap(module, is_transposed))
         setattr(map, kind, Part.of(slot))
-    return Maps(maps, center(group, parameters))
+    return Maps(maps, attentions, center(group, parameters))
+
+
+def _acts_as_linear(module: nn.Module) -> bool:
+    """Whether a module gives Wx + b; a subclass may have a forward that gives something else."""
+    if isinstance(module, InProjection):
+        return True
+    if not is_linear(module):
+        return False
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
+        return True
+    weight, bias = module.weight.detach(), module.bias
+    x = torch.linspace(-1, 1, 2 * module.in_features).to(weight).view(2, -1)
+    with torch.no_grad():
+        expected = F.linear(x, weight, bias)
+        return torch.allclose(module.forward(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module gives Wx + b and nothing else: ``nn.Linear``, or ``Conv1D`` of transformers.
-
-    A subclass counts where its forward is that of its class.
+    """Whether a module is of a kind that gives Wx + b: ``nn.Linear``, ``Conv1D`` of transformers.
 
     >>> is_linear(nn.Linear(2, 1)), is_linear(nn.Bilinear(2, 2, 1))
     (True, False)
     """
     if isinstance(module, nn.Linear):
-        return type(module).forward is nn.Linear.forward
+        return True
     # A module can only be of that class if somebody has imported it.
     library: Any = sys.modules.get("transformers.pytorch_utils")
     if library is None or not isinstance(module, library.Conv1D):

@@ -137,8 +137,9 @@ class ModuleLoss:
         # State, noise and gradient. Activations are small, or of one run at a time.
         return 4 * 12 * group.num_weights
 
-    def way(self, group: Group) -> str:  # noqa: D102 (see Loss)
-        return "stacked" if self.stacked else "run by run"
+    @property
+    def ways(self) -> list[str]:  # noqa: D102 (see Loss)
+        return ["stacked" if self.stacked else "run by run"]
 
     def _evaluate(
         self,

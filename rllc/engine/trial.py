@@ -17,6 +17,7 @@ from torch import Tensor
 from rllc.engine.folded import Evaluated, Folded, Plan, Positions, first_rows
 from rllc.engine.layout import Group
 from rllc.engine.linear_maps import Maps, is_linear, maps_of
+from rllc.engine.modes import seeded
 from rllc.engine.module import ModuleLoss, rows_of
 from rllc.engine.unmoved import Keeper, Seen, Unmoved, Watch, candidates, replaced, unmoved
 from rllc.engine.vocabulary import Head, heads_of_config
@@ -67,10 +68,12 @@ def plan_of(folded: Folded, group: Group, batch: Batch, seed: int) -> Plan | str
         return maps
     trial = _Trial(folded, maps, group, first_rows(batch, _ROWS))
     try:
-        with _in_float32(folded.exact):
-            return trial.plan(seed)
+        # The first pass may draw random numbers before it is known that the loss does.
+        with _in_float32(folded.exact), seeded(seed, folded.exact.device):
+            plan = trial.plan(seed)
     except Exception as error:  # see _Trial
         return first_line(error)
+    return RANDOM if folded.exact.random else plan
 
 
 @contextmanager

@@ -103,7 +103,7 @@ class Watch:
         return watched
 
     def _watched(self, name: str, forward: Forward) -> Forward:
-        @wraps(forward)  # losses look at a model's arguments
+        @wraps(forward, assigned=(), updated=())  # losses look at a model's arguments
         def call(*args: Any, **kwargs: Any) -> Any:
             number, parent = len(self.calls), self.within[-1]
             first = first_tensor(args, kwargs)
@@ -141,7 +141,7 @@ class Keeper:
         forward: Forward = module.forward
         is_map = is_linear(module)
 
-        @wraps(forward)
+        @wraps(forward, assigned=(), updated=())
         def call(*args: Any, **kwargs: Any) -> Any:
             result = forward(*args, **kwargs)
             values, structure = tree_flatten(result)
