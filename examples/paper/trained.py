@@ -49,7 +49,7 @@ def look_at_heads(settings: Settings, seed: int, data: Data) -> dict[str, pd.Dat
         found = tables_of(settings, seed, data, model)
         # The roles last: they say that all is there.
         for name in sorted(found, key=lambda name: name == "roles"):
-            keep(folder / f"{name}.csv", found[name], last.step)
+            keep(folder / f"{name}.csv", found[name], settings.steps)
     return {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
 
 
