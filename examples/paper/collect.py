@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 import rllc
 from rllc.errors import FileError
@@ -29,19 +28,10 @@ def collect(settings: Settings, seed: int, data: Data) -> Run:
             continue
         trajectories[plan.name] = stored.trajectory(LIMITS)
         slopes[plan.name] = mean_slopes(settings, seed, plan.name)
-    trained = look_at_heads(settings, seed, data)
-    tables = measure(settings, seed, data)
-    receiver = trained.paths["receiver"].iloc[0]
+    tables = {**measure(settings, seed, data), **look_at_heads(settings, seed, data)}
+    receiver = tables["paths"]["receiver"].iloc[0]
     pairs = tables["pairs"]
     into_keys = (pairs["receiver"] == receiver) & (pairs["input"] == "K")
-    found: dict[str, pd.DataFrame | None] = {
-        **tables,
-        "pairs": pairs[into_keys],
-        "roles": trained.roles.to_dataframe(),
-        "paths": trained.paths,
-        "circuit": trained.circuit,
-        "curvature": trained.curvature,
-    }
     code, prose = list(data.subsets)[:2]
     return Run(
         name=f"{settings.out.name} seed {seed}",
@@ -50,7 +40,7 @@ def collect(settings: Settings, seed: int, data: Data) -> Run:
         prose=prose,
         llc=trajectories,
         slopes=slopes,
-        tables={name: table for name, table in found.items() if table is not None},
+        tables={**tables, "pairs": pairs[into_keys]},
         settings={name: getattr(settings, name) for name in SIZES},
     )
 

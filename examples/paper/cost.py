@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import rllc
 from rllc.models import AttentionOnly
@@ -34,12 +35,13 @@ def print_cost(settings: Settings, data: Mapping[int, Data]) -> float:
         hours = count * seconds / 3600
         total += hours
         print(f"training, {num_layers} layers: {count:,} steps of {seconds:.3f} s: {hours:.2f} h")
-    model = AttentionOnly(config_of(settings, 2, some.vocab_size)).to(settings.device)
-    one_layer = AttentionOnly(config_of(settings, 1, some.vocab_size)).to(settings.device)
+    device = settings.device or "cpu"
+    two_layers: Any = AttentionOnly(config_of(settings, 2, some.vocab_size))
+    one_layer: Any = AttentionOnly(config_of(settings, 1, some.vocab_size))
     steps = measured_steps(settings)
     for plan in plans(settings, some):
-        models = dict.fromkeys(every(steps, plan.every), model)
-        given = arguments(settings, 0, plan, one_layer)
+        models = dict.fromkeys(every(steps, plan.every), two_layers.to(device))
+        given = arguments(settings, 0, plan, one_layer.to(device))
         given["compute"] = replace(given["compute"], executor=None, progress=False)
         one = rllc.sweep_cost(models, plan.data, **given)
         hours = num_seeds * one.seconds / 3600

@@ -23,6 +23,8 @@ from .data import Data, repeated_text
 from .settings import Settings
 
 ROWS_OF_GAIN = 64
+ROWS_OVER_TRAINING = 64
+"""Rows on which heads are ablated at each checkpoint; at the last, all that were asked for."""
 
 
 def measure(settings: Settings, seed: int, data: Data) -> dict[str, pd.DataFrame]:
@@ -57,7 +59,7 @@ def measure(settings: Settings, seed: int, data: Data) -> dict[str, pd.DataFrame
 
 def measured_folder(settings: Settings, seed: int, data: Data) -> Path:
     """A folder for these rows and counts; with others, everything is measured anew."""
-    counts = [settings.rows, settings.positions]
+    counts = [settings.rows, ROWS_OVER_TRAINING, settings.positions]
     depends_on = json.dumps([data.base.fingerprint, *counts, rllc.__version__])
     digest = hashlib.sha256(depends_on.encode()).hexdigest()
     return settings.folder(seed) / f"measured-{digest[:12]}"
@@ -71,7 +73,7 @@ def keep(path: Path, table: pd.DataFrame, step: int) -> None:
 
 def measures_of_heads(settings: Settings, seed: int, model: Any, data: Data) -> pd.DataFrame:
     """A row a head: attention scores, and what the loss rises by without it."""
-    rows = data.random_rows(settings.rows, seed)
+    rows = data.random_rows(min(ROWS_OVER_TRAINING, settings.rows), seed)
     scores = attention.scores(model, data.repeats, bos=common_start(rows.rows), seed=seed)
     ablated = ablation.ablate(model, rows)
     return scores.to_dataframe().assign(

@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 import rllc
+from rllc.files import load_arrays, save_arrays
 
 FORMED = 0.2
 """Nats on the second copy of what was seen before, from which on a circuit has formed."""
+SLOPES = "slopes of the paper's sweeps"
 TABLES = ("heads", "pairs", "model", "roles", "paths", "curvature", "circuit")
 
 
@@ -47,7 +49,7 @@ class Run:
             old.unlink()
         for name, trajectory in self.llc.items():
             trajectory.save(folder / f"llc-{name}.npz")
-        np.savez_compressed(folder / "slopes.npz", **dict(self.slopes))
+        save_arrays(folder / "slopes.npz", dict(self.slopes), {"kind": SLOPES})
         for name, table in self.tables.items():
             rounded = table.round(6)
             rounded.to_csv(folder / f"{name}.csv", index=False)
@@ -62,8 +64,7 @@ class Run:
         llc = {}
         for path in sorted(folder.glob("llc-*.npz")):
             llc[path.stem.removeprefix("llc-")] = rllc.Trajectory.load(path)
-        with np.load(folder / "slopes.npz") as arrays:
-            slopes = dict(arrays)
+        slopes, _ = load_arrays(folder / "slopes.npz", kind=SLOPES)
         tables = {}
         for name in TABLES:
             path = folder / f"{name}.csv"

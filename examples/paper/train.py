@@ -1,6 +1,7 @@
 """Train each seed's model, and a one-layer model on the same data."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ def train_one(
 
 def config_of(settings: Settings, num_layers: int, vocab_size: int) -> AttentionOnlyConfig:
     """The fast start for texts of the small size; the paper's for its own size and the language."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "n_layers": num_layers,
         "d_model": settings.d_model,
         "n_heads": settings.heads,
@@ -79,7 +80,7 @@ def training_of(settings: Settings, num_steps: int, checkpoints: list[int]) -> r
     A cosine, because λ̂ must be compared over training: with a constant rate that falls at the end
     most of the change of λ̂ would come in that end.
     """
-    changes = {
+    changes: dict[str, Any] = {
         "num_steps": num_steps,
         "batch_size": settings.batch,
         "checkpoints": checkpoints,

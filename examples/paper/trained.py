@@ -1,7 +1,7 @@
 """The heads of the trained model: their roles and pages, and the circuits they form."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from rllc.analysis.tokens_in_context import tokens_in_context
 
 from .averaged import averaged_checkpoints
 from .data import Data
+from .measure import keep, measured_folder
 from .multigrams import multigram_masks
 from .results import layer_of
 from .settings import Settings
@@ -21,35 +22,45 @@ from .settings import Settings
 FEWEST_TOKENS = 20
 """A mask of fewer tokens says nothing."""
 CANDIDATES = 2000
-OTHER_SETS = 40
+OTHER_SETS = 30
 Heads = tuple[str, ...]
+ROWS_OF_CIRCUIT = 64
+"""Of the rows that no role was found on."""
 PROBES = 4
 ROWS_OF_HESSIAN = 16
 
 
-class Trained(NamedTuple):
-    """What the heads of a trained model do, in tables."""
+def look_at_heads(settings: Settings, seed: int, data: Data) -> dict[str, pd.DataFrame]:
+    """Classify the heads of the trained model, write their pages, and ablate their circuits.
 
-    roles: roles.Roles
-    paths: pd.DataFrame
-    """From layer 0 into the keys of the head of layer 1 that matches prefixes best."""
-    circuit: pd.DataFrame | None
-    """What it costs to ablate all multigram heads together."""
-    curvature: pd.DataFrame
-    """The trace of the Hessian of each head."""
+    What was measured before is read again.
+
+    Returns:
+        ``"roles"``; ``"paths"``, from layer 0 into the keys of the head of layer 1 that matches
+        prefixes best; ``"curvature"``, the trace of the Hessian of each head; and, if it can be
+        told, ``"circuit"``, what it costs to ablate all multigram heads together.
+    """
+    last = averaged_checkpoints(settings, seed)[-1]
+    folder = measured_folder(settings, seed, data)
+    folder = folder / f"trained-{last.step}-{last.sha256()[:12]}"
+    if not (folder / "roles.csv").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        model = rllc.load(last, device=settings.device)
+        found = tables_of(settings, seed, data, model)
+        # The roles last: they say that all is there.
+        for name in sorted(found, key=lambda name: name == "roles"):
+            keep(folder / f"{name}.csv", found[name], settings.steps)
+    return {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
 
 
-def look_at_heads(settings: Settings, seed: int, data: Data) -> Trained:
-    """Classify the heads of the trained model, write their pages, and ablate their circuits."""
-    folder = settings.folder(seed)
+def tables_of(settings: Settings, seed: int, data: Data, model: Any) -> dict[str, pd.DataFrame]:
+    """The tables of :func:`look_at_heads`, measured."""
     rows = data.random_rows(settings.rows, seed)
     start = common_start(rows.rows)
-    last = averaged_checkpoints(settings, seed)[-1]
-    model: Any = rllc.load(last, device=settings.device)
     contexts = tokens_in_context(model, rows, brackets=data.brackets, tokenizer=data.tokenizer)
     scores = attention.scores(model, data.repeats, bos=start, seed=seed)
     head_roles = roles.classify(model, rows, contexts=contexts, scores=scores)
-    write_pages(folder / "pages", model, contexts)
+    write_pages(settings.folder(seed) / "pages", model, contexts)
 
     repeats = data.repeats
     if repeats is None:
@@ -57,15 +68,15 @@ def look_at_heads(settings: Settings, seed: int, data: Data) -> Trained:
     best = int(scores.prefix_matching[1].argmax())
     into_best = [f"0:{head}->1:{best}.K" for head in range(settings.heads)]
     paths = patching.patch_paths(model, repeats, into_best, seed=seed)
-    cost = multigram_circuit(settings, seed, data, model, head_roles)
     probing = curvature.Probing(num_probes=PROBES, num_rows=ROWS_OF_HESSIAN, seed=seed)
     trace = curvature.hessian_trace(model, rows, rllc.heads(model), probing=probing, progress=False)
-    return Trained(
-        roles=head_roles,
-        paths=paths.to_dataframe(),
-        circuit=cost,
-        curvature=trace.to_dataframe(),
-    )
+    found = {
+        "roles": head_roles.to_dataframe(),
+        "paths": paths.to_dataframe(),
+        "curvature": trace.to_dataframe(),
+    }
+    cost = multigram_circuit(settings, seed, data, model, head_roles)
+    return found if cost is None else {**found, "circuit": cost}
 
 
 def multigram_circuit(
@@ -85,7 +96,7 @@ def multigram_circuit(
     effects = dict(zip(head_roles.heads, head_roles.evidence["delta_loss"], strict=True))
     sets = {"circuit": tuple(heads), **sets_like(heads, effects, seed)}
     # Other rows than those that the roles were found on.
-    unseen = data.random_rows(settings.rows, seed, part=1)
+    unseen = data.random_rows(settings.rows, seed, part=1)[:ROWS_OF_CIRCUIT]
     masks = multigram_masks(data.base, unseen, data.vocab_size)
     masks = {name: mask for name, mask in masks.items() if mask.sum() >= FEWEST_TOKENS}
     if len(sets) == 1 or not masks:
