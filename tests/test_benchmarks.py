@@ -128,3 +128,10 @@ def test_what_a_gpu_is_asked_runs_on_a_cpu(tmp_path: Path) -> None:
     assert results["precision"]["TensorFloat-32 outside"]["percent"] == 0
     assert results["precision"]["bfloat16"]["percent"] > 0
     assert (tmp_path / "gpu.json").exists()
+
+
+def test_products_in_place_are_counted() -> None:
+    """torch's counter leaves them out."""
+    left, right = torch.ones(2, 3, 4), torch.ones(2, 4, 5)
+    assert flops.count(lambda: torch.zeros(2, 3, 5).baddbmm_(left, right)) == 2 * 2 * 3 * 4 * 5
+    assert flops.count(lambda: torch.zeros(3, 5).addmm_(left[0], right[0])) == 2 * 3 * 4 * 5

@@ -21,6 +21,7 @@ Elementwise work (softmax, LayerNorm, noise) is not counted.
 """
 
 import argparse
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -104,12 +105,16 @@ def count(work: Callable[[], object]) -> int:
     ) -> int:
         return int(flop_counter.sdpa_backward_flop_count(grad, q, k, v))
 
+    def product(out: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+        """2mkn of each matrix of a batch, from the shapes."""
+        return 2 * math.prod(left) * int(right[-1])
+
     aten = torch.ops.aten
     left_out = {
         aten._scaled_dot_product_flash_attention_for_cpu: attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
-        aten.addmm_: flop_counter.addmm_flop,
-        aten.baddbmm_: flop_counter.baddbmm_flop,
+        aten.addmm_: product,
+        aten.baddbmm_: product,
     }
     with flop_counter.FlopCounterMode(display=False, custom_mapping=left_out) as counter:
         work()
