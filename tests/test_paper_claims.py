@@ -178,8 +178,8 @@ def inverted(run: Run) -> Run:
     return run
 
 
-def with_another_strongest_path(run: Run) -> Run:
-    return with_table(run, "paths", effect=[0.0] * 6 + [0.1, 0.5])
+def with_paths_from_other_heads(run: Run) -> Run:
+    return with_table(run, "paths", effect=[0.5] * 6 + [0.0, 0.5])
 
 
 def apart_from_the_start(run: Run) -> Run:
@@ -206,7 +206,7 @@ def without_turns(run: Run) -> Run:
 @pytest.mark.parametrize(
     ("question", "falsify"),
     [
-        (claims.induction_circuit, with_another_strongest_path),
+        (claims.induction_circuit, with_paths_from_other_heads),
         (claims.differentiation, apart_from_the_start),
         (claims.induction_below_others, inverted),
         (claims.lookers_below_multigram, inverted),
@@ -272,6 +272,18 @@ def test_without_a_circuit_nothing_is_said_of_it() -> None:
 
 def test_a_circuit_forms_between_a_tenth_and_half_of_its_gain() -> None:
     assert by_the_paper().forming() == (100, 1000)
+
+
+def test_curves_begin_where_every_head_is_above_0() -> None:
+    def early(one: rllc.Trajectory) -> rllc.Trajectory:
+        value = one.value.copy()
+        value[1, 3] = -5.0
+        return replace(one, value=value)
+
+    run = with_llc(by_the_paper(), "heads", early)
+    assert by_the_paper().settled() == STEPS[0]
+    assert run.settled() == STEPS[2]
+    assert run.curve("heads", "0:0")[0].tolist() == list(STEPS[2:])
 
 
 def test_the_part_of_the_slope_is_taken_off() -> None:

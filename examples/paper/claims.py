@@ -99,33 +99,33 @@ def judge(effect: Effect, matters: float) -> str:
 
 
 def induction_circuit(runs: Sequence[Run]) -> Claim:
-    """The head that matches prefixes best reads, with its keys, the best previous-token head."""
-    claim = "an induction head forms, and the previous-token head feeds its keys"
-    scale = "effect of the path from it, less the strongest other of layer 0, nats"
-    effects = []
+    """The best prefix-matching head reads, with its keys, the heads that look one token back."""
+    claim = "an induction head forms, and heads that look one token back feed its keys"
+    scale = (
+        "effect of a path from one of them (score at least half of the best) into its keys, less "
+        "that from another head of layer 0, nats"
+    )
+    blocks = []
     details = []
     for run in runs:
         _, gain = run.gain()
         paths = run.tables["paths"]
-        last = last_rows(run)
-        previous = last[last["head"].map(layer_of) == 0].set_index("head")["previous_token"]
-        sender = previous.idxmax()
+        scores = last_rows(run).set_index("head")
+        looking = scores["previous_token"][paths["sender"]].to_numpy()
         receiver = paths["receiver"].iloc[0]
-        matching = last.set_index("head")["prefix_matching"][receiver]
-        from_it = paths[paths["sender"] == sender].iloc[0]
-        others = paths[paths["sender"] != sender]
-        strongest = others.loc[others["effect"].idxmax()]
-        error = np.hypot(from_it["standard_error"], strongest["standard_error"])
         details.append(
-            f"{run.name}: gain {gain[-1]:.2f} nats, {sender} {previous[sender]:.2f}, "
-            f"{receiver} {matching:.2f}"
+            f"{run.name}: gain {gain[-1]:.2f} nats; looking back {looking.max():.2f}, "
+            f"{receiver} matching {scores['prefix_matching'][receiver]:.2f}; strongest path from "
+            f"{paths['sender'][paths['effect'].idxmax()]}"
         )
-        if run.forming() is not None:
-            difference = float(from_it["effect"] - strongest["effect"])
-            effects.append(Effect(difference, float(error), len(runs) * 30))
-    if not effects:
+        if run.forming() is None:
+            continue
+        effect = paths["effect"].to_numpy()
+        error = paths["standard_error"].to_numpy()
+        blocks.append(Block(run.name, effect, error, looking >= looking.max() / 2))
+    if not blocks:
         return untested(claim, scale, "no induction circuit forms")
-    effect = pooled(effects)
+    effect = pooled([contrast(block) for block in blocks if has_contrast(block)])
     return Claim(claim, effect, scale, judge(effect, 0.01), "; ".join(details))
 
 
@@ -138,12 +138,14 @@ def last_rows(run: Run) -> pd.DataFrame:
 def differentiation(runs: Sequence[Run]) -> Claim:
     """Heads of a layer start alike and come apart."""
     claim = "heads start alike and differentiate"
-    scale = "log of the spread within a layer at the end over that at the start"
+    scale = "log of the spread within a layer at the end over that where λ̂ is first above 0"
     effects = []
     details = []
     for run in runs:
         for layer, heads in layers(run).items():
             curves = [run.curve("heads", head) for head in heads]
+            if len(curves[0][0]) < 2:
+                continue
             values = np.stack([value for _, value, _ in curves])
             errors = np.stack([error for _, _, error in curves])
             first = spread(values[:, 0], errors[:, 0])
@@ -153,6 +155,8 @@ def differentiation(runs: Sequence[Run]) -> Claim:
             ratio = float(np.log(last / first))
             effects.append(Effect(ratio, error * np.sqrt(2), len(heads) - 1))
             details.append(f"{run.name} layer {layer}: {first:.1f} → {last:.1f}")
+    if not effects:
+        return untested(claim, scale, "there is one checkpoint")
     effect = pooled(effects)
     return Claim(claim, effect, scale, judge(effect, np.log(2)), "; ".join(details))
 
@@ -172,7 +176,7 @@ def induction_below_others(runs: Sequence[Run]) -> Claim:
     """Induction heads end below the other heads of layer 1."""
     return lower(
         runs,
-        "at the end, induction heads have lower wrLLC than multigram heads",
+        "at the end, induction and bracket heads have lower wrLLC than the others of layer 1",
         layer=1,
         group=("induction", "bracket"),
     )
@@ -182,7 +186,7 @@ def lookers_below_multigram(runs: Sequence[Run]) -> Claim:
     """Previous- and current-token heads end below multigram heads of layer 0."""
     return lower(
         runs,
-        "at the end, previous- and current-token heads have lower wrLLC than multigram heads",
+        "at the end, previous- and current-token heads have lower wrLLC than the others of layer 0",
         layer=0,
         group=("previous token", "current token"),
     )
@@ -355,13 +359,13 @@ def clusters_are_roles(runs: Sequence[Run]) -> Claim:
 def clusters_of(run: Run) -> clustering.Clusters | None:
     """Clusters of the heads' curves, each layer apart; ``None`` where a layer has under 3.
 
-    From the first step above 0 at which all heads have an estimate.
+    From the step on from which λ̂ of all heads is above 0.
     """
     if min(len(heads) for heads in layers(run).values()) < 3:
         return None
     trajectory = run.llc["heads"]
-    there = np.isfinite(trajectory.value).all(1)
     steps = np.array(trajectory.steps)
+    there = np.isfinite(trajectory.value).all(1) & (steps >= run.settled())
     if there.sum() < 4:
         return None
     curves = {}
