@@ -20,7 +20,7 @@ SIZES = {
     "n_beta": (4000.0, 4000.0, 30.0, "nβ of the sampler"),
     "lr": (3e-4, 3e-4, 1e-3, "its step size"),
     "whole_n_beta": (300.0, 300.0, 30.0, "nβ of the sampler of all weights"),
-    "whole_lr": (1e-4, 1e-4, 1e-3, "its step size"),
+    "whole_lr": (3e-4, 3e-4, 1e-3, "its step size"),
     "subset_every": (3, 4, 1, "code and prose at every so many checkpoints"),
     "chains": (4, 4, 4, "chains of each head"),
     "draws": (24, 24, 200, "draws of each chain"),
