@@ -15,7 +15,7 @@ SIZES = {
     "one_layer_steps": (1000, 1000, 50_000, "steps of training of the one-layer model"),
     "batch": (32, 16, 100, "rows of a step of training"),
     "seeds": (3, 3, 4, "models to train, from --first-seed on"),
-    "checkpoints": (10, 26, 107, "checkpoints to look at, even in log step"),
+    "checkpoints": (8, 26, 107, "checkpoints to look at, even in log step"),
     "positions": (64, 128, 1024, "tokens of a row on which estimates are made"),
     "n_beta": (4000.0, 4000.0, 30.0, "nβ of the sampler"),
     "lr": (3e-4, 3e-4, 1e-3, "its step size"),
