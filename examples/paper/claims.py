@@ -269,6 +269,30 @@ def by_resolution(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
+def beside_other_measures(runs: Sequence[Run]) -> str:
+    """How far induction heads lie below the others of layer 1 at equal other measures, a table.
+
+    log λ̂ less the log of how much the loss rises without the head, or of its Hessian's trace.
+    """
+    lines = ["| log λ̂ less the log of | the others less induction heads |", "|---|---|"]
+    for name in ("Δloss", "tr H"):
+        blocks = []
+        for run in runs:
+            heads = layers(run)[1]
+            llc, errors = log_llc(run, "heads", run.base, heads)
+            trace = run.tables["curvature"].set_index("weights")["value"].to_dict()
+            other = run.evidence("delta_loss") if name == "Δloss" else trace
+            ratio = llc - np.log([other[head] for head in heads])
+            marked = np.array([run.roles[head] == "induction" for head in heads])
+            blocks.append(Block(run.name, -ratio, errors, marked))
+        answer = of_blocks("", "", blocks)
+        if answer.effect is not None:
+            low, high = answer.effect.interval
+            value = f"{answer.effect.value:+.2f} ({low:+.2f} … {high:+.2f}); {answer.detail}"
+            lines.append(f"| {name} | {value} |")
+    return "\n".join(lines)
+
+
 # Memory.
 
 
@@ -380,29 +404,8 @@ def clusters_of(run: Run) -> clustering.Clusters | None:
 
 def induction_on_code(runs: Sequence[Run]) -> Claim:
     """Induction heads have a larger λ̂ on code than on prose, relative to their layer."""
-    return on_code(
-        runs,
-        "on code against prose, induction heads are higher than the others of their layer",
-        "induction",
-        sign=1,
-    )
-
-
-def multigram_on_code(runs: Sequence[Run]) -> Claim:
-    """Multigram heads have a smaller one."""
-    return on_code(
-        runs,
-        "on code against prose, multigram heads are lower than the others of their layer",
-        "multigram",
-        sign=-1,
-    )
-
-
-def on_code(runs: Sequence[Run], claim: str, role: str, sign: int) -> Claim:
-    """The ratio of λ̂ on code and on prose, of heads of a role against the others of layer 1."""
+    claim = "on code against prose, induction heads are higher than the others of their layer"
     scale = "log(λ̂ on code ÷ on prose), theirs less that of the other heads of layer 1"
-    if sign < 0:
-        scale = f"−({scale})"
     blocks = []
     without_slope = []
     shares = []
@@ -410,12 +413,12 @@ def on_code(runs: Sequence[Run], claim: str, role: str, sign: int) -> Claim:
         if "subsets" not in run.llc:
             continue
         heads = layers(run)[1]
-        marked = np.array([run.roles[head] == role for head in heads])
+        marked = np.array([run.roles[head] == "induction" for head in heads])
         values, errors = log_ratio(run, heads)
-        blocks.append(Block(run.name, sign * values, errors, marked))
+        blocks.append(Block(run.name, values, errors, marked))
         values, errors = log_ratio(run, heads, beyond_slope=True)
-        without_slope.append(Block(run.name, sign * values, errors, marked))
-        shares.append(f"{run.name} {slope_shares(run, role)}")
+        without_slope.append(Block(run.name, values, errors, marked))
+        shares.append(f"{run.name} {slope_shares(run, 'induction')}")
     answer = of_blocks(claim, scale, blocks)
     if answer.effect is None:
         return answer
@@ -427,6 +430,34 @@ def on_code(runs: Sequence[Run], claim: str, role: str, sign: int) -> Claim:
         f"the slope's share of λ̂ of these heads on code / prose: {', '.join(shares)}"
     )
     return answer._replace(detail=f"{answer.detail}; {beside}")
+
+
+def multigram_on_code(runs: Sequence[Run]) -> Claim:
+    """Multigram heads of layer 1 have a smaller λ̂ on code than on prose.
+
+    Not against the others of their layer: that would be the claim about induction heads again.
+    """
+    claim = "on code, multigram heads are lower than on prose"
+    scale = "log(λ̂ on prose ÷ on code), mean over the multigram heads of layer 1"
+    effects = []
+    details = []
+    for run in runs:
+        heads = run.having(("multigram",), 1)
+        if "subsets" not in run.llc or len(heads) < 2:
+            continue
+        values, _ = log_ratio(run, heads)
+        values = -values[np.isfinite(values)]
+        error = values.std(ddof=1) / np.sqrt(len(values))
+        effects.append(Effect(float(values.mean()), float(error), len(values) - 1))
+        details.append(f"{run.name} {values.mean():+.2f} ({len(values)} heads)")
+    if not effects:
+        return untested(claim, scale, "no layer has two multigram heads")
+    effect = pooled(effects)
+    shares = [
+        f"{run.name} {slope_shares(run, 'multigram')}" for run in runs if "subsets" in run.llc
+    ]
+    details.append(f"the slope's share of λ̂ on code / prose: {', '.join(shares)}")
+    return Claim(claim, effect, scale, judge(effect, MATTERS), "; ".join(details))
 
 
 def log_ratio(
@@ -615,7 +646,7 @@ def main(argv: Sequence[str] | None = None) -> list[Claim]:
         parser.error("there are no results in these folders")
     claims = all_claims(runs)
     print(as_markdown(claims))
-    print(f"\n{by_resolution(runs)}")
+    print(f"\n{by_resolution(runs)}\n\n{beside_other_measures(runs)}")
     if args.figures:
         from .figures import draw_all
 
