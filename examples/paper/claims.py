@@ -34,7 +34,7 @@ from .effects import (
     rank_correlation,
     spread,
 )
-from .power import Trial, of_contrasts, of_correlations, smallest_seen
+from .power import HEAD_SD, RATIO_SD, Trial, of_contrasts, of_correlations, smallest_seen
 from .results import Run, layer_of, load_runs
 
 SIMPLE = ("previous token", "current token", "induction", "bracket")
@@ -223,8 +223,8 @@ def log_llc(
     return np.array(values), np.array(errors)
 
 
-def of_blocks(claim: str, scale: str, blocks: Sequence[Block], matters: float = MATTERS) -> Claim:
-    """The claim that the group of each block has larger values."""
+def of_blocks(claim: str, scale: str, blocks: Sequence[Block], head_sd: float = HEAD_SD) -> Claim:
+    """The claim that the group of each block has larger values; heads are assumed to differ so."""
     finite = [only_finite(block) for block in blocks]
     usable = [block for block in finite if has_contrast(block)]
     if not usable:
@@ -234,8 +234,8 @@ def of_blocks(claim: str, scale: str, blocks: Sequence[Block], matters: float = 
     parts = []
     for block, part in zip(usable, effects, strict=True):
         parts.append(f"{block.name} {part.value:+.2f} ({int(block.group.sum())} heads)")
-    seen = smallest(of_contrasts([block.group for block in usable]))
-    return Claim(claim, effect, scale, judge(effect, matters), "; ".join(parts), seen)
+    seen = smallest(of_contrasts([block.group for block in usable], head_sd))
+    return Claim(claim, effect, scale, judge(effect, MATTERS), "; ".join(parts), seen)
 
 
 def only_finite(block: Block) -> Block:
@@ -419,7 +419,7 @@ def induction_on_code(runs: Sequence[Run]) -> Claim:
         values, errors = log_ratio(run, heads, beyond_slope=True)
         without_slope.append(Block(run.name, values, errors, marked))
         shares.append(f"{run.name} {slope_shares(run, 'induction')}")
-    answer = of_blocks(claim, scale, blocks)
+    answer = of_blocks(claim, scale, blocks, RATIO_SD)
     if answer.effect is None:
         return answer
     curvature = of_blocks(claim, scale, without_slope).effect
