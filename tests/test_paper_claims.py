@@ -151,6 +151,7 @@ def verdicts(runs: list[Run]) -> dict[str, str]:
 def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effects, "NUM_PERMUTATIONS", 200)
     monkeypatch.setattr(claims, "smallest", lambda trial: 0.5)
+    monkeypatch.setattr(claims, "ENOUGH_CHECKPOINTS", len(STEPS) - 1)
 
 
 def test_all_claims_hold_where_they_are_true() -> None:
@@ -247,13 +248,18 @@ def test_without_an_effect_and_with_large_errors_nothing_can_be_told() -> None:
         assert answer.effect.detectable > 0.3
 
 
+def test_few_checkpoints_cannot_show_that_a_curve_does_not_turn(monkeypatch) -> None:
+    monkeypatch.setattr(claims, "ENOUGH_CHECKPOINTS", len(STEPS))
+    assert claims.stages_show([without_turns(by_the_paper())]).verdict == WEAK
+
+
 @pytest.mark.parametrize(
     ("question", "change", "reason"),
     [
         (claims.induction_below_others, {"role": "multigram"}, "no layer has heads of both"),
         (claims.induction_on_code, {"role": "multigram"}, "no layer has heads of both"),
         (claims.clusters_are_roles, {"role": "multigram"}, "all heads have one role"),
-        (claims.layer_one_rises, {"role": "other"}, "no two heads"),
+        (claims.layer_one_rises, {"role": "other"}, "no two such heads"),
         (claims.memory, {"memorised": 0}, "no layer has heads that differ"),
     ],
 )

@@ -45,6 +45,8 @@ WEAK = "too weak to tell"
 UNTESTED = "not testable"
 STORED = Path(__file__).parent / "results"
 
+ENOUGH_CHECKPOINTS = 12
+"""With fewer, a curve of all weights may turn between them unseen."""
 MATTERS = 0.2
 """On a log scale: less than 22 % would not matter."""
 MATTERS_CORRELATION = 0.2
@@ -516,7 +518,9 @@ def while_forming(runs: Sequence[Run], claim: str, layer: int, sign: int) -> Cla
         effects.append(Effect(float(relative.mean()), float(error), len(relative) - 1))
         details.append(f"{run.name}: steps {steps[begin]}–{steps[end]}, {relative.mean():+.2f}")
     if not effects:
-        return untested(claim, scale, "no circuit forms, or no two heads of the kind")
+        return untested(
+            claim, scale, "no sweep with ℓ = L1, no circuit, or no two heads of the kind"
+        )
     effect = pooled(effects)
     return Claim(claim, effect, scale, judge(effect, 0.1), "; ".join(details))
 
@@ -530,6 +534,7 @@ def stages_show(runs: Sequence[Run]) -> Claim:
     scale = "probability of a turn whose 95 % interval meets that window"
     probabilities = []
     details = []
+    fewest = 1000
     for run in runs:
         found = stages_of(run)
         window = run.forming()
@@ -540,14 +545,18 @@ def stages_show(runs: Sequence[Run]) -> Claim:
             if turn.low <= window[1] and turn.high >= window[0]:
                 met.append(turn.probability)
         probabilities.append(max(met))
+        fewest = min(fewest, len(found.steps))
         turns = ", ".join(f"{turn.step:.0f}" for turn in found.turns) or "none"
-        details.append(f"{run.name}: turns at {turns}; circuit {window[0]}–{window[1]}")
+        details.append(
+            f"{run.name}: {len(found.steps)} checkpoints, turns at {turns}; circuit "
+            f"{window[0]}–{window[1]}"
+        )
     if not probabilities:
         return untested(claim, scale, "no circuit forms, or too few estimates of all weights")
     verdict = WEAK
     if min(probabilities) >= 0.9:
         verdict = HOLDS
-    elif max(probabilities) <= 0.1:
+    elif max(probabilities) <= 0.1 and fewest >= ENOUGH_CHECKPOINTS:
         verdict = CONTRADICTED
     words = ", ".join(f"{probability:.2f}" for probability in probabilities)
     return Claim(claim, None, f"{scale}: {words}", verdict, "; ".join(details))
