@@ -151,6 +151,7 @@ def verdicts(runs: list[Run]) -> dict[str, str]:
 def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effects, "NUM_PERMUTATIONS", 200)
     monkeypatch.setattr(claims, "smallest", lambda trial: 0.5)
+    monkeypatch.setattr(claims, "ENOUGH_CHECKPOINTS", len(STEPS) - 1)
 
 
 def test_all_claims_hold_where_they_are_true() -> None:
@@ -178,8 +179,8 @@ def inverted(run: Run) -> Run:
     return run
 
 
-def with_another_strongest_path(run: Run) -> Run:
-    return with_table(run, "paths", effect=[0.0] * 6 + [0.1, 0.5])
+def with_paths_from_other_heads(run: Run) -> Run:
+    return with_table(run, "paths", effect=[0.5] * 6 + [0.0, 0.5])
 
 
 def apart_from_the_start(run: Run) -> Run:
@@ -206,7 +207,7 @@ def without_turns(run: Run) -> Run:
 @pytest.mark.parametrize(
     ("question", "falsify"),
     [
-        (claims.induction_circuit, with_another_strongest_path),
+        (claims.induction_circuit, with_paths_from_other_heads),
         (claims.differentiation, apart_from_the_start),
         (claims.induction_below_others, inverted),
         (claims.lookers_below_multigram, inverted),
@@ -247,13 +248,18 @@ def test_without_an_effect_and_with_large_errors_nothing_can_be_told() -> None:
         assert answer.effect.detectable > 0.3
 
 
+def test_few_checkpoints_cannot_show_that_a_curve_does_not_turn(monkeypatch) -> None:
+    monkeypatch.setattr(claims, "ENOUGH_CHECKPOINTS", len(STEPS))
+    assert claims.stages_show([without_turns(by_the_paper())]).verdict == WEAK
+
+
 @pytest.mark.parametrize(
     ("question", "change", "reason"),
     [
         (claims.induction_below_others, {"role": "multigram"}, "no layer has heads of both"),
         (claims.induction_on_code, {"role": "multigram"}, "no layer has heads of both"),
         (claims.clusters_are_roles, {"role": "multigram"}, "all heads have one role"),
-        (claims.layer_one_rises, {"role": "other"}, "no two heads"),
+        (claims.layer_one_rises, {"role": "other"}, "no two such heads"),
         (claims.memory, {"memorised": 0}, "no layer has heads that differ"),
     ],
 )
@@ -272,6 +278,18 @@ def test_without_a_circuit_nothing_is_said_of_it() -> None:
 
 def test_a_circuit_forms_between_a_tenth_and_half_of_its_gain() -> None:
     assert by_the_paper().forming() == (100, 1000)
+
+
+def test_curves_begin_where_every_head_is_above_0() -> None:
+    def early(one: rllc.Trajectory) -> rllc.Trajectory:
+        value = one.value.copy()
+        value[1, 3] = -5.0
+        return replace(one, value=value)
+
+    run = with_llc(by_the_paper(), "heads", early)
+    assert by_the_paper().settled() == STEPS[0]
+    assert run.settled() == STEPS[2]
+    assert run.curve("heads", "0:0")[0].tolist() == list(STEPS[2:])
 
 
 def test_the_part_of_the_slope_is_taken_off() -> None:

@@ -34,7 +34,7 @@ from .effects import (
     rank_correlation,
     spread,
 )
-from .power import Trial, of_contrasts, of_correlations, smallest_seen
+from .power import HEAD_SD, RATIO_SD, Trial, of_contrasts, of_correlations, smallest_seen
 from .results import Run, layer_of, load_runs
 
 SIMPLE = ("previous token", "current token", "induction", "bracket")
@@ -45,6 +45,8 @@ WEAK = "too weak to tell"
 UNTESTED = "not testable"
 STORED = Path(__file__).parent / "results"
 
+ENOUGH_CHECKPOINTS = 12
+"""With fewer, a curve of all weights may turn between them unseen."""
 MATTERS = 0.2
 """On a log scale: less than 22 % would not matter."""
 MATTERS_CORRELATION = 0.2
@@ -99,33 +101,33 @@ def judge(effect: Effect, matters: float) -> str:
 
 
 def induction_circuit(runs: Sequence[Run]) -> Claim:
-    """The head that matches prefixes best reads, with its keys, the best previous-token head."""
-    claim = "an induction head forms, and the previous-token head feeds its keys"
-    scale = "effect of the path from it, less the strongest other of layer 0, nats"
-    effects = []
+    """The best prefix-matching head reads, with its keys, the heads that look one token back."""
+    claim = "an induction head forms, and heads that look one token back feed its keys"
+    scale = (
+        "effect of a path from one of them (score at least half of the best) into its keys, less "
+        "that from another head of layer 0, nats"
+    )
+    blocks = []
     details = []
     for run in runs:
         _, gain = run.gain()
         paths = run.tables["paths"]
-        last = last_rows(run)
-        previous = last[last["head"].map(layer_of) == 0].set_index("head")["previous_token"]
-        sender = previous.idxmax()
+        scores = last_rows(run).set_index("head")
+        looking = scores["previous_token"][paths["sender"]].to_numpy()
         receiver = paths["receiver"].iloc[0]
-        matching = last.set_index("head")["prefix_matching"][receiver]
-        from_it = paths[paths["sender"] == sender].iloc[0]
-        others = paths[paths["sender"] != sender]
-        strongest = others.loc[others["effect"].idxmax()]
-        error = np.hypot(from_it["standard_error"], strongest["standard_error"])
         details.append(
-            f"{run.name}: gain {gain[-1]:.2f} nats, {sender} {previous[sender]:.2f}, "
-            f"{receiver} {matching:.2f}"
+            f"{run.name}: gain {gain[-1]:.2f} nats; looking back {looking.max():.2f}, "
+            f"{receiver} matching {scores['prefix_matching'][receiver]:.2f}; strongest path from "
+            f"{paths['sender'][paths['effect'].idxmax()]}"
         )
-        if run.forming() is not None:
-            difference = float(from_it["effect"] - strongest["effect"])
-            effects.append(Effect(difference, float(error), len(runs) * 30))
-    if not effects:
+        if run.forming() is None:
+            continue
+        effect = paths["effect"].to_numpy()
+        error = paths["standard_error"].to_numpy()
+        blocks.append(Block(run.name, effect, error, looking >= looking.max() / 2))
+    if not blocks:
         return untested(claim, scale, "no induction circuit forms")
-    effect = pooled(effects)
+    effect = pooled([contrast(block) for block in blocks if has_contrast(block)])
     return Claim(claim, effect, scale, judge(effect, 0.01), "; ".join(details))
 
 
@@ -138,12 +140,14 @@ def last_rows(run: Run) -> pd.DataFrame:
 def differentiation(runs: Sequence[Run]) -> Claim:
     """Heads of a layer start alike and come apart."""
     claim = "heads start alike and differentiate"
-    scale = "log of the spread within a layer at the end over that at the start"
+    scale = "log of the spread within a layer at the end over that where λ̂ is first above 0"
     effects = []
     details = []
     for run in runs:
         for layer, heads in layers(run).items():
             curves = [run.curve("heads", head) for head in heads]
+            if len(curves[0][0]) < 2:
+                continue
             values = np.stack([value for _, value, _ in curves])
             errors = np.stack([error for _, _, error in curves])
             first = spread(values[:, 0], errors[:, 0])
@@ -153,6 +157,8 @@ def differentiation(runs: Sequence[Run]) -> Claim:
             ratio = float(np.log(last / first))
             effects.append(Effect(ratio, error * np.sqrt(2), len(heads) - 1))
             details.append(f"{run.name} layer {layer}: {first:.1f} → {last:.1f}")
+    if not effects:
+        return untested(claim, scale, "there is one checkpoint")
     effect = pooled(effects)
     return Claim(claim, effect, scale, judge(effect, np.log(2)), "; ".join(details))
 
@@ -172,7 +178,7 @@ def induction_below_others(runs: Sequence[Run]) -> Claim:
     """Induction heads end below the other heads of layer 1."""
     return lower(
         runs,
-        "at the end, induction heads have lower wrLLC than multigram heads",
+        "at the end, induction and bracket heads have lower wrLLC than the others of layer 1",
         layer=1,
         group=("induction", "bracket"),
     )
@@ -182,7 +188,7 @@ def lookers_below_multigram(runs: Sequence[Run]) -> Claim:
     """Previous- and current-token heads end below multigram heads of layer 0."""
     return lower(
         runs,
-        "at the end, previous- and current-token heads have lower wrLLC than multigram heads",
+        "at the end, previous- and current-token heads have lower wrLLC than the others of layer 0",
         layer=0,
         group=("previous token", "current token"),
     )
@@ -219,8 +225,8 @@ def log_llc(
     return np.array(values), np.array(errors)
 
 
-def of_blocks(claim: str, scale: str, blocks: Sequence[Block], matters: float = MATTERS) -> Claim:
-    """The claim that the group of each block has larger values."""
+def of_blocks(claim: str, scale: str, blocks: Sequence[Block], head_sd: float = HEAD_SD) -> Claim:
+    """The claim that the group of each block has larger values; heads are assumed to differ so."""
     finite = [only_finite(block) for block in blocks]
     usable = [block for block in finite if has_contrast(block)]
     if not usable:
@@ -230,8 +236,8 @@ def of_blocks(claim: str, scale: str, blocks: Sequence[Block], matters: float = 
     parts = []
     for block, part in zip(usable, effects, strict=True):
         parts.append(f"{block.name} {part.value:+.2f} ({int(block.group.sum())} heads)")
-    seen = smallest(of_contrasts([block.group for block in usable]))
-    return Claim(claim, effect, scale, judge(effect, matters), "; ".join(parts), seen)
+    seen = smallest(of_contrasts([block.group for block in usable], head_sd))
+    return Claim(claim, effect, scale, judge(effect, MATTERS), "; ".join(parts), seen)
 
 
 def only_finite(block: Block) -> Block:
@@ -262,6 +268,30 @@ def by_resolution(runs: Sequence[Run]) -> str:
         low, high = answer.effect.interval
         effect = f"{answer.effect.value:+.2f} ({low:+.2f} … {high:+.2f})"
         lines.append(f"| {settings['n_beta']:g} | {settings['localization']:g} | {effect} |")
+    return "\n".join(lines)
+
+
+def beside_other_measures(runs: Sequence[Run]) -> str:
+    """How far induction heads lie below the others of layer 1 at equal other measures, a table.
+
+    log λ̂ less the log of how much the loss rises without the head, or of its Hessian's trace.
+    """
+    lines = ["| log λ̂ less the log of | the others less induction heads |", "|---|---|"]
+    for name in ("Δloss", "tr H"):
+        blocks = []
+        for run in runs:
+            heads = layers(run)[1]
+            llc, errors = log_llc(run, "heads", run.base, heads)
+            trace = run.tables["curvature"].set_index("weights")["value"].to_dict()
+            other = run.evidence("delta_loss") if name == "Δloss" else trace
+            ratio = llc - np.log([other[head] for head in heads])
+            marked = np.array([run.roles[head] == "induction" for head in heads])
+            blocks.append(Block(run.name, -ratio, errors, marked))
+        answer = of_blocks("", "", blocks)
+        if answer.effect is not None:
+            low, high = answer.effect.interval
+            value = f"{answer.effect.value:+.2f} ({low:+.2f} … {high:+.2f}); {answer.detail}"
+            lines.append(f"| {name} | {value} |")
     return "\n".join(lines)
 
 
@@ -355,13 +385,13 @@ def clusters_are_roles(runs: Sequence[Run]) -> Claim:
 def clusters_of(run: Run) -> clustering.Clusters | None:
     """Clusters of the heads' curves, each layer apart; ``None`` where a layer has under 3.
 
-    From the first step above 0 at which all heads have an estimate.
+    From the step on from which λ̂ of all heads is above 0.
     """
     if min(len(heads) for heads in layers(run).values()) < 3:
         return None
     trajectory = run.llc["heads"]
-    there = np.isfinite(trajectory.value).all(1)
     steps = np.array(trajectory.steps)
+    there = np.isfinite(trajectory.value).all(1) & (steps >= run.settled())
     if there.sum() < 4:
         return None
     curves = {}
@@ -376,29 +406,8 @@ def clusters_of(run: Run) -> clustering.Clusters | None:
 
 def induction_on_code(runs: Sequence[Run]) -> Claim:
     """Induction heads have a larger λ̂ on code than on prose, relative to their layer."""
-    return on_code(
-        runs,
-        "on code against prose, induction heads are higher than the others of their layer",
-        "induction",
-        sign=1,
-    )
-
-
-def multigram_on_code(runs: Sequence[Run]) -> Claim:
-    """Multigram heads have a smaller one."""
-    return on_code(
-        runs,
-        "on code against prose, multigram heads are lower than the others of their layer",
-        "multigram",
-        sign=-1,
-    )
-
-
-def on_code(runs: Sequence[Run], claim: str, role: str, sign: int) -> Claim:
-    """The ratio of λ̂ on code and on prose, of heads of a role against the others of layer 1."""
+    claim = "on code against prose, induction heads are higher than the others of their layer"
     scale = "log(λ̂ on code ÷ on prose), theirs less that of the other heads of layer 1"
-    if sign < 0:
-        scale = f"−({scale})"
     blocks = []
     without_slope = []
     shares = []
@@ -406,13 +415,13 @@ def on_code(runs: Sequence[Run], claim: str, role: str, sign: int) -> Claim:
         if "subsets" not in run.llc:
             continue
         heads = layers(run)[1]
-        marked = np.array([run.roles[head] == role for head in heads])
+        marked = np.array([run.roles[head] == "induction" for head in heads])
         values, errors = log_ratio(run, heads)
-        blocks.append(Block(run.name, sign * values, errors, marked))
+        blocks.append(Block(run.name, values, errors, marked))
         values, errors = log_ratio(run, heads, beyond_slope=True)
-        without_slope.append(Block(run.name, sign * values, errors, marked))
-        shares.append(f"{run.name} {slope_shares(run, role)}")
-    answer = of_blocks(claim, scale, blocks)
+        without_slope.append(Block(run.name, values, errors, marked))
+        shares.append(f"{run.name} {slope_shares(run, 'induction')}")
+    answer = of_blocks(claim, scale, blocks, RATIO_SD)
     if answer.effect is None:
         return answer
     curvature = of_blocks(claim, scale, without_slope).effect
@@ -423,6 +432,34 @@ def on_code(runs: Sequence[Run], claim: str, role: str, sign: int) -> Claim:
         f"the slope's share of λ̂ of these heads on code / prose: {', '.join(shares)}"
     )
     return answer._replace(detail=f"{answer.detail}; {beside}")
+
+
+def multigram_on_code(runs: Sequence[Run]) -> Claim:
+    """Multigram heads of layer 1 have a smaller λ̂ on code than on prose.
+
+    Not against the others of their layer: that would be the claim about induction heads again.
+    """
+    claim = "on code, multigram heads are lower than on prose"
+    scale = "log(λ̂ on prose ÷ on code), mean over the multigram heads of layer 1"
+    effects = []
+    details = []
+    for run in runs:
+        heads = run.having(("multigram",), 1)
+        if "subsets" not in run.llc or len(heads) < 2:
+            continue
+        values, _ = log_ratio(run, heads)
+        values = -values[np.isfinite(values)]
+        error = values.std(ddof=1) / np.sqrt(len(values))
+        effects.append(Effect(float(values.mean()), float(error), len(values) - 1))
+        details.append(f"{run.name} {values.mean():+.2f} ({len(values)} heads)")
+    if not effects:
+        return untested(claim, scale, "no layer has two multigram heads")
+    effect = pooled(effects)
+    shares = [
+        f"{run.name} {slope_shares(run, 'multigram')}" for run in runs if "subsets" in run.llc
+    ]
+    details.append(f"the slope's share of λ̂ on code / prose: {', '.join(shares)}")
+    return Claim(claim, effect, scale, judge(effect, MATTERS), "; ".join(details))
 
 
 def log_ratio(
@@ -481,7 +518,9 @@ def while_forming(runs: Sequence[Run], claim: str, layer: int, sign: int) -> Cla
         effects.append(Effect(float(relative.mean()), float(error), len(relative) - 1))
         details.append(f"{run.name}: steps {steps[begin]}–{steps[end]}, {relative.mean():+.2f}")
     if not effects:
-        return untested(claim, scale, "no circuit forms, or no two heads of the kind")
+        return untested(
+            claim, scale, "no sweep with ℓ = L1, no circuit, or no two heads of the kind"
+        )
     effect = pooled(effects)
     return Claim(claim, effect, scale, judge(effect, 0.1), "; ".join(details))
 
@@ -495,6 +534,7 @@ def stages_show(runs: Sequence[Run]) -> Claim:
     scale = "probability of a turn whose 95 % interval meets that window"
     probabilities = []
     details = []
+    fewest = 1000
     for run in runs:
         found = stages_of(run)
         window = run.forming()
@@ -505,14 +545,18 @@ def stages_show(runs: Sequence[Run]) -> Claim:
             if turn.low <= window[1] and turn.high >= window[0]:
                 met.append(turn.probability)
         probabilities.append(max(met))
+        fewest = min(fewest, len(found.steps))
         turns = ", ".join(f"{turn.step:.0f}" for turn in found.turns) or "none"
-        details.append(f"{run.name}: turns at {turns}; circuit {window[0]}–{window[1]}")
+        details.append(
+            f"{run.name}: {len(found.steps)} checkpoints, turns at {turns}; circuit "
+            f"{window[0]}–{window[1]}"
+        )
     if not probabilities:
         return untested(claim, scale, "no circuit forms, or too few estimates of all weights")
     verdict = WEAK
     if min(probabilities) >= 0.9:
         verdict = HOLDS
-    elif max(probabilities) <= 0.1:
+    elif max(probabilities) <= 0.1 and fewest >= ENOUGH_CHECKPOINTS:
         verdict = CONTRADICTED
     words = ", ".join(f"{probability:.2f}" for probability in probabilities)
     return Claim(claim, None, f"{scale}: {words}", verdict, "; ".join(details))
@@ -611,7 +655,7 @@ def main(argv: Sequence[str] | None = None) -> list[Claim]:
         parser.error("there are no results in these folders")
     claims = all_claims(runs)
     print(as_markdown(claims))
-    print(f"\n{by_resolution(runs)}")
+    print(f"\n{by_resolution(runs)}\n\n{beside_other_measures(runs)}")
     if args.figures:
         from .figures import draw_all
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullLocator
 
 from rllc.analysis import clustering, stages
 
@@ -114,7 +115,9 @@ def whole_model(run: Run) -> Any:
     """The LLC of all weights with its stages, and what the circuit does meanwhile."""
     figure, axes = panels(2)
     found = stages_of(run)
-    if found is not None:
+    if found is None:
+        axes[0].set_axis_off()
+    else:
         stages.plot_stages(found, axes[0])
         axes[0].set_ylabel("λ̂ of all weights")
         mark_window(axes[0], run)
@@ -144,7 +147,7 @@ def composition(run: Run) -> Any:
         steps = np.sort(pairs["step"].unique())
         axes[0].plot(steps, values, color=COLORS[run.roles[head]], lw=1.2)
         axes[0].annotate(f" {head}", (steps[-1], values[-1]), fontsize=7, va="center")
-    axes[0].set_ylabel(f"K-composition with {pairs['receiver'].iloc[0]}, over random heads")
+    axes[0].set_ylabel(f"K-composition with {pairs['receiver'].iloc[0]}, beyond random")
     for head, values in curves(run.tables["heads"], "delta_loss").items():
         steps = np.sort(run.tables["heads"]["step"].unique())
         axes[1].plot(steps, values, color=COLORS[run.roles[head]], lw=1.2)
@@ -155,6 +158,17 @@ def composition(run: Run) -> Any:
         log_axis(axis, steps)
     legend(axes[0], run.roles.values())
     return figure
+
+
+def plain_log(panel: Any, which: str) -> None:
+    """Make the ``"x"`` or the ``"y"`` axis a log axis with a few plain numbers."""
+    getattr(panel, f"set_{which}scale")("log")
+    low, high = getattr(panel, f"get_{which}lim")()
+    axis = getattr(panel, f"{which}axis")
+    ticks = np.outer(10.0 ** np.arange(-3, 6), (1, 2, 5)).ravel()
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axis.set_ticks(shown, [f"{tick:g}" for tick in shown])
+    axis.set_minor_locator(NullLocator())
 
 
 def code_against_prose(runs: Sequence[Run]) -> Any:
@@ -170,10 +184,9 @@ def code_against_prose(runs: Sequence[Run]) -> Any:
                 prose, code, code_error, prose_error, fmt=marker, ms=4, lw=0.8, color=color
             )
             axis.annotate(f" {head}", (prose, code), fontsize=7, color=color)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        low, high = axis.get_xlim()
-        axis.plot([low, high], [low, high], color="0.7", lw=0.8, zorder=0)
+        plain_log(axis, "x")
+        plain_log(axis, "y")
+        axis.axline((100, 100), (200, 200), color="0.7", lw=0.8, zorder=0)
         axis.set_title(f"{run.name}; squares: layer 0", fontsize="medium")
         axis.set_xlabel(f"λ̂ on {run.prose}")
     axes[0].set_ylabel(f"λ̂ on {runs[0].code}")
@@ -198,9 +211,9 @@ def beside(runs: Sequence[Run]) -> Any:
     names = ("rise of the loss without the head, nats", "memorised multigrams", "trace of H")
     for axis, name in zip(axes, names, strict=True):
         axis.set_xlabel(name)
-        axis.set_yscale("log")
-    axes[0].set_xscale("log")
-    axes[2].set_xscale("log")
+        plain_log(axis, "y")
+    plain_log(axes[0], "x")
+    plain_log(axes[2], "x")
     axes[0].set_ylabel("λ̂ on all data")
     legend(axes[0], [role for run in runs for role in run.roles.values()])
     return figure
@@ -226,5 +239,5 @@ def effects(claims: Sequence[Claim]) -> Any:
     axis.set_yticks(range(len(shown)), [claim.claim for claim in shown], fontsize=7)
     axis.legend(frameon=False, fontsize="small")
     axis.invert_yaxis()
-    axis.set_xlabel("effect; 1 (dotted) is what would be seen in 80 % of trials")
+    axis.set_xlabel("effect; dotted: seen in 80 % of trials")
     return figure

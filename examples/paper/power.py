@@ -23,6 +23,8 @@ from .effects import (
 HEAD_SD = 0.35
 """Standard deviation of log λ̂ over the heads of a layer that have one role; as on the recipe's
 models at nβ = 3000."""
+RATIO_SD = HEAD_SD / 2
+"""And of log λ̂ on code less that on prose."""
 SEED_SD = 0.1
 """And of the effect over seeds."""
 ERROR = 0.05
@@ -99,7 +101,7 @@ def main() -> None:
         f"{args.induction} heads against the others of their layer": of_contrasts(
             [group] * args.seeds
         ),
-        "the same of the ratio code ÷ prose": of_contrasts([group] * args.seeds, HEAD_SD / 2),
+        "the same of the ratio code ÷ prose": of_contrasts([group] * args.seeds, RATIO_SD),
         "one head against the others of its layer": of_contrasts([one] * args.seeds),
         "a rank correlation in both layers (atanh ρ)": of_correlations(
             [args.heads] * (2 * args.seeds)

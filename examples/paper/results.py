@@ -100,13 +100,26 @@ class Run:
     def curve(
         self, sweep: str, head: str, data: str | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Steps, λ̂ and its standard error over training, where there is one."""
+        """Steps, λ̂ and its standard error over training, where there is one, once settled."""
         trajectory = self.llc[sweep]
         column = trajectory.names.index(head, data or self.base)
         value = trajectory.value[:, column]
-        there = np.isfinite(value)
         steps = np.array(trajectory.steps)
+        there = np.isfinite(value) & (steps >= self.settled())
         return steps[there], value[there], trajectory.standard_error[there, column]
+
+    def settled(self) -> int:
+        """The step from which on λ̂ of every head is above 0.
+
+        In the first steps of training w* is no minimum: chains run downhill, and λ̂ says how far.
+        """
+        trajectory = self.llc["heads"]
+        there = np.isfinite(trajectory.value).all(1)
+        steps = np.array(trajectory.steps)[there]
+        positive = (trajectory.value[there] > 0).all(1)
+        bad = np.flatnonzero(~positive)
+        first = int(bad[-1]) + 1 if len(bad) else 0
+        return int(steps[min(first, len(steps) - 1)])
 
     def last(self, sweep: str, head: str, data: str | None = None) -> tuple[float, float]:
         """λ̂ and its standard error at the last step; NaN where there is none."""

@@ -61,8 +61,10 @@ def plans(settings: Settings, data: Data) -> list[Plan]:
     ]
     if settings.n_beta == PAPER_N_BETA:
         return sweeps
-    few = settings.checkpoints // 3
+    few = LAST_ONLY if settings.size == "tiny" else settings.checkpoints // 3
     sweeps.append(Plan("paper", code_and_prose, few, n_beta=PAPER_N_BETA, lr=PAPER_LR))
+    if settings.size == "tiny":
+        return sweeps
     for n_beta, localization, lr in RESOLUTIONS:
         name = resolution_name(n_beta, localization)
         sweeps.append(Plan(name, base, LAST_ONLY, False, False, n_beta, lr, localization))
