@@ -23,7 +23,7 @@ HOMES = {
     ),
     "compute": (
         "rllc.Compute",
-        ("device", "runs_per_pass", "compile", "executor", "keep_states", "progress"),
+        ("device", "runs_per_pass", "compile", "executor", "keep_states", "timeout", "progress"),
     ),
 }
 """Arguments that hold settings: what makes them, and of which names."""

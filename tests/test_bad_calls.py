@@ -281,6 +281,11 @@ CALLS: dict[str, Call] = {
         {"selected": {"ln_final.b": torch.ones(12).bool()}, "name": "x"},
         {"name": "text, NUL"},
     ),
+    "subspace": Call(
+        lambda **options: rllc.subspace(**options).masks(MODEL),
+        {"basis": {"ln_final.b": torch.ones(12, 1)}, "name": "x"},
+        {"name": "text, NUL"},
+    ),
     "everything": Call(rllc.everything().masks, {"model": MODEL}, {"model": "module, on meta"}),
     "trainable": Call(rllc.trainable().describe, {"model": MODEL}, {"model": "module, on meta"}),
     "sgld": Call(

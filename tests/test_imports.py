@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "rllc"
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "conftest.py"  # for examples in docstrings
 }
 SAMPLING = {
     "samplers",

@@ -489,7 +489,7 @@ def _write(path: Path, text: str) -> None:
 def _stems(folder: Path, suffix: str) -> set[str]:
     """The names of the files with a suffix, without it; temporary ones are no such files."""
     stems = set()
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(suffix) and not entry.name.startswith("."):
                 stems.add(entry.name.removesuffix(suffix))
