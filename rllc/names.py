@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,6 +11,8 @@ import numpy as np
 
 from rllc.errors import InputError, nearest
 from rllc.weights import head_name
+
+_HEADS = re.compile(r"[lL]([\d*?]+)[hH]([\d*?]+)$")
 
 LONGEST_NAME = 500
 """Characters. A circuit of sixty heads has such a name; files, tables and pages can show it."""
@@ -132,7 +135,8 @@ class Names:
         """Return the rows whose names fit.
 
         Args:
-            weights: a name, a pattern such as ``"1:*"``, or a list of these; ``None`` is any.
+            weights: a name, a pattern such as ``"1:*"`` or ``"L1H*"``, or a list of these;
+                ``None`` is any.
             data: alike.
             layer: heads of this layer only.
 
@@ -142,7 +146,7 @@ class Names:
         fitting_weights = self.selections
         if weights is not None:
             listed = [weights] if isinstance(weights, str) else list(weights)
-            spelt = [head_name(name) or name for name in listed]
+            spelt = [_spelt(name) for name in listed]
             fitting_weights = _fitting("weights", spelt, self.selections)
         fitting_data = self.data_sets
         if data is not None:
@@ -178,6 +182,15 @@ def is_pattern(name: str) -> bool:
     (True, False)
     """
     return "*" in name or "?" in name
+
+
+def _spelt(name: str) -> str:
+    """A name or a pattern as results spell it: ``"L1H*"`` is ``"1:*"``."""
+    head = head_name(name)
+    if head is not None:
+        return head
+    heads = _HEADS.match(name)
+    return name if heads is None else f"{heads[1]}:{heads[2]}"
 
 
 def _fitting(what: str, wanted: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:

@@ -330,6 +330,8 @@ def test_a_key_that_names_several_gives_an_estimate(est: rllc.Estimate) -> None:
     assert names_of(est["L1H2"]) == names_of(est["1:2"])
     assert names_of(est["*"]) == list(est.names)
     assert names_of(est["1:*", "code"]) == [("1:2", "code")]
+    for pattern in ("L1H*", "l1h?", "L*H2"):
+        assert names_of(est[pattern, "code"]) == [("1:2", "code")]
     assert est["1:*"]["1:2", "prose"] == est["1:2", "prose"]
     assert np.array_equal(est["1:*"].llc, est.llc[2:])
 

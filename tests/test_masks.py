@@ -475,6 +475,17 @@ def test_bert_under_the_next_token_loss_is_warned_of() -> None:
         )
 
 
+def test_a_model_that_draws_random_numbers_is_not_called_bidirectional() -> None:
+    model = gpt2()
+    norm = model.get_submodule("transformer.ln_f")
+    norm.register_forward_hook(lambda module, args, output: output + torch.randn_like(output))
+    weights = rllc.parameters("*c_attn.weight").named("k")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = torch.stack(documents((6, 6, 6)))
+        rllc.sample(model, data, weights, sampling=sampling(num_draws=1), compute=QUIET)
+
+
 def test_fields_are_part_of_what_is_refined() -> None:
     ids, ones = torch.ones(4, 3, dtype=torch.long), torch.ones(4, 3, dtype=torch.long)
     first = Tensors((ids, ones), fields=("input_ids", "attention_mask"))
