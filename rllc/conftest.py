@@ -21,7 +21,14 @@ from rllc.analysis.brackets import brackets
 from rllc.analysis.curvature import hessian_trace
 from rllc.analysis.tokens_in_context import tokens_in_context
 
-_SIZES = {"n_layers": 2, "d_model": 16, "n_heads": 8, "d_head": 4, "n_ctx": 64, "d_vocab": 300}
+_SIZES: dict[str, Any] = {
+    "n_layers": 2,
+    "d_model": 16,
+    "n_heads": 8,
+    "d_head": 4,
+    "n_ctx": 64,
+    "d_vocab": 300,
+}
 _QUIET = rllc.Compute(progress=False)
 _SHORT = rllc.Sampling(num_chains=2, num_draws=8, batch_size=4, num_probes=0)
 _LINES = ["def f(x):\n    return [x, (x + 1)]\n", "the cat in the house sees the cat\n"] * 20
@@ -110,13 +117,13 @@ def _kernel() -> rllc.LossKernel:
 
 def _clusters() -> clustering.Clusters:
     time = np.linspace(0, 1, 20)
-    curves = {f"1:{head}": np.cos(3 * time + head % 2) for head in range(8)}
+    curves = {f"1:{head}": list(np.cos(3 * time + head % 2)) for head in range(8)}
     return clustering.cluster(curves, method="k_means", num_clusters=2)
 
 
 def _stages() -> stages.Stages:
-    steps = np.arange(1, 12)
-    return stages.stages(np.minimum(steps, 6.0), steps=steps, standard_error=np.full(11, 0.1))
+    steps = range(1, 12)
+    return stages.stages(np.minimum(steps, 6.0), steps=steps, standard_error=[0.1] * 11)
 
 
 def _mask() -> torch.Tensor:

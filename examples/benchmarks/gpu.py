@@ -127,7 +127,8 @@ def time_steps(args: argparse.Namespace, left: float) -> dict[str, Any]:
         ideal_flops(config, size.context, layer, num_runs) for layer in range(config.n_layers)
     )
     num_tokens = num_runs * size.batch * size.context
-    rows, results = [], {}
+    rows = []
+    results: dict[str, Any] = {}
     for name, measured in seconds.items():
         median = statistics.median(measured)
         peak = peak_of(args.device, name)

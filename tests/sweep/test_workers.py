@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faulty import Both, Killer, Slow, interrupted
+from faulty import Both, Killer, interrupted
 from small_sweeps import DATA, QUICK, SMALL, cell_files, quick, rows_with_seven, same, write_run
 from tiny import tiny_model, tiny_tokens
 
@@ -333,44 +333,3 @@ def test_memory_stays_flat_over_two_hundred_checkpoints(tmp_path) -> None:
         assert pages[-1] < 1.05 * pages[9]
 
     as_child(measure)
-
-
-@pytest.mark.slow
-def test_the_driver_takes_little_of_the_time(tmp_path) -> None:
-    """Cells of about a second, spent waiting: the rest is the driver's, files included.
-
-    Summing the draws up is left out: that is done once, by whoever asks for a trajectory.
-
-    What it computes is held to 2 %, as this process's own time, which other processes do not
-    change; the clock on the wall, which also counts how long others keep the processor and the
-    disk busy, only to 10 %.
-    """
-    run = write_run(tmp_path / "run", steps=range(6))
-    settings = quick(num_draws=4)
-    times: list[np.ndarray] = []
-
-    def clocks() -> np.ndarray:
-        return np.array([time.perf_counter(), time.process_time()])
-
-    def timed(*args, **options):
-        begin = clocks()
-        draws = rllc.sample(*args, **options)
-        times.append(clocks() - begin)
-        return draws
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rllc.sweep.workers, "sample", timed)
-        rllc.track(run, DATA["a"], "0:1", store=tmp_path / "warm", **settings)
-        times.clear()
-        begin = clocks()
-        store = rllc.Store(tmp_path / "store")
-        slow = {"loss": Slow(0.08), "sampler": None, "store": store}
-        run_request(Request.of(run, DATA["a"], "0:1", **slow, **settings))
-        wall, own = clocks() - begin
-    wall_in_cells, own_in_cells = np.sum(times, axis=0)
-    own_share = (own - own_in_cells) / wall_in_cells
-    wall_share = wall / wall_in_cells - 1
-    duration = wall_in_cells / 6
-    print(f"\n6 cells of {duration:.2f} s; driver {own_share:.2%} as CPU time, {wall_share:.2%}")
-    assert own_share < 0.02
-    assert wall_share < 0.1

@@ -22,7 +22,7 @@ SIZES = {"256 × 8": (256, 8), "1024 × 2": (1024, 2)}
 """Context and batch."""
 
 
-def paper_model(**sizes: int) -> rllc.models.AttentionOnly:
+def paper_model(**sizes: Any) -> rllc.models.AttentionOnly:
     """The paper's sizes, or others; no LayerNorm or bias has a value that hides work or errors."""
     torch.manual_seed(0)
     model = rllc.models.AttentionOnly(rllc.models.AttentionOnlyConfig(**sizes)).eval()
