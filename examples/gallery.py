@@ -35,6 +35,7 @@ from rllc.analysis import (
     patterns,
     roles,
     stages,
+    structure,
     tokens_in_context,
     volume,
 )
@@ -310,6 +311,23 @@ def of_analysis() -> Iterator[tuple[str, Draw]]:
             rllc.loss_kernel(model, rows, kernel_rows, "1:6", **quick), "1:6"
         ),
     )
+    groups_of_rows = ["first"] * 6 + ["last"] * 6
+    yield (
+        "plot_rows",
+        lambda: plots.kernels.plot_rows(
+            rllc.loss_kernel(model, rows, kernel_rows, "1:6", **quick), "1:6", groups_of_rows
+        ),
+    )
+    observed = rllc.sample(
+        model,
+        rows,
+        [rllc.head(f"1:{number}") for number in range(4)],
+        observe={"probes": rllc.losses_on(kernel_rows)},
+        **quick,
+    )
+    components = structure.structure(observed)
+    yield "plot_matrix", lambda: structure.plot_matrix(components)
+    yield "plot_components", lambda: structure.plot_components(components)
     yield "plot_ablation", lambda: ablation.plot_ablation(ablation.ablate(model, rows))
     yield "plot_scores", lambda: attention.plot_scores(attention.scores(model, rows))
     yield "plot_roles", lambda: roles.plot_roles(roles.classify(model, rows, contexts=contexts))

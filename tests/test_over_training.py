@@ -36,7 +36,7 @@ def test_over_training_and_again(tmp_path, monkeypatch, capsys) -> None:
     trajectory = sweep.trajectory()
     assert np.isfinite(trajectory.value).all()
     table = pandas.read_parquet(out / "trajectory.parquet")
-    pandas.testing.assert_frame_equal(table, trajectory.to_dataframe())
+    pandas.testing.assert_frame_equal(table, trajectory.to_dataframe(diagnostics=True))
     for name in ("code", "prose"):
         png = (out / f"over_training_{name}.png").read_bytes()
         assert png.startswith(b"\x89PNG")

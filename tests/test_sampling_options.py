@@ -350,7 +350,9 @@ def test_compiled_losses_are_the_same_to_rounding(native: bool) -> None:
         for c in (False, True)
     )
     np.testing.assert_allclose(compiled.loss, plain.loss, atol=2e-6)
-    assert compiled.settings == plain.settings
+    # How runs were evaluated is all that differs.
+    settings = [dict(draws.settings, ambient=None) for draws in (compiled, plain)]
+    assert settings[0] == settings[1]
 
 
 SWITCHES = [
