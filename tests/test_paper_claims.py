@@ -259,7 +259,7 @@ def test_few_checkpoints_cannot_show_that_a_curve_does_not_turn(monkeypatch) -> 
         (claims.induction_below_others, {"role": "multigram"}, "no layer has heads of both"),
         (claims.induction_on_code, {"role": "multigram"}, "no layer has heads of both"),
         (claims.clusters_are_roles, {"role": "multigram"}, "all heads have one role"),
-        (claims.layer_one_rises, {"role": "other"}, "no two such heads"),
+        (claims.layer_one_rises, {"role": "other"}, "no two heads of the kind"),
         (claims.memory, {"memorised": 0}, "no layer has heads that differ"),
     ],
 )
