@@ -13,6 +13,7 @@ import numpy as np
 from rllc.covariance import Covariance
 from rllc.draws import Draws
 from rllc.errors import InputError, must_be
+from rllc.estimate import import_xarray
 from rllc.faults import FINAL, Fault, faults_from_json, faults_to_json, status_of
 from rllc.files import load_arrays, reading, save_arrays
 from rllc.limits import Limits
@@ -126,12 +127,7 @@ class Covariances:
         Raises:
             InputError: xarray is not installed.
         """
-        try:
-            import xarray
-        except ImportError as error:
-            raise InputError(
-                f"{type(self).__name__}.to_xarray needs xarray; type: pip install xarray"
-            ) from error
+        xarray = import_xarray(f"{type(self).__name__}.to_xarray")
         dims = ("refinement", *self.axes)
         arrays = {self.kind: (dims, self.value)}
         for name in Covariance._fields[1:]:

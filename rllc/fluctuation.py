@@ -27,12 +27,12 @@ def singular_fluctuation(
     >>> bool(singular_fluctuation(draws).value[0] > 0)
     True
 
-    ν̂ = (nβ/2) · Σ_i w_i P_i Var(ℓ_i), for observations i whose mean loss is ℓ_i, of P_i tokens, and
-    w_i their share of all tokens: half the functional variance times β, in the chains' own units,
-    where each token's loss is its −log p. Rows are independent of each other, tokens of one row are
-    not; ``by="token"`` takes them as if they were, with P_i = 1. As λ̂ does, ν̂ tends to d/2 for a
-    regular model that is true, at γ → 0. Sampled at an nβ that is the number of all tokens, WAIC's
-    penalty is 2ν̂ nats for all observations together.
+    ν̂ = (nβ/2) · Σ_i w_i P_i Var(ℓ_i), for observations i whose mean loss is ℓ_i, of P_i tokens,
+    and w_i their share of all tokens: half the functional variance times β, in the chains' own
+    units, where each token's loss is its −log p. Rows are independent of each other, tokens of one
+    row are not; ``by="token"`` takes them as if they were, with P_i = 1. As λ̂ does, ν̂ tends to d/2
+    for a regular model that is true, at γ → 0. Sampled at an nβ that is the number of all tokens,
+    WAIC's penalty is 2ν̂ nats for all observations together.
 
     Args:
         draws: with ``observe={"rows": rllc.losses_on(rows)}``, on rows that stand for the data.

@@ -207,6 +207,11 @@ def ablate(
         values,
         batch_size=batch_size,
     ).loss
+    return _effects(loss, chosen, method, name)
+
+
+def _effects(loss: np.ndarray, chosen: Sequence[Weights], method: Method, data: str) -> Ablation:
+    """What each ablation costs, from the losses ``[1 + ablation, row, pos − 1]``, intact first."""
     effects = loss[1:] - loss[:1]
     delta, error = mean_over_tokens(effects)
     return Ablation(
@@ -216,7 +221,7 @@ def ablate(
         loss=loss[0],
         names=tuple(selection.name for selection in chosen),
         method=method,
-        data=name,
+        data=data,
     )
 
 
@@ -284,17 +289,7 @@ def _ablate_any(
         for i, places in enumerate(sets):
             with replaced(subject, places, values):
                 loss[1 + i, index.numpy()] = losses(subject, batch).cpu().numpy()
-    effects = loss[1:] - loss[:1]
-    delta, error = mean_over_tokens(effects)
-    return Ablation(
-        delta=delta,
-        standard_error=error,
-        tokens=effects,
-        loss=loss[0],
-        names=tuple(selection.name for selection in chosen),
-        method=method,
-        data=name,
-    )
+    return _effects(loss, chosen, method, name)
 
 
 def _places_of_heads(weights: Weights, anatomy: Anatomy) -> dict[int, list[int]]:
