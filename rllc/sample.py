@@ -145,8 +145,11 @@ def sample(
     num_runs = len(question.refinements) * sampling.num_chains
     with bar, chosen_for(question.model, num_runs):
         try:
+            way = ""
             for step in run.steps():
-                bar.set_postfix_str(run.way, refresh=False)
+                if run.way != way:  # shown at once: a short run may be over before a next refresh
+                    way = run.way
+                    bar.set_postfix_str(way)
                 bar.update()
                 run.keep(step)
         except ObservationError as error:
