@@ -39,10 +39,10 @@ from rllc.analysis import (
     tokens_in_context,
     volume,
 )
-from rllc.calibrate import Calibration
+from rllc.calibration.calibrate import Calibration
 from rllc.limits import Limits
 from rllc.models import AttentionOnly, AttentionOnlyConfig
-from rllc.names import Names
+from rllc.weights.names import Names
 
 SIZES = {8: (2, 4), 16: (2, 8), 32: (4, 8), 144: (12, 12)}
 """Number of heads: layers, heads a layer."""

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 import rllc
 from rllc.analysis import attention, classify, tokens_in_context
 from rllc.models import AttentionOnlyConfig
-from rllc.uncertainty import mean_of_draws
+from rllc.statistics.uncertainty import mean_of_draws
 
 
 @dataclass(frozen=True)

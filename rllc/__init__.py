@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rllc import (
     data,
-    diagnostics,
     losses,
     models,
     observables,
@@ -14,46 +13,56 @@ from rllc import (
     theory,
     training,
 )
+from rllc.statistics import diagnostics
 
 # which weights, which data
 from rllc.data.given import as_data
 from rllc.data.tokens import Tokens
-from rllc.refinement import Refinement
-from rllc.subspace import subspace
-from rllc.weights import Weights, everything, head, heads, layer, masks, parameters, trainable
+from rllc.weights.refinement import Refinement
+from rllc.weights.subspace import subspace
+from rllc.weights.selection import (
+    Weights,
+    everything,
+    head,
+    heads,
+    layer,
+    masks,
+    parameters,
+    trainable,
+)
 from rllc.anatomy import Anatomy, AttentionRow, anatomy
 
 # how to sample, and the loss
-from rllc.losses import distillation, next_token
-from rllc.loss import named
+from rllc.losses.by_name import distillation, next_token
+from rllc.losses.contract import named
 from rllc.observables import distance, losses_on
-from rllc.observe import Moment, Observable
-from rllc.sample import iterate, sample
-from rllc.sampling import Compute, Sampling
+from rllc.sampling.observe import Moment, Observable
+from rllc.sampling.sample import iterate, sample
+from rllc.sampling.settings import Compute, Sampling
 from rllc.samplers import Sampler, box, gaussian, rmsprop_sgld, sgld
 
 # results: one estimate, and estimates over training
-from rllc.draws import Draws
-from rllc.estimate import Estimate, estimate
-from rllc.control import control
+from rllc.sampling.draws import Draws
+from rllc.estimates.estimate import Estimate, estimate
+from rllc.estimates.control import control
 from rllc.sweep.track import track
 from rllc.sweep.cost import cost, sweep_cost
 from rllc.sweep.store import Store
 from rllc.sweep.sweep import Sweep
-from rllc.faults import Fault
+from rllc.estimates.faults import Fault
 from rllc.limits import Limits
-from rllc.calibrate import Calibration, calibrate
-from rllc.resolution import Resolution, resolution
-from rllc.trajectory import Trajectory
-from rllc.tracker import Tracker
+from rllc.calibration.calibrate import Calibration, calibrate
+from rllc.calibration.resolution import Resolution, resolution
+from rllc.sweep.trajectory import Trajectory
+from rllc.sweep.tracker import Tracker
 
 # covariances of losses on fixed rows
-from rllc.covariance_results import each_checkpoint
-from rllc.elasticities import Elasticities, elasticities
-from rllc.fluctuation import singular_fluctuation
-from rllc.influence import LossKernel, influence, loss_kernel
-from rllc.susceptibilities import Susceptibilities, susceptibilities
-from rllc.token_llc import token_llc
+from rllc.covariances.results import each_checkpoint
+from rllc.covariances.elasticities import Elasticities, elasticities
+from rllc.covariances.fluctuation import singular_fluctuation
+from rllc.covariances.influence import LossKernel, influence, loss_kernel
+from rllc.covariances.susceptibilities import Susceptibilities, susceptibilities
+from rllc.covariances.token_llc import token_llc
 
 # models, checkpoints, training
 from rllc.models.checkpoints import Checkpoint, checkpoints

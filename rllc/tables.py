@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rllc.names import Names
+    from rllc.weights.names import Names
 
 MOST_ROWS = 50
 """Longer tables are cut. 16 heads on three data sets are shown whole."""
@@ -166,7 +166,7 @@ class Shown(str):
 def label(names: Names, i: int) -> str:
     """Return a refinement's name: its weights, and its data where there are several.
 
-    >>> from rllc.names import Names
+    >>> from rllc.weights.names import Names
     >>> label(Names(("0:1", "0:1"), ("code", "prose")), 1)
     '0:1 on prose'
     """

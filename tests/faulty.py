@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from rllc.losses import next_token
+from rllc.losses.by_name import next_token
 
 
 @dataclass(frozen=True)

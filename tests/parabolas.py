@@ -101,7 +101,7 @@ def made_up(num_refinements: int = 2, seed: int = 0, **observed: np.ndarray) -> 
         loss=stream.gamma(2.0, size=(num_refinements, *shape)),
         baseline=np.zeros((num_refinements, *shape)),
         diverged=np.full((num_refinements, shape[0]), -1),
-        names=rllc.names.Names(tuple(names), ("x",) * num_refinements),
+        names=rllc.weights.names.Names(tuple(names), ("x",) * num_refinements),
         settings=rllc.sgld().settings
         | rllc.Sampling(shape[0], shape[1]).settings
         | {"observed": axes, "relaxation": 0.3},

@@ -66,7 +66,7 @@ def test_checked_calls_are_otherwise_as_they_were() -> None:
     assert list(inspect.signature(rllc.estimate).parameters)[:3] == ["model", "data", "weights"]
     settings = rllc.Sampling(num_draws=7)
     assert pickle.loads(pickle.dumps(settings)) == settings == replace(settings, num_draws=7)
-    assert rllc.estimate.__doc__
+    assert rllc.estimates.estimate.__doc__
     with pytest.raises(TypeError):
         rllc.estimate()  # type: ignore[call-arg]
 

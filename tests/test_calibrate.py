@@ -24,16 +24,16 @@ from tiny import (
 )
 
 import rllc
-from rllc import search
-from rllc.answer import not_usable, usable
-from rllc.calibrate import Calibration, calibrate
+from rllc.calibration import search
+from rllc.calibration.answer import not_usable, usable
+from rllc.calibration.calibrate import Calibration, calibrate
 from rllc.errors import InputError, RllcError
-from rllc.faults import ABSENT, Fault, Kind
+from rllc.estimates.faults import ABSENT, Fault, Kind
 from rllc.limits import Limits
-from rllc.names import Names
 from rllc.seeds import generator
 from rllc.testing import unchanged
 from rllc.theory import SGLDLaw
+from rllc.weights.names import Names
 
 CURVATURES = np.repeat([0.3, 1.0, 3.0, 10.0], 5)
 PAPER = {"lr": 1e-3, "n_beta": 30.0, "localization": 200.0}
@@ -301,7 +301,7 @@ def by_the_law(known: bool) -> Callable[..., rllc.Estimate]:
 
 
 def instead_of_sampling(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., object]) -> None:
-    monkeypatch.setattr(sys.modules["rllc.calibrate"], "estimate", measure)
+    monkeypatch.setattr(sys.modules["rllc.calibration.calibrate"], "estimate", measure)
 
 
 OFF = list(itertools.product((0.01, 1.0, 100.0), repeat=3))
@@ -549,7 +549,7 @@ def test_how_long_it_takes_is_said_after_the_first(
     instead_of_sampling(monkeypatch, by_the_law(True))
     clock = itertools.count(step=30.0)
     now = SimpleNamespace(perf_counter=lambda: next(clock))
-    monkeypatch.setattr(sys.modules["rllc.calibrate"], "time", now)
+    monkeypatch.setattr(sys.modules["rllc.calibration.calibrate"], "time", now)
     grid = {"lr": [1e-3, 1e-4], "n_beta": [30.0], "localization": [60.0]}
     on_the_quadratic(grid=grid, compute=rllc.Compute(progress=True))
     said = capsys.readouterr().err

@@ -10,8 +10,8 @@ import torch
 from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic
 
 import rllc
-from rllc.biases import pairing_bias
 from rllc.seeds import generator
+from rllc.statistics.biases import pairing_bias
 from rllc.theory import SGLDLaw
 
 BY_DEFAULT = replace(SHORT, batch_size=None, control_variate=None)

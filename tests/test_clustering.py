@@ -14,7 +14,7 @@ import rllc
 from rllc.analysis.clustering import Clusters, cluster, plot_clusters
 from rllc.analysis.k_shape import k_shape, shape_distances, standardised
 from rllc.errors import InputError
-from rllc.names import Names
+from rllc.weights.names import Names
 
 mpl.use("Agg")
 pytest.importorskip("sklearn")

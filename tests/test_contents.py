@@ -18,7 +18,7 @@ from tiny import tiny_model
 from torch import nn
 
 import rllc
-from rllc.contents import digest
+from rllc.storage.contents import digest
 
 FACTOR = 2.0
 Pair = namedtuple("Pair", "one other")
@@ -177,7 +177,7 @@ def test_what_cannot_be_looked_into_is_refused_by_its_place(value) -> None:
 
 
 def test_a_loss_that_is_named_is_what_its_name_says() -> None:
-    from rllc.identity import of_loss
+    from rllc.storage.identity import of_loss
 
     names = [of_loss(rllc.named(scaled(f), name)) for f, name in ((1, "a"), (2, "a"), (1, "b"))]
     assert names[0] == names[1] != names[2]

@@ -12,9 +12,9 @@ import pytest
 from parabolas import DIM, FAR, GAMMA, LR, MODEL, N_BETA, ROWS, Law, drawn, made_up, positions
 
 import rllc
-from rllc.covariance import covariance as covariance_of
-from rllc.influence import LossKernel
-from rllc.susceptibilities import Susceptibilities
+from rllc.covariances.influence import LossKernel
+from rllc.covariances.susceptibilities import Susceptibilities
+from rllc.statistics.covariance import covariance as covariance_of
 
 STEPS = 40
 ALL = slice(0, DIM)

@@ -14,13 +14,13 @@ from tiny import QUIET, SHORT, tiny_model, tiny_tokens
 from torch import Tensor, nn
 
 import rllc
-from rllc.covariance import covariance, independent_draws
-from rllc.elasticities import elasticities
+from rllc.covariances.elasticities import elasticities
+from rllc.covariances.influence import LossKernel
+from rllc.covariances.susceptibilities import Susceptibilities
+from rllc.covariances.token_llc import token_llc
 from rllc.errors import FileError, InputError
-from rllc.influence import LossKernel
 from rllc.plots.kernels import plot_kernel
-from rllc.susceptibilities import Susceptibilities
-from rllc.token_llc import token_llc
+from rllc.statistics.covariance import covariance, independent_draws
 
 WEIGHTS = {
     "all": (rllc.everything(), slice(0, DIM)),

@@ -18,7 +18,7 @@ import torch
 from tiny import QUIET, tiny_model, tiny_tokens
 
 import rllc
-from rllc.uncertainty import mean_of_draws
+from rllc.statistics.uncertainty import mean_of_draws
 
 pytestmark = pytest.mark.oracle
 

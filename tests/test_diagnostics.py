@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rllc import diagnostics
 from rllc.errors import InputError
+from rllc.statistics import diagnostics
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it announces its own refactoring

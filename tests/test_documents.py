@@ -10,10 +10,10 @@ from tiny import tiny_model
 from torch import Tensor, nn
 
 import rllc
-from rllc.documents import documents_of
 from rllc.engine.bind import bind
 from rllc.engine.layout import center, groups
 from rllc.errors import InputError
+from rllc.losses.documents import documents_of
 
 LENGTHS = (7, 3, 5, 2, 6)
 VOCAB = 11

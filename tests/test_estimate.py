@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 import rllc
 from rllc.errors import FileError, InputError
-from rllc.estimate import LLC
-from rllc.faults import Fault
+from rllc.estimates.estimate import LLC
+from rllc.estimates.faults import Fault
 from rllc.limits import Limits
-from rllc.names import Names
 from rllc.seeds import generator
 from rllc.tables import rounded
 from rllc.theory import SGLDLaw, deep_linear_curvatures, deep_linear_layer
+from rllc.weights.names import Names
 
 MODEL = tiny_model()
 DATA = {"code": tiny_tokens(seed=1), "prose": tiny_tokens(seed=2)}

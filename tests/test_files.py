@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from rllc.errors import FileError, InputError
-from rllc.files import (
+from rllc.storage.files import (
     bytes_of_tensor,
     load_arrays,
     save_arrays,
@@ -151,7 +151,7 @@ def test_what_would_fill_the_memory_is_refused_unless_allowed(
 ) -> None:
     path = tmp_path / "f.npz"
     save_arrays(path, {"x": np.zeros(300_000)}, {})
-    monkeypatch.setattr("rllc.files._UNPACKED", 1_000_000)
+    monkeypatch.setattr("rllc.storage.files._UNPACKED", 1_000_000)
     message = r"reading .*f.npz: its \d,\d+ bytes unpack to 2,400,\d+, .*RLLC_MAX_UNPACKED=2400\d+ "
     with pytest.raises(FileError, match=message):
         load_arrays(path)
@@ -231,7 +231,7 @@ def test_a_killed_writer_leaves_a_complete_file(tmp_path: Path, delay: float) ->
     path = tmp_path / "f.npz"
     code = (
         "import sys, numpy as np\n"
-        "from rllc.files import save_arrays\n"
+        "from rllc.storage.files import save_arrays\n"
         "for i in range(10**9):\n"
         "    save_arrays(sys.argv[1], {'x': np.full(20_000, i)}, {'i': i})\n"
     )

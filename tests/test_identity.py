@@ -17,7 +17,7 @@ import torch
 from tiny import QUIET, tiny_model, tiny_tokens
 
 import rllc
-import rllc.identity
+import rllc.storage.identity
 from rllc.samplers.sgld import SGLDState
 from rllc.sweep.planning import make_plan
 from rllc.sweep.request import Request
@@ -90,7 +90,7 @@ CHOICES: dict[str, list[Any]] = {
     "start": ["center", None],
     "control_variate": [False, True],
     "train_mode": [False, True],
-    "numerics": [rllc.identity.NUMERICS, rllc.identity.NUMERICS + 1],
+    "numerics": [rllc.storage.identity.NUMERICS, rllc.storage.identity.NUMERICS + 1],
 }
 OF_SAMPLING = list(CHOICES)[7:-1]
 
@@ -163,7 +163,7 @@ class With:
         self.numerics = call.numerics
 
     def __enter__(self) -> None:
-        for module in ("rllc.identity", "rllc.sweep.request", "rllc.tracker"):
+        for module in ("rllc.storage.identity", "rllc.sweep.request", "rllc.sweep.tracker"):
             self.patch.setattr(f"{module}.NUMERICS", self.numerics)
 
     def __exit__(self, *_: object) -> None:
@@ -241,7 +241,7 @@ def test_a_tracker_gives_no_estimate_of_a_call_that_differs(name: str, data) -> 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder) / "t.npz"
         before = track_with(one, path)
-        patch.setattr("rllc.tracker.estimate", lambda *a, **k: pytest.fail("estimated again"))
+        patch.setattr("rllc.sweep.tracker.estimate", lambda *a, **k: pytest.fail("estimated again"))
         assert track_with(one, path).value == before.value
         with pytest.raises(rllc.InputError, match="Tracker: "):
             track_with(other, path)
@@ -328,7 +328,7 @@ def test_a_damaged_or_foreign_generating_model_is_set_aside_and_written_again(tm
     folders = []
     for seed in (1, 2):
         loss = rllc.distillation(tiny_model(seed))
-        name = rllc.identity.of_loss(loss)
+        name = rllc.storage.identity.of_loss(loss)
         folders.append(Path(portable_loss(store, loss, name).folder))
     weights = folders[1] / "model.safetensors"
     whole = weights.read_bytes()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import rllc
 from rllc.engine.layout import center, groups, stack, to, unpack
-from rllc.weights import Weights
+from rllc.weights.selection import Weights
 
 MODEL = tiny_model()
 PARAMETERS = dict(MODEL.named_parameters())

@@ -19,7 +19,7 @@ from rllc.engine.layout import center, groups
 from rllc.engine.linear_deltas import LinearDeltas
 from rllc.engine.module import ModuleLoss
 from rllc.engine.vocabulary import Head, VocabularyLoss
-from rllc.losses import classification, masked_lm, next_token, regression
+from rllc.losses.by_name import classification, masked_lm, next_token, regression
 from rllc.testing import check_loss, unchanged
 
 transformers = pytest.importorskip("transformers")

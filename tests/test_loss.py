@@ -14,15 +14,15 @@ from tiny import QUIET, square, tiny_model, tiny_tokens
 from torch import Tensor, nn
 
 import rllc
-from rllc import refinement as refine
 from rllc.engine.attention_only import TokenLoss
 from rllc.engine.bind import bind
 from rllc.engine.layout import center, groups
 from rllc.engine.linear_deltas import LinearDeltas
 from rllc.errors import InputError
-from rllc.loss import Runs
+from rllc.losses.contract import Runs
 from rllc.models import AttentionOnly
 from rllc.testing import check_loss, unchanged
+from rllc.weights import refinement as refine
 
 TOKENS = tiny_tokens()
 BATCH = TOKENS.rows[:4].long()

@@ -13,8 +13,8 @@ from tiny import QUIET, tiny_model
 from torch import Tensor, nn
 
 import rllc
-from rllc import losses
 from rllc.errors import InputError
+from rllc.losses import by_name as losses
 from rllc.testing import check_loss
 
 ONE = rllc.Sampling(num_chains=2, num_draws=2, batch_size=4, num_probes=0, start="center")

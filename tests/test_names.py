@@ -9,8 +9,8 @@ from tiny import QUIET, SHORT, square
 from torch import nn
 
 import rllc
-from rllc.files import save_arrays
-from rllc.names import LONGEST_NAME, check_name
+from rllc.storage.files import save_arrays
+from rllc.weights.names import LONGEST_NAME, check_name
 
 BAD = ["", " a", "a\nb", "a\0b", "\x1b[31mred", "\ud800", "a" * 70_000, "a.npy", "a\u202eb"]
 DATA = torch.ones(8, 3)
@@ -43,7 +43,7 @@ def test_usual_names_are_good() -> None:
 def test_two_spellings_of_one_head_are_no_two_names() -> None:
     weights = {"1:6": rllc.head("0:1"), "L1H6": rllc.head("1:6")}
     with pytest.raises(rllc.InputError, match=r"\['1:6'\] each name more than one selection"):
-        rllc.refinement.product(weights, DATA)
+        rllc.weights.refinement.product(weights, DATA)
 
 
 def test_arrays_that_numpy_takes_for_one_are_refused(tmp_path) -> None:

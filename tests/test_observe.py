@@ -305,7 +305,7 @@ def test_losses_on_rows_of_the_papers_size_stay_below_a_gibibyte() -> None:
     """200 draws × 16 heads × 4 chains × 64 rows × 256 positions, as they are kept by default."""
     code = """
 import resource, torch
-from rllc.recording import Column
+from rllc.sampling.recording import Column
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 column = Column(200)
 for draw in range(200):

@@ -15,7 +15,7 @@ from examples.paper import claims, effects, multigrams, power
 from examples.paper.claims import CONTRADICTED, HOLDS, UNTESTED, WEAK, Claim
 from examples.paper.effects import Block, Effect
 from examples.paper.results import Run
-from rllc.names import Names
+from rllc.weights.names import Names
 
 STEPS = (0, 10, 30, 100, 300, 1000, 3000)
 ROLES = {

@@ -12,8 +12,8 @@ import pytest
 from texts import apart, box_of, written
 
 import rllc
-from rllc.names import Names
 from rllc.plots.estimates import rank_correlation
+from rllc.weights.names import Names
 
 mpl.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")

@@ -13,9 +13,9 @@ from texts import apart, written
 from tiny import LAX, QUIET, SHORT, tiny_model, tiny_tokens
 
 import rllc
-from rllc.calibrate import Calibration, calibrate
+from rllc.calibration.calibrate import Calibration, calibrate
+from rllc.calibration.resolution import Resolution
 from rllc.plots import plot_calibration, plot_resolution
-from rllc.resolution import Resolution
 
 mpl.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")

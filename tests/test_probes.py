@@ -15,7 +15,7 @@ from torch import Tensor
 import rllc
 from rllc.data.minibatches import Minibatches
 from rllc.samplers import Jump
-from rllc.sampling import probed
+from rllc.sampling.settings import probed
 from rllc.seeds import generator
 
 

@@ -11,7 +11,7 @@ from tiny import tiny_tokens
 import rllc
 from rllc.data import Tensors
 from rllc.errors import InputError
-from rllc.refinement import fingerprints, product
+from rllc.weights.refinement import fingerprints, product
 
 IDS = torch.randint(9, (5, 4))
 

@@ -10,10 +10,10 @@ import torch
 from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, tiny_model, tiny_tokens
 
 import rllc
-from rllc.calibrate import Calibration
+from rllc.calibration.calibrate import Calibration
+from rllc.calibration.resolution import Resolution, resolution
 from rllc.errors import InputError
 from rllc.limits import Limits
-from rllc.resolution import Resolution, resolution
 from rllc.tables import rounded
 from rllc.theory import SGLDLaw
 

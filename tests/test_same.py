@@ -13,7 +13,7 @@ from tiny import QUIET, SHORT, square
 from torch import nn
 
 import rllc
-from rllc.same import same
+from rllc.storage.same import same
 
 MODEL = nn.Linear(3, 1)
 DATA = torch.randn(8, 3)

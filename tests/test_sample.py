@@ -16,15 +16,15 @@ from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, square, tiny_model,
 from torch import Tensor, nn
 
 import rllc
-from rllc import refinement as refine
 from rllc.data.minibatches import Minibatches
 from rllc.engine.layout import digest
 from rllc.errors import InputError
-from rllc.estimate import LLC
+from rllc.estimates.estimate import LLC
 from rllc.samplers import SGLDState
 from rllc.seeds import generator
 from rllc.testing import unchanged
 from rllc.theory import SGLDLaw
+from rllc.weights import refinement as refine
 
 MODEL, TOKENS = tiny_model(), tiny_tokens()
 SGLD = rllc.sgld()

@@ -12,7 +12,7 @@ import rllc
 from rllc.analysis.gaussian_process import posterior
 from rllc.analysis.stages import plot_stages, stages
 from rllc.errors import InputError
-from rllc.names import Names
+from rllc.weights.names import Names
 
 mpl.use("Agg")
 STEPS = np.unique(np.geomspace(10, 10_000, 60).round())

@@ -18,10 +18,9 @@ from tiny import QUIET, Quadratic, loss_of_quadratic, tiny_model, tiny_tokens
 from torch import Tensor, nn
 
 import rllc
-from rllc.diagnostics import spikes, variance_reading
 from rllc.errors import InputError
-from rllc.estimate import LLC
-from rllc.faults import (
+from rllc.estimates.estimate import LLC
+from rllc.estimates.faults import (
     ABSENT,
     PROBLEMS,
     RULES,
@@ -34,6 +33,7 @@ from rllc.faults import (
 )
 from rllc.limits import Limits
 from rllc.seeds import generator
+from rllc.statistics.diagnostics import spikes, variance_reading
 from rllc.theory import SGLDLaw
 
 
@@ -184,9 +184,9 @@ NOTHING_KNOWN = dict.fromkeys(
             "imprecision",
             "rhat",
             "ess",
-            *rllc.diagnose.DIAGNOSTICS,
+            *rllc.estimates.diagnose.DIAGNOSTICS,
         ),
-        *(f"{part}_part" for part in rllc.diagnose.PARTS),
+        *(f"{part}_part" for part in rllc.estimates.diagnose.PARTS),
     ),
     math.nan,
 )

@@ -11,8 +11,8 @@ from parabolas import made_up
 
 import rllc
 from rllc.analysis.structure import plot_components, plot_matrix, structure
+from rllc.covariances.influence import LossKernel
 from rllc.errors import InputError
-from rllc.influence import LossKernel
 from rllc.plots.kernels import plot_rows
 
 HEADS, CHAINS, DRAWS, TOKENS = 6, 5, 4000, 40

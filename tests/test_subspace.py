@@ -17,7 +17,7 @@ from rllc.engine.layout import center, digest, groups, stack, to, unpack
 from rllc.errors import InputError
 from rllc.testing import check_loss
 from rllc.theory import SGLDLaw
-from rllc.weights import Weights
+from rllc.weights.selection import Weights
 
 DIM, DIRECTIONS = 24, 5
 CURVATURES = torch.linspace(0.2, 12.0, DIM)

@@ -14,9 +14,9 @@ from tiny import QUIET, SHORT, tiny_model, tiny_tokens
 import rllc
 from rllc.analysis.ablation import ablate
 from rllc.analysis.attention import scores
-from rllc.calibrate import calibrate
-from rllc.names import Names
+from rllc.calibration.calibrate import calibrate
 from rllc.tables import Table, not_ok, number, rounded
+from rllc.weights.names import Names
 
 EVIL = "<script>alert('x')</script> & so on"
 

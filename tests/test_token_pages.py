@@ -52,7 +52,7 @@ def test_every_token_has_its_value_for_each_head(draws: rllc.Draws, tmp_path: Pa
 
 def test_no_text_breaks_the_page(draws: rllc.Draws, tmp_path: Path) -> None:
     llc = rllc.token_llc(draws)
-    names = rllc.names.Names(("<b>0:1", "{style}"), ("x", "x"))
+    names = rllc.weights.names.Names(("<b>0:1", "{style}"), ("x", "x"))
     path = write_token_page(
         tmp_path / "page.html", ROWS, llc, names, tokenizer=Evil(), title="<i>&"
     )

@@ -59,7 +59,9 @@ def test_it_takes_up_its_file_and_does_not_estimate_again(tmp_path, monkeypatch)
     path = tmp_path / "run" / "t.npz"
     expected = make_tracker(path=path)(0, linear(0))
     resumed = make_tracker(path=path)
-    monkeypatch.setattr("rllc.tracker.estimate", lambda *a, **k: pytest.fail("estimated again"))
+    monkeypatch.setattr(
+        "rllc.sweep.tracker.estimate", lambda *a, **k: pytest.fail("estimated again")
+    )
     assert resumed(0, linear(0)).value == expected.value
     message = r"made with other settings or data \(seed: 0 there, 1 here\)"
     with pytest.raises(rllc.InputError, match=message):

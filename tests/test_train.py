@@ -23,8 +23,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import rllc
 from rllc.data import Minibatches, Tokens
 from rllc.errors import FileError, InputError, RllcError
-from rllc.files import load_arrays
 from rllc.models import AttentionOnlyConfig
+from rllc.storage.files import load_arrays
 from rllc.training import Training, schedule, train
 from rllc.training.optimisers import Muon, orthogonalise
 

@@ -14,8 +14,8 @@ from tiny import SHORT, Quadratic, loss_of_quadratic, square
 from torch import nn
 
 import rllc
-from rllc.names import Names
 from rllc.tables import with_error
+from rllc.weights.names import Names
 
 DATA = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
 TWO = {"all": rllc.everything(), "bias": rllc.parameters("bias")}

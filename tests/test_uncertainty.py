@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rllc import agreement, biases, quantiles, uncertainty
 from rllc.errors import InputError
+from rllc.statistics import agreement, biases, quantiles, uncertainty
+from rllc.statistics.uncertainty import Mean, contrast, differences, mean_of_draws
 from rllc.theory import SGLDLaw
-from rllc.uncertainty import Mean, contrast, differences, mean_of_draws
 
 ALARM = 1e-6
 """Probability with which a test of chance may fail though the code is right."""

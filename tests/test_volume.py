@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import rllc
 from rllc.analysis.volume import Volume, plot_volume, volume
 from rllc.errors import InputError
-from rllc.names import Names
+from rllc.weights.names import Names
 
 mpl.use("Agg")
 Z = 5.0

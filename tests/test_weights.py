@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import rllc
 from rllc.errors import InputError
 from rllc.testing import check_weights
+from rllc.weights.selection import Index
 
 MODEL = tiny_model()
 D_MODEL = SIZES["d_model"]
@@ -100,7 +101,7 @@ def test_parameters_by_glob_and_index() -> None:
         ((slice(None), slice(-3, None)), "[:, -3:]"),
     ],
 )
-def test_an_index_is_named_as_it_is_written(index: rllc.weights.Index, shown: str) -> None:
+def test_an_index_is_named_as_it_is_written(index: Index, shown: str) -> None:
     assert rllc.parameters("embed.W_E", index=index).name == f"embed.W_E{shown}"
 
 

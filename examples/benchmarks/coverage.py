@@ -43,8 +43,8 @@ from known_laws import LOCALIZATION, SHORTEST, Problem, head_like, simulate
 from torch import Tensor, nn
 
 import rllc
-from rllc.agreement import disagreement, drift, heavy_tails
-from rllc.biases import (
+from rllc.statistics.agreement import disagreement, drift, heavy_tails
+from rllc.statistics.biases import (
     control_mean,
     corrected,
     pairing_bias,
@@ -53,8 +53,8 @@ from rllc.biases import (
     relaxation,
     relaxation_times,
 )
+from rllc.statistics.uncertainty import contrast, mean_of_draws
 from rllc.theory import SGLDLaw, deep_linear_curvatures
-from rllc.uncertainty import contrast, mean_of_draws
 
 DISAGREE, SPREAD, HEAVY, IMPRECISE = 1e-3, 0.02, 0.35, 0.1
 SIZES = ((4, 40), (4, 90), (4, 200), (16, 50))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rllc.biases import relaxation, relaxation_times, share_missing
+from rllc.statistics.biases import relaxation, relaxation_times, share_missing
 
 LOCALIZATION = 200.0
 SHORTEST, MOST_MISSING = 4.0, 0.03

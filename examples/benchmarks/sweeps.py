@@ -30,7 +30,7 @@ import torch
 from transformers.utils import logging
 
 import rllc
-import rllc.files
+import rllc.storage.files
 import rllc.sweep.workers
 
 WIDE: dict[str, Any] = {
@@ -179,8 +179,8 @@ def write_large_sweep(folder: Path, num_cells: int) -> str:
     large.announce(replace(plan, cells=tuple(cells), checkpoints=checkpoints))
     draws = small.read(cell.name)
     random = np.random.default_rng(0)
-    sync = rllc.files.sync
-    rllc.files.sync = lambda path: None  # nothing of this is to outlive a crash
+    sync = rllc.storage.files.sync
+    rllc.storage.files.sync = lambda path: None  # nothing of this is to outlive a crash
     try:
         for planned in cells:
             noise = 1e-3 * random.standard_normal(draws.loss.shape)
@@ -188,7 +188,7 @@ def write_large_sweep(folder: Path, num_cells: int) -> str:
             other = replace(draws, loss=draws.loss + noise, settings=settings)
             other.save(large.path(planned.name))
     finally:
-        rllc.files.sync = sync
+        rllc.storage.files.sync = sync
     return str(large.folder)
 
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 import rllc
 from rllc.analysis import ablation, attention, composition
 from rllc.analysis.rows import common_start
-from rllc.files import write_atomically
+from rllc.storage.files import write_atomically
 
 from .averaged import averaged_checkpoints
 from .data import Data, repeated_text

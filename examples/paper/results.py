@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 import rllc
-from rllc.files import load_arrays, save_arrays
+from rllc.storage.files import load_arrays, save_arrays
 
 FORMED = 0.2
 """Nats on the second copy of what was seen before, from which on a circuit has formed."""

@@ -28,11 +28,11 @@ from rllc.anatomy import Anatomy
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest, one_of
 from rllc.plots.figures import new_axes
-from rllc.quantiles import student_quantile
-from rllc.refinement import WeightsLike, product
 from rllc.seeds import generator
+from rllc.statistics.quantiles import student_quantile
 from rllc.tables import Table, rounded
-from rllc.weights import Weights, head_name, heads
+from rllc.weights.refinement import WeightsLike, product
+from rllc.weights.selection import Weights, head_name, heads
 
 if TYPE_CHECKING:
     import pandas as pd

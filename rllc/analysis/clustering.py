@@ -18,8 +18,8 @@ from rllc.plots.figures import layer_of, lines, log_steps
 from rllc.plots.labels import name_ends
 from rllc.plots.selection import one_or_all, panels_for, rows_of_data
 from rllc.seeds import stable_hash
+from rllc.sweep.trajectory import Trajectory
 from rllc.tables import Table
-from rllc.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -35,11 +35,11 @@ from rllc.analysis.spectrum import (
 )
 from rllc.analysis.surface import Labels, Probing, Surface, surfaces
 from rllc.errors import InputError
-from rllc.loss import LossFunction
-from rllc.losses import Distillation, next_token
-from rllc.names import Names
-from rllc.refinement import DataLike, WeightsLike
-from rllc.sampling import check_counts
+from rllc.losses.by_name import Distillation, next_token
+from rllc.losses.contract import LossFunction
+from rllc.sampling.settings import check_counts
+from rllc.weights.names import Names
+from rllc.weights.refinement import DataLike, WeightsLike
 
 __all__ = [
     "Curvature",

@@ -10,13 +10,13 @@ import numpy as np
 
 from rllc.analysis.spectrum import Reading
 from rllc.errors import InputError
-from rllc.names import Names
 from rllc.plots import plot_heads
 from rllc.plots.estimates import label_weights
 from rllc.plots.figures import COLORS, new_axes
 from rllc.plots.selection import rows_of_data
+from rllc.statistics.uncertainty import Mean
 from rllc.tables import Table, not_ok, rounded
-from rllc.uncertainty import Mean
+from rllc.weights.names import Names
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,7 +25,7 @@ from rllc.analysis.page_templates import INDEX, PAGE, SCRIPT, STYLE
 from rllc.analysis.patterns import attention_from
 from rllc.analysis.rows import check_model
 from rllc.errors import InputError
-from rllc.files import write_atomically, writing
+from rllc.storage.files import write_atomically, writing
 
 if TYPE_CHECKING:
     from rllc.models import AttentionOnly

@@ -13,8 +13,8 @@ from rllc.analysis.gaussian_process import Values, sample_processes, smooth
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import COLORS, COVERS_95, log_steps, new_axes
 from rllc.seeds import stable_hash
+from rllc.sweep.trajectory import Trajectory
 from rllc.tables import Table
-from rllc.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rllc.analysis.cluster_methods import METHODS
-from rllc.draws import Draws
+from rllc.covariances.observed import fixed_rows
 from rllc.errors import InputError, must_be
-from rllc.names import Names
-from rllc.observed import fixed_rows
 from rllc.plots.figures import COLORS, new_axes
+from rllc.sampling.draws import Draws
+from rllc.statistics.uncertainty import Mean
 from rllc.tables import Table, label
-from rllc.uncertainty import Mean
+from rllc.weights.names import Names
 
 if TYPE_CHECKING:
     import pandas as pd

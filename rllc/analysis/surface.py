@@ -13,21 +13,21 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rllc import refinement
-from rllc.checks import arguments, check
 from rllc.data.data import Data
-from rllc.documents import documents_of
 from rllc.engine.layout import Group, center, digest, groups, stack, to, unpack
 from rllc.engine.modes import in_mode, one_arithmetic, seeded, undisturbed
 from rllc.engine.module import ModuleLoss, what_counts
 from rllc.errors import InputError, first_line
-from rllc.loss import Batch, LossFunction
-from rllc.loss_checks import check_baseline
-from rllc.losses import logits_of, next_token
-from rllc.refinement import DataLike, WeightsLike
+from rllc.losses.by_name import logits_of, next_token
+from rllc.losses.checks import check_baseline
+from rllc.losses.contract import Batch, LossFunction
+from rllc.losses.documents import documents_of
 from rllc.samplers import sgld
-from rllc.sampling import Sampling, check_counts
+from rllc.sampling.checks import arguments, check
+from rllc.sampling.settings import Sampling, check_counts
 from rllc.seeds import generator, stable_hash
+from rllc.weights import refinement
+from rllc.weights.refinement import DataLike, WeightsLike
 from rllc.wrappers import unwrapped
 
 Labels = Literal["model", "data"] | Callable[[nn.Module, Any, Generator], Any]

@@ -18,10 +18,10 @@ from rllc.analysis.page_templates import STYLE
 from rllc.analysis.pages import visible
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, must_be
-from rllc.files import write_atomically
-from rllc.names import Names
+from rllc.statistics.uncertainty import Mean
+from rllc.storage.files import write_atomically
 from rllc.tables import label
-from rllc.uncertainty import Mean
+from rllc.weights.names import Names
 
 _FULL_COLOR = 98.0
 """The percentile of all absolute values at which a token has its full colour."""

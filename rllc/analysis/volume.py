@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rllc.draws import Draws
 from rllc.errors import InputError
-from rllc.names import Names
 from rllc.plots.figures import color_of, label_decades, new_axes
+from rllc.sampling.draws import Draws
+from rllc.statistics.uncertainty import mean_of_draws
 from rllc.tables import Table, not_ok, rounded
-from rllc.uncertainty import mean_of_draws
+from rllc.weights.names import Names
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rllc.errors import InputError
-from rllc.files import bytes_of_tensor, sha256_of
+from rllc.storage.files import bytes_of_tensor, sha256_of
 
 Batch = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """A minibatch: one tensor ``[batch, …]``, or several (inputs and targets, say), or by name."""

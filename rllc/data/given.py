@@ -28,7 +28,7 @@ from rllc.data.images import is_image_folder, read_images
 from rllc.data.packing import without_surrogates
 from rllc.data.tokens import Tokens
 from rllc.errors import FileError, InputError, first_line, nearest
-from rllc.files import bytes_of_tensor, sha256_of
+from rllc.storage.files import bytes_of_tensor, sha256_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rllc.data.data import to_device
 from rllc.errors import FileError, InputError
-from rllc.files import check_fields, load_arrays, reading, save_arrays, sha256_of
 from rllc.seeds import generator
+from rllc.storage.files import check_fields, load_arrays, reading, save_arrays, sha256_of
 
 _LARGEST_ID = 2**31 - 1
 

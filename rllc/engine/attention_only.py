@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from rllc.documents import Documents, documents_of
 from rllc.engine.last_heads import Unembedding, Writes, mean_and_each_of_heads
 from rllc.engine.layout import Group, Moved, unpack
 from rllc.engine.modes import in_precision
 from rllc.engine.private import private_copy
 from rllc.engine.unembedding import Target, mean_and_each
-from rllc.loss import Batch, Center, Runs, check_rows_counted
-from rllc.losses import check_vocabularies, predictions_at_home
+from rllc.losses.by_name import check_vocabularies, predictions_at_home
+from rllc.losses.contract import Batch, Center, Runs, check_rows_counted
+from rllc.losses.documents import Documents, documents_of
 
 if TYPE_CHECKING:
     from rllc.models.attention_only import Activations, AttentionOnly

@@ -11,8 +11,8 @@ from torch import nn
 from rllc.engine.attention_only import TokenLoss
 from rllc.engine.linear_deltas import LinearDeltas
 from rllc.engine.module import ModuleLoss
-from rllc.loss import Loss, LossFunction
-from rllc.losses import Distillation, next_token
+from rllc.losses.by_name import Distillation, next_token
+from rllc.losses.contract import Loss, LossFunction
 
 
 def bind(

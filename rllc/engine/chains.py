@@ -20,11 +20,11 @@ from rllc.engine.devices import runs_that_fit
 from rllc.engine.layout import Group, center, digest, groups, to
 from rllc.engine.scene import Scene, Surroundings
 from rllc.errors import InputError
-from rllc.loss import Loss, Runs
-from rllc.refinement import Refinement
+from rllc.losses.contract import Loss, Runs
 from rllc.samplers import Energy, Random, Sampler
-from rllc.sampling import Sampling
+from rllc.sampling.settings import Sampling
 from rllc.seeds import generator
+from rllc.weights.refinement import Refinement
 
 _FREE_WALKS = 1e2
 """A chain counts as diverged when its root-mean-square distance from w*, per weight, exceeds this

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rllc.documents import Documents, documents_of
 from rllc.engine.linear_maps import Change, LinearMap, Maps
 from rllc.engine.modes import in_mode, one_arithmetic
 from rllc.engine.module import Call, ModuleLoss, rows_of
 from rllc.engine.unmoved import Forward, Keeper, Kept, Unmoved, Watch, first_tensor, replaced
 from rllc.engine.vocabulary import Head, VocabularyLoss
-from rllc.loss import Batch, Center, mean_of
-from rllc.losses import next_token, predictions_at_home, run_model
+from rllc.losses.by_name import next_token, predictions_at_home, run_model
+from rllc.losses.contract import Batch, Center, mean_of
+from rllc.losses.documents import Documents, documents_of
 
 
 class DoesNotFold(Exception):

@@ -17,7 +17,7 @@ from rllc.engine.folded import DoesNotFold, Evaluated, Folded, Plan, Positions
 from rllc.engine.layout import Group
 from rllc.engine.module import ModuleLoss, rows_of
 from rllc.engine.trial import RANDOM, plan_of
-from rllc.loss import Batch, Center, Runs
+from rllc.losses.contract import Batch, Center, Runs
 
 
 class LinearDeltas:

@@ -21,8 +21,8 @@ from rllc.engine.modes import (
 )
 from rllc.engine.private import private_copy
 from rllc.errors import InputError
-from rllc.loss import Batch, Center, LossFunction, Runs, check_rows_counted, mean_of
-from rllc.losses import Distillation, next_token
+from rllc.losses.by_name import Distillation, next_token
+from rllc.losses.contract import Batch, Center, LossFunction, Runs, check_rows_counted, mean_of
 
 T = TypeVar("T")
 

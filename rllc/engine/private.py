@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rllc.contents import global_names
 from rllc.errors import InputError, first_line
+from rllc.storage.contents import global_names
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from rllc.data.data import Data
 from rllc.data.minibatches import Minibatches
 from rllc.engine.layout import Group, center
-from rllc.loss import Batch, Center, Loss
-from rllc.sampling import Sampling
+from rllc.losses.contract import Batch, Center, Loss
+from rllc.sampling.settings import Sampling
 from rllc.seeds import stable_hash
 
 _LOOKS_FOR_SLOPE = 128

@@ -22,8 +22,8 @@ from rllc.engine.module import ModuleLoss, rows_of
 from rllc.engine.unmoved import Keeper, Seen, Unmoved, Watch, candidates, replaced, unmoved
 from rllc.engine.vocabulary import Head, heads_of_config
 from rllc.errors import first_line
-from rllc.loss import Batch, Center, Runs
-from rllc.losses import masked_lm, next_token
+from rllc.losses.by_name import masked_lm, next_token
+from rllc.losses.contract import Batch, Center, Runs
 from rllc.seeds import generator
 
 RANDOM = "the loss draws random numbers, which each run draws anew"

@@ -31,10 +31,10 @@ from typing import Any, Literal, Unpack
 from torch import Tensor, nn
 
 from rllc.errors import FileError, InputError, must_be
-from rllc.files import as_path, bytes_of_tensor, sha256_of, sha256_of_file, sha256_of_text
 from rllc.models import hub
 from rllc.models.hub import Folder, Hub, HubOptions
 from rllc.models.steps import STATE_DICTS, Named, read_name, stem_of, step_in_name
+from rllc.storage.files import as_path, bytes_of_tensor, sha256_of, sha256_of_file, sha256_of_text
 
 SUMS = "sha256.json"
 """In a checkpoint's folder: file names to SHA-256 in hexadecimal.

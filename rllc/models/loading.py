@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from rllc.errors import FileError, InputError, RllcError, first_line, must_be
-from rllc.files import load_arrays
 from rllc.models import adapters, hub, reading
 from rllc.models.checkpoints import (
     Checkpoint,
@@ -44,6 +43,7 @@ from rllc.models.transformer_lens import (
     is_transformer_lens,
     without_buffers,
 )
+from rllc.storage.files import load_arrays
 from rllc.wrappers import unwrapped
 
 if TYPE_CHECKING:

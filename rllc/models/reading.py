@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from rllc.errors import FileError, RllcError, nearest
-from rllc.files import check_unpacked, sha256_of_file
 from rllc.models.checkpoints import SUMS
+from rllc.storage.files import check_unpacked, sha256_of_file
 
 _SHOWN = 8
 """How many wrong tensors a message names."""

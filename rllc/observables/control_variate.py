@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rllc.observe import Moment, Observable
+from rllc.sampling.observe import Moment, Observable
 
 
 def control_variate() -> Observable:

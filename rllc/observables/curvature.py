@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rllc.engine.lanczos import largest_eigenvalue
-from rllc.observe import Moment, Observable
 from rllc.samplers import Sampler
+from rllc.sampling.observe import Moment, Observable
 from rllc.seeds import generator
 
 _LANCZOS_STEPS = 12

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rllc.observe import Moment, Observable
+from rllc.sampling.observe import Moment, Observable
 
 
 def distance() -> Observable:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rllc.data.data import Data
 from rllc.errors import InputError, one_of
-from rllc.observe import Moment, Observable
-from rllc.refinement import DataLike, product
+from rllc.sampling.observe import Moment, Observable
+from rllc.weights.refinement import DataLike, product
 
 
 def losses_on(

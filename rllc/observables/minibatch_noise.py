@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rllc.biases import pairing_bias
-from rllc.observe import Moment, Observable
 from rllc.samplers import Sampler
+from rllc.sampling.observe import Moment, Observable
+from rllc.statistics.biases import pairing_bias
 
 
 def minibatch_variance() -> Observable:
@@ -31,8 +31,8 @@ def pairing(sampler: Sampler) -> Observable:
 
     Measured where an epoch has 2 to 99 minibatches and no control variate takes it off, else 0. It
     is
-    :func:`rllc.biases.pairing_bias` with the curvatures taken as 0, which is the most that it can
-    be, and the gradients' variance at w* from 32 minibatches.
+    :func:`rllc.statistics.biases.pairing_bias` with the curvatures taken as 0, which is the most
+    that it can be, and the gradients' variance at w* from 32 minibatches.
 
     Args:
         sampler: its lr and localization are used.

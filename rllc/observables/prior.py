@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rllc.observe import Moment, Observable
 from rllc.samplers.prior_alone import prior_alone
+from rllc.sampling.observe import Moment, Observable
 from rllc.seeds import generator
 
 _MINIBATCHES = 8

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rllc.observe import Moment, Observable
 from rllc.samplers import Law
 from rllc.samplers.sgld import dot
+from rllc.sampling.observe import Moment, Observable
 
 
 def acceptance(law: Law) -> Observable:

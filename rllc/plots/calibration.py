@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rllc.calibrate import Calibration
+from rllc.calibration.calibrate import Calibration
 from rllc.plots.figures import COLORS, label_decades, new_axes, small_print
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rllc.draws import Draws
-from rllc.elasticities import Elasticities
+from rllc.calibration.resolution import Resolution
+from rllc.covariances.elasticities import Elasticities
 from rllc.errors import InputError, must_be, nearest
-from rllc.estimate import Estimate, sampled
-from rllc.faults import Fault
+from rllc.estimates.estimate import Estimate, sampled
+from rllc.estimates.faults import Fault
 from rllc.plots.figures import (
     COLORS,
     DASHES,
@@ -40,10 +40,10 @@ from rllc.plots.selection import (
     rows_of_data,
 )
 from rllc.plots.slopes import draw_slopes
-from rllc.quantiles import student_quantile
-from rllc.resolution import Resolution
+from rllc.sampling.draws import Draws
+from rllc.statistics.quantiles import student_quantile
+from rllc.sweep.trajectory import Trajectory
 from rllc.tables import with_error
-from rllc.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.errors import InputError, must_be, nearest
-from rllc.estimate import Estimate, sampled
-from rllc.faults import Fault
+from rllc.estimates.estimate import Estimate, sampled
+from rllc.estimates.faults import Fault
 from rllc.plots.figures import (
     MARKERS,
     WIDEST,

@@ -13,7 +13,7 @@ from rllc.plots.figures import COLORS, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from rllc.influence import LossKernel
+    from rllc.covariances.influence import LossKernel
 
 
 def plot_kernel(kernel: LossKernel, weights: str | tuple[str, str], ax: Axes | None = None) -> Axes:

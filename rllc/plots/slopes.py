@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rllc.elasticities import Elasticities
+from rllc.covariances.elasticities import Elasticities
 from rllc.errors import must_be
 from rllc.plots.figures import color_of
 

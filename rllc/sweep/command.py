@@ -13,16 +13,16 @@ from typing import Any
 
 from rllc.data.tokens import Tokens
 from rllc.errors import FileError, InputError, RllcError, first_line, nearest
-from rllc.files import check_fields
 from rllc.models.checkpoints import Checkpoint
 from rllc.models.checkpoints import checkpoints as checkpoints_of
 from rllc.samplers import from_settings
-from rllc.sampling import Compute, Sampling
+from rllc.sampling.settings import Compute, Sampling
+from rllc.storage.files import check_fields
 from rllc.sweep.cost import cost_of
 from rllc.sweep.request import ChoiceOfWeights, Request
 from rllc.sweep.store import Store
 from rllc.sweep.track import run
-from rllc.weights import heads
+from rllc.weights.selection import heads
 
 _SPEC = """the sweep, as JSON, paths being relative to it; only the first three are needed:
 {"checkpoints": "runs/seed0", "data": {"code": "code.npz"}, "store": "sweep",

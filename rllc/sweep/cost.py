@@ -14,15 +14,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rllc.arguments import names_checked
-from rllc.checks import check_how
-from rllc.draws import Draws
 from rllc.errors import must_be
-from rllc.loss import LossFunction
+from rllc.losses.contract import LossFunction
 from rllc.models.checkpoints import CheckpointsLike, Into
-from rllc.refinement import DataLike
-from rllc.sample import sample
 from rllc.samplers import Sampler
-from rllc.sampling import Compute, Sampling
+from rllc.sampling.checks import check_how
+from rllc.sampling.draws import Draws
+from rllc.sampling.sample import sample
+from rllc.sampling.settings import Compute, Sampling
 from rllc.sweep import parts
 from rllc.sweep.plan import Cell
 from rllc.sweep.planning import Planned, make_plan, share
@@ -31,6 +30,7 @@ from rllc.sweep.request import ChoiceOfWeights, Request
 from rllc.sweep.store import Store
 from rllc.sweep.track import ALL, store_or_temporary
 from rllc.tables import duration
+from rllc.weights.refinement import DataLike
 
 _TIMED_DRAWS = 4
 """Draws whose time, FLOPs and memory stand for all."""

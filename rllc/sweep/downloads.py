@@ -7,9 +7,9 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
-from rllc.files import reading
-from rllc.identity import short_hash
 from rllc.models.checkpoints import Checkpoint
+from rllc.storage.files import reading
+from rllc.storage.identity import short_hash
 from rllc.sweep.store import Store, write_text
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from rllc.contents import NOTES_OF_CONFIG, digest
 from rllc.engine.private import private_copy
-from rllc.files import sha256_of
-from rllc.identity import if_known, of_loss, of_model
-from rllc.loss import LossFunction, NamedLoss
-from rllc.losses import Distillation, next_token
+from rllc.losses.by_name import Distillation, next_token
+from rllc.losses.contract import LossFunction, NamedLoss
 from rllc.models.checkpoints import Checkpoint
+from rllc.storage.contents import NOTES_OF_CONFIG, digest
+from rllc.storage.files import sha256_of
+from rllc.storage.identity import if_known, of_loss, of_model
 
 
 def checkpoint_digest(checkpoint: Checkpoint) -> str:
@@ -78,7 +78,7 @@ def _configuration(text: bytes) -> bytes:
 def loss_name(loss: LossFunction | None) -> str:
     """Return what a loss is called in a plan: where it is defined, or the name you gave it.
 
-    :func:`rllc.identity.of_loss` says which loss it is.
+    :func:`rllc.storage.identity.of_loss` says which loss it is.
     """
     if loss is None or isinstance(loss, Distillation | NamedLoss) or loss is next_token:
         return of_loss(loss)

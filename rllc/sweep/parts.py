@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from rllc.draws import Draws
-from rllc.names import Names
+from rllc.sampling.draws import Draws
 from rllc.sweep.plan import Cell
+from rllc.weights.names import Names
 
 Chains = tuple[int, int]
 """Numbers of the first chain and of the one behind the last."""

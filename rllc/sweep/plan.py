@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rllc.files import check_fields
-from rllc.identity import measurement, short_hash
+from rllc.storage.files import check_fields
+from rllc.storage.identity import measurement, short_hash
 
 _HASH = re.compile(r"\w+")
 
@@ -56,7 +56,8 @@ class Plan:
         weights: by name, the SHA-256 of the masks.
         cells: all that it needs, finished or not.
         versions: of the libraries that compute.
-        identity: what loss and sampler are by their contents (:mod:`rllc.identity`), and the
+        identity: what loss and sampler are by their contents (:mod:`rllc.storage.identity`), and
+        the
             version of the library's numbers.
     """
 
@@ -165,10 +166,10 @@ def cell_name(
 ) -> str:
     """Return the hash of all that a cell's numbers depend on.
 
-    That is :func:`rllc.identity.measurement`: the contents of checkpoint and data, the masks, the
-    loss, the sampler, the settings; and the chains.
-    Where a checkpoint lies is left out once its SHA-256 is known, so that a folder may move.
-    Versions are left out: those that computed a cell stand in its file.
+    That is :func:`rllc.storage.identity.measurement`: the contents of checkpoint and data, the
+    masks, the loss, the sampler, the settings; and the chains. Where a checkpoint lies is left out
+    once its SHA-256 is known, so that a folder may move. Versions are left out: those that computed
+    a cell stand in its file.
     """
     identity = {"step": checkpoint["step"], "sha256": checkpoint["sha256"]}
     if checkpoint["sha256"] is None:

@@ -20,12 +20,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rllc.checks import check_how
 from rllc.errors import FileError, InputError
-from rllc.faults import ABSENT, PROBLEMS, Kind, Limits, status_of
-from rllc.files import as_path, write_atomically
+from rllc.estimates.faults import ABSENT, PROBLEMS, Kind, Limits, status_of
 from rllc.plots import plot_traces, plot_trajectory
 from rllc.plots.figures import layer_of
+from rllc.sampling.checks import check_how
+from rllc.storage.files import as_path, write_atomically
 from rllc.sweep.identity import versions
 from rllc.sweep.page import (
     Link,
@@ -42,8 +42,8 @@ from rllc.sweep.page import (
 from rllc.sweep.plan import Plan
 from rllc.sweep.store import Store
 from rllc.sweep.sweep import Key, Sweep
+from rllc.sweep.trajectory import Trajectory
 from rllc.tables import number, rounded
-from rllc.trajectory import Trajectory
 
 _LISTED = 2000
 """Rows of the last section. Nobody reads more, and a phone cannot show them."""

@@ -13,24 +13,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rllc.checks import arguments, check, chosen_weights
 from rllc.data.data import Data
 from rllc.engine.layout import digest
 from rllc.errors import FileError, InputError, RllcError, first_line
-from rllc.identity import NUMERICS, of_loss, of_sampler
-from rllc.loss import LossFunction
+from rllc.losses.contract import LossFunction
 from rllc.models import hub
 from rllc.models.checkpoints import Checkpoint, CheckpointsLike, Into, check_into
 from rllc.models.checkpoints import checkpoints as checkpoints_of
 from rllc.models.loading import load
-from rllc.refinement import DataLike, WeightsLike, product
 from rllc.samplers import Sampler
-from rllc.sampling import Compute, Sampling
+from rllc.sampling.checks import arguments, check, chosen_weights
+from rllc.sampling.settings import Compute, Sampling
+from rllc.storage.identity import NUMERICS, of_loss, of_sampler
 from rllc.sweep.identity import checkpoint_digest, loss_name, versions
 from rllc.sweep.plan import Cell, Plan
 from rllc.sweep.store import Store
 from rllc.sweep.workers import Task
-from rllc.weights import Weights
+from rllc.weights.refinement import DataLike, WeightsLike, product
+from rllc.weights.selection import Weights
 
 ChoiceOfWeights = WeightsLike | Callable[[nn.Module], WeightsLike]
 

@@ -38,10 +38,11 @@ from typing import Any
 
 import numpy as np
 
-from rllc.contents import digest
-from rllc.draws import Draws
 from rllc.errors import FileError, InputError, must_be
-from rllc.files import (
+from rllc.sampling.draws import Draws
+from rllc.sampling.observe import Observable
+from rllc.storage.contents import digest
+from rllc.storage.files import (
     as_path,
     check_fields,
     is_temporary,
@@ -51,8 +52,7 @@ from rllc.files import (
     save_arrays,
     write_atomically,
 )
-from rllc.identity import if_known, short_hash
-from rllc.observe import Observable
+from rllc.storage.identity import if_known, short_hash
 from rllc.sweep import parts
 from rllc.sweep.plan import Cell, Plan
 

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from rllc.draws import Draws
 from rllc.errors import FileError, InputError, nearest
-from rllc.estimate import ARRAYS, Estimate
-from rllc.faults import Fault
-from rllc.files import reading
+from rllc.estimates.estimate import ARRAYS, Estimate
+from rllc.estimates.faults import Fault
 from rllc.limits import Limits
-from rllc.names import Names
+from rllc.sampling.draws import Draws
+from rllc.storage.files import reading
 from rllc.sweep import parts
 from rllc.sweep.plan import Cell, Plan, covering
 from rllc.sweep.store import Store
+from rllc.sweep.trajectory import Trajectory
 from rllc.tables import Table
-from rllc.trajectory import Trajectory
-from rllc.weights import head_name
+from rllc.weights.names import Names
+from rllc.weights.selection import head_name
 
 _DRAWS_AT_ONCE = 2**14
 """So many draws are summed up at once: 128 kB an array. Of a single small cell, hundreds of short

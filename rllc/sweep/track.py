@@ -12,14 +12,13 @@ from os import PathLike
 from tqdm.auto import tqdm
 
 from rllc.arguments import names_checked
-from rllc.checks import check_how
 from rllc.errors import FileError, InputError, RllcError
-from rllc.faults import Limits
-from rllc.loss import LossFunction
+from rllc.estimates.faults import Limits
+from rllc.losses.contract import LossFunction
 from rllc.models.checkpoints import CheckpointsLike, Into
-from rllc.refinement import DataLike
 from rllc.samplers import Sampler
-from rllc.sampling import Compute, Sampling
+from rllc.sampling.checks import check_how
+from rllc.sampling.settings import Compute, Sampling
 from rllc.sweep.downloads import delete_download, note_download
 from rllc.sweep.plan import Cell, Plan
 from rllc.sweep.planning import announce, make_plan, share
@@ -27,8 +26,9 @@ from rllc.sweep.pools import compute_all
 from rllc.sweep.request import ChoiceOfWeights, Request
 from rllc.sweep.store import Store
 from rllc.sweep.sweep import Sweep
+from rllc.sweep.trajectory import Trajectory
 from rllc.sweep.workers import Task
-from rllc.trajectory import Trajectory
+from rllc.weights.refinement import DataLike
 
 ALL = (1, 1)
 """The first of one share: everything."""

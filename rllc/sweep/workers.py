@@ -16,22 +16,22 @@ from typing import Any
 from torch import nn
 
 from rllc.data.data import Data
-from rllc.draws import Draws
 from rllc.errors import FileError, InputError, ObservationError, first_line
-from rllc.loss import LossFunction
+from rllc.losses.contract import LossFunction
 from rllc.models import hub
 from rllc.models.checkpoints import Checkpoint
 from rllc.models.loading import load
-from rllc.observe import Observable
-from rllc.sample import sample
 from rllc.samplers import Sampler
-from rllc.sampling import Compute, Sampling
+from rllc.sampling.draws import Draws
+from rllc.sampling.observe import Observable
+from rllc.sampling.sample import sample
+from rllc.sampling.settings import Compute, Sampling
 from rllc.sweep.downloads import note_download
 from rllc.sweep.identity import checkpoint_digest, device_kind, versions
 from rllc.sweep.plan import Cell
 from rllc.sweep.store import Store
 from rllc.sweep.travel import Generator, RowsFile, portable_data, portable_loss
-from rllc.weights import Weights
+from rllc.weights.selection import Weights
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,12 +12,12 @@ from rllc.engine.layout import center, groups, to
 from rllc.engine.modes import in_mode
 from rllc.engine.module import rows_of
 from rllc.engine.private import private_copy
-from rllc.loss import Batch, Center, LossFunction, Runs, mean_of
-from rllc.losses import next_token
-from rllc.refinement import DataLike, product
+from rllc.losses.by_name import next_token
+from rllc.losses.contract import Batch, Center, LossFunction, Runs, mean_of
 from rllc.seeds import generator
 from rllc.testing.unchanged import require, unchanged
-from rllc.weights import Weights, everything
+from rllc.weights.refinement import DataLike, product
+from rllc.weights.selection import Weights, everything
 
 _DISTANCE = 0.02
 """Standard deviation of each weight at the positions near w*."""

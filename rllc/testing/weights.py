@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rllc.engine.layout import center, groups, stack, unpack
 from rllc.testing.unchanged import require
-from rllc.weights import Weights
+from rllc.weights.selection import Weights
 
 
 def check_weights(weights: Weights, model: nn.Module) -> None:

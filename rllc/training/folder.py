@@ -26,7 +26,8 @@ from typing import Any
 import torch
 
 from rllc.errors import FileError, InputError, first_line
-from rllc.files import (
+from rllc.models.checkpoints import SUMS
+from rllc.storage.files import (
     check_fields,
     is_temporary,
     save_arrays,
@@ -36,7 +37,6 @@ from rllc.files import (
     temporary_prefix,
     write_atomically,
 )
-from rllc.models.checkpoints import SUMS
 from rllc.training.reproducible import digest, environment
 from rllc.training.run import Run
 

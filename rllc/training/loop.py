@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rllc.contents import digest as digest_of
 from rllc.data.minibatches import Minibatches
 from rllc.data.tokens import Tokens
 from rllc.engine.modes import undisturbed
 from rllc.errors import InputError, first_line, must_be
-from rllc.files import as_path
-from rllc.identity import NUMERICS
+from rllc.storage.contents import digest as digest_of
+from rllc.storage.files import as_path
+from rllc.storage.identity import NUMERICS
 from rllc.threads import chosen_for
 from rllc.training.folder import RunFolder
 from rllc.training.reproducible import digest, reproducible, seed_step

@@ -82,12 +82,12 @@ def test_a_tokenizers_output_is_one_batch(small_tokenizer: Any) -> None:
     for side in ("left", "right"):
         tokenizer.padding_side = side
         encoded = tokenizer(texts, padding=True, return_tensors="pt")
-        refinements = rllc.refinement.product(None, encoded)
+        refinements = rllc.weights.refinement.product(None, encoded)
         assert [r.data_name for r in refinements] == ["data"]
         batch = rows_of(refinements[0].data)
         assert batch["input_ids"].equal(encoded["input_ids"])
         assert batch["attention_mask"].equal(encoded["attention_mask"])
-    named = rllc.refinement.product(None, {"a": encoded, "b": tokenizer(texts)})
+    named = rllc.weights.refinement.product(None, {"a": encoded, "b": tokenizer(texts)})
     assert [r.data_name for r in named] == ["a", "b"]
     texts_alone = rows_of(rllc.as_data(texts, tokenizer=tokenizer))
     for row, expected in enumerate(ids):
@@ -205,7 +205,7 @@ def test_a_data_set_of_hugging_face() -> None:
     assert rows_of(rllc.as_data(images, column="x")).tolist() == [[1.0, 2.0], [3.0, 4.0]]
     with pytest.raises(InputError, match="has no column 'y'"):
         rllc.as_data(images, column="y")
-    splits = rllc.refinement.product(None, datasets.DatasetDict({"a": images, "b": images}))
+    splits = rllc.weights.refinement.product(None, datasets.DatasetDict({"a": images, "b": images}))
     assert [r.data_name for r in splits] == ["a", "b"]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from rllc.data import Tokens, mix
 from rllc.errors import FileError, InputError
-from rllc.files import save_arrays
+from rllc.storage.files import save_arrays
 
 ROWS = [[4, 1, 2], [4, 3, 1]]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rllc.files import sha256_of_file
 from rllc.models import AttentionOnly, AttentionOnlyConfig
+from rllc.storage.files import sha256_of_file
 
 SIZES = {"n_layers": 2, "d_model": 8, "n_heads": 3, "d_head": 4, "n_ctx": 6, "d_vocab": 11}
 GPT2 = {

@@ -14,8 +14,8 @@ import torch
 from sources import are_equal, small_gpt2, small_model, state_dict_folder, training_folder
 
 from rllc.errors import FileError, InputError
-from rllc.files import sha256_of_file
 from rllc.models import Checkpoint, checkpoints, load
+from rllc.storage.files import sha256_of_file
 
 
 def steps_of(source: object) -> list[int]:

@@ -19,7 +19,7 @@ from small_sweeps import DATA, QUICK
 from tiny import SHORT, tiny_model
 
 import rllc
-import rllc.files
+import rllc.storage.files
 from rllc.sweep.store import Store
 
 WRONG = [None, True, -1, 10**400, math.nan, "x", [], {}, [[]], [None], {"x": None}, 2.5]
@@ -89,7 +89,7 @@ USES: dict[str, Callable[[Any], object]] = {
 def test_a_wrong_field_is_an_error_of_ours(draws, module: str, monkeypatch, tmp_path) -> None:
     result = results(draws)[module]
     path = result.save(tmp_path / "result.npz")
-    arrays, header = rllc.files.load_arrays(path)
+    arrays, header = rllc.storage.files.load_arrays(path)
     refused = 0
     for change, other in changed(header):
         if change.startswith(("('kind',)", "without ('kind',)")):
@@ -118,7 +118,7 @@ def test_a_wrong_field_is_an_error_of_ours(draws, module: str, monkeypatch, tmp_
 def test_a_wrong_array_is_an_error_of_ours(draws, module: str, monkeypatch, tmp_path) -> None:
     result = results(draws)[module]
     path = result.save(tmp_path / "result.npz")
-    arrays, header = rllc.files.load_arrays(path)
+    arrays, header = rllc.storage.files.load_arrays(path)
     others = [np.array(3.0), np.zeros((0,)), np.array(["a"]), np.zeros((9, 9)), np.ones((1, 1, 1))]
     for name in arrays:
         for array in [*others, None]:
@@ -145,7 +145,7 @@ def test_a_wrong_array_is_an_error_of_ours(draws, module: str, monkeypatch, tmp_
 
 
 def test_a_wrong_field_of_a_plan_is_an_error_of_ours(unbroken_store, tmp_path) -> None:
-    from rllc.identity import short_hash
+    from rllc.storage.identity import short_hash
 
     (plan,) = (unbroken_store / "sweeps").glob("*.json")
     refused = 0
@@ -171,7 +171,7 @@ def test_a_wrong_field_of_a_cell_makes_it_damaged(unbroken_store, monkeypatch) -
     whole = sweep.trajectory()
     name = sweep.finished[10, "0:1", "b"][0].name
     path = Store(unbroken_store).path(name)
-    load_arrays = rllc.files.load_arrays
+    load_arrays = rllc.storage.files.load_arrays
     arrays, header = load_arrays(path)
     damaged = 0
     for change, other in list(changed(header))[::4]:
@@ -179,7 +179,7 @@ def test_a_wrong_field_of_a_cell_makes_it_damaged(unbroken_store, monkeypatch) -
         def load(file, kind=None, other=other):
             return (dict(arrays), other) if file == path else load_arrays(file, kind=kind)
 
-        monkeypatch.setattr("rllc.draws.load_arrays", load)
+        monkeypatch.setattr("rllc.sampling.draws.load_arrays", load)
         try:
             trajectory = sweep.trajectory()
         except Exception as error:
@@ -258,13 +258,13 @@ def test_a_wrong_field_of_a_tracker_s_file_is_an_error_of_ours(tmp_path, monkeyp
         return rllc.Tracker(DATA["a"], "0:1", sampling=SHORT, path=path)
 
     tracker()(0, tiny_model())
-    arrays, header = rllc.files.load_arrays(path)
+    arrays, header = rllc.storage.files.load_arrays(path)
     for change, other in changed(header):
 
         def load(path, kind=None, other=other):
             return dict(arrays), other
 
-        monkeypatch.setattr("rllc.trajectory.load_arrays", load)
+        monkeypatch.setattr("rllc.sweep.trajectory.load_arrays", load)
         try:
             repr(tracker())
         except rllc.RllcError:

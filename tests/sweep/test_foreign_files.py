@@ -9,7 +9,7 @@ import pytest
 
 import rllc
 from rllc.errors import nearest
-from rllc.files import save_arrays
+from rllc.storage.files import save_arrays
 from rllc.sweep.store import Store
 
 LOSS = np.zeros((1, 2, 3))
@@ -62,7 +62,7 @@ def test_other_results_say_so_too(tmp_path, kind: type) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "3", '{"kind": 1}', "\ud800"])
 def test_a_plan_of_foreign_contents_is_refused(tmp_path, text: str) -> None:
-    from rllc.identity import short_hash
+    from rllc.storage.identity import short_hash
 
     (tmp_path / "sweeps").mkdir()
     written = text.encode("utf-8", "surrogatepass")

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-import rllc.identity
+import rllc.storage.identity
 import rllc.sweep.plan
-from rllc.identity import measurement
 from rllc.models.checkpoints import Checkpoint
+from rllc.storage.identity import measurement
 from rllc.sweep.identity import checkpoint_digest
 from rllc.sweep.plan import Cell, Plan, cell_name, covering, differences
 
@@ -107,7 +107,7 @@ def test_a_name_without_one_part_of_the_measurement_would_be_found(part: str, mo
 
 def test_another_version_of_the_numbers_is_another_cell(monkeypatch) -> None:
     before = name()
-    monkeypatch.setattr(rllc.identity, "NUMERICS", rllc.identity.NUMERICS + 1)
+    monkeypatch.setattr(rllc.storage.identity, "NUMERICS", rllc.storage.identity.NUMERICS + 1)
     assert name() != before
 
 

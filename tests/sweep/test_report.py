@@ -25,12 +25,13 @@ from small_sweeps import quick, write_run
 from tiny import LAX, tiny_tokens
 
 import rllc
-from rllc.faults import PROBLEMS
+from rllc.estimates.faults import PROBLEMS
 from rllc.sweep.page_script import SCRIPT
 from rllc.sweep.plan import Cell
 from rllc.sweep.report import report, title_of
 from rllc.sweep.store import Store
 from rllc.tables import rounded
+from rllc.weights.names import Names
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -524,7 +525,7 @@ MADE_UP_STEPS = (0, *(round(10 * 1.08**k) for k in range(106)))
 def of_a_large_sweep() -> rllc.Trajectory:
     """107 checkpoints × 16 heads × 3 data sets, a third of them not ok."""
     heads = [f"{layer}:{head}" for layer in range(2) for head in range(8)]
-    names = rllc.names.Names.of((head, data) for head in heads for data in ("pile", "code", "js"))
+    names = Names.of((head, data) for head in heads for data in ("pile", "code", "js"))
     shape = (len(MADE_UP_STEPS), len(names))
     stream = np.random.default_rng(0)
     rise = np.linspace(0, 10, shape[0])[:, None]

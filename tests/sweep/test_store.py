@@ -13,13 +13,13 @@ from test_plan import PLAN
 
 import rllc
 import rllc.sweep.store
-from rllc.names import Names
 from rllc.seeds import generator
 from rllc.sweep.parts import joined
 from rllc.sweep.plan import Plan
 from rllc.sweep.store import Store
 from rllc.sweep.sweep import Sweep
 from rllc.sweep.travel import load_rows, save_model, save_rows
+from rllc.weights.names import Names
 
 PER_CHAIN = ("loss", "baseline", "diverged")
 

@@ -66,7 +66,7 @@ def test_each_cell_is_opened_once_and_many_are_summed_up_at_once(
         summed_up.append(len(draws.names))
         return of(draws, limits)
 
-    monkeypatch.setattr(rllc.files, "open", opening, raising=False)
+    monkeypatch.setattr(rllc.storage.files, "open", opening, raising=False)
     monkeypatch.setattr(rllc.Estimate, "of", of)
     sweep = rllc.Sweep.open(unbroken_store)
     assert opened == []

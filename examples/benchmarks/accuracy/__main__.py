@@ -6,7 +6,7 @@ Run it in the folder of the repository; it needs scipy and devinterp==2.0.1. It 
 folder of ``--out`` gets it as ``accuracy.md`` and ``accuracy.csv``. Then it says what of it holds.
 One row a problem, sampler and library: truth, estimate, standard error, z = (estimate −
 truth)/error, relative error, and seconds of CPU time. Batches are full, so chains have no
-minibatches in common, and errors are ``rllc.diagnostics.mcse``.
+minibatches in common, and errors are ``rllc.statistics.diagnostics.mcse``.
 
 Two kinds of truth
 ------------------

@@ -115,7 +115,7 @@ def ours(
         compute=rllc.Compute(progress=False),
     )
     seconds = time.process_time() - begin
-    return draws.llc.mean((1, 2)), rllc.diagnostics.mcse(draws.llc), seconds
+    return draws.llc.mean((1, 2)), rllc.statistics.diagnostics.mcse(draws.llc), seconds
 
 
 def law_row(
@@ -279,7 +279,7 @@ def theirs(
         ).load()
     seconds = time.process_time() - begin
     trace = n_beta * result.loss_trace.values.astype(float)
-    error = rllc.diagnostics.mcse(trace)
+    error = rllc.statistics.diagnostics.mcse(trace)
     return float(result.llc_mean), float(error), seconds
 
 

@@ -1,0 +1,1 @@
+"""Covariances of losses along the same draws: susceptibilities, influence, λ̂ of tokens."""

@@ -1,0 +1,291 @@
+"""What susceptibilities, influence and loss kernels have in common as results: axes and files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from rllc.errors import InputError, must_be
+from rllc.estimates.estimate import import_xarray
+from rllc.estimates.faults import FINAL, Fault, faults_from_json, faults_to_json, status_of
+from rllc.limits import Limits
+from rllc.sampling.draws import Draws
+from rllc.statistics.covariance import Covariance
+from rllc.storage.files import load_arrays, reading, save_arrays
+from rllc.storage.same import same
+from rllc.sweep.sweep import Sweep
+from rllc.tables import Table, label, not_ok
+from rllc.weights.names import Names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Result = TypeVar("Result", bound="Covariances")
+
+
+@dataclass(frozen=True, eq=False)
+class Covariances:
+    """Covariances along the chains of each refinement; a kind of result fills it.
+
+    Args:
+        value: ``[refinement, *axes]``, in squared nats.
+        standard_error: same shape.
+        dof: same shape: degrees of freedom of the error.
+        within: same shape: the value by deviations from each chain's own means, which offsets
+            between chains do not enter.
+        agreement: same shape: the p-value that chains which agree lie as far apart.
+        faults: ``[refinement]``: what is wrong with its chains.
+        names: the (weights, data) of each refinement.
+        settings: of sampler and sampling.
+        kind: what the values are, such as ``"susceptibility"``.
+        axes: names of the further axes.
+    """
+
+    value: np.ndarray
+    standard_error: np.ndarray
+    dof: np.ndarray
+    within: np.ndarray
+    agreement: np.ndarray
+    faults: tuple[tuple[Fault, ...], ...]
+    names: Names
+    settings: Mapping[str, Any]
+    kind: str
+    axes: tuple[str, ...]
+
+    @property
+    def with_errors(self) -> Covariance:
+        """The values of all refinements, with errors."""
+        return Covariance(*(getattr(self, name) for name in Covariance._fields))
+
+    @property
+    def status(self) -> tuple[str, ...]:
+        """``[refinement]``: ``"ok"``, or what is wrong with its chains."""
+        return tuple(status_of(wrong) for wrong in self.faults)
+
+    def marks(self, limits: Limits | None = None) -> np.ndarray:
+        """What is wrong with single values, ``[refinement, *axes]``, as texts.
+
+        ``"ok"``; ``"chains disagree"`` where they sit apart and move the value by more than half
+        its error; ``"no chains"`` where a chain diverged or a cell is missing; ``"nothing
+        predicted"`` where the loss has no value; ``"constant"`` where nothing moved.
+
+        Args:
+            limits: ``false_alarm`` is used; ``None`` is ``Limits()``.
+        """
+        limits = limits or Limits()
+        marks = np.full(self.value.shape, "ok", dtype=object)
+        marks[self.with_errors.disagrees(limits.false_alarm)] = "chains disagree"
+        marks[(self.value == 0) & (self.standard_error == 0)] = "constant"
+        marks[np.isnan(self.value)] = "nothing predicted"
+        for i, wrong in enumerate(self.faults):
+            if any(fault.kind in FINAL for fault in wrong):
+                marks[i] = "no chains"
+        return marks
+
+    def __getitem__(self, weights: str | tuple[str, str]) -> Covariance:
+        """The values of one refinement, ``[*axes]``.
+
+        Raises:
+            InputError: there is no such refinement.
+        """
+        key = (weights,) if isinstance(weights, str) else weights
+        return self.with_errors.take(self.names.index(*key, of=self.kind))
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and same(self, other)
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row a value: ``weights, data``, the axes, the value by its kind, its error.
+
+        ``dof, within, agreement`` and ``status`` follow.
+        """
+        import pandas as pd
+
+        places = np.indices(self.value.shape).reshape(self.value.ndim, -1)
+        columns: dict[str, Any] = {
+            "weights": np.array(self.names.weights, dtype=object)[places[0]],
+            "data": np.array(self.names.data, dtype=object)[places[0]],
+        }
+        columns |= zip(self.axes, places[1:], strict=True)
+        columns[self.kind] = self.value.ravel()
+        for name in Covariance._fields[1:]:
+            columns[name] = getattr(self, name).ravel()
+        columns["status"] = self.marks().ravel()
+        return pd.DataFrame(columns)
+
+    def to_xarray(self) -> Any:
+        """Return an ``xarray.Dataset`` with the dimension ``refinement`` and the axes.
+
+        Raises:
+            InputError: xarray is not installed.
+        """
+        xarray = import_xarray(f"{type(self).__name__}.to_xarray")
+        dims = ("refinement", *self.axes)
+        arrays = {self.kind: (dims, self.value)}
+        for name in Covariance._fields[1:]:
+            arrays[name] = (dims, getattr(self, name))
+        labels = [label(self.names, i) for i in range(len(self.names))]
+        return xarray.Dataset(arrays, coords={"refinement": labels})
+
+    def __repr__(self) -> str:
+        return str(self._table)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
+
+    @property
+    def _table(self) -> Table:
+        rows = [("weights", "lowest", "highest", "median se", "marked", "status")]
+        for i, marks in enumerate(self.marks()):
+            numbers = (
+                _shown(self.value[i], np.min, ".3g"),
+                _shown(self.value[i], np.max, ".3g"),
+                _shown(self.standard_error[i], np.median, ".2g"),
+                str((marks == "chains disagree").sum()),
+            )
+            rows.append((label(self.names, i), *numbers, self.status[i]))
+        of = " × ".join(map(str, self.value.shape[1:]))
+        axes = " × ".join(self.axes)
+        title = f"{type(self).__name__}: {self.kind}, {of} ({axes})"
+        return Table(title, rows, left=(0, 5), wrong=not_ok(self.status, column=5))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one atomic, checksummed file (``.npz``)."""
+        arrays: dict[str, np.ndarray] = {}
+        header: dict[str, Any] = {"kind": f"rllc.{type(self).__name__}"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                arrays[field.name] = value
+            elif isinstance(value, Covariance):
+                arrays |= {f"{field.name}.{name}": x for name, x in value._asdict().items()}
+            elif field.name not in ("faults", "names", "settings", "kind"):
+                header[field.name] = value
+        header |= {
+            "of": self.kind,
+            "weights": self.names.weights,
+            "names of data": self.names.data,
+            "faults": [faults_to_json(wrong) for wrong in self.faults],
+            "settings": dict(self.settings),
+        }
+        return save_arrays(path, arrays, header)
+
+    @classmethod
+    def load(cls: type[Result], path: str | os.PathLike[str]) -> Result:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileError: there is no such file, it is damaged, or it holds something else.
+        """
+        arrays, header = load_arrays(path, kind=f"rllc.{cls.__name__}")
+        with reading(path):
+            given: dict[str, Any] = {
+                "faults": tuple(faults_from_json(wrong) for wrong in header["faults"]),
+                "names": Names(tuple(header["weights"]), tuple(header["names of data"])),
+                "settings": header["settings"],
+                "kind": header["of"],
+            }
+            for field in fields(cls):
+                parts = [f"{field.name}.{name}" for name in Covariance._fields]
+                if field.name in given:
+                    continue
+                if field.name in arrays:
+                    given[field.name] = arrays[field.name]
+                elif parts[0] in arrays:
+                    given[field.name] = Covariance(*(arrays[part] for part in parts))
+                else:
+                    given[field.name] = tuple(header[field.name])
+            return cls(**given)
+
+
+def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, Result]:
+    """Make a result of what was observed at each checkpoint of a sweep.
+
+    >>> observe = {"probes": rllc.losses_on(probes)}                               # doctest: +SKIP
+    >>> rllc.track(run, data, rllc.heads, store=rllc.Store("sweep", observe=observe))
+    ...                                                                            # doctest: +SKIP
+    >>> chi = each_checkpoint(rllc.Sweep.open("sweep"), rllc.Susceptibilities.of)  # doctest: +SKIP
+
+    Cells that are finished are not computed again: the same call of :func:`rllc.track` goes on.
+    Where a cell is missing or has failed, values are NaN and the fault says so. Draws are read
+    one refinement at a time.
+
+    Args:
+        sweep: of a store that observed what ``make`` needs.
+        make: from the draws of one refinement, such as ``Susceptibilities.of`` or
+            ``lambda draws: LossKernel.of(draws, by="token")``.
+
+    Returns:
+        By step, the result of all refinements of the sweep.
+
+    Raises:
+        InputError: an argument is something else, no cell is finished, or cells did not observe
+            what ``make`` needs.
+        FileError: a file of the store is damaged.
+    """
+    right = isinstance(sweep, Sweep)
+    must_be("each_checkpoint", "sweep", sweep, right, "what rllc.Sweep.open gave")
+    must_be("each_checkpoint", "make", make, callable(make), "a function of draws")
+    made: dict[tuple[int, str, str], Result] = {}
+    for step, weights, data in sweep.finished:
+        made[step, weights, data] = make(sweep.draws(step, weights, data))
+    if not made:
+        raise InputError(
+            "each_checkpoint: no cell of this sweep is finished; call rllc.track again."
+        )
+    like = next(iter(made.values()))
+    results = {}
+    for step in sweep.steps:
+        parts = []
+        for weights, data in sweep.names:
+            key = (step, weights, data)
+            fault = Fault("failed", {}, sweep.failed[key]) if key in sweep.failed else None
+            absent = _absent(like, Names((weights,), (data,)), fault or Fault("missing"))
+            parts.append(made.get(key, absent))
+        results[step] = joined(parts)
+    return results
+
+
+def joined(parts: Sequence[Result]) -> Result:
+    """Return results of different refinements as one, along the refinement axis."""
+    together: dict[str, Any] = {}
+    for field in fields(parts[0]):
+        values = [getattr(part, field.name) for part in parts]
+        if isinstance(values[0], np.ndarray):
+            together[field.name] = np.concatenate(values)
+        elif isinstance(values[0], Covariance):
+            numbers = [np.concatenate(arrays) for arrays in zip(*values, strict=True)]
+            together[field.name] = Covariance(*numbers)
+    faults: list[tuple[Fault, ...]] = []
+    pairs: list[tuple[str, str]] = []
+    for part in parts:
+        faults += part.faults
+        pairs += part.names
+    return replace(parts[0], faults=tuple(faults), names=Names.of(pairs), **together)
+
+
+def _absent(like: Result, names: Names, fault: Fault) -> Result:
+    """NaN in the shape of one refinement's result."""
+    nothing: dict[str, Any] = {}
+    for field in fields(like):
+        value = getattr(like, field.name)
+        if isinstance(value, np.ndarray):
+            nothing[field.name] = np.full(value.shape, np.nan)
+        elif isinstance(value, Covariance):
+            numbers = [np.full(array.shape, np.nan) for array in value]
+            nothing[field.name] = Covariance(*numbers)
+    return replace(like, faults=((fault,),), names=names, **nothing)
+
+
+def _shown(values: np.ndarray, summary: Callable[[np.ndarray], Any], digits: str) -> str:
+    """A summary of the finite values, or a dash."""
+    finite = values[np.isfinite(values)]
+    return f"{summary(finite):{digits}}" if finite.size else "–"

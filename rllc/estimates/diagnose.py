@@ -1,0 +1,281 @@
+"""What draws say of themselves: diagnostics by name, and the parts of the error of λ̂.
+
+The functions of :mod:`rllc.statistics.diagnostics` know arrays only. Here they are applied to
+:class:`rllc.Draws`, beside what the sampler's probes saw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from rllc.sampling.draws import Draws
+from rllc.sampling.settings import probed
+from rllc.statistics import diagnostics
+from rllc.statistics.agreement import disagreement, drift, heavy_tails
+from rllc.statistics.biases import control_mean, corrected, ratio
+from rllc.statistics.uncertainty import Mean
+
+DIAGNOSTICS: Mapping[str, str] = {
+    "missing_at_start": "share of λ̂ that flat directions lack because chains start at w*",
+    "relaxation_times": "relaxation times of the slowest direction in a chain",
+    "relaxation": "autocorrelation time of λ̂'s draws, in draws: chains × draws / ess",
+    "drift": "second half minus first, in standard errors; above 0 the trace still rises",
+    "drift_p": "probability of such a drift in chains that have settled",
+    "disagreement_p": "probability of levels as different in chains that agree",
+    "spread": "what chains differ by beyond that, as a share of λ̂",
+    "heavy_tails": "share of all squared steps of λ̂'s draws that the largest 2 % hold",
+    "rounding": "what the rounding of float32 alone may give for λ̂",
+    "spikes": "number of draws far outside the distribution of the others",
+    "acceptance": "mean probability that MALA would accept sgld's steps",
+    "discretisation": "share of λ̂ that the step size adds",
+    "corrected": "λ̂ minus what the step size and the minibatches' heat add",
+    "corrected_se": "standard error of that",
+    "max_curvature": "largest curvature h of the loss at w* on one minibatch",
+    "stability": "4/(ε(nβh + γ)) for the largest h; below 1 that direction blows up",
+    "control": "λ̂ of the prior alone: nβ·E[ℓ(v) − ℓ(w*)] over v from N(w*, I/γ)",
+    "control_ratio": "λ̂ over its control; 1 where the loss does nothing",
+    "control_ratio_se": "standard error of that ratio",
+    "pairing": "share of λ̂ that comes from minibatches of one epoch excluding each other",
+    "from_variance": "a second reading of λ, from the variance of the draws",
+    "from_variance_se": "standard error of that reading",
+    "minibatch_variance": "variance of the draws that comes from the choice of the minibatch",
+    "prior_shrinkage": "1 − from_variance/λ̂: the share that the prior takes from λ̂, roughly",
+}
+"""What ``Estimate.diagnostics`` holds, each ``[refinement]``.
+
+Acceptance, discretisation, curvature and stability need ``Sampling(num_probes=…)`` above 0. An
+acceptance near 0 says that steps are too large, one of 1 that they may be too small. The reading
+from the variance is :func:`rllc.statistics.diagnostics.variance_reading`.
+"""
+
+Part = Literal["step", "prior", "noise", "start"]
+
+PARTS: tuple[Part, ...] = ("step", "prior", "noise", "start")
+"""The parts of the error of λ̂, in the order of :func:`parts_of_error`."""
+
+
+def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict[str, np.ndarray]:
+    """Return the diagnostics of refinements that have the same number of draws.
+
+    Args:
+        draws: of these and other refinements.
+        rows: which refinements.
+        num_draws: how many draws each has.
+        mean: λ̂ of these refinements, with its error.
+
+    Returns:
+        By name, each ``[row]``; what cannot be known from these draws is left out.
+    """
+    kept = slice(0, num_draws)
+    llc = draws.llc[rows, :, kept]
+    shared = share_minibatches(draws, rows, num_draws)
+    relaxation = draws.settings.get("relaxation")
+    numbers = {
+        "spikes": diagnostics.spikes(llc),
+        "rounding": _rounding(draws, rows, kept),
+        "heavy_tails": heavy_tails(llc),
+        "relaxation": llc.shape[1] * num_draws / diagnostics.ess(llc, method="mean"),
+    }
+    # Where no law tells what chains forget, their own autocorrelation has to.
+    memory = _memory(numbers["relaxation"]) if relaxation is None else relaxation
+    numbers |= _of_start(draws.settings, num_draws, len(rows))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        numbers |= _of_levels(llc, relaxation, memory, shared)
+        numbers |= _of_variance(draws, rows, kept, mean.value)
+        numbers |= _of_steps(draws, rows, num_draws, mean, numbers)
+        numbers |= _of_prior(draws, rows, mean)
+        numbers |= _of_pairing(draws, rows, num_draws, mean.value)
+    return numbers | _of_curvature(draws, rows)
+
+
+def _rounding(draws: Draws, rows: np.ndarray, kept: slice) -> np.ndarray:
+    """nβ times the last bits of the losses, of which λ̂ is a difference."""
+    losses = np.abs(draws.baseline[rows, :, kept]).mean((1, 2))
+    return 4 * draws.settings["n_beta"] * losses * 2.0**-24
+
+
+def _memory(autocorrelation_time: np.ndarray) -> float:
+    time = np.nanmedian(autocorrelation_time) if np.isfinite(autocorrelation_time).any() else 1.0
+    return float(np.clip((time - 1) / (time + 1), 0, 0.99))
+
+
+def _of_start(settings: Mapping[str, Any], num_draws: int, count: int) -> dict[str, np.ndarray]:
+    """What is known of the start before a chain runs."""
+    relaxation = settings.get("relaxation")
+    if relaxation is None:
+        return {}
+    steps = settings["num_steps_bw_draws"]
+    burnin = settings["num_burnin_steps"] / steps
+    times = math.inf
+    missing = 0.0
+    if relaxation > 0:
+        times = -math.log(relaxation) * (burnin + num_draws)
+        total = relaxation * (1 - relaxation**num_draws) / (1 - relaxation)
+        missing = relaxation**burnin * total / num_draws
+    numbers = {"relaxation_times": np.full(count, times)}
+    if settings["start"] == "center":
+        numbers["missing_at_start"] = np.full(count, missing)
+    return numbers
+
+
+def _of_levels(
+    llc: np.ndarray, relaxation: float | None, memory: float, shared: bool
+) -> dict[str, np.ndarray]:
+    """Whether chains have settled, and on one level."""
+    change = drift(llc, relaxation, shared=shared)
+    levels = disagreement(llc, memory)
+    return {
+        "drift": change.value / change.standard_error,
+        "drift_p": change.p_value(),
+        "disagreement_p": levels.p_value,
+        "spread": levels.spread,
+    }
+
+
+def _of_prior(draws: Draws, rows: np.ndarray, mean: Mean) -> dict[str, np.ndarray]:
+    """λ̂ beside that of the prior alone."""
+    rise = draws.observed.get("loss_under_prior")
+    if rise is None:
+        return {}
+    n_beta = draws.settings["n_beta"]
+    control = control_mean(n_beta * rise[rows])
+    against_control = ratio(mean, control)
+    return {
+        "control": control.value,
+        "control_ratio": against_control.value,
+        "control_ratio_se": against_control.standard_error,
+    }
+
+
+def _of_pairing(
+    draws: Draws, rows: np.ndarray, num_draws: int, value: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What the pairing of minibatches adds; with a control variate it has been subtracted."""
+    if "pairing" not in draws.observed:
+        return {}
+    return {"pairing": draws.observed["pairing"][rows] / value}
+
+
+def share_minibatches(draws: Draws, rows: np.ndarray, num_draws: int) -> bool:
+    """Whether chains may have noise in common, which they have not on full batches."""
+    noise = draws.observed.get("minibatch_variance")
+    return noise is None or bool(noise[rows, :, :num_draws].any())
+
+
+def parts_of_error(
+    value: np.ndarray,
+    standard_error: np.ndarray,
+    numbers: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """Return what is known of the relative error of λ̂, part by part, as logarithms.
+
+    - ``"step"``: what a finite step size adds, −log(1 − s) + log(1 + s·N/2λ̂), s being the
+      diagnostic ``discretisation``. The second term is the minibatch noise that heats the chain by
+      (ε/4)(nβ)²C. As for a log loss near its minimum, its covariance C is taken to be the Hessian
+      by the minibatch size, C = h·N/(2nβλ̂), N being the variance of nβ(ℓ_B − ℓ*_B) that comes from
+      the choice of the minibatch B.
+    - ``"prior"``: −log of the average share nβh/(nβh + γ) by which directions count, weighted by
+      it: variance/λ̂ of the draws, without what the step size has widened. No smaller share is
+      believed than its standard error, and no larger one than that of the sharpest direction, whose
+      curvature is measured: where noise drowns the draws, that is all that is known.
+    - ``"noise"``: standard error/λ̂.
+    - ``"start"``: what chains that start at w* lack on average, (τ − 1)/2N of N draws of
+      autocorrelation time τ, times ((τ − 1)/(τ + 1))^B after a burn-in of B draws (exact for a
+      single curvature).
+
+    Small parts are relative errors; 2.3 is a factor of ten. What is not known counts as 0.
+
+    Args:
+        value: λ̂ ``[refinement]``.
+        standard_error: ``[refinement]``.
+        numbers: the diagnostics, by name.
+        settings: of sampler and sampling.
+
+    Returns:
+        Each of :data:`PARTS`, ``[refinement]``; NaN where λ̂ is not positive.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        step = _step_part(value, numbers)
+        counted = np.maximum(numbers["from_variance"], numbers["from_variance_se"]) / value
+        counted = np.nan_to_num(counted * np.exp(-step), nan=1.0)
+        counted = np.clip(counted, 1e-4, _share_of_sharpest(numbers["max_curvature"], settings))
+        lacking = _lacking_at_start(numbers["relaxation"], settings) * np.isfinite(value)
+        judged = np.where(value > 0, 0.0, np.nan)
+        return {
+            "step": judged + step,
+            "prior": judged - np.log(counted),
+            "noise": judged + standard_error / value,
+            "start": judged - np.log1p(-lacking),
+        }
+
+
+def _share_of_sharpest(curvature: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    """nβh/(nβh + γ) of the largest curvature, 1 where none is known."""
+    drift = settings["n_beta"] * curvature
+    share = drift / (drift + settings["localization"])
+    return np.where(curvature > 0, share, 1.0).clip(min=1e-4)
+
+
+def _step_part(value: np.ndarray, numbers: Mapping[str, np.ndarray]) -> np.ndarray:
+    added = np.clip(np.nan_to_num(numbers["discretisation"]), 0, 0.99)
+    heat = np.nan_to_num(numbers["minibatch_variance"] / (2 * value)).clip(min=0)
+    return np.log1p(added * heat) - np.log1p(-added)
+
+
+def _lacking_at_start(relaxation: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    """Share of λ̂ that draws lack because chains start at w*."""
+    time = relaxation.clip(min=1)
+    decay = (time - 1) / (time + 1)
+    burnin = settings["num_burnin_steps"] / settings["num_steps_bw_draws"]
+    lacking = decay / (1 - decay) / settings["num_draws"] * decay**burnin
+    return lacking.clip(0, 0.99) * (settings["start"] == "center")
+
+
+def _of_variance(
+    draws: Draws, rows: np.ndarray, kept: slice, value: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What the spread of the draws tells, where the minibatches' part of it is known."""
+    loss_noise = draws.observed.get("minibatch_variance")
+    if loss_noise is None:
+        return {}
+    n_beta = draws.settings["n_beta"]
+    noise = n_beta**2 * loss_noise[rows, :, kept]
+    # Without the control variate, whose subtraction changes the variance.
+    plain = n_beta * (draws.loss - draws.baseline)[rows, :, kept]
+    reading, error = diagnostics.variance_reading(plain, noise)
+    return {
+        "from_variance": reading,
+        "from_variance_se": error,
+        "prior_shrinkage": 1 - reading / value,
+        "minibatch_variance": noise.mean((1, 2)),
+    }
+
+
+def _of_steps(
+    draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean, numbers: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What a second look at some steps tells of their size."""
+    settings = draws.settings
+    looked_at = probed(settings["num_probes"], settings["num_draws"], settings["target_se"])
+    count = sum(draw < num_draws for draw in looked_at)
+    told: dict[str, np.ndarray] = {}
+    if "acceptance" in draws.observed:
+        told["acceptance"] = draws.observed["acceptance"][rows, :, :count].mean((1, 2))
+    if "discretisation" in draws.observed and count:
+        added = draws.observed["discretisation"][rows, :, :count]
+        told["discretisation"] = added.mean((1, 2)) / mean.value
+        # A minibatch's noise widens a chain; see the part "step" of parts_of_error.
+        heat = np.nan_to_num(numbers.get("minibatch_variance", np.zeros(len(rows))))
+        without = corrected(mean, added, told["discretisation"] * heat / 2)
+        told |= {"corrected": without.value, "corrected_se": without.standard_error}
+    return told
+
+
+def _of_curvature(draws: Draws, rows: np.ndarray) -> dict[str, np.ndarray]:
+    names = [name for name in ("max_curvature", "stability") if name in draws.observed]
+    return {name: draws.observed[name][rows] for name in names}

@@ -1,0 +1,1 @@
+"""Errors and diagnostics of chains, as functions of arrays ``[..., chain, draw]``."""

@@ -1,0 +1,200 @@
+"""Covariances over the draws of chains, with standard errors.
+
+Susceptibilities, influence functions, loss kernels and elasticities are all covariances of two
+quantities along the same chains. Here are the arrays; what they mean is said elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rllc.errors import InputError
+from rllc.statistics.agreement import disagreement
+from rllc.statistics.uncertainty import Mean, mean_of_draws
+
+
+class Covariance(NamedTuple):
+    """A covariance with its error, and what it is without offsets between chains, each ``[...]``.
+
+    >>> x = np.random.default_rng(0).standard_normal((4, 100))
+    >>> bool(covariance(x, x, relaxation=0.0).agreement > 0.001)
+    True
+
+    A chain that sits apart in both quantities adds to their covariance what is no answer of the
+    weights. ``within`` is blind to it, and ``agreement`` says how probable it is.
+    """
+
+    value: np.ndarray
+    """Deviations are from the means over all chains."""
+    standard_error: np.ndarray
+    dof: np.ndarray
+    """Degrees of freedom of the error."""
+    within: np.ndarray
+    """The same with deviations from each chain's own means."""
+    agreement: np.ndarray
+    """Probability that chains which agree lie this far apart; NaN with one chain."""
+
+    @property
+    def mean(self) -> Mean:
+        """Value, standard error and degrees of freedom."""
+        return Mean(self.value, self.standard_error, self.dof)
+
+    def interval(self, level: float = 0.95, simultaneous: bool = False) -> np.ndarray:
+        """Return intervals ``[..., 2]``; see :meth:`rllc.statistics.uncertainty.Mean.interval`."""
+        return self.mean.interval(level, simultaneous)
+
+    def disagrees(self, false_alarm: float) -> np.ndarray:
+        """Whether chains sit apart and move the value by more than half its error, ``[...]``.
+
+        Args:
+            false_alarm: the p-value below which chains count as apart.
+        """
+        moved = np.abs(self.value - self.within) > self.standard_error / 2
+        return (self.agreement < false_alarm) & moved
+
+    def take(self, index: int) -> Covariance:
+        """Return one place of the first axis."""
+        return Covariance(*(numbers[index] for numbers in self))
+
+
+def stacked(parts: Sequence[Covariance]) -> Covariance:
+    """Return covariances along a new first axis."""
+    return Covariance(*(np.stack(numbers) for numbers in zip(*parts, strict=True)))
+
+
+def covariance(
+    x: ArrayLike, y: ArrayLike, relaxation: float | None, *, shared: bool = True
+) -> Covariance:
+    """Covariance of two quantities over chains and draws, with its standard error.
+
+    >>> x = np.random.default_rng(0).standard_normal((4, 500))
+    >>> float(covariance(x, 2 * x, relaxation=0.0).value.round(1))
+    2.0
+
+    It is the mean over all draws t of all chains of z_t = (x_t − x̄)(y_t − ȳ)(1 + 1/n). The means
+    x̄, ȳ are over all chains: a chain's own mean would take part of the covariance with it, 9 % at
+    4 × 200 draws. n is the number of independent draws that x is worth: what the common means take,
+    Cov(x̄, ȳ), is about a share 1/n. The error is that of the mean of z_t, so it knows of the
+    autocorrelation and of what chains share.
+
+    Args:
+        x: ``[..., chain, draw]``.
+        y: ``[..., chain, draw]``; leading axes broadcast with those of ``x``.
+        relaxation: as in :func:`rllc.statistics.uncertainty.mean_of_draws`.
+        shared: as there.
+
+    Returns:
+        :class:`Covariance` ``[...]``; NaN where a draw is not finite.
+
+    Raises:
+        InputError: ``x`` and ``y`` are of other chains or draws.
+    """
+    n = independent_draws(x, relaxation, shared=shared)
+    mean = mean_of_draws(deviations_product(x, y, n), relaxation, shared=shared)
+    return Covariance(*mean, within_chains(x, y, relaxation), agreement(x, y, relaxation))
+
+
+def deviations_product(x: ArrayLike, y: ArrayLike, n: ArrayLike) -> np.ndarray:
+    """Return the z_t of :func:`covariance`, ``[..., chain, draw]``; their mean is the covariance.
+
+    >>> deviations_product(np.zeros((2, 8)), np.ones((2, 8)), n=4.0).shape
+    (2, 8)
+
+    Args:
+        x: ``[..., chain, draw]``.
+        y: ``[..., chain, draw]``.
+        n: of :func:`independent_draws`, ``[...]``; one for all where a matrix of covariances shall
+            be symmetric.
+
+    Raises:
+        InputError: ``x`` and ``y`` are of other chains or draws.
+    """
+    x = np.asarray(x, dtype=np.float64)
+    y = np.asarray(y, dtype=np.float64)
+    if x.shape[-2:] != y.shape[-2:]:
+        raise InputError(
+            f"covariance: expected two arrays [..., chain, draw] of the same chains and draws; "
+            f"got {list(x.shape)} and {list(y.shape)}."
+        )
+    with np.errstate(invalid="ignore"):
+        x_deviation = x - x.mean(axis=(-2, -1), keepdims=True)
+        y_deviation = y - y.mean(axis=(-2, -1), keepdims=True)
+        products = x_deviation * y_deviation
+    return products * (1 + 1 / np.asarray(n))[..., None, None]
+
+
+def independent_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = True) -> np.ndarray:
+    """Return as how many independent draws the mean of x is known, ``[...]``: Var(x)/SE(x̄)².
+
+    >>> x = np.random.default_rng(0).standard_normal((4, 500))
+    >>> bool(1200 < independent_draws(x, relaxation=0.0) < 3000)
+    True
+
+    At least 1; the number of draws where x never changes.
+    """
+    x = np.asarray(x, dtype=np.float64)
+    squared_error = mean_of_draws(x, relaxation, shared=shared).standard_error ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        count = x.var(axis=(-2, -1)) / squared_error
+    total = float(x.shape[-2] * x.shape[-1])
+    return np.where(np.isfinite(count), np.maximum(count, 1.0), total)
+
+
+def within_chains(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarray:
+    """Return the covariance by deviations from each chain's own means, ``[...]``.
+
+    What the chains' own means take is given back by 1 + 1/n, n being the independent draws of one
+    chain. It has more noise than the covariance about common means.
+
+    >>> offsets = np.array([[-5.0], [-5.0], [5.0], [5.0]])
+    >>> noise = np.random.default_rng(0).standard_normal((2, 4, 500))
+    >>> bool(abs(within_chains(noise[0] + offsets, noise[1] + offsets, 0.0)) < 0.2)
+    True
+    """
+    first = _centred_by_chain(x)
+    second = _centred_by_chain(y)
+    with np.errstate(invalid="ignore"):
+        products = (first * second).mean(axis=(-2, -1))
+    n = independent_draws(first, relaxation, shared=False) / first.shape[-2]
+    return products * (1 + 1 / np.maximum(n, 1.0))
+
+
+def agreement(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarray:
+    """Return the p-value that chains which agree lie as far apart as these, ``[...]``.
+
+    A covariance is a quarter of the variance of the sum of both quantities, scaled to variance 1,
+    less that of their difference. Chains are compared in the sum and in the difference by
+    :func:`rllc.statistics.agreement.disagreement`, and the smaller p-value counts, doubled. With
+    the other sign of y both change places, so the sign of a covariance does not matter.
+
+    >>> x = np.random.default_rng(0).standard_normal((2, 4, 100))
+    >>> bool(agreement(x[0], x[1], 0.0) == agreement(x[0], -x[1], 0.0))
+    True
+    """
+    first = _scaled(x)
+    second = _scaled(y)
+    if relaxation is None:
+        return np.full(np.broadcast_shapes(first.shape, second.shape)[:-2], np.nan)
+    of_sum = disagreement(first + second, relaxation).p_value
+    of_difference = disagreement(first - second, relaxation).p_value
+    return np.minimum(2 * np.minimum(of_sum, of_difference), 1.0)
+
+
+def _centred_by_chain(x: ArrayLike) -> np.ndarray:
+    """Deviations from each chain's own mean."""
+    values = np.asarray(x, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return values - values.mean(axis=-1, keepdims=True)
+
+
+def _scaled(values: ArrayLike) -> np.ndarray:
+    """Mean 0 and variance 1; 0 where nothing changes."""
+    x = np.asarray(values, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centred = x - x.mean(axis=(-2, -1), keepdims=True)
+        deviation = x.std(axis=(-2, -1), keepdims=True)
+        return np.where(deviation == 0, 0.0, centred / deviation)

@@ -1,0 +1,1 @@
+"""What is refined: which weights, which data, and the names of the pairs."""

@@ -1,0 +1,206 @@
+"""What a result is about: the (weights, data) pairs along its refinement axis."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from rllc.errors import InputError, nearest
+from rllc.weights.selection import head_name
+
+_HEADS = re.compile(r"[lL]([\d*?]+)[hH]([\d*?]+)$")
+
+LONGEST_NAME = 500
+"""Characters. A circuit of sixty heads has such a name; files, tables and pages can show it."""
+
+
+def check_name(name: object, what: str) -> None:
+    """Refuse a name that files, tables or terminals cannot hold: the one rule for all names.
+
+    >>> check_name("induction circuit", "weights")
+
+    Args:
+        name: of weights, data or an observable.
+        what: what it names, for the error.
+
+    Raises:
+        InputError: it is not a text of 1 to 500 printable characters, begins or ends with a space,
+            or ends in ``.npy``, which NumPy adds to names in its files.
+    """
+    if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME:
+        usual = name.isprintable() and name == name.strip()
+        if usual and not name.endswith(".npy"):
+            return
+    shown = ascii(name) if isinstance(name, str) else type(name).__name__
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}… ({len(shown)} characters)"
+    raise InputError(
+        f"{what}: a name must be a text of 1 to {LONGEST_NAME} printable characters without spaces "
+        f"around it, and not end in '.npy'; got {shown}. Rename it."
+    )
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a result's refinements, in the order of its refinement axis.
+
+    >>> names = Names(("0:1", "1:6"), ("code", "code"))
+    >>> names.index("1:6", "code")
+    1
+    >>> list(names)
+    [('0:1', 'code'), ('1:6', 'code')]
+
+    Args:
+        weights: ``[refinement]``: the name of each refinement's weights.
+        data: ``[refinement]``: the name of each refinement's data.
+    """
+
+    weights: tuple[str, ...]
+    data: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        texts = all(isinstance(name, str) for name in (*self.weights, *self.data))
+        if not texts or len(self.weights) != len(self.data):
+            raise InputError(
+                f"Names: expected as many texts in `weights` as in `data`, got "
+                f"{len(self.weights)} and {len(self.data)}."
+            )
+
+    @classmethod
+    def of(cls, pairs: Iterable[Sequence[str]]) -> Names:
+        """Make names of (weights, data) pairs."""
+        listed = [tuple(pair) for pair in pairs]
+        return cls(tuple(pair[0] for pair in listed), tuple(pair[1] for pair in listed))
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(zip(self.weights, self.data, strict=True))
+
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The data sets, each once, in order."""
+        return tuple(dict.fromkeys(self.data))
+
+    @property
+    def selections(self) -> tuple[str, ...]:
+        """The choices of weights, each once, in order."""
+        return tuple(dict.fromkeys(self.weights))
+
+    def index(self, weights: str, data: str | None = None, *, of: str = "estimate") -> int:
+        """Return the row of a refinement.
+
+        Args:
+            weights: a name; a head in any spelling (``"1:6"``, ``"L1H6"``).
+            data: a name; ``None`` where these weights have one data set only.
+            of: what the error message calls the result.
+
+        Raises:
+            InputError: there is no such refinement, or ``data`` is needed to tell which.
+        """
+        rows = self._rows_of(weights)
+        if not rows:
+            raise InputError(
+                f"{of}[{weights!r}]: no such weights; {nearest(weights, self.selections)}"
+            )
+        data_sets = [self.data[row] for row in rows]
+        if data is None and len(rows) > 1:
+            raise InputError(
+                f"{of}[{weights!r}]: on which data? It has {data_sets}; "
+                f"type {of}[{weights!r}, {data_sets[0]!r}]."
+            )
+        if data is None:
+            return rows[0]
+        if data not in data_sets:
+            raise InputError(
+                f"{of}[{weights!r}, {data!r}]: no such data; {nearest(data, data_sets)}"
+            )
+        return rows[data_sets.index(data)]
+
+    def select(self, weights: str | None = None, data: str | None = None) -> np.ndarray:
+        """Return the rows with these weights and this data; ``None`` is any."""
+        rows = range(len(self)) if weights is None else self._rows_of(weights)
+        return np.array([row for row in rows if data in (None, self.data[row])], dtype=int)
+
+    def matching(
+        self,
+        weights: str | Sequence[str] | None = None,
+        data: str | Sequence[str] | None = None,
+        layer: int | None = None,
+    ) -> list[int]:
+        """Return the rows whose names fit.
+
+        Args:
+            weights: a name, a pattern such as ``"1:*"`` or ``"L1H*"``, or a list of these;
+                ``None`` is any.
+            data: alike.
+            layer: heads of this layer only.
+
+        Raises:
+            InputError: nothing has such a name, or no head is of this layer.
+        """
+        fitting_weights = self.selections
+        if weights is not None:
+            listed = [weights] if isinstance(weights, str) else list(weights)
+            spelt = [_spelt(name) for name in listed]
+            fitting_weights = _fitting("weights", spelt, self.selections)
+        fitting_data = self.data_sets
+        if data is not None:
+            listed = [data] if isinstance(data, str) else list(data)
+            fitting_data = _fitting("data", listed, self.data_sets)
+        if layer is not None:
+            heads = [name for name in self.selections if head_name(name)]
+            layers = sorted({int(name.partition(":")[0]) for name in heads})
+            if layer not in layers:
+                raise InputError(f"select(layer={layer!r}): heads are of the layers {layers}.")
+            of_layer = {name for name in heads if int(name.partition(":")[0]) == layer}
+            fitting_weights = tuple(name for name in fitting_weights if name in of_layer)
+        rows = []
+        for row, (its_weights, its_data) in enumerate(self):
+            if its_weights in fitting_weights and its_data in fitting_data:
+                rows.append(row)
+        return rows
+
+    def take(self, rows: Iterable[int]) -> Names:
+        """Return the names of some rows."""
+        pairs = list(self)
+        return Names.of(pairs[row] for row in rows)
+
+    def _rows_of(self, weights: str) -> list[int]:
+        spellings = (weights, head_name(weights))
+        return [row for row, name in enumerate(self.weights) if name in spellings]
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name stands for several.
+
+    >>> is_pattern("1:*"), is_pattern("1:6")
+    (True, False)
+    """
+    return "*" in name or "?" in name
+
+
+def _spelt(name: str) -> str:
+    """A name or a pattern as results spell it: ``"L1H*"`` is ``"1:*"``."""
+    head = head_name(name)
+    if head is not None:
+        return head
+    heads = _HEADS.match(name)
+    return name if heads is None else f"{heads[1]}:{heads[2]}"
+
+
+def _fitting(what: str, wanted: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that are wanted, or fit a wanted pattern, in their own order."""
+    fitting: set[str] = set()
+    for one in wanted:
+        # A name that holds an asterisk itself is meant as it stands.
+        exact = one in names or not is_pattern(one)
+        found = [name for name in names if (name == one if exact else fnmatchcase(name, one))]
+        if not found:
+            raise InputError(f"select({one!r}): no such {what}; {nearest(one, names)}")
+        fitting.update(found)
+    return tuple(name for name in names if name in fitting)
