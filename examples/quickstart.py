@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,7 +25,6 @@ import torch.nn.functional as F
 import rllc
 from rllc.analysis import attention, classify, tokens_in_context
 from rllc.models import AttentionOnlyConfig
-from rllc.statistics.uncertainty import mean_of_draws
 
 
 @dataclass(frozen=True)
@@ -229,24 +229,27 @@ def spread(checkpoints: list[rllc.Checkpoint], count: int) -> list[rllc.Checkpoi
 
 
 # %% The table and the figure
-def print_table(
-    final: rllc.Estimate, sweep: rllc.Sweep, roles: dict[str, str], names: list[str]
-) -> None:
+def cell(llc: Any) -> str:
+    """One estimate in 16 characters, with a star where something is wrong with it."""
+    star = " " if llc.status == "ok" else "*"
+    return f"{llc.value:9.1f}{star}({llc.standard_error:4.1f})"
+
+
+def print_table(final: rllc.Estimate, roles: dict[str, str], names: list[str]) -> None:
     first, second = names[1:3]
     columns = "".join(f"{name[:14]:>16}" for name in names)
     print(f"\n{'head':6}{'role':16}{columns}{f'{first[:8]} - {second[:8]}':>22}  of the prior")
     for head, role in roles.items():
-        cells = [final[head, name] for name in names]
-        shown = "".join(f"{cell.value:10.1f} ({cell.standard_error:3.1f})" for cell in cells)
+        shown = "".join(cell(final[head, name]) for name in names)
         # Paired draw by draw, so its error knows what both have in common.
-        one, other = (sweep.draws(sweep.steps[-1], head, name) for name in (first, second))
-        paired = mean_of_draws(one.llc[0] - other.llc[0], one.settings["relaxation"])
-        difference, error = float(paired.value), float(paired.standard_error)
+        paired = final.difference((head, first), (head, second))
+        difference = f"{float(paired.value):14.1f} ({float(paired.standard_error):3.1f})"
         share = final.diagnostics["control_ratio"][final.names.index(head, "all")]
-        print(f"{head:6}{role:16}{shown}{difference:14.1f} ({error:3.1f}){share:14.2f}")
+        print(f"{head:6}{role:16}{shown}{difference}{share:14.2f}")
     flagged = sum(status != "ok" for status in final.status)
     print(
-        f"standard errors in brackets; {flagged} of {len(final.status)} estimates are flagged.\n"
+        f"standard errors in brackets; {flagged} of {len(final.status)} estimates are flagged, "
+        f"with a *: estimate.csv says why.\n"
         f"Last column: the value on all data as a share of what the prior alone gives; near 1 the "
         f"loss is not seen."
     )
@@ -347,9 +350,9 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     trajectory = sweep(chosen, {"all": rows}, scale, args)
     last = sweep(chosen[-1:], data, scale, args)
     trajectory.save(args.out / "trajectory.npz")
-    final = last.at(last.steps[-1])
+    final = rllc.Sweep.open(args.out / "sweep").at(last.steps[-1], LIMITS)
     final.to_dataframe(diagnostics=True).to_csv(args.out / "estimate.csv", index=False)
-    print_table(final, rllc.Sweep.open(args.out / "sweep"), roles, list(data))
+    print_table(final, roles, list(data))
     draw(trajectory, circuit, roles, args.out / "quickstart.png")
     print(f"\n{time.perf_counter() - begin:.0f} s; all files are in {args.out}")
     return trajectory
