@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rllc.models.averaging import average
 from rllc.models.checkpoints import Checkpoint, checkpoints
 from rllc.models.loading import load
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from rllc.models.attention_only import AttentionOnly as AttentionOnly
     from rllc.models.attention_only import AttentionOnlyConfig as AttentionOnlyConfig
 
-__all__ = ["Checkpoint", "checkpoints", "load"]
+__all__ = ["Checkpoint", "average", "checkpoints", "load"]
 
 
 def __getattr__(name: str) -> Any:
