@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 import rllc
 from rllc.analysis import attention, classify, tokens_in_context
-from rllc.models import AttentionOnlyConfig
+from rllc.models import AttentionOnlyConfig, average
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Scale:
     num_checkpoints: int
     characters: int
     """Of each subset, at most."""
+    window: tuple[float, ...] = ()
+    """Shares of a step at which weights are kept as well, to be averaged with those of the step."""
 
 
 LIMITS = rllc.Limits(max_imprecision=0.4)
@@ -65,6 +67,7 @@ SMALL = Scale(
     positions=128,
     num_checkpoints=8,
     characters=8_000_000,
+    window=(0.92, 0.94, 0.96, 0.98),
 )
 FULL = Scale(
     AttentionOnlyConfig(),
@@ -83,6 +86,7 @@ TINY = Scale(
     positions=16,
     num_checkpoints=3,
     characters=100_000,
+    window=(0.5,),
 )
 
 
@@ -199,7 +203,7 @@ def step_of_formation(circuit: dict[str, np.ndarray]) -> int | None:
 
 # %% Sampling
 def sweep(
-    checkpoints: list[rllc.Checkpoint],
+    models: list[tuple[int, torch.nn.Module]],
     data: dict[str, rllc.Tokens],
     scale: Scale,
     args: argparse.Namespace,
@@ -207,7 +211,7 @@ def sweep(
     # Two processes of one thread are faster than one of two for models as small as this.
     executor = 2 if args.device is None and not args.tiny else None
     return rllc.track(
-        checkpoints,
+        models,
         data,
         rllc.heads,
         sampler=scale.sampler,
@@ -218,14 +222,27 @@ def sweep(
     )
 
 
-def spread(checkpoints: list[rllc.Checkpoint], count: int) -> list[rllc.Checkpoint]:
+def spread(steps: tuple[int, ...], count: int) -> list[int]:
     """The last, and others about evenly spaced in log step, from a sixth of it on."""
-    if count >= len(checkpoints):
-        return checkpoints
-    last = checkpoints[-1].step
-    wanted = np.geomspace(max(last / 6, 1), last, count)
-    nearest = {min(checkpoints, key=lambda c: abs(c.step - step)).step for step in wanted}
-    return [checkpoint for checkpoint in checkpoints if checkpoint.step in nearest]
+    if count >= len(steps):
+        return list(steps)
+    wanted = np.geomspace(max(steps[-1] / 6, 1), steps[-1], count)
+    return sorted({min(steps, key=lambda step: abs(step - target)) for target in wanted})
+
+
+def steps_of_window(step: int, window: tuple[float, ...]) -> list[int]:
+    """The steps of which the weights are averaged, the step itself the last."""
+    return sorted({round(step * share) for share in window} | {step})
+
+
+def near_minimum(checkpoints: dict[int, rllc.Checkpoint], step: int, scale: Scale) -> Any:
+    """The model at a step, averaged with those shortly before it.
+
+    While the learning rate is high weights lie on the walls of their minimum, and λ̂ of all heads
+    would jump where the rate falls, in the last fifth of the training.
+    """
+    steps = steps_of_window(step, scale.window)
+    return average(rllc.load(checkpoints[kept]) for kept in steps)
 
 
 # %% The table and the figure
@@ -312,11 +329,14 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     training_rows = balanced(subsets, args.seed)
     print(f"data: {', '.join(map(repr, subsets.values()))}")
 
+    measured = scale.training.checkpoint_steps()
+    chosen = spread(measured, scale.num_checkpoints)
+    averaged = [kept for step in chosen for kept in steps_of_window(step, scale.window)]
     model = rllc.train(
         scale.config,
         training_rows,
         args.out / "checkpoints",
-        training=scale.training,
+        training=replace(scale.training, checkpoints=[*measured, *averaged]),
         seed=args.seed,
         device=args.device,
         progress=not args.quiet,
@@ -328,8 +348,9 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     data = {"all": rows}
     data |= {name: first_positions(subset, scale.positions) for name, subset in subsets.items()}
     data["repeated"] = repeated_text(training_rows, scale.positions)
-    checkpoints = rllc.checkpoints(args.out / "checkpoints")
-    circuit = follow_circuit(checkpoints, data["repeated"], args.device)
+    checkpoints = {kept.step: kept for kept in rllc.checkpoints(args.out / "checkpoints")}
+    of_steps = [checkpoints[step] for step in measured]
+    circuit = follow_circuit(of_steps, data["repeated"], args.device)
     print("\n" + "  ".join(circuit))
     for values in zip(*circuit.values(), strict=True):
         cells = zip(circuit, values, strict=True)
@@ -346,9 +367,9 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     roles = dict(zip(classified.heads, classified.roles, strict=True))
     print(f"\n{classified}\n({time.perf_counter() - begin:.0f} s so far)")
 
-    chosen = spread(checkpoints, scale.num_checkpoints)
-    trajectory = sweep(chosen, {"all": rows}, scale, args)
-    last = sweep(chosen[-1:], data, scale, args)
+    models = [(step, near_minimum(checkpoints, step, scale)) for step in chosen]
+    trajectory = sweep(models, {"all": rows}, scale, args)
+    last = sweep(models[-1:], data, scale, args)
     trajectory.save(args.out / "trajectory.npz")
     final = rllc.Sweep.open(args.out / "sweep").at(last.steps[-1], LIMITS)
     final.to_dataframe(diagnostics=True).to_csv(args.out / "estimate.csv", index=False)
