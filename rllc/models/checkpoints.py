@@ -50,8 +50,6 @@ Into = nn.Module | Callable[[], nn.Module]
 InMemory = nn.Module | Mapping[str, Tensor]
 """Weights that are in no file."""
 
-Source = str | os.PathLike[str]
-
 CheckpointsLike = Any
 """Checkpoints as users give them; see :mod:`rllc.models.checkpoints`."""
 

@@ -657,12 +657,6 @@ def _frozen(index: Index) -> tuple[Any, ...]:
     return tuple(parts)
 
 
-def _is_index(part: object) -> bool:
-    if isinstance(part, list):
-        return bool(part) and all(type(number) is int for number in part)
-    return isinstance(part, int | slice) and not isinstance(part, bool)
-
-
 def _thawed(index: tuple[Any, ...]) -> Index:
     return tuple(_thawed_part(part) for part in index)
 
