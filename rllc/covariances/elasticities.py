@@ -15,15 +15,15 @@ from rllc.estimates.faults import Fault, status_of
 from rllc.sampling.draws import Draws
 from rllc.statistics.covariance import deviations_product, independent_draws
 from rllc.statistics.uncertainty import Mean, mean_of_draws
-from rllc.tables import Table, label, not_ok
-from rllc.weights.names import Names
+from rllc.tables import AsTable, Table, label, not_ok
+from rllc.weights.names import Names, OfRefinements
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, eq=False)
-class Elasticities:
+@dataclass(frozen=True, eq=False, repr=False)
+class Elasticities(OfRefinements, AsTable):
     """How λ̂ of each refinement changes with the settings; :func:`elasticities` makes it.
 
     Args:
@@ -54,7 +54,7 @@ class Elasticities:
         """
         import pandas as pd
 
-        columns: dict[str, Any] = {"weights": self.names.weights, "data": self.names.data}
+        columns: dict[str, Any] = {"weights": self.weights, "data": self.data}
         arrays = {
             "llc": self.llc,
             "by_n_beta": self.n_beta,
@@ -65,12 +65,6 @@ class Elasticities:
             columns[f"{name}_se"] = mean.standard_error
         columns["status"] = self.status
         return pd.DataFrame(columns)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

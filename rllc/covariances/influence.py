@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 from torch import nn
@@ -13,12 +13,10 @@ from rllc.arguments import names_checked
 from rllc.covariances.observed import FixedRows, faults_of_chains, fixed_rows, moments_only
 from rllc.covariances.results import Covariances
 from rllc.errors import InputError, one_of
-from rllc.losses.contract import LossFunction
 from rllc.observables import losses_on
-from rllc.samplers import Sampler
 from rllc.sampling.draws import Draws
+from rllc.sampling.how import How
 from rllc.sampling.sample import sample
-from rllc.sampling.settings import Compute, Sampling
 from rllc.statistics.covariance import (
     Covariance,
     agreement,
@@ -42,11 +40,7 @@ def loss_kernel(
     data: DataLike,
     rows: DataLike,
     weights: WeightsLike = None,
-    *,
-    loss: LossFunction | None = None,
-    sampler: Sampler | None = None,
-    sampling: Sampling | None = None,
-    compute: Compute | None = None,
+    **how: Unpack[How],
 ) -> LossKernel:
     """Sample, and give the covariance of the losses of each two rows: Cov(ℓ_i, ℓ_j).
 
@@ -66,10 +60,7 @@ def loss_kernel(
         data: what the chains are sampled on.
         rows: one data set of fixed rows, whose losses are taken at every draw without gradients.
         weights: which weights move.
-        loss: ``None`` is next-token cross entropy.
-        sampler: ``None`` is ``rllc.sgld()``.
-        sampling: ``None`` is ``rllc.Sampling()``.
-        compute: how it is run.
+        how: ``loss``, ``sampler``, ``sampling``, ``compute``.
 
     Raises:
         InputError: as :func:`rllc.sample`; ``rows`` is not one data set.
@@ -78,17 +69,7 @@ def loss_kernel(
     interpretability, arXiv 2509.26537.
     """
     observe = {_ROWS: losses_on(rows, by="row")}
-    draws = sample(
-        model,
-        data,
-        weights,
-        loss=loss,
-        sampler=sampler,
-        sampling=sampling,
-        compute=compute,
-        observe=observe,
-    )
-    return LossKernel.of(draws)
+    return LossKernel.of(sample(model, data, weights, observe=observe, **how))
 
 
 @names_checked
@@ -98,10 +79,7 @@ def influence(
     rows: DataLike,
     queries: DataLike,
     weights: WeightsLike = None,
-    *,
-    loss: LossFunction | None = None,
-    sampler: Sampler | None = None,
-    sampling: Sampling | None = None,
+    **how: Unpack[How],
 ) -> LossKernel:
     """Sample, and give the Bayesian influence of rows on queries: −Cov(ℓ_row, ℓ_query).
 
@@ -112,18 +90,15 @@ def influence(
     (1, 3, 2)
 
     To first order the mean loss of the query changes by nβ/n times that, when one of n rows of
-    ``data`` is weighed twice. devinterp's ``bif`` is the correlation, with the other sign. To say
-    how it is run (:class:`rllc.Compute`), sample yourself and see :meth:`LossKernel.of`.
+    ``data`` is weighed twice. devinterp's ``bif`` is the correlation, with the other sign.
 
     Args:
-        model: see :func:`rllc.loss_kernel`; so for all arguments but these two.
-        data: see model.
+        model: see :func:`rllc.sample`; so for all arguments but these two.
+        data: what the chains are sampled on.
         rows: one data set, such as training rows.
         queries: one data set, such as test rows.
-        weights: see model.
-        loss: see model.
-        sampler: see model.
-        sampling: see model.
+        weights: which weights move.
+        how: ``loss``, ``sampler``, ``sampling``, ``compute``.
 
     Raises:
         InputError: as :func:`rllc.loss_kernel`.
@@ -131,15 +106,8 @@ def influence(
     Reference: Kreer et al. (2025), Bayesian influence functions for Hessian-free data
     attribution, arXiv 2509.26544.
     """
-    draws = sample(
-        model,
-        data,
-        weights,
-        loss=loss,
-        sampler=sampler,
-        sampling=sampling,
-        observe={_ROWS: losses_on(rows, by="row"), _QUERIES: losses_on(queries, by="row")},
-    )
+    observe = {_ROWS: losses_on(rows, by="row"), _QUERIES: losses_on(queries, by="row")}
+    draws = sample(model, data, weights, observe=observe, **how)
     return LossKernel.of(draws, queries=_QUERIES).influence()
 
 

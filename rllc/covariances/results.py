@@ -19,8 +19,8 @@ from rllc.statistics.covariance import Covariance
 from rllc.storage.files import load_arrays, reading, save_arrays
 from rllc.storage.same import same
 from rllc.sweep.sweep import Sweep
-from rllc.tables import Table, label, not_ok
-from rllc.weights.names import Names
+from rllc.tables import AsTable, Table, label, not_ok
+from rllc.weights.names import Names, OfRefinements
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result", bound="Covariances")
 
 
-@dataclass(frozen=True, eq=False)
-class Covariances:
+@dataclass(frozen=True, eq=False, repr=False)
+class Covariances(OfRefinements, AsTable):
     """Covariances along the chains of each refinement; a kind of result fills it.
 
     Args:
@@ -111,8 +111,8 @@ class Covariances:
 
         places = np.indices(self.value.shape).reshape(self.value.ndim, -1)
         columns: dict[str, Any] = {
-            "weights": np.array(self.names.weights, dtype=object)[places[0]],
-            "data": np.array(self.names.data, dtype=object)[places[0]],
+            "weights": np.array(self.weights, dtype=object)[places[0]],
+            "data": np.array(self.data, dtype=object)[places[0]],
         }
         columns |= zip(self.axes, places[1:], strict=True)
         columns[self.kind] = self.value.ravel()
@@ -134,12 +134,6 @@ class Covariances:
             arrays[name] = (dims, getattr(self, name))
         labels = [label(self.names, i) for i in range(len(self.names))]
         return xarray.Dataset(arrays, coords={"refinement": labels})
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:
@@ -171,8 +165,8 @@ class Covariances:
                 header[field.name] = value
         header |= {
             "of": self.kind,
-            "weights": self.names.weights,
-            "names of data": self.names.data,
+            "weights": self.weights,
+            "names of data": self.data,
             "faults": [faults_to_json(wrong) for wrong in self.faults],
             "settings": dict(self.settings),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 from torch import nn
@@ -18,12 +19,10 @@ from rllc.covariances.observed import (
 )
 from rllc.covariances.results import Covariances
 from rllc.errors import InputError
-from rllc.losses.contract import LossFunction
 from rllc.observables import losses_on
-from rllc.samplers import Sampler
 from rllc.sampling.draws import Draws
+from rllc.sampling.how import How
 from rllc.sampling.sample import sample
-from rllc.sampling.settings import Compute, Sampling
 from rllc.statistics.covariance import (
     Covariance,
     agreement,
@@ -47,11 +46,7 @@ def susceptibilities(
     data: DataLike,
     probes: DataLike,
     weights: WeightsLike = None,
-    *,
-    loss: LossFunction | None = None,
-    sampler: Sampler | None = None,
-    sampling: Sampling | None = None,
-    compute: Compute | None = None,
+    **how: Unpack[How],
 ) -> Susceptibilities:
     """Sample each refinement once, and give the susceptibility of its weights to each probe token.
 
@@ -75,10 +70,7 @@ def susceptibilities(
         probes: fixed rows, whose losses are taken at every draw without gradients; one data set, or
             several by name.
         weights: which weights move, such as ``rllc.heads(model)``.
-        loss: ``None`` is next-token cross entropy.
-        sampler: ``None`` is ``rllc.sgld()``.
-        sampling: ``None`` is ``rllc.Sampling()``.
-        compute: how it is run.
+        how: ``loss``, ``sampler``, ``sampling``, ``compute``.
 
     Raises:
         InputError: as :func:`rllc.sample`.
@@ -86,18 +78,13 @@ def susceptibilities(
     Reference: Baker, Wang, Hoogland, Murfet (2025), Structural inference: interpreting small
     language models with susceptibilities, arXiv 2504.18274.
     """
-    data_sets = {probe.data_name: probe.data for probe in product(None, probes)}
-    draws = sample(
-        model,
-        data,
-        weights,
-        loss=loss,
-        sampler=sampler,
-        sampling=sampling,
-        compute=compute,
-        observe={f"probes {name}": losses_on(rows) for name, rows in data_sets.items()},
-    )
-    names = {f"probes {name}": name for name in data_sets}
+    names = {}
+    observe = {}
+    for probe in product(None, probes):
+        observable = f"probes {probe.data_name}"
+        names[observable] = probe.data_name
+        observe[observable] = losses_on(probe.data)
+    draws = sample(model, data, weights, observe=observe, **how)
     return Susceptibilities.of(draws, names)
 
 

@@ -175,6 +175,22 @@ class Names:
         return [row for row, name in enumerate(self.weights) if name in spellings]
 
 
+class OfRefinements:
+    """A result with a row a refinement: what the weights and the data of each are called."""
+
+    names: Names
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """``[refinement]``: the name of each refinement's weights."""
+        return self.names.weights
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """``[refinement]``: the name of each refinement's data."""
+        return self.names.data
+
+
 def is_pattern(name: str) -> bool:
     """Whether a name stands for several.
 
