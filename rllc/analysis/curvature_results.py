@@ -152,8 +152,7 @@ class Eigenvalues(OfRefinements, AsTable):
             values = getattr(self, end)
             refinement, number = (index.ravel() for index in np.indices(values.shape))
             columns = {
-                "weights": np.array(self.weights)[refinement],
-                "data": np.array(self.data)[refinement],
+                **self.names.columns(refinement),
                 "end": end,
                 "number": number,
                 "eigenvalue": values.ravel(),

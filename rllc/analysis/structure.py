@@ -110,8 +110,7 @@ class Structure(OfRefinements, AsTable):
 
         component, refinement = np.indices(self.loading.value.shape).reshape(2, -1)
         columns = {
-            "weights": np.array(self.weights, dtype=object)[refinement],
-            "data": np.array(self.data, dtype=object)[refinement],
+            **self.names.columns(refinement),
             "component": component + 1,
             "loading": self.loading.value.ravel(),
             "standard_error": self.loading.standard_error.ravel(),

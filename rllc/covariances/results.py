@@ -109,12 +109,9 @@ class Covariances(OfRefinements, AsTable):
         """
         import pandas as pd
 
-        places = np.indices(self.value.shape).reshape(self.value.ndim, -1)
-        columns: dict[str, Any] = {
-            "weights": np.array(self.weights, dtype=object)[places[0]],
-            "data": np.array(self.data, dtype=object)[places[0]],
-        }
-        columns |= zip(self.axes, places[1:], strict=True)
+        refinements, *places = np.indices(self.value.shape).reshape(self.value.ndim, -1)
+        columns: dict[str, Any] = dict(self.names.columns(refinements))
+        columns |= zip(self.axes, places, strict=True)
         columns[self.kind] = self.value.ravel()
         for name in Covariance._fields[1:]:
             columns[name] = getattr(self, name).ravel()
@@ -139,16 +136,18 @@ class Covariances(OfRefinements, AsTable):
     def _table(self) -> Table:
         rows = [("weights", "lowest", "highest", "median se", "marked", "status")]
         for i, marks in enumerate(self.marks()):
-            numbers = (
+            row = (
+                label(self.names, i),
                 _shown(self.value[i], np.min, ".3g"),
                 _shown(self.value[i], np.max, ".3g"),
                 _shown(self.standard_error[i], np.median, ".2g"),
                 str((marks == "chains disagree").sum()),
+                self.status[i],
             )
-            rows.append((label(self.names, i), *numbers, self.status[i]))
-        of = " × ".join(map(str, self.value.shape[1:]))
+            rows.append(row)
+        size = " × ".join(map(str, self.value.shape[1:]))
         axes = " × ".join(self.axes)
-        title = f"{type(self).__name__}: {self.kind}, {of} ({axes})"
+        title = f"{type(self).__name__}: {self.kind}, {size} ({axes})"
         return Table(title, rows, left=(0, 5), wrong=not_ok(self.status, column=5))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -160,7 +159,8 @@ class Covariances(OfRefinements, AsTable):
             if isinstance(value, np.ndarray):
                 arrays[field.name] = value
             elif isinstance(value, Covariance):
-                arrays |= {f"{field.name}.{name}": x for name, x in value._asdict().items()}
+                for name, array in value._asdict().items():
+                    arrays[f"{field.name}.{name}"] = array
             elif field.name not in ("faults", "names", "settings", "kind"):
                 header[field.name] = value
         header |= {
@@ -181,23 +181,26 @@ class Covariances(OfRefinements, AsTable):
         """
         arrays, header = load_arrays(path, kind=f"rllc.{cls.__name__}")
         with reading(path):
-            given: dict[str, Any] = {
+            values: dict[str, Any] = {
                 "faults": tuple(faults_from_json(wrong) for wrong in header["faults"]),
                 "names": Names(tuple(header["weights"]), tuple(header["names of data"])),
                 "settings": header["settings"],
                 "kind": header["of"],
             }
             for field in fields(cls):
-                parts = [f"{field.name}.{name}" for name in Covariance._fields]
-                if field.name in given:
-                    continue
-                if field.name in arrays:
-                    given[field.name] = arrays[field.name]
-                elif parts[0] in arrays:
-                    given[field.name] = Covariance(*(arrays[part] for part in parts))
-                else:
-                    given[field.name] = tuple(header[field.name])
-            return cls(**given)
+                if field.name not in values:
+                    values[field.name] = _value_in_file(field.name, arrays, header)
+            return cls(**values)
+
+
+def _value_in_file(name: str, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Any:
+    """A field: an array, a covariance, or names."""
+    parts = [f"{name}.{part}" for part in Covariance._fields]
+    if name in arrays:
+        return arrays[name]
+    if parts[0] in arrays:
+        return Covariance(*(arrays[part] for part in parts))
+    return tuple(header[name])
 
 
 def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, Result]:
@@ -240,10 +243,14 @@ def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, 
     for step in sweep.steps:
         parts = []
         for weights, data in sweep.names:
-            key = (step, weights, data)
-            fault = Fault("failed", {}, sweep.failed[key]) if key in sweep.failed else None
-            absent = _absent(like, Names((weights,), (data,)), fault or Fault("missing"))
-            parts.append(made.get(key, absent))
+            cell = (step, weights, data)
+            if cell in made:
+                parts.append(made[cell])
+                continue
+            fault = Fault("missing")
+            if cell in sweep.failed:
+                fault = Fault("failed", {}, sweep.failed[cell])
+            parts.append(_absent(like, Names((weights,), (data,)), fault))
         results[step] = joined(parts)
     return results
 

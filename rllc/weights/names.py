@@ -170,6 +170,17 @@ class Names:
         pairs = list(self)
         return Names.of(pairs[row] for row in rows)
 
+    def columns(self, refinements: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the columns ``weights`` and ``data`` of a table whose rows are of refinements.
+
+        >>> Names(("0:1", "1:6"), ("code", "code")).columns(np.array([1, 1]))["weights"]
+        array(['1:6', '1:6'], dtype=object)
+        """
+        return {
+            "weights": np.array(self.weights, dtype=object)[refinements],
+            "data": np.array(self.data, dtype=object)[refinements],
+        }
+
     def _rows_of(self, weights: str) -> list[int]:
         spellings = (weights, head_name(weights))
         return [row for row, name in enumerate(self.weights) if name in spellings]
