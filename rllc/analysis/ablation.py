@@ -31,8 +31,9 @@ from rllc.plots.figures import new_axes
 from rllc.seeds import generator
 from rllc.statistics.quantiles import student_quantile
 from rllc.tables import AsTable, Table, rounded
+from rllc.weights.names import head_name
 from rllc.weights.refinement import WeightsLike, product
-from rllc.weights.selection import Weights, head_name, heads
+from rllc.weights.selection import Weights, heads
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
 from rllc.seeds import generator
 from rllc.tables import AsTable, Table
-from rllc.weights.selection import head_name
+from rllc.weights.names import head_name
 
 if TYPE_CHECKING:
     import pandas as pd

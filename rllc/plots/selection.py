@@ -10,7 +10,7 @@ import numpy as np
 from rllc.errors import InputError, nearest
 from rllc.estimates.faults import Fault
 from rllc.plots.figures import grid_of_axes
-from rllc.weights.selection import head_name
+from rllc.weights.names import head_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
