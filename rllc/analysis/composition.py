@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
 from rllc.seeds import generator
-from rllc.tables import Table
-from rllc.weights.selection import head_name
+from rllc.tables import AsTable, Table
+from rllc.weights.names import head_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +33,8 @@ _MOST_ROWS_OF_REPR = 10
 _MOST_LABELS = 40
 
 
-@dataclass(frozen=True, eq=False)
-class Composition:
+@dataclass(frozen=True, eq=False, repr=False)
+class Composition(AsTable):
     """Q-, K- and V-composition of every pair of heads.
 
     ``composition["0:4", "1:6", "K"]`` is one score.
@@ -114,12 +114,6 @@ class Composition:
         frame["excess"] = frame["composition"] - self.baseline
         frame["z"] = frame["excess"] / self.baseline_sd
         return frame
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

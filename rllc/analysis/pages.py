@@ -56,7 +56,6 @@ def write_pages(
     result: TokensInContext,
     *,
     num_tokens: int = 60,
-    context: int = 24,
 ) -> dict[str, Path]:
     """Write a page for each head, ``head-1-6.html`` and so on; for several also an ``index.html``.
 
@@ -71,7 +70,6 @@ def write_pages(
         model: as for :func:`page`, like the other arguments.
         result: all its heads get a page.
         num_tokens: of each head.
-        context: tokens before each.
 
     Returns:
         the path of each head's page.
@@ -81,13 +79,7 @@ def write_pages(
     """
     paths = {}
     for head in result.heads:
-        text = page(
-            model,
-            result,
-            head,
-            num_tokens=num_tokens,
-            context=context,
-        )
+        text = page(model, result, head, num_tokens=num_tokens)
         paths[head] = _write(Path(folder) / _file_name(head), text)
     if len(paths) > 1:  # the index comes last, so that its links lead somewhere
         _write(Path(folder) / "index.html", _index(result))

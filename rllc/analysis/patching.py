@@ -16,7 +16,7 @@ from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_to
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
-from rllc.tables import Table, rounded
+from rllc.tables import AsTable, Table, rounded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +28,8 @@ _PRINTED = 20
 """Paths that the printed table shows."""
 
 
-@dataclass(frozen=True, eq=False)
-class Patching:
+@dataclass(frozen=True, eq=False, repr=False)
+class Patching(AsTable):
     """The change of the prediction when one path alone carries what another input gives it.
 
     ``patching["0:4->1:6.K"]`` is the effect of one path.
@@ -77,12 +77,6 @@ class Patching:
             "standard_error": self.standard_error,
         }
         return pd.DataFrame(columns)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rllc.analysis.heads import name_of, names_of_all, numbers_of
 from rllc.analysis.rows import check_model
 from rllc.errors import InputError, nearest
-from rllc.weights.selection import head_name
+from rllc.weights.names import head_name
 
 if TYPE_CHECKING:
     from rllc.models import AttentionOnly

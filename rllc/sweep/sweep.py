@@ -21,8 +21,7 @@ from rllc.sweep.plan import Cell, Plan, covering
 from rllc.sweep.store import Store
 from rllc.sweep.trajectory import Trajectory
 from rllc.tables import Table
-from rllc.weights.names import Names
-from rllc.weights.selection import head_name
+from rllc.weights.names import Names, head_name
 
 _DRAWS_AT_ONCE = 2**14
 """So many draws are summed up at once: 128 kB an array. Of a single small cell, hundreds of short

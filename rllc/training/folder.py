@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from rllc.errors import FileError, InputError, first_line
-from rllc.models.checkpoints import SUMS
+from rllc.models.checkpoint import SUMS
 from rllc.storage.files import (
     check_fields,
     is_temporary,
