@@ -18,6 +18,7 @@ from rllc.engine.devices import on_device
 from rllc.engine.layout import stack, unpack
 from rllc.engine.modes import ambient, undisturbed
 from rllc.errors import InputError, ObservationError
+from rllc.losses.again import check_again, is_looked_at_again
 from rllc.losses.checks import check_origin, check_scene
 from rllc.losses.contract import LossFunction
 from rllc.observables import (
@@ -335,6 +336,8 @@ class _Sample:
                 if draw is not None:
                     moment = self.watch.moment(chains, p, scene, runs, before, step, draw)
                     self.watch.look(moment, p, loss.isfinite(), page)
+            if is_looked_at_again(step):
+                check_again(scene, chains.loss, data_set.name)
         return positions
 
     def keep(self, step: Step) -> None:
