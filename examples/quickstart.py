@@ -206,16 +206,16 @@ def sweep(
 ) -> rllc.Trajectory:
     # Two processes of one thread are faster than one of two for models as small as this.
     executor = 2 if args.device is None and not args.tiny else None
-    return rllc.track(
+    rllc.track(
         checkpoints,
         data,
         rllc.heads,
         sampler=scale.sampler,
         sampling=replace(scale.sampling, seed=args.seed),
-        limits=LIMITS,
         store=args.out / "sweep",
         compute=rllc.Compute(device=args.device, executor=executor, progress=not args.quiet),
     )
+    return rllc.Sweep.open(args.out / "sweep").trajectory(LIMITS)
 
 
 def spread(checkpoints: list[rllc.Checkpoint], count: int) -> list[rllc.Checkpoint]:

@@ -175,7 +175,7 @@ class Checkpoint:
         if self.file is not None and self._is_state_dict:
             patterns = [self.file]
         else:
-            names = ["model*.safetensors", "pytorch_model*.bin", _FINAL]
+            names = ["model*.safetensors", "pytorch_model*.bin", "adapter_model*", _FINAL]
             patterns = self._within(names)
         return frozenset(self._hub.cached(self.revision, patterns))
 
@@ -210,9 +210,9 @@ class Checkpoint:
         folder = place.fetch(self.revision, self._within(names)) / (self.file or "")
         if any(folder.glob("model*.safetensors")):
             return folder
-        names = ["pytorch_model*.bin*", "adapter_config.json"]
+        names = ["pytorch_model*.bin*", "adapter_config.json", "adapter_model*"]
         folder = place.fetch(self.revision, self._within(names)) / (self.file or "")
-        if any(folder.glob("pytorch_model*.bin")):
+        if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("adapter_model*")):
             return folder
         return place.fetch(self.revision, self._within([_FINAL])) / (self.file or "")
 
@@ -595,6 +595,8 @@ def weight_files(folder: Path) -> list[Path]:
     for name, shards in {
         "model.safetensors": "model-*.safetensors",
         "pytorch_model.bin": "pytorch_model-*.bin",
+        "adapter_model.safetensors": "adapter_model-*.safetensors",
+        "adapter_model.bin": "adapter_model-*.bin",
     }.items():
         if (folder / name).is_file():
             return [folder / name]
@@ -606,12 +608,6 @@ def weight_files(folder: Path) -> list[Path]:
             f"loading {folder}: it is a distributed checkpoint (.distcp), as FSDP saves one, whose "
             f"index is a pickle. Gather it with python -m "
             f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt"
-        )
-    if (folder / "adapter_config.json").is_file():
-        raise FileError(
-            f"loading {folder}: it holds an adapter alone, without the model it was trained on. "
-            f"Load both with peft and give the model, {{step: model}}, or save the whole with "
-            f"model.merge_and_unload().save_pretrained(folder)."
         )
     candidates = [path for path in sorted(folder.glob("*")) if _may_be_weights(path.name)]
     files = [path for path in candidates if path.name.endswith(STATE_DICTS)]

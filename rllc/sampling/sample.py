@@ -147,6 +147,7 @@ def sample(
     with bar, chosen_for(question.model, num_runs):
         try:
             way = ""
+            bar.set_postfix_str("preparing: checks, and how runs are evaluated")
             for step in run.steps():
                 if run.way != way:  # shown at once: a short run may be over before a next refresh
                     way = run.way
