@@ -176,9 +176,10 @@ class With:
 def cells_of(call: Call, folder: Path) -> set[str]:
     run = folder / "run" / "step0000010"
     call.make_model().save_pretrained(run)
-    request = Request.of(
-        folder / "run", **call.arguments(), store=rllc.Store(folder / "s"), compute=QUIET
-    )
+    checkpoints = rllc.checkpoints(folder / "run")
+    store = rllc.Store(folder / "s")
+    request = Request.of(checkpoints, **call.arguments(), store=store, compute=QUIET)
+    request = request.identified()
     with With(call):
         request = replace(request, identity={**request.identity, "numerics": call.numerics})
         return {cell.name for cell in make_plan(request).plan.cells}

@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from rllc.arguments import names_checked
 from rllc.errors import FileError, InputError, RllcError
-from rllc.estimates.faults import Limits
 from rllc.losses.contract import LossFunction
 from rllc.models.checkpoints import CheckpointsLike, Into
 from rllc.samplers import Sampler
@@ -23,7 +22,7 @@ from rllc.sweep.downloads import delete_download, note_download
 from rllc.sweep.plan import Cell, Plan
 from rllc.sweep.planning import announce, make_plan, share
 from rllc.sweep.pools import compute_all
-from rllc.sweep.request import ChoiceOfWeights, Request
+from rllc.sweep.request import ChoiceOfWeights, Request, listed
 from rllc.sweep.store import Store
 from rllc.sweep.sweep import Sweep
 from rllc.sweep.trajectory import Trajectory
@@ -44,7 +43,6 @@ def track(
     sampler: Sampler | None = None,
     sampling: Sampling | None = None,
     store: str | PathLike[str] | Store | None = None,
-    limits: Limits | None = None,
     compute: Compute | None = None,
     into: Into | None = None,
 ) -> Trajectory:
@@ -84,8 +82,6 @@ def track(
         sampler: as for :func:`rllc.estimate`.
         sampling: as for :func:`rllc.estimate`.
         store: a folder, or :class:`rllc.Store` to say what is kept in it. ``None`` keeps nothing.
-        limits: from where on something is a fault; ``None`` is ``rllc.Limits()``. They change no
-            number and no file.
         compute: ``rllc.Compute(executor=...)`` says where cells are computed. For other processes
             a loss or sampler of your own must be one that can be pickled: a function, or a frozen
             dataclass with ``__call__``, in a module of its own.
@@ -95,6 +91,7 @@ def track(
 
     Returns:
         :class:`rllc.Trajectory` ``[checkpoint, refinement]``; NaN with a fault where a cell failed.
+        What is a fault, ``rllc.Limits()`` says; :meth:`rllc.Sweep.trajectory` takes other limits.
 
     Raises:
         InputError: there are no checkpoints, an argument cannot work, or the store holds a sweep
@@ -102,10 +99,10 @@ def track(
         FileError: no checkpoint can be loaded, or the store cannot be written.
         RllcError: every cell failed, or the executor is broken and cannot be repaired.
     """
-    check_how(compute, limits)
+    check_how(compute)
     with store_or_temporary(store) as folder:
         request = Request.of(
-            checkpoints,
+            listed(checkpoints, into),
             data,
             weights,
             loss=loss,
@@ -113,11 +110,11 @@ def track(
             sampling=sampling,
             store=folder,
             compute=compute,
-            into=into,
-            lasting=store is not None,
         )
+        if store is not None:
+            request = request.identified()
         sweep, _ = run(request)
-        return sweep.trajectory(limits)
+        return sweep.trajectory()
 
 
 @contextmanager

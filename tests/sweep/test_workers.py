@@ -196,14 +196,14 @@ def test_a_store_without_rights_is_found_before_any_chain_runs(run, monkeypatch)
 
         def as_somebody_else() -> None:
             request = Request.of(
-                run,
+                rllc.checkpoints(run),
                 DATA,
                 rllc.heads,
                 loss=None,
                 sampler=None,
                 store=rllc.Store(read_only),
                 **QUICK,
-            )
+            ).identified()
             if os.geteuid() == 0:  # root may write anywhere
                 os.setegid(65534)
                 os.seteuid(65534)
