@@ -64,7 +64,9 @@ def lines_of_heads(printed: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_quickstart_on_files_of_the_pile_and_again(tmp_path) -> None:
+@pytest.mark.usefixtures("few_looks")
+def test_quickstart_on_files_of_the_pile_and_again(quickstart, tmp_path, capsys) -> None:
+    """In this process, because importing everything anew would take longer."""
     words = ["alpha beta gamma delta", "one two three four", "lorem ipsum dolor sit"]
     rows = [
         {"text": f"{words[i % 3]} {i} " * 40, "meta": {"pile_set_name": name}}
@@ -72,12 +74,14 @@ def test_quickstart_on_files_of_the_pile_and_again(tmp_path) -> None:
         for name in ("Github", "Wikipedia (en)")
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = ["--data", "train.jsonl", "--subsets", "Github", "Wikipedia (en)"]
-    arguments = [*data, "--out", "here", "--tiny", "--quiet"]
-    first = run("quickstart.py", *arguments, folder=tmp_path)
+    data = ["--data", str(tmp_path / "train.jsonl"), "--subsets", "Github", "Wikipedia (en)"]
+    arguments = [*data, "--out", str(tmp_path / "here"), "--tiny", "--quiet"]
+    quickstart.main(arguments)
+    first = capsys.readouterr().out
     check_products(tmp_path / "here", ["Github", "Wikipedia (en)"])
     before = (tmp_path / "here" / "trajectory.npz").read_bytes()
-    again = run("quickstart.py", *arguments, folder=tmp_path)
+    quickstart.main(arguments)
+    again = capsys.readouterr().out
     # Nothing was computed twice.
     assert (tmp_path / "here" / "trajectory.npz").read_bytes() == before
     # Roles, then LLCs.
@@ -88,16 +92,10 @@ def test_quickstart_on_files_of_the_pile_and_again(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_quickstart_on_what_python_brings(tmp_path) -> None:
-    run("quickstart.py", "--out", "here", "--tiny", "--quiet", folder=tmp_path)
-    check_products(tmp_path / "here", ["code", "prose"])
-
-
-@pytest.mark.slow
-def test_quickstart_on_pile_mini(tmp_path, pile_mini) -> None:
+@pytest.mark.usefixtures("few_looks")
+def test_quickstart_on_pile_mini(quickstart, tmp_path, pile_mini) -> None:
     source = str(pile_mini.resolve() / "train.jsonl.zst")
-    arguments = ["--data", source, "--out", "here", "--tiny", "--quiet"]
-    run("quickstart.py", *arguments, folder=tmp_path)
+    quickstart.main(["--data", source, "--out", str(tmp_path / "here"), "--tiny", "--quiet"])
     check_products(tmp_path / "here", ["Github", "Wikipedia (en)"])
 
 
