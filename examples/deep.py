@@ -3,7 +3,7 @@
     python examples/deep.py              # some minutes on one core; no download
 
 Attention-only models of two and of eight layers learn the synthetic language, whose rules are
-known. Their heads get roles, and their LLCs are estimated over the second half of training. Do the
+known. Their heads get roles, and their LLCs are estimated over the last quarter of training. Do the
 roles of the shallow model come back, and are they in the same order?
 Writes to the output folder: checkpoints, sweeps, `heads.csv` and a figure. Interrupted, the same
 command goes on where it stopped.
@@ -50,7 +50,7 @@ SMALL = Scale(
     training=rllc.Training.fast(
         num_steps=1000, batch_size=16, checkpoints=[125, 250, 500, 750, 1000]
     ),
-    from_step=500,
+    from_step=750,
     sampling=rllc.Sampling(
         num_chains=2,
         num_draws=50,
