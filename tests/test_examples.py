@@ -182,13 +182,13 @@ def test_vision(tmp_path) -> None:
 def test_digits_come_whole_and_test_images_are_others(vision) -> None:
     digits = vision.read(20, seed=0)
     again = vision.read(1437, seed=0)
-    assert digits.pixels.shape == (80, 1, 8, 8)
+    assert digits.pixels.shape == (160, 1, 8, 8)
     assert digits.test_pixels.shape == (360, 1, 8, 8)
-    assert torch.equal(digits.labels[:20], digits.labels[60:])
+    assert torch.equal(digits.labels[:20], digits.labels[140:])
     assert torch.equal(digits.labels[:20], again.labels[:20])
-    # Copies differ by noise alone, of 0.5 each.
+    # Copies differ by noise alone, of 1 each.
     difference = digits.pixels[:20] - digits.pixels[20:40]
-    assert float(difference.std()) == pytest.approx(0.5 * 2**0.5, rel=0.1)
+    assert float(difference.std()) == pytest.approx(2**0.5, rel=0.1)
 
 
 class Looking(torch.nn.Module):
@@ -249,6 +249,22 @@ def test_loss_without_a_head_is_that_of_its_output_at_zero(vision) -> None:
     assert loss != vision.how_well(model, digits)["loss"]
     output.register_forward_pre_hook(without)
     assert loss == pytest.approx(vision.how_well(model, digits)["loss"], abs=1e-6)
+
+
+def test_an_annealed_copy_leaves_the_model_as_it_was(vision) -> None:
+    torch.manual_seed(0)
+    model = vision.ViTForImageClassification(vision.TINY.config)
+    digits = vision.read(10, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters())
+    vision.advance(model, optimizer, digits, 1e-3, torch.Generator())
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    moments = {n: m.clone() for n, m in optimizer.state[next(model.parameters())].items()}
+    copied = vision.annealed(model, optimizer, digits, 40, seed=0)
+    assert vision.how_well(copied, digits)["loss"] < vision.how_well(model, digits)["loss"]
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, weights[name])
+    for name, moment in optimizer.state[next(model.parameters())].items():
+        assert torch.equal(moment, moments[name])
 
 
 def test_rank_correlation_within_layers(vision) -> None:
