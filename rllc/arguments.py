@@ -61,10 +61,7 @@ _OTHER_WORDS = {
 """Words of other libraries and papers for the same things."""
 
 
-_ELSEWHERE = {
-    "limits": "what is a fault is decided afterwards: estimate.judge(limits), or "
-    "rllc.Sweep.open(store).trajectory(limits)."
-}
+_ELSEWHERE = {}
 for _name in ("positions", "revision", "subfolder", "cache_dir", "token"):
     _ELSEWHERE[_name] = f"it belongs to rllc.checkpoints(source, {_name}=…), which gives a list."
 """Arguments of other calls: where they are given instead."""

@@ -82,13 +82,13 @@ def track(settings: Settings, seed: int, plan: Plan) -> rllc.Trajectory:
     folder = settings.folder(settings.one_layer_seed(seed)) / "one_layer"
     one_layer = rllc.load(folder, device=settings.device) if plan.distilled else None
     observed = rllc.Store(store_of(settings, seed, plan.name), observe={"slope": slope()})
-    rllc.track(
+    return rllc.track(
         every(averaged_checkpoints(settings, seed), plan.every),
         plan.data,
         store=observed,
+        limits=LIMITS,
         **arguments(settings, seed, plan, one_layer),
     )
-    return rllc.Sweep.open(observed.folder).trajectory(LIMITS)
 
 
 def arguments(settings: Settings, seed: int, plan: Plan, one_layer: Any) -> dict[str, Any]:

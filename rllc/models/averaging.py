@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from rllc.errors import InputError, must_be
 
 
-def average(models: Iterable[nn.Module]) -> nn.Module:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def average(models: Iterable[Model]) -> Model:
     """Return a copy of the last model whose parameters are the mean over all models.
 
     >>> one, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
@@ -43,7 +47,7 @@ def average(models: Iterable[nn.Module]) -> nn.Module:
     must_be("average", "models", models, isinstance(models, Iterable), "several modules")
     sums: dict[str, Tensor] = {}
     count = 0
-    last: nn.Module | None = None
+    last: Model | None = None
     for model in models:
         right = isinstance(model, nn.Module)
         must_be("average", f"models[{count}]", model, right, "a torch.nn.Module; see rllc.load")
