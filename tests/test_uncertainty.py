@@ -366,8 +366,8 @@ def test_other_levels_are_found_nearly_as_often_as_is_possible(lr, draws):
     x = np.array([0.85, 0.85, 1.15, 1.15])[:, None] * x
     best = scipy.stats.chi2.sf(3 * x.mean(-1).var(1, ddof=1) / natural, 3) < 0.001
     found = agreement.disagreement(x, biases.relaxation(lr, 200.0)).p_value < 0.001
-    assert 0.2 < best.mean() < 0.95
-    assert found.mean() > 0.7 * best.mean()
+    assert 0.1 < best.mean() < 0.95
+    assert found.mean() > 0.6 * best.mean()
 
 
 @pytest.mark.parametrize("relaxation", [0.0, 0.81, 0.98])
