@@ -108,7 +108,7 @@ def _curve() -> rllc.Resolution:
 def _calibration() -> rllc.Calibration:
     grid = {"lr": [1e-4, 1e-3], "n_beta": [30.0], "localization": [200.0]}
     model = _model()
-    return rllc.calibrate(model, _tokens(), "1:6", grid=grid, sampling=_SHORT, compute=_QUIET)
+    return rllc.calibrate(model, _tokens(), "1:6", sampling=_SHORT, compute=_QUIET, **grid)
 
 
 def _kernel() -> rllc.LossKernel:

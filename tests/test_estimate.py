@@ -254,6 +254,7 @@ def test_one_data_set_need_not_be_named(est: rllc.Estimate) -> None:
         ("1:3", r"estimate\['1:3'\]: no such weights; did you mean '1:2'"),
         (("1:2", "poems"), r"no such data; (did you mean 'prose'|known: 'code', 'prose')"),
         (3, r"estimate\[3\]: expected a name, or \(weights, data\), such as estimate\['1:6', "),
+        (0, r"rows by number are estimate\.take\(\[0, 1\]\)"),
     ],
 )
 def test_rows_that_are_not_there(est: rllc.Estimate, key: object, message: str) -> None:

@@ -231,6 +231,16 @@ def test_the_severest_fault_is_first() -> None:
     assert [fault.kind for fault in faults] == ["spikes", "disagree", "negative"]
 
 
+def test_no_kind_is_told_twice() -> None:
+    """Chains may be short of relaxation times of the slowest direction, and of their own."""
+    settings = rllc.sgld().settings | rllc.Sampling(num_draws=30).settings
+    row = NOTHING_KNOWN | {"value": 1.0, "standard_error": 0.01, "relaxation_times": 3.0}
+    (fault,) = faults_of(row | {"relaxation": 10.0}, settings, STRICT)
+    assert fault.text == "slow (3.0 relaxation times): more draws, or larger lr"
+    (fault,) = faults_of(row | {"relaxation": 30.0}, settings, STRICT)
+    assert fault.problem == "slow (1.0 relaxation times)"
+
+
 @pytest.mark.parametrize("value", ["1", None, math.nan])
 def test_limits_are_numbers(value: object) -> None:
     with pytest.raises(InputError, match="Limits: `max_step` must be a number, got"):

@@ -358,7 +358,7 @@ class Estimate:
             return self.names.index(*key)
         raise InputError(
             f"estimate[{key!r}]: expected a name, or (weights, data), "
-            f"such as estimate['1:6', 'code']."
+            f"such as estimate['1:6', 'code']; rows by number are estimate.take([0, 1])."
         )
 
     def _llc(self, i: int) -> LLC:
