@@ -14,7 +14,7 @@ from rllc.errors import InputError, must_be
 from rllc.estimates.estimate import import_xarray
 from rllc.estimates.faults import FINAL, Fault, faults_from_json, faults_to_json, status_of
 from rllc.limits import Limits
-from rllc.sampling.draws import Draws
+from rllc.sampling.draws import Draws, check_settings
 from rllc.statistics.covariance import Covariance
 from rllc.storage.files import load_arrays, reading, save_arrays
 from rllc.storage.same import same
@@ -203,7 +203,30 @@ class Covariances:
                     given[field.name] = Covariance(*(arrays[part] for part in parts))
                 else:
                     given[field.name] = tuple(header[field.name])
+            _check_read(given)
             return cls(**given)
+
+
+def _check_read(given: Mapping[str, Any]) -> None:
+    """See that what was read is one result: equal shapes, and names for all axes.
+
+    Raises:
+        ValueError: it is not.
+    """
+    check_settings(given["settings"])
+    shape = given["value"].shape
+    for name in Covariance._fields:
+        array = given[name]
+        if array.shape != shape or array.dtype.kind not in "fiub":
+            raise ValueError(
+                f"{name} is {list(array.shape)} of {array.dtype}, expected numbers {list(shape)}"
+            )
+    lengths = {"faults": len(given["faults"]), "names": len(given["names"])}
+    if not shape or set(lengths.values()) != {shape[0]}:
+        raise ValueError(f"value has the shape {list(shape)}, but there are {lengths}")
+    axes = given["axes"]
+    if len(axes) != len(shape) - 1 or not all(isinstance(axis, str) for axis in axes):
+        raise ValueError(f"axes {axes!r:.40} are not {len(shape) - 1} names")
 
 
 def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, Result]:
