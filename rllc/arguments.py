@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
@@ -60,10 +61,7 @@ _OTHER_WORDS = {
 """Words of other libraries and papers for the same things."""
 
 
-_ELSEWHERE = {
-    "limits": "what is a fault is decided afterwards: estimate.judge(limits), or "
-    "rllc.Sweep.open(store).trajectory(limits)."
-}
+_ELSEWHERE = {}
 for _name in ("positions", "revision", "subfolder", "cache_dir", "token"):
     _ELSEWHERE[_name] = f"it belongs to rllc.checkpoints(source, {_name}=…), which gives a list."
 """Arguments of other calls: where they are given instead."""
@@ -82,7 +80,8 @@ def names_checked(call: Call) -> Call:
         made: Any = call
         made.__init__ = names_checked(made.__init__)
         return call
-    known = [name for name in inspect.signature(call).parameters if name != "self"]
+    signature = _with_shared_names(call)
+    known = [name for name in signature.parameters if name != "self"]
     name_of_call = call.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(call)
@@ -94,7 +93,27 @@ def names_checked(call: Call) -> Call:
                 )
         return call(*args, **kwargs)
 
+    checked.__signature__ = signature  # type: ignore[attr-defined]
     return cast("Call", checked)
+
+
+def _with_shared_names(call: Callable[..., Any]) -> inspect.Signature:
+    """A signature with the names of ``How`` in place of ``**how: Unpack[How]``."""
+    signature = inspect.signature(call)
+    parameters = list(signature.parameters.values())
+    if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        return signature
+    shared = re.fullmatch(r"Unpack\[(\w+)\]", str(parameters[-1].annotation))
+    if shared is None:
+        return signature
+    typed_dict = call.__globals__[shared[1]]
+    spelled_out = parameters[:-1]
+    for name, annotation in typed_dict.__annotations__.items():
+        one = inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+        )
+        spelled_out.append(one)
+    return signature.replace(parameters=spelled_out)
 
 
 def advice(unknown: str, known: Iterable[str]) -> str:

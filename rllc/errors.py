@@ -12,6 +12,7 @@ from typing import Any
 _SHOWN = 8
 """How many names a message lists when none is close to the mistyped one."""
 
+_MOST_SUGGESTIONS = 3
 
 _COMPARED = 200
 """Characters of a name that count, and so many names are compared: the time that similar ones take
@@ -49,7 +50,7 @@ class FileError(RllcError, RuntimeError):
     """
 
 
-def nearest(name: object, known: Iterable[object], count: int = 3) -> str:
+def nearest(name: object, known: Iterable[object]) -> str:
     """The known names closest to a mistyped one, for error messages.
 
     >>> nearest("blocks.0.atn.W_Q", ["blocks.0.attn.W_Q", "embed.W_E"])
@@ -60,7 +61,7 @@ def nearest(name: object, known: Iterable[object], count: int = 3) -> str:
     # A wrong case is the likeliest mistake, so names are compared without it.
     by_folded = {known_name.casefold(): known_name for known_name in names}
     compared = list(by_folded)[:_MOST_COMPARED]
-    close = difflib.get_close_matches(name.casefold(), compared, n=count, cutoff=0.5)
+    close = difflib.get_close_matches(name.casefold(), compared, n=_MOST_SUGGESTIONS, cutoff=0.5)
     if close:
         suggestions = " or ".join(repr(by_folded[folded]) for folded in close)
         return f"did you mean {suggestions}?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -138,6 +139,27 @@ class Table:
             cut = f"… {self._num_hidden} of {len(self.rows) - 1} rows are not shown"
             notes.append(f"{cut}; all: {self.see_all}")
         return notes
+
+
+class AsTable(ABC):
+    """A result that is shown as a table: text at a prompt, HTML in a notebook.
+
+    Its class says which, in ``_table``. A dataclass also says ``repr=False``: it would otherwise
+    get another ``__repr__`` than this one.
+    """
+
+    @property
+    @abstractmethod
+    def _table(self) -> Table: ...
+
+    def __str__(self) -> str:
+        return str(self._table)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return self._table.html()
 
 
 class Shown(str):

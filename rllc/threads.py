@@ -100,7 +100,11 @@ def on_cpu(model: nn.Module) -> bool:
     return all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 
-def fastest(limit: int, seconds: Callable[[int], float] | None = None, num_rounds: int = 5) -> int:
+_ROUNDS = 5
+"""How often each two numbers of threads are compared, in turn; the median counts."""
+
+
+def fastest(limit: int, seconds: Callable[[int], float] | None = None) -> int:
     """The number of threads with which torch is fastest here and now, at most ``limit``.
 
     Doubles the number as long as that makes a product and an exponential, of the sizes that a
@@ -110,14 +114,13 @@ def fastest(limit: int, seconds: Callable[[int], float] | None = None, num_round
     Args:
         limit: the largest number.
         seconds: the time that some work takes on a number of threads.
-        num_rounds: how often each two numbers are compared, in turn; the median counts.
     """
     seconds = seconds or seconds_of_a_product
     number = 1
     while number < limit:
         more = min(2 * number, limit)
         # Side by side, since what else the machine does changes from one moment to the next.
-        gains = [seconds(number) / seconds(more) for _ in range(num_rounds)]
+        gains = [seconds(number) / seconds(more) for _ in range(_ROUNDS)]
         if statistics.median(gains) < GAIN:
             break
         number = more

@@ -53,6 +53,8 @@ MODEL, DATA = nn.Linear(2, 1), torch.randn(8, 2)
         (lambda: rllc.sweep_cost("run", DATA, n_jobs=3), r"pass compute=rllc\.Compute\(executor="),
         (lambda: rllc.Compute(gpu=True), "Compute: .* 'gpu'; known: 'device'"),
         (lambda: rllc.Limits(max_rhatt=1), "Limits: .* 'max_rhatt'; did you"),
+        (lambda: rllc.loss_kernel(MODEL, DATA, DATA, smapler=None), "did you mean 'sampler'"),
+        (lambda: rllc.influence(MODEL, DATA, DATA, DATA, lr=1), r"pass sampler=rllc\.sgld\(lr=…\)"),
         (lambda: rllc.parameters("*", idx=3), "parameters: .*did you mean 'index'"),
     ],
 )
@@ -62,6 +64,8 @@ def test_unknown_arguments_are_told_where_to_go(call: Any, message: str) -> None
 
 
 def test_checked_calls_are_otherwise_as_they_were() -> None:
+    shared = ["loss", "sampler", "sampling", "compute"]
+    assert list(inspect.signature(rllc.influence).parameters)[-4:] == shared
     assert "num_draws" in inspect.signature(rllc.Sampling).parameters
     assert list(inspect.signature(rllc.estimate).parameters)[:3] == ["model", "data", "weights"]
     settings = rllc.Sampling(num_draws=7)

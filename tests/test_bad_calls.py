@@ -186,7 +186,9 @@ CALLS: dict[str, Call] = {
         FOR_SAMPLING | {"n_betas": [1.0], "limits": None},
         FITS_SAMPLING | {"sampler": "None, sampler, function", "n_betas": "ints"},
     ),
-    "track": for_sampling(rllc.track, "model", checkpoints={1: MODEL}, store=None, into=None),
+    "track": for_sampling(
+        rllc.track, "model", checkpoints={1: MODEL}, store=None, limits=None, into=None
+    ),
     "cost": for_sampling(rllc.cost),
     "sweep_cost": for_sampling(
         rllc.sweep_cost, "model", checkpoints={1: MODEL}, store=None, into=None

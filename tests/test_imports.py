@@ -131,7 +131,8 @@ def test_these_know_only_numbers(name: str) -> None:
         own = {m.removeprefix("rllc.") for m in under(name)}
         allowed = own | LEAVES | {"weights.names"}
         if name.startswith("weights"):
-            allowed |= {"anatomy", "engine.layout", "weights.selection"}
+            parts = {"description", "indices", "resolving", "selection"}
+            allowed |= {"anatomy", "engine.layout"} | {f"weights.{part}" for part in parts}
         assert known(module) <= allowed, module
 
 
@@ -147,7 +148,8 @@ def test_errors_seeds_names_and_files_know_nothing() -> None:
     assert known("rllc.seeds") == set()
     assert known("rllc.threads") == set()
     assert known("rllc.storage.files") <= {"errors"}
-    assert known("rllc.weights.names") <= {"errors", "weights.selection"}
+    assert known("rllc.weights.names") <= {"errors"}
+    assert known("rllc.weights.indices") <= {"errors"}
     assert known("rllc.wrappers") <= {"errors"}
     assert known("rllc.arguments") <= {"errors"}
     assert known("rllc.storage.same") == set()

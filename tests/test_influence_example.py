@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -74,9 +75,14 @@ def test_it_runs(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_the_structure_of_a_tiny_quickstart(tmp_path) -> None:
-    run("quickstart.py", "--out", "here", "--tiny", "--quiet", folder=tmp_path)
-    printed = run("structure.py", "--run", "here", "--tiny", "--quiet", folder=tmp_path)
+@pytest.mark.usefixtures("few_looks")
+def test_the_structure_of_a_tiny_quickstart(tmp_path, monkeypatch, capsys) -> None:
+    """In this process, because importing everything anew would take longer."""
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    here = str(tmp_path / "here")
+    for name, folder in (("quickstart", "--out"), ("structure", "--run")):
+        importlib.import_module(name).main([folder, here, "--tiny", "--quiet"])
+    printed = capsys.readouterr().out
     assert "Components of" in printed
     assert "layer 1" in printed
     for name in ("components.png", "susceptibilities.png", "structure.csv", "tokens.html"):

@@ -50,6 +50,7 @@ class Unpadded:
 
 def sampling(**changes: Any) -> rllc.Sampling:
     settings = {"num_chains": 2, "num_draws": 4, "batch_size": 1, "num_probes": 0}
+    settings["control_variate"] = False
     return rllc.Sampling(**settings | {"start": "center"} | changes)
 
 

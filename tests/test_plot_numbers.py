@@ -12,7 +12,7 @@ import pytest
 from texts import apart, box_of, written
 
 import rllc
-from rllc.plots.estimates import rank_correlation
+from rllc.plots.dots import rank_correlation
 from rllc.weights.names import Names
 
 mpl.use("Agg")

@@ -334,7 +334,7 @@ def test_intervals_cover_the_long_run_value_of_a_trained_model(tmp_path: Path) -
     kept = torch.rand(40, 7, generator=generator("noise")) < 0.9
     tokens = rllc.Tokens(rows.where(kept, 10))
     config = rllc.models.AttentionOnlyConfig(
-        n_layers=2, d_model=12, n_heads=3, d_head=4, n_ctx=8, d_vocab=11
+        n_layers=1, d_model=12, n_heads=3, d_head=4, n_ctx=8, d_vocab=11
     )
     training = rllc.Training(num_steps=300, batch_size=20, lr=1e-2)
     model = rllc.train(config, tokens, tmp_path, training=training, progress=False)

@@ -24,7 +24,6 @@ from rllc.analysis.multigrams import Context
 from rllc.analysis.patterns import patterns
 from rllc.analysis.tokens_in_context import (
     KINDS,
-    Multigram,
     Thresholds,
     TokensInContext,
     common_start,
@@ -443,21 +442,6 @@ def test_results_as_tables_with_texts(small_tokenizer) -> None:
     assert result.decode([first, 299]).endswith("⟨299⟩")  # an id that the rows have not
 
 
-def test_multigrams_as_a_table(small_tokenizer) -> None:
-    model = skip_model({1: 8, 2: 9}, trigger=5)
-    rows = skip_rows([1, 5, 8], [11, 1, 5, 8], [2, 11, 5, 9], [2, 12, 13, 5, 9], [2, 5, 9])
-    frame = tokens_in_context(model, rows).multigrams_to_dataframe()
-    assert list(frame.columns) == list(Multigram._fields)
-    columns = ["head", "kind", "tokens", "target", "occurrences"]
-    assert frame[columns].values.tolist() == [
-        ["0:0", "skip n-gram", "2 … 5", "9", 3],
-        ["0:0", "n-gram", "1 5", "8", 2],
-    ]
-    texts = tokens_in_context(model, rows, tokenizer=small_tokenizer).multigrams_to_dataframe()
-    expected = "".join(small_tokenizer.decode([i]) for i in (1, 5))
-    assert texts["tokens"][1] == expected
-
-
 def test_no_head_matters() -> None:
     result = tokens_in_context(induction_model(), torch.tensor([[BOS, 1, 2], [BOS, 3, 4]]))
     assert len(result) == 0
@@ -466,7 +450,6 @@ def test_no_head_matters() -> None:
     assert len(repr(result).splitlines()) == 8
     assert len(repr(result["0:0"]).splitlines()) == 3
     assert len(result.to_dataframe()) == 0
-    assert len(result.multigrams_to_dataframe()) == 0
 
 
 def test_figure_shows_the_counts() -> None:

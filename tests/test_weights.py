@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import rllc
 from rllc.errors import InputError
 from rllc.testing import check_weights
-from rllc.weights.selection import Index
+from rllc.weights.indices import Index
 
 MODEL = tiny_model()
 D_MODEL = SIZES["d_model"]

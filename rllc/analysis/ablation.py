@@ -30,9 +30,10 @@ from rllc.errors import InputError, nearest, one_of
 from rllc.plots.figures import new_axes
 from rllc.seeds import generator
 from rllc.statistics.quantiles import student_quantile
-from rllc.tables import Table, rounded
+from rllc.tables import AsTable, Table, rounded
+from rllc.weights.names import head_name
 from rllc.weights.refinement import WeightsLike, product
-from rllc.weights.selection import Weights, head_name, heads
+from rllc.weights.selection import Weights, heads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +56,8 @@ class Effect(NamedTuple):
     standard_error: float
 
 
-@dataclass(frozen=True, eq=False)
-class Ablation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablation(AsTable):
     """What each ablation costs. ``ablation["1:6"]`` is an :class:`Effect`.
 
     Args:
@@ -131,12 +132,6 @@ class Ablation:
             "data": self.data,
         }
         return pd.DataFrame(columns)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

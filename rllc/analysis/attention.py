@@ -18,7 +18,7 @@ from rllc.data.tokens import Tokens
 from rllc.errors import InputError
 from rllc.plots.figures import new_axes
 from rllc.seeds import generator
-from rllc.tables import Table
+from rllc.tables import AsTable, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +37,8 @@ _SEGMENT = 64
 """Tokens of the segment that random rows repeat, where the model has room for it."""
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores(AsTable):
     """The mean attention of each head to the previous, the current and the induction token.
 
     ``scores["1:6"]`` gives the scores of one head by name.
@@ -85,12 +85,6 @@ class Scores:
         for score in SCORES:
             columns[f"{score}_standard_error"] = self.standard_error[score].ravel()
         return pd.DataFrame(columns)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

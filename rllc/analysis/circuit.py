@@ -23,7 +23,7 @@ from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import COLORS, COVERS_95, new_axes
 from rllc.seeds import generator
-from rllc.tables import Table
+from rllc.tables import AsTable, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +35,8 @@ Kind = tuple[object, ...]
 """What a path is like: the layers it leads between, and the input it leads into."""
 
 
-@dataclass(frozen=True, eq=False)
-class CircuitCost:
+@dataclass(frozen=True, eq=False, repr=False)
+class CircuitCost(AsTable):
     """What ablating a circuit costs on each choice of tokens.
 
     ``set`` 0 is the circuit, the others are random sets.
@@ -110,12 +110,6 @@ class CircuitCost:
                 "accuracy_error": self.accuracy_error.ravel(),
             }
         )
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

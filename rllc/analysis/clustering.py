@@ -19,7 +19,7 @@ from rllc.plots.labels import name_ends
 from rllc.plots.selection import one_or_all, panels_for, rows_of_data
 from rllc.seeds import stable_hash
 from rllc.sweep.trajectory import Trajectory
-from rllc.tables import Table
+from rllc.tables import AsTable, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +31,8 @@ _MOST_CLUSTERS = 8
 _FEWEST_CHECKPOINTS = 3
 
 
-@dataclass(frozen=True, eq=False)
-class Clusters:
+@dataclass(frozen=True, eq=False, repr=False)
+class Clusters(AsTable):
     """A cluster for each curve; :func:`cluster` makes it.
 
     Args:
@@ -123,12 +123,6 @@ class Clusters:
         if roles is not None:
             columns["role"] = [roles.get(name) for name in self.names]
         return pd.DataFrame(columns)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

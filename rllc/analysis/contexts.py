@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ _COLORS = {
     "other": "0.8",
 }
 """Kinds have the colour of the role that they give a head in :mod:`rllc.analysis.roles`."""
+_TOKENS_BEFORE = 8
+"""Tokens that tables show in front of a token in context."""
 _PRINTED = 10
 """Tokens that the printed table of one head shows."""
 
@@ -228,10 +230,11 @@ class TokensInContext:
             return " ".join(str(i) for i in ids)
         return "".join(self.texts.get(i, f"⟨{i}⟩") for i in ids)
 
-    def context(self, token: int, before: int = 8) -> str:
-        """The text of the ``before`` tokens in front of a token in context."""
-        row, position = self.row[token], self.position[token]
-        start = max(0, position - before)
+    def context(self, token: int) -> str:
+        """The text of the eight tokens in front of a token in context."""
+        row = self.row[token]
+        position = self.position[token]
+        start = max(0, position - _TOKENS_BEFORE)
         return self.decode(self.rows[row, start:position])
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -258,26 +261,6 @@ class TokensInContext:
             "attention": self.attention[:, 0],
         }
         return pd.DataFrame(columns)
-
-    def multigrams_to_dataframe(self) -> pd.DataFrame:
-        """One row a multigram: the fields of :class:`Multigram`, as texts.
-
-        The tokens of a skip n-gram have " … " between them, even where the gap may be empty.
-        """
-        import pandas as pd
-
-        lines = []
-        for multigram in self.multigrams:
-            between = " … " if multigram.kind == "skip n-gram" else None
-            tokens = self._spell(multigram.tokens, between)
-            target = self.decode(multigram.target)
-            lines.append(multigram._asdict() | {"tokens": tokens, "target": target})
-        return pd.DataFrame(lines, columns=list(Multigram._fields))
-
-    def _spell(self, ids: Sequence[int], between: str | None) -> str:
-        if between is None:
-            return self.decode(ids)
-        return between.join(self.decode(i) for i in ids)
 
     def __repr__(self) -> str:
         return "\n".join(map(str, self._tables))

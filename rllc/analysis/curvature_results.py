@@ -15,16 +15,16 @@ from rllc.plots.estimates import label_weights
 from rllc.plots.figures import COLORS, new_axes
 from rllc.plots.selection import rows_of_data
 from rllc.statistics.uncertainty import Mean
-from rllc.tables import Table, not_ok, rounded
-from rllc.weights.names import Names
+from rllc.tables import AsTable, Table, not_ok, rounded
+from rllc.weights.names import Names, OfRefinements
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True, eq=False)
-class Curvature:
+@dataclass(frozen=True, eq=False, repr=False)
+class Curvature(OfRefinements, AsTable):
     """A trace or a rank for each refinement.
 
     ``result["1:6"]``, or ``result["1:6", "code"]``, is a :class:`rllc.analysis.spectrum.Reading`.
@@ -48,16 +48,6 @@ class Curvature:
     names: Names
     diagnostics: Mapping[str, np.ndarray]
     settings: Mapping[str, Any]
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Name of each refinement's weights."""
-        return self.names.weights
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        """Name of each refinement's data."""
-        return self.names.data
 
     @property
     def mean(self) -> Mean:
@@ -99,12 +89,6 @@ class Curvature:
         }
         return pd.DataFrame(columns)
 
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
-
     @property
     def _table(self) -> Table:
         rows = [("weights", "data", self.quantity, "± se", "status")]
@@ -116,8 +100,8 @@ class Curvature:
         return Table(title, rows, left=(0, 1, 4), wrong=not_ok(self.status, column=4))
 
 
-@dataclass(frozen=True, eq=False)
-class Eigenvalues:
+@dataclass(frozen=True, eq=False, repr=False)
+class Eigenvalues(OfRefinements, AsTable):
     """The Hessian's eigenvalues at both ends of its spectrum.
 
     ``result["1:6"]`` gives them all, largest first.
@@ -144,16 +128,6 @@ class Eigenvalues:
     diagnostics: Mapping[str, np.ndarray]
     settings: Mapping[str, Any]
 
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Name of each refinement's weights."""
-        return self.names.weights
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        """Name of each refinement's data."""
-        return self.names.data
-
     def __len__(self) -> int:
         return len(self.largest)
 
@@ -178,8 +152,7 @@ class Eigenvalues:
             values = getattr(self, end)
             refinement, number = (index.ravel() for index in np.indices(values.shape))
             columns = {
-                "weights": np.array(self.weights)[refinement],
-                "data": np.array(self.data)[refinement],
+                **self.names.columns(refinement),
                 "end": end,
                 "number": number,
                 "eigenvalue": values.ravel(),
@@ -187,12 +160,6 @@ class Eigenvalues:
             }
             frames.append(pd.DataFrame(columns))
         return pd.concat(frames, ignore_index=True)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

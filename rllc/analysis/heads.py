@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rllc.errors import InputError, nearest
-from rllc.weights.selection import head_name
+from rllc.weights.names import head_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

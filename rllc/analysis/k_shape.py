@@ -61,7 +61,8 @@ def shape_distances(curves: np.ndarray) -> np.ndarray:
 
     Reference: Paparrizos and Gravano 2015, "k-Shape", equation 9.
     """
-    distances = 1 - _correlations(curves, curves).max(-1)
+    best_correlations = _correlations(curves, curves).max(axis=-1)
+    distances = 1 - best_correlations
     distances = (distances + distances.T) / 2
     np.fill_diagonal(distances, 0)
     return distances.clip(0, 2)
@@ -69,16 +70,18 @@ def shape_distances(curves: np.ndarray) -> np.ndarray:
 
 def standardised(values: np.ndarray) -> np.ndarray:
     """Give each curve ``[curve, point]`` mean 0 and variance 1; a constant one becomes zeros."""
-    mean = values.mean(1, keepdims=True)
-    return divided(values, mean, values.std(1, keepdims=True))
+    mean = values.mean(axis=1, keepdims=True)
+    deviation = values.std(axis=1, keepdims=True)
+    return divided(values, mean, deviation)
 
 
 def divided(values: np.ndarray, start: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Return (values − start)/spread, and zeros for curves without a spread."""
     # A constant curve has no shape, only rounding.
-    flat = spread <= 1e-12 * np.abs(values).max(1, keepdims=True)
-    scaled = (values - start) / np.where(flat, 1.0, spread)
-    return np.where(flat, 0.0, scaled)
+    largest = np.abs(values).max(axis=1, keepdims=True)
+    is_flat = spread <= 1e-12 * largest
+    divisor = np.where(is_flat, 1.0, spread)
+    return np.where(is_flat, 0.0, (values - start) / divisor)
 
 
 def _run(values: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, float]:
@@ -87,12 +90,13 @@ def _run(values: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, float]:
     for _ in range(_MOST_ROUNDS):
         correlations = _correlations(centers, values)  # [center, curve, shift]
         previous_labels = labels
-        labels = correlations.max(-1).argmax(0)
-        distances = 1 - correlations.max((0, -1))
+        labels = correlations.max(axis=-1).argmax(axis=0)
+        distances = 1 - correlations.max(axis=(0, -1))
         cost = float((distances**2).sum())
-        if np.array_equal(previous_labels, labels) or _count(labels) < len(centers):
+        has_settled = np.array_equal(previous_labels, labels)
+        if has_settled or _count(labels) < len(centers):
             break
-        shifts = correlations.argmax(-1)
+        shifts = correlations.argmax(axis=-1)
         shapes = []
         for center in range(len(centers)):
             members = labels == center
@@ -105,9 +109,10 @@ def _shape(curves: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """Return the curve whose squared correlations with the shifted curves have the largest sum."""
     length = curves.shape[1]
     # What is shifted out of a curve leaves zeros.
-    padded = np.concatenate([curves, np.zeros_like(curves)], 1)
+    padded = np.concatenate([curves, np.zeros_like(curves)], axis=1)
     places = (np.arange(length) - shifts[:, None]) % (2 * length)
-    shifted = standardised(np.take_along_axis(padded, places, 1))
+    shifted = np.take_along_axis(padded, places, axis=1)
+    shifted = standardised(shifted)
     _, vectors = np.linalg.eigh(shifted.T @ shifted)
     shape = vectors[:, -1]
     # An eigenvector has no sign.
@@ -129,7 +134,8 @@ def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _spectrum(curves: np.ndarray) -> np.ndarray:
     """Transform curves of unit length, with zeros behind, so that nothing wraps round."""
     norms = np.linalg.norm(curves, axis=1, keepdims=True)
-    return np.fft.rfft(curves / np.where(norms > 0, norms, 1), 2 * curves.shape[1])
+    divisors = np.where(norms > 0, norms, 1)
+    return np.fft.rfft(curves / divisors, 2 * curves.shape[1])
 
 
 def _count(labels: np.ndarray) -> int:

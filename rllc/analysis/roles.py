@@ -18,7 +18,7 @@ from rllc.analysis.tokens_in_context import tokens_in_context
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
-from rllc.tables import Table
+from rllc.tables import AsTable, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,8 +122,8 @@ class RoleThresholds:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Roles:
+@dataclass(frozen=True, eq=False, repr=False)
+class Roles(AsTable):
     """A role for each head, with the evidence. ``roles["1:6"]`` is the role of one head.
 
     Args:
@@ -166,12 +166,6 @@ class Roles:
         import pandas as pd
 
         return pd.DataFrame({"head": self.heads, "role": self.roles} | dict(self.evidence))
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

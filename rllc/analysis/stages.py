@@ -14,7 +14,7 @@ from rllc.errors import InputError, nearest
 from rllc.plots.figures import COLORS, COVERS_95, log_steps, new_axes
 from rllc.seeds import stable_hash
 from rllc.sweep.trajectory import Trajectory
-from rllc.tables import Table
+from rllc.tables import AsTable, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,8 +58,8 @@ class Turn:
     probability: float
 
 
-@dataclass(frozen=True, eq=False)
-class Stages:
+@dataclass(frozen=True, eq=False, repr=False)
+class Stages(AsTable):
     """A smoothed curve, its turns, and the stages between them; :func:`stages` makes it.
 
     Args:
@@ -133,12 +133,6 @@ class Stages:
             )
             rows.append(row)
         return pd.DataFrame(rows, columns=list(_COLUMNS))
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

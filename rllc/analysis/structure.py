@@ -14,16 +14,16 @@ from rllc.errors import InputError, must_be
 from rllc.plots.figures import COLORS, new_axes
 from rllc.sampling.draws import Draws
 from rllc.statistics.uncertainty import Mean
-from rllc.tables import Table, label
-from rllc.weights.names import Names
+from rllc.tables import AsTable, Table, label
+from rllc.weights.names import Names, OfRefinements
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True, eq=False)
-class Structure:
+@dataclass(frozen=True, eq=False, repr=False)
+class Structure(OfRefinements, AsTable):
     """Principal components of how heads answer to tokens; :func:`structure` makes it.
 
     Args:
@@ -110,20 +110,13 @@ class Structure:
 
         component, refinement = np.indices(self.loading.value.shape).reshape(2, -1)
         columns = {
-            "weights": np.array(self.names.weights, dtype=object)[refinement],
-            "data": np.array(self.names.data, dtype=object)[refinement],
+            **self.names.columns(refinement),
             "component": component + 1,
             "loading": self.loading.value.ravel(),
             "standard_error": self.loading.standard_error.ravel(),
             "share": self.share.value[component],
         }
         return pd.DataFrame(columns)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

@@ -15,8 +15,8 @@ from rllc.errors import InputError
 from rllc.plots.figures import color_of, label_decades, new_axes
 from rllc.sampling.draws import Draws
 from rllc.statistics.uncertainty import mean_of_draws
-from rllc.tables import Table, not_ok, rounded
-from rllc.weights.names import Names
+from rllc.tables import AsTable, Table, not_ok, rounded
+from rllc.weights.names import Names, OfRefinements
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +37,8 @@ _ROUNDING = 1e-3
 _COLUMNS = ("weights", "data", "slope", "standard_error", "low", "high", "worth", "status")
 
 
-@dataclass(frozen=True, eq=False)
-class Volume:
+@dataclass(frozen=True, eq=False, repr=False)
+class Volume(OfRefinements, AsTable):
     """The slope of log V(t) for each refinement, and where it was read; :func:`volume` makes it.
 
     Args:
@@ -68,24 +68,8 @@ class Volume:
     names: Names
     settings: Mapping[str, Any]
 
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Name of each refinement's weights."""
-        return self.names.weights
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        """Name of each refinement's data."""
-        return self.names.data
-
     def __len__(self) -> int:
         return len(self.slope)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

@@ -74,7 +74,7 @@ def multihead_rows(model: nn.Module, rows: Rows) -> Rows:
     for path, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             apart = module.in_proj_weight is None
-            patterns[_pattern(path), apart] = _tower(path)
+            patterns[_pattern(path), apart] = tower_of(path)
     towers = set(patterns.values())
     made = []
     for (pattern, apart), tower in patterns.items():
@@ -119,7 +119,7 @@ def bridge_rows(model: nn.Module, mixed: tuple[str, ...]) -> Rows:
             )
     if len(rows) < 2:
         return tuple(rows.values())
-    return tuple(replace(row, tower=_tower(row.at.replace("*", "0"))) for row in rows.values())
+    return tuple(replace(row, tower=tower_of(row.at.replace("*", "0"))) for row in rows.values())
 
 
 def is_bridge(module: nn.Module) -> bool:
@@ -135,8 +135,8 @@ def _pattern(path: str) -> str:
     return f"{path[: numbers[-1].start()]}*{path[numbers[-1].end() :]}"
 
 
-def _tower(path: str) -> str:
-    """A path without its last number and the list that the number is of."""
+def tower_of(path: str) -> str:
+    """A path without its last number and its list: heads of several towers are named by it."""
     before, star, after = _pattern(path).partition("*")
     if not star:
         return before

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.arguments import names_checked
-from rllc.covariances.observed import axes_of, faults_of_chains, fixed_rows
+from rllc.covariances.observed import axes_of, faults_of_chains, fixed_rows, stacked_means
 from rllc.errors import InputError
 from rllc.estimates.faults import Fault, status_of
 from rllc.sampling.draws import Draws
-from rllc.statistics.covariance import deviations_product, independent_draws
-from rllc.statistics.uncertainty import Mean, mean_of_draws
-from rllc.tables import Table, label, not_ok
-from rllc.weights.names import Names
+from rllc.statistics.covariance import deviations_product
+from rllc.statistics.uncertainty import Mean
+from rllc.tables import AsTable, Table, label, not_ok
+from rllc.weights.names import Names, OfRefinements
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, eq=False)
-class Elasticities:
+@dataclass(frozen=True, eq=False, repr=False)
+class Elasticities(OfRefinements, AsTable):
     """How λ̂ of each refinement changes with the settings; :func:`elasticities` makes it.
 
     Args:
@@ -54,7 +54,7 @@ class Elasticities:
         """
         import pandas as pd
 
-        columns: dict[str, Any] = {"weights": self.names.weights, "data": self.names.data}
+        columns: dict[str, Any] = {"weights": self.weights, "data": self.data}
         arrays = {
             "llc": self.llc,
             "by_n_beta": self.n_beta,
@@ -65,12 +65,6 @@ class Elasticities:
             columns[f"{name}_se"] = mean.standard_error
         columns["status"] = self.status
         return pd.DataFrame(columns)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:
@@ -123,38 +117,31 @@ def elasticities(draws: Draws, rows: str = "rows", distance: str = "distance") -
             f"{asked_by}: the observable {distance!r} must be one number a draw; "
             f"observe rllc.distance()."
         )
-    n_beta, gamma = draws.settings["n_beta"], draws.settings.get("localization")
+    n_beta = draws.settings["n_beta"]
+    gamma = draws.settings.get("localization")
     if not gamma:
         raise InputError(
             f"{asked_by}: the sampler has no localization, so λ̂ has no derivative by it; "
             f"use rllc.sgld(localization=200.0)."
         )
-    values: list[tuple[Mean, Mean, Mean]] = []
+    llc = []
+    by_n_beta = []
+    by_gamma = []
     for i, observed in enumerate(fixed_rows(draws, rows, asked_by=asked_by)):
-        relaxation, shared = observed.relaxation, observed.shared
-        squared = draws.observed[distance][i, :, : draws.lengths[i]].astype(np.float64)
+        squared_distance = draws.observed[distance][i, :, : draws.lengths[i]].astype(np.float64)
         loss = observed.mean
-        n = independent_draws(loss, relaxation, shared=shared)
         rise = n_beta * loss
-        by_n_beta = rise - n_beta**2 * deviations_product(loss, loss, n)
-        by_gamma = -gamma * n_beta / 2 * deviations_product(loss, squared, n)
-        values.append(
-            (
-                mean_of_draws(rise, relaxation, shared=shared),
-                mean_of_draws(by_n_beta, relaxation, shared=shared),
-                mean_of_draws(by_gamma, relaxation, shared=shared),
-            )
-        )
-    llc, of_n_beta, of_gamma = (_stacked(means) for means in zip(*values, strict=True))
+        n = observed.independent_draws(loss)
+        variance = deviations_product(loss, loss, n)
+        covariance = deviations_product(loss, squared_distance, n)
+        llc.append(observed.mean_of_draws(rise))
+        by_n_beta.append(observed.mean_of_draws(rise - n_beta**2 * variance))
+        by_gamma.append(observed.mean_of_draws(-gamma * n_beta / 2 * covariance))
     return Elasticities(
-        llc,
-        of_n_beta,
-        of_gamma,
+        llc=stacked_means(llc),
+        n_beta=stacked_means(by_n_beta),
+        localization=stacked_means(by_gamma),
         faults=faults_of_chains(draws),
         names=draws.names,
         settings=draws.settings,
     )
-
-
-def _stacked(means: tuple[Mean, ...]) -> Mean:
-    return Mean(*(np.stack(numbers) for numbers in zip(*means, strict=True)))

@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 
 from rllc.arguments import names_checked
-from rllc.covariances.observed import FixedRows, fixed_rows
+from rllc.covariances.observed import FixedRows, fixed_rows, stacked_means
 from rllc.errors import InputError, one_of
 from rllc.sampling.draws import Draws
-from rllc.statistics.covariance import deviations_product, independent_draws
-from rllc.statistics.uncertainty import Mean, mean_of_draws
+from rllc.statistics.covariance import deviations_product
+from rllc.statistics.uncertainty import Mean
 
 
 @names_checked
@@ -60,21 +60,23 @@ def singular_fluctuation(
             )
         variance = _weighed_variance(observed, by)
         terms = draws.settings["n_beta"] / 2 * variance
-        means.append(mean_of_draws(terms, observed.relaxation, shared=observed.shared))
-    return Mean(*(np.stack(numbers) for numbers in zip(*means, strict=True)))
+        means.append(observed.mean_of_draws(terms))
+    return stacked_means(means)
 
 
 def _weighed_variance(observed: FixedRows, by: str) -> np.ndarray:
     """Terms of Σ_i w_i P_i Var(ℓ_i), ``[chain, draw]``."""
     counted = np.isfinite(observed.losses).any(axis=(-2, -1))
     tokens = counted.sum(axis=1)
-    n = independent_draws(observed.mean, observed.relaxation, shared=observed.shared)
+    n = observed.independent_draws(observed.mean)
     total = np.zeros(observed.losses.shape[-2:])
-    by_row = observed.by_row
+    means_of_rows = observed.by_row
     for row, losses in enumerate(observed.losses):
         if by == "token":
-            squares = deviations_product(losses[counted[row]], losses[counted[row]], n)
+            losses_of_tokens = losses[counted[row]]
+            squares = deviations_product(losses_of_tokens, losses_of_tokens, n)
             total += squares.sum(axis=0)
         elif tokens[row]:
-            total += tokens[row] ** 2 * deviations_product(by_row[row], by_row[row], n)
+            mean = means_of_rows[row]
+            total += tokens[row] ** 2 * deviations_product(mean, mean, n)
     return total / tokens.sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 from torch import nn
@@ -13,21 +13,17 @@ from rllc.arguments import names_checked
 from rllc.covariances.observed import FixedRows, faults_of_chains, fixed_rows, moments_only
 from rllc.covariances.results import Covariances
 from rllc.errors import InputError, one_of
-from rllc.losses.contract import LossFunction
 from rllc.observables import losses_on
-from rllc.samplers import Sampler
 from rllc.sampling.draws import Draws
+from rllc.sampling.how import How
 from rllc.sampling.sample import sample
-from rllc.sampling.settings import Compute, Sampling
 from rllc.statistics.covariance import (
     Covariance,
     agreement,
     deviations_product,
-    independent_draws,
     stacked,
     within_chains,
 )
-from rllc.statistics.uncertainty import mean_of_draws
 from rllc.weights.refinement import DataLike, WeightsLike
 
 _ROWS = "rows"
@@ -42,11 +38,7 @@ def loss_kernel(
     data: DataLike,
     rows: DataLike,
     weights: WeightsLike = None,
-    *,
-    loss: LossFunction | None = None,
-    sampler: Sampler | None = None,
-    sampling: Sampling | None = None,
-    compute: Compute | None = None,
+    **how: Unpack[How],
 ) -> LossKernel:
     """Sample, and give the covariance of the losses of each two rows: Cov(ℓ_i, ℓ_j).
 
@@ -66,10 +58,7 @@ def loss_kernel(
         data: what the chains are sampled on.
         rows: one data set of fixed rows, whose losses are taken at every draw without gradients.
         weights: which weights move.
-        loss: ``None`` is next-token cross entropy.
-        sampler: ``None`` is ``rllc.sgld()``.
-        sampling: ``None`` is ``rllc.Sampling()``.
-        compute: how it is run.
+        how: ``loss``, ``sampler``, ``sampling``, ``compute``.
 
     Raises:
         InputError: as :func:`rllc.sample`; ``rows`` is not one data set.
@@ -78,17 +67,7 @@ def loss_kernel(
     interpretability, arXiv 2509.26537.
     """
     observe = {_ROWS: losses_on(rows, by="row")}
-    draws = sample(
-        model,
-        data,
-        weights,
-        loss=loss,
-        sampler=sampler,
-        sampling=sampling,
-        compute=compute,
-        observe=observe,
-    )
-    return LossKernel.of(draws)
+    return LossKernel.of(sample(model, data, weights, observe=observe, **how))
 
 
 @names_checked
@@ -98,10 +77,7 @@ def influence(
     rows: DataLike,
     queries: DataLike,
     weights: WeightsLike = None,
-    *,
-    loss: LossFunction | None = None,
-    sampler: Sampler | None = None,
-    sampling: Sampling | None = None,
+    **how: Unpack[How],
 ) -> LossKernel:
     """Sample, and give the Bayesian influence of rows on queries: −Cov(ℓ_row, ℓ_query).
 
@@ -112,18 +88,15 @@ def influence(
     (1, 3, 2)
 
     To first order the mean loss of the query changes by nβ/n times that, when one of n rows of
-    ``data`` is weighed twice. devinterp's ``bif`` is the correlation, with the other sign. To say
-    how it is run (:class:`rllc.Compute`), sample yourself and see :meth:`LossKernel.of`.
+    ``data`` is weighed twice. devinterp's ``bif`` is the correlation, with the other sign.
 
     Args:
-        model: see :func:`rllc.loss_kernel`; so for all arguments but these two.
-        data: see model.
+        model: see :func:`rllc.sample`; so for all arguments but these two.
+        data: what the chains are sampled on.
         rows: one data set, such as training rows.
         queries: one data set, such as test rows.
-        weights: see model.
-        loss: see model.
-        sampler: see model.
-        sampling: see model.
+        weights: which weights move.
+        how: ``loss``, ``sampler``, ``sampling``, ``compute``.
 
     Raises:
         InputError: as :func:`rllc.loss_kernel`.
@@ -131,15 +104,8 @@ def influence(
     Reference: Kreer et al. (2025), Bayesian influence functions for Hessian-free data
     attribution, arXiv 2509.26544.
     """
-    draws = sample(
-        model,
-        data,
-        weights,
-        loss=loss,
-        sampler=sampler,
-        sampling=sampling,
-        observe={_ROWS: losses_on(rows, by="row"), _QUERIES: losses_on(queries, by="row")},
-    )
+    observe = {_ROWS: losses_on(rows, by="row"), _QUERIES: losses_on(queries, by="row")}
+    draws = sample(model, data, weights, observe=observe, **how)
     return LossKernel.of(draws, queries=_QUERIES).influence()
 
 
@@ -232,21 +198,22 @@ def _of_draws(
 
 def _kernel(first: FixedRows, second: FixedRows, by: By, correlation: bool) -> Covariance:
     """Covariances ``[row, query]`` of one refinement, a row at a time."""
-    relaxation, shared = first.relaxation, first.shared
     rows = first.by_row if by == "row" else first.flat
     queries = second.by_row if by == "row" else second.flat
     if correlation:
-        rows, queries = _scaled(rows), _scaled(queries)
-    n = independent_draws(first.mean, relaxation, shared=shared)
-    each = []
-    for series in rows:
-        terms = deviations_product(series, queries, n)
+        rows = _scaled(rows)
+        queries = _scaled(queries)
+    n = first.independent_draws(first.mean)
+    of_rows = []
+    for row in rows:
+        terms = deviations_product(row, queries, n)
         if correlation:
-            terms = _of_correlation(terms, series, queries)
-        mean = mean_of_draws(terms, relaxation, shared=shared)
-        within = within_chains(series, queries, relaxation)
-        each.append(Covariance(*mean, within, agreement(series, queries, relaxation)))
-    return stacked(each)
+            terms = _of_correlation(terms, row, queries)
+        mean = first.mean_of_draws(terms)
+        within = within_chains(row, queries, first.relaxation)
+        apart = agreement(row, queries, first.relaxation)
+        of_rows.append(Covariance(*mean, within, apart))
+    return stacked(of_rows)
 
 
 def _scaled(losses: np.ndarray) -> np.ndarray:
@@ -255,15 +222,15 @@ def _scaled(losses: np.ndarray) -> np.ndarray:
     return centred / losses.std(axis=(-2, -1), keepdims=True)
 
 
-def _of_correlation(terms: np.ndarray, series: np.ndarray, queries: np.ndarray) -> np.ndarray:
+def _of_correlation(terms: np.ndarray, row: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """The products of scaled losses, less what both standard deviations did.
 
     r = c/(s_x s_y) moves with c, and by −r/2 with each variance. The mean stays that of the
     products without the factor 1 + 1/n, which numerator and denominator share.
     """
-    products = series * queries
+    products = row * queries
     r = products.mean(axis=(-2, -1), keepdims=True)
-    variances = (series**2 - 1) + (queries**2 - 1)
+    variances = (row**2 - 1) + (queries**2 - 1)
     return products - r / 2 * variances
 
 
@@ -278,14 +245,14 @@ def _of_moments(draws: Draws, name: str, by: By, correlation: bool) -> Iterator[
     for i, length in enumerate(draws.lengths):
         mean = draws.observed[name][i].astype(np.float64)
         covariance = draws.observed[f"{name}.covariance"][i] * (length - 1) / length
-        broken = draws.diverged[i] >= 0
-        mean = np.where(broken.reshape(-1, *[1] * (mean.ndim - 1)), np.nan, mean)
+        diverged = draws.diverged[i] >= 0
+        mean[diverged] = np.nan
+        flat = mean.reshape(len(mean), -1)
         if by == "row" and axes == ["row", "pos"]:
             shares = _shares_of_rows(mean[0])
             covariance = shares @ np.nan_to_num(covariance) @ shares.T
-            mean = np.nan_to_num(mean.reshape(len(mean), -1)) @ shares.T
-            mean[broken] = np.nan
-        flat = mean.reshape(len(mean), -1)
+            flat = np.nan_to_num(flat) @ shares.T
+            flat[diverged] = np.nan
         yield _pooled(flat, covariance, _independent(draws, length), correlation)
 
 
@@ -315,16 +282,19 @@ def _pooled(mean: np.ndarray, covariance: np.ndarray, n: float, correlation: boo
         correlation: give Pearson's correlation.
     """
     num_chains = len(mean)
-    away = mean - mean.mean(axis=0)
-    products = covariance + away[:, :, None] * away[:, None, :]
+    offset = mean - mean.mean(axis=0)
+    products = covariance + offset[:, :, None] * offset[:, None, :]
+    # What no chain has seen is NaN in the products, and so it shall be here.
     within = covariance.mean(axis=0) * (1 + 1 / n) + 0 * products.mean(axis=0)
     if correlation:
-        scale = np.sqrt(np.diagonal(products.mean(axis=0)))
-        scale = np.outer(scale, scale)
-        products, within = products / scale, within / scale
-        variances = np.diagonal(products, axis1=1, axis2=2) - 1
+        deviation = np.sqrt(np.diagonal(products.mean(axis=0)))
+        scale = np.outer(deviation, deviation)
+        products = products / scale
+        within = within / scale
         r = products.mean(axis=0)
-        products = products - r / 2 * (variances[:, :, None] + variances[:, None, :])
+        variances = np.diagonal(products, axis1=1, axis2=2) - 1
+        sums = variances[:, :, None] + variances[:, None, :]
+        products = products - r / 2 * sums
     else:
         products = products * (1 + 1 / (num_chains * n))
     value = products.mean(axis=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from rllc.estimates.diagnose import share_minibatches
 from rllc.estimates.estimate import Estimate
 from rllc.estimates.faults import ABOUT_LLC, Fault
 from rllc.sampling.draws import Draws
+from rllc.statistics.covariance import independent_draws
+from rllc.statistics.uncertainty import Mean, mean_of_draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,14 @@ class FixedRows:
     def flat(self) -> np.ndarray:
         """``[row · pos, chain, draw]``."""
         return self.losses.reshape(-1, *self.losses.shape[-2:])
+
+    def mean_of_draws(self, values: np.ndarray) -> Mean:
+        """The mean ``[...]`` of values ``[..., chain, draw]`` of these chains, with its error."""
+        return mean_of_draws(values, self.relaxation, shared=self.shared)
+
+    def independent_draws(self, values: np.ndarray) -> np.ndarray:
+        """As how many independent draws the mean of such values is known, ``[...]``."""
+        return independent_draws(values, self.relaxation, shared=self.shared)
 
 
 def fixed_rows(draws: Draws, name: str, *, asked_by: str) -> Iterator[FixedRows]:
@@ -105,9 +115,15 @@ def faults_of_chains(draws: Draws) -> tuple[tuple[Fault, ...], ...]:
     return tuple(of_chains)
 
 
+def stacked_means(means: Iterable[Mean]) -> Mean:
+    """Means along a new first axis."""
+    value, standard_error, dof = zip(*means, strict=True)
+    return Mean(np.stack(value), np.stack(standard_error), np.stack(dof))
+
+
 def mean_of_finite(losses: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """The mean of what is not NaN, NaN where nothing is, without a warning."""
-    there = np.isfinite(losses)
-    total = np.where(there, losses, 0.0).sum(axis=axis)
-    count = there.sum(axis=axis)
+    """The mean of what is finite, without a warning; NaN where nothing is."""
+    finite = np.isfinite(losses)
+    total = np.where(finite, losses, 0.0).sum(axis=axis)
+    count = finite.sum(axis=axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -19,8 +19,8 @@ from rllc.statistics.covariance import Covariance
 from rllc.storage.files import load_arrays, reading, save_arrays
 from rllc.storage.same import same
 from rllc.sweep.sweep import Sweep
-from rllc.tables import Table, label, not_ok
-from rllc.weights.names import Names
+from rllc.tables import AsTable, Table, label, not_ok
+from rllc.weights.names import Names, OfRefinements
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result", bound="Covariances")
 
 
-@dataclass(frozen=True, eq=False)
-class Covariances:
+@dataclass(frozen=True, eq=False, repr=False)
+class Covariances(OfRefinements, AsTable):
     """Covariances along the chains of each refinement; a kind of result fills it.
 
     Args:
@@ -109,12 +109,9 @@ class Covariances:
         """
         import pandas as pd
 
-        places = np.indices(self.value.shape).reshape(self.value.ndim, -1)
-        columns: dict[str, Any] = {
-            "weights": np.array(self.names.weights, dtype=object)[places[0]],
-            "data": np.array(self.names.data, dtype=object)[places[0]],
-        }
-        columns |= zip(self.axes, places[1:], strict=True)
+        refinements, *places = np.indices(self.value.shape).reshape(self.value.ndim, -1)
+        columns: dict[str, Any] = dict(self.names.columns(refinements))
+        columns |= zip(self.axes, places, strict=True)
         columns[self.kind] = self.value.ravel()
         for name in Covariance._fields[1:]:
             columns[name] = getattr(self, name).ravel()
@@ -135,26 +132,22 @@ class Covariances:
         labels = [label(self.names, i) for i in range(len(self.names))]
         return xarray.Dataset(arrays, coords={"refinement": labels})
 
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
-
     @property
     def _table(self) -> Table:
         rows = [("weights", "lowest", "highest", "median se", "marked", "status")]
         for i, marks in enumerate(self.marks()):
-            numbers = (
+            row = (
+                label(self.names, i),
                 _shown(self.value[i], np.min, ".3g"),
                 _shown(self.value[i], np.max, ".3g"),
                 _shown(self.standard_error[i], np.median, ".2g"),
                 str((marks == "chains disagree").sum()),
+                self.status[i],
             )
-            rows.append((label(self.names, i), *numbers, self.status[i]))
-        of = " × ".join(map(str, self.value.shape[1:]))
+            rows.append(row)
+        size = " × ".join(map(str, self.value.shape[1:]))
         axes = " × ".join(self.axes)
-        title = f"{type(self).__name__}: {self.kind}, {of} ({axes})"
+        title = f"{type(self).__name__}: {self.kind}, {size} ({axes})"
         return Table(title, rows, left=(0, 5), wrong=not_ok(self.status, column=5))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -166,13 +159,14 @@ class Covariances:
             if isinstance(value, np.ndarray):
                 arrays[field.name] = value
             elif isinstance(value, Covariance):
-                arrays |= {f"{field.name}.{name}": x for name, x in value._asdict().items()}
+                for name, array in value._asdict().items():
+                    arrays[f"{field.name}.{name}"] = array
             elif field.name not in ("faults", "names", "settings", "kind"):
                 header[field.name] = value
         header |= {
             "of": self.kind,
-            "weights": self.names.weights,
-            "names of data": self.names.data,
+            "weights": self.weights,
+            "names of data": self.data,
             "faults": [faults_to_json(wrong) for wrong in self.faults],
             "settings": dict(self.settings),
         }
@@ -187,44 +181,47 @@ class Covariances:
         """
         arrays, header = load_arrays(path, kind=f"rllc.{cls.__name__}")
         with reading(path):
-            given: dict[str, Any] = {
+            values: dict[str, Any] = {
                 "faults": tuple(faults_from_json(wrong) for wrong in header["faults"]),
                 "names": Names(tuple(header["weights"]), tuple(header["names of data"])),
                 "settings": header["settings"],
                 "kind": header["of"],
             }
             for field in fields(cls):
-                parts = [f"{field.name}.{name}" for name in Covariance._fields]
-                if field.name in given:
-                    continue
-                if field.name in arrays:
-                    given[field.name] = arrays[field.name]
-                elif parts[0] in arrays:
-                    given[field.name] = Covariance(*(arrays[part] for part in parts))
-                else:
-                    given[field.name] = tuple(header[field.name])
-            _check_read(given)
-            return cls(**given)
+                if field.name not in values:
+                    values[field.name] = _value_in_file(field.name, arrays, header)
+            _check_read(values)
+            return cls(**values)
 
 
-def _check_read(given: Mapping[str, Any]) -> None:
+def _value_in_file(name: str, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Any:
+    """A field: an array, a covariance, or names."""
+    parts = [f"{name}.{part}" for part in Covariance._fields]
+    if name in arrays:
+        return arrays[name]
+    if parts[0] in arrays:
+        return Covariance(*(arrays[part] for part in parts))
+    return tuple(header[name])
+
+
+def _check_read(values: Mapping[str, Any]) -> None:
     """See that what was read is one result: equal shapes, and names for all axes.
 
     Raises:
         ValueError: it is not.
     """
-    check_settings(given["settings"])
-    shape = given["value"].shape
+    check_settings(values["settings"])
+    shape = values["value"].shape
     for name in Covariance._fields:
-        array = given[name]
+        array = values[name]
         if array.shape != shape or array.dtype.kind not in "fiub":
             raise ValueError(
                 f"{name} is {list(array.shape)} of {array.dtype}, expected numbers {list(shape)}"
             )
-    lengths = {"faults": len(given["faults"]), "names": len(given["names"])}
+    lengths = {"faults": len(values["faults"]), "names": len(values["names"])}
     if not shape or set(lengths.values()) != {shape[0]}:
         raise ValueError(f"value has the shape {list(shape)}, but there are {lengths}")
-    axes = given["axes"]
+    axes = values["axes"]
     if len(axes) != len(shape) - 1 or not all(isinstance(axis, str) for axis in axes):
         raise ValueError(f"axes {axes!r:.40} are not {len(shape) - 1} names")
 
@@ -269,10 +266,14 @@ def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, 
     for step in sweep.steps:
         parts = []
         for weights, data in sweep.names:
-            key = (step, weights, data)
-            fault = Fault("failed", {}, sweep.failed[key]) if key in sweep.failed else None
-            absent = _absent(like, Names((weights,), (data,)), fault or Fault("missing"))
-            parts.append(made.get(key, absent))
+            cell = (step, weights, data)
+            if cell in made:
+                parts.append(made[cell])
+                continue
+            fault = Fault("missing")
+            if cell in sweep.failed:
+                fault = Fault("failed", {}, sweep.failed[cell])
+            parts.append(_absent(like, Names((weights,), (data,)), fault))
         results[step] = joined(parts)
     return results
 

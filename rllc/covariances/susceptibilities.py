@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Unpack
 
 import numpy as np
 from torch import nn
@@ -18,21 +19,18 @@ from rllc.covariances.observed import (
 )
 from rllc.covariances.results import Covariances
 from rllc.errors import InputError
-from rllc.losses.contract import LossFunction
 from rllc.observables import losses_on
-from rllc.samplers import Sampler
 from rllc.sampling.draws import Draws
+from rllc.sampling.how import How
 from rllc.sampling.sample import sample
-from rllc.sampling.settings import Compute, Sampling
 from rllc.statistics.covariance import (
     Covariance,
     agreement,
     deviations_product,
-    independent_draws,
     stacked,
     within_chains,
 )
-from rllc.statistics.uncertainty import Mean, mean_of_draws
+from rllc.statistics.uncertainty import Mean
 from rllc.weights.refinement import DataLike, WeightsLike, product
 
 _PROBES = "probes"
@@ -47,11 +45,7 @@ def susceptibilities(
     data: DataLike,
     probes: DataLike,
     weights: WeightsLike = None,
-    *,
-    loss: LossFunction | None = None,
-    sampler: Sampler | None = None,
-    sampling: Sampling | None = None,
-    compute: Compute | None = None,
+    **how: Unpack[How],
 ) -> Susceptibilities:
     """Sample each refinement once, and give the susceptibility of its weights to each probe token.
 
@@ -75,10 +69,7 @@ def susceptibilities(
         probes: fixed rows, whose losses are taken at every draw without gradients; one data set, or
             several by name.
         weights: which weights move, such as ``rllc.heads(model)``.
-        loss: ``None`` is next-token cross entropy.
-        sampler: ``None`` is ``rllc.sgld()``.
-        sampling: ``None`` is ``rllc.Sampling()``.
-        compute: how it is run.
+        how: ``loss``, ``sampler``, ``sampling``, ``compute``.
 
     Raises:
         InputError: as :func:`rllc.sample`.
@@ -86,18 +77,13 @@ def susceptibilities(
     Reference: Baker, Wang, Hoogland, Murfet (2025), Structural inference: interpreting small
     language models with susceptibilities, arXiv 2504.18274.
     """
-    data_sets = {probe.data_name: probe.data for probe in product(None, probes)}
-    draws = sample(
-        model,
-        data,
-        weights,
-        loss=loss,
-        sampler=sampler,
-        sampling=sampling,
-        compute=compute,
-        observe={f"probes {name}": losses_on(rows) for name, rows in data_sets.items()},
-    )
-    names = {f"probes {name}": name for name in data_sets}
+    names = {}
+    observe = {}
+    for probe in product(None, probes):
+        observable = f"probes {probe.data_name}"
+        names[observable] = probe.data_name
+        observe[observable] = losses_on(probe.data)
+    draws = sample(model, data, weights, observe=observe, **how)
     return Susceptibilities.of(draws, names)
 
 
@@ -165,12 +151,15 @@ class Susceptibilities(Covariances):
         if isinstance(probes, str):
             probes = [probes]
         names = probes if isinstance(probes, dict) else {name: name for name in probes}
-        far = None
+        observables = list(names)
+        responses = list(_responses(draws, observables, phi))
         if reference is not None:
-            ((rows, answer),) = _series(reference, list(names), phi)
-            far = _Reference(rows, answer)
-        answers = [_Answer(*both, far) for both in _series(draws, list(names), phi)]
-        tokens = stacked([answer.of_tokens() for answer in answers])
+            (response,) = _responses(reference, observables, phi)
+            responses = [replace(own, reference=response) for own in responses]
+        tokens = stacked([own.to_tokens() for own in responses])
+        by_row = [own.to_means(lambda probes: probes.by_row) for own in responses]
+        by_data = [own.to_means(lambda probes: probes.by_data) for own in responses]
+        on_all = [own.to_means(lambda probes: probes.mean) for own in responses]
         return cls(
             **tokens._asdict(),
             faults=faults_of_chains(draws),
@@ -178,11 +167,11 @@ class Susceptibilities(Covariances):
             settings=draws.settings,
             kind="susceptibility",
             axes=("row", "pos"),
-            by_row=stacked([answer.of_rows() for answer in answers]),
-            by_data=stacked([answer.of_data() for answer in answers]),
-            on_all=stacked([answer.of_all() for answer in answers]),
+            by_row=stacked(by_row),
+            by_data=stacked(by_data),
+            on_all=stacked(on_all),
             probes=tuple(names.values()),
-            probe_of_row=tuple(answers[0].rows.data_set.tolist()),
+            probe_of_row=tuple(responses[0].probes.data_set.tolist()),
         )
 
     def standardised(self) -> np.ndarray:
@@ -191,157 +180,132 @@ class Susceptibilities(Covariances):
         Each refinement is z-scored over tokens, then each token centred over refinements. Tokens
         at which nothing is predicted are left out.
         """
-        flat = self.value.reshape(len(self.value), -1).T
-        flat = flat[np.isfinite(flat).all(axis=1)]
-        scored = (flat - flat.mean(axis=0)) / flat.std(axis=0)
+        by_token = self.value.reshape(len(self.value), -1).T
+        predicted = np.isfinite(by_token).all(axis=1)
+        values = by_token[predicted]
+        scored = (values - values.mean(axis=0)) / values.std(axis=0)
         return scored - scored.mean(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True, eq=False)
-class _Probes:
-    """The losses of all probes of one refinement."""
+class _Probes(FixedRows):
+    """The losses of all probes of one refinement; data sets of shorter rows have NaN behind them.
 
-    losses: np.ndarray
-    """``[row, pos, chain, draw]``; data sets of shorter rows have NaN behind them."""
+    Args:
+        data_set: ``[row]``: the number of its data set.
+    """
+
     data_set: np.ndarray
-    """``[row]``: the number of its data set."""
-    relaxation: float | None
-    shared: bool
 
     @classmethod
     def of(cls, data_sets: Sequence[FixedRows]) -> _Probes:
         longest = max(rows.losses.shape[1] for rows in data_sets)
-        padded, numbers = [], []
+        padded = []
+        numbers = []
         for number, rows in enumerate(data_sets):
-            shape = rows.losses.shape
-            blank = np.full((shape[0], longest - shape[1], *shape[2:]), np.nan)
-            padded.append(np.concatenate([rows.losses, blank], axis=1))
-            numbers.append(np.full(len(rows.losses), number))
-        first = data_sets[0]
-        losses = np.concatenate(padded)
-        return cls(losses, np.concatenate(numbers), first.relaxation, first.shared)
+            num_rows, num_positions, *chains_and_draws = rows.losses.shape
+            nothing = np.full((num_rows, longest - num_positions, *chains_and_draws), np.nan)
+            padded.append(np.concatenate([rows.losses, nothing], axis=1))
+            numbers.append(np.full(num_rows, number))
+        return cls(
+            losses=np.concatenate(padded),
+            relaxation=data_sets[0].relaxation,
+            shared=data_sets[0].shared,
+            data_set=np.concatenate(numbers),
+        )
 
     @property
-    def mean(self) -> np.ndarray:
-        """``[chain, draw]``."""
-        return mean_of_finite(self.losses, axis=(0, 1))
-
-    @property
-    def of_rows(self) -> np.ndarray:
-        """``[row, chain, draw]``."""
-        return mean_of_finite(self.losses, axis=1)
-
-    @property
-    def of_data(self) -> np.ndarray:
-        """``[data set, chain, draw]``."""
+    def by_data(self) -> np.ndarray:
+        """``[data set, chain, draw]``: each data set's mean loss."""
         means = []
         for number in range(self.data_set.max() + 1):
-            chosen = self.losses[self.data_set == number]
-            means.append(mean_of_finite(chosen, axis=(0, 1)))
+            losses = self.losses[self.data_set == number]
+            means.append(mean_of_finite(losses, axis=(0, 1)))
         return np.stack(means)
 
 
 @dataclass(frozen=True, eq=False)
-class _Other:
-    """What answers, and what tokens are compared with, ``[chain, draw]``."""
+class _Response:
+    """One refinement: its probes' losses, and what answers when they are weighed more.
 
+    Args:
+        probes: the losses ℓ_z.
+        phi: ``[chain, draw]``: what answers.
+        loss: ``[chain, draw]``: L, what tokens are compared with.
+        reference: the same of draws of all weights.
+    """
+
+    probes: _Probes
     phi: np.ndarray
     loss: np.ndarray
+    reference: _Response | None = None
 
-
-@dataclass(frozen=True, eq=False)
-class _Reference:
-    """Draws of all weights: of what they give the means of ℓ_z − L."""
-
-    rows: _Probes
-    other: _Other
-
-    def lag(self, losses: np.ndarray) -> Mean:
-        """The mean of some losses less L."""
-        rise = losses - self.other.loss
-        return mean_of_draws(rise, self.rows.relaxation, shared=self.rows.shared)
-
-
-@dataclass(frozen=True, eq=False)
-class _Answer:
-    """One refinement: its losses, what answers, and the reference."""
-
-    rows: _Probes
-    other: _Other
-    reference: _Reference | None
-
-    def of_tokens(self) -> Covariance:
+    def to_tokens(self) -> Covariance:
         """χ of every token, a row at a time: products of all tokens need not fit into memory."""
-        far = self._far(lambda rows: rows.losses)
-        each = []
-        for number, losses in enumerate(self.rows.losses):
-            of_row = None if far is None else Mean(*(numbers[number] for numbers in far))
-            each.append(self._of(losses, of_row))
-        return stacked(each)
+        mean_in_reference = self._mean_in_reference(lambda probes: probes.losses)
+        of_rows = []
+        for row, losses in enumerate(self.probes.losses):
+            mean_of_row = None
+            if mean_in_reference is not None:
+                mean_of_row = Mean(*(numbers[row] for numbers in mean_in_reference))
+            of_rows.append(self._covariance(losses, mean_of_row))
+        return stacked(of_rows)
 
-    def of_rows(self) -> Covariance:
-        """χ of each row's mean."""
-        return self._of(self.rows.of_rows, self._far(lambda rows: rows.of_rows))
+    def to_means(self, mean: Callable[[_Probes], np.ndarray]) -> Covariance:
+        """χ of means over several tokens; ``mean`` gives them ``[..., chain, draw]``."""
+        return self._covariance(mean(self.probes), self._mean_in_reference(mean))
 
-    def of_data(self) -> Covariance:
-        """χ of each data set's mean."""
-        return self._of(self.rows.of_data, self._far(lambda rows: rows.of_data))
-
-    def of_all(self) -> Covariance:
-        """χ of the mean of all tokens."""
-        return self._of(self.rows.mean, self._far(lambda rows: rows.mean))
-
-    def _far(self, losses: Callable[[_Probes], np.ndarray]) -> Mean | None:
+    def _mean_in_reference(self, losses: Callable[[_Probes], np.ndarray]) -> Mean | None:
+        """E_full[ℓ_z − L]; ``None`` without a reference."""
         if self.reference is None:
             return None
-        return self.reference.lag(losses(self.reference.rows))
+        rise = losses(self.reference.probes) - self.reference.loss
+        return self.reference.probes.mean_of_draws(rise)
 
-    def _of(self, losses: np.ndarray, far: Mean | None) -> Covariance:
-        relaxation, shared = self.rows.relaxation, self.rows.shared
-        phi = self.other.phi
-        rise = losses - self.other.loss
-        n = independent_draws(phi, relaxation, shared=shared)
+    def _covariance(self, losses: np.ndarray, mean_in_reference: Mean | None) -> Covariance:
+        relaxation = self.probes.relaxation
+        phi = self.phi
+        rise = losses - self.loss
+        n = self.probes.independent_draws(phi)
         terms = -deviations_product(phi, rise, n)
         within = -within_chains(phi, rise, relaxation)
         apart = agreement(phi, rise, relaxation)
-        if far is None:
-            return Covariance(*mean_of_draws(terms, relaxation, shared=shared), within, apart)
+        if mean_in_reference is None:
+            return Covariance(*self.probes.mean_of_draws(terms), within, apart)
         # The product of two means is followed to first order in the deviation of each.
-        lag = rise.mean(axis=(-2, -1)) - far.value
+        lag = rise.mean(axis=(-2, -1)) - mean_in_reference.value
         terms = terms - phi * lag[..., None, None]
-        moved = phi.mean() * (rise - rise.mean(axis=(-2, -1), keepdims=True))
-        own = mean_of_draws(terms - moved, relaxation, shared=shared)
-        of_reference = phi.mean() * far.standard_error
-        error = np.hypot(own.standard_error, of_reference)
+        deviation = rise - rise.mean(axis=(-2, -1), keepdims=True)
+        own = self.probes.mean_of_draws(terms - phi.mean() * deviation)
+        error_of_reference = phi.mean() * mean_in_reference.standard_error
+        error = np.hypot(own.standard_error, error_of_reference)
         return Covariance(own.value, error, own.dof, within - phi.mean() * lag, apart)
 
 
-def _series(draws: Draws, probes: Sequence[str], phi: Phi) -> Iterator[tuple[_Probes, _Other]]:
-    """Yield the losses of the probes and what they are held against, of each refinement."""
+def _responses(draws: Draws, probes: Sequence[str], phi: Phi) -> Iterator[_Response]:
+    """Yield what answers in each refinement, and to what."""
     asked_by = "Susceptibilities.of"
     if not probes:
         raise InputError(f"{asked_by}: expected the name of an observable, got none.")
     data_sets = [fixed_rows(draws, name, asked_by=asked_by) for name in probes]
-    losses = None
-    answers = None
+    other_losses = None
+    numbers = None
     if isinstance(phi, str) and phi != "llc" and axes_of(draws, phi, asked_by=asked_by):
-        losses = fixed_rows(draws, phi, asked_by=asked_by)
+        other_losses = fixed_rows(draws, phi, asked_by=asked_by)
     elif phi is not None:
-        answers = _answers(draws, phi)
+        numbers = _one_number_a_draw(draws, phi)
     for i, rows in enumerate(zip(*data_sets, strict=True)):
         together = _Probes.of(rows)
-        if losses is not None:
-            mean = next(losses).mean
-            yield together, _Other(mean, mean)
-        elif answers is not None:
-            values = answers[i, :, : draws.lengths[i]]
-            yield together, _Other(values, together.mean)
+        if other_losses is not None:
+            loss = next(other_losses).mean
         else:
-            yield together, _Other(together.mean, together.mean)
+            loss = together.mean
+        answer = loss if numbers is None else numbers[i, :, : draws.lengths[i]]
+        yield _Response(together, answer, loss)
 
 
-def _answers(draws: Draws, phi: str | Callable[[Draws], np.ndarray]) -> np.ndarray:
-    """φ at every draw, ``[refinement, chain, draw]``."""
+def _one_number_a_draw(draws: Draws, phi: str | Callable[[Draws], np.ndarray]) -> np.ndarray:
+    """φ ``[refinement, chain, draw]``."""
     if phi == "llc":
         values = draws.llc
     elif isinstance(phi, str):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from rllc.arguments import names_checked
-from rllc.covariances.observed import fixed_rows
+from rllc.covariances.observed import fixed_rows, stacked_means
 from rllc.sampling.draws import Draws
-from rllc.statistics.uncertainty import Mean, mean_of_draws
+from rllc.statistics.uncertainty import Mean
 
 
 @names_checked
@@ -33,11 +31,9 @@ def token_llc(draws: Draws, rows: str = "rows") -> Mean:
     Raises:
         InputError: the draws did not observe these rows.
     """
-    means = []
+    n_beta = draws.settings["n_beta"]
+    of_refinements = []
     for observed in fixed_rows(draws, rows, asked_by="token_llc"):
-        each = []
-        for losses in observed.losses:
-            rise = draws.settings["n_beta"] * losses
-            each.append(mean_of_draws(rise, observed.relaxation, shared=observed.shared))
-        means.append(Mean(*(np.stack(numbers) for numbers in zip(*each, strict=True))))
-    return Mean(*(np.stack(numbers) for numbers in zip(*means, strict=True)))
+        of_rows = [observed.mean_of_draws(n_beta * losses) for losses in observed.losses]
+        of_refinements.append(stacked_means(of_rows))
+    return stacked_means(of_refinements)

@@ -223,7 +223,7 @@ class Estimate:
         if self.llc is None:
             raise InputError(
                 "estimate.contrast: this estimate has no draws, as one of a trajectory has not; "
-                "use Estimate.of(sweep.draws(step, weights, data)) or rllc.estimate(...)."
+                "use rllc.Sweep.open(store).at(step) or rllc.estimate(...)."
             )
         factors = np.zeros(len(self))
         for key, weight in weights.items():

@@ -21,204 +21,23 @@ import fnmatch
 import itertools
 import operator
 import os
-import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Unpack
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn, Unpack
 
 from torch import Tensor, nn
 
-from rllc.errors import FileError, InputError, must_be
+from rllc.errors import FileError, InputError, must_be, one_of
 from rllc.models import hub
-from rllc.models.hub import Folder, Hub, HubOptions
-from rllc.models.steps import STATE_DICTS, Named, read_name, stem_of, step_in_name
-from rllc.storage.files import as_path, bytes_of_tensor, sha256_of, sha256_of_file, sha256_of_text
-
-SUMS = "sha256.json"
-"""In a checkpoint's folder: file names to SHA-256 in hexadecimal.
-
-Written by training, verified by :func:`rllc.load`.
-"""
-
-Positions = Literal["shortformer", "standard"]
-
-Into = nn.Module | Callable[[], nn.Module]
-"""A module, or a function that makes one, into which state dicts are loaded."""
-
-InMemory = nn.Module | Mapping[str, Tensor]
-"""Weights that are in no file."""
-
-Source = str | os.PathLike[str]
+from rllc.models.checkpoint import Checkpoint, Into, Positions
+from rllc.models.hub import Folder, HubOptions
+from rllc.models.listing import SHOWN, Listing, is_model_folder, refuse_mixtures, shortened
+from rllc.models.steps import read_name, step_in_name
 
 CheckpointsLike = Any
 """Checkpoints as users give them; see :mod:`rllc.models.checkpoints`."""
-
-_SETTINGS = ("config.json", "generation_config.json", SUMS)
-_SHARD = re.compile(r".*-\d{5}-of-\d{5}")
-_AUXILIARY = re.compile(
-    r"(?:^|[-_.])(?:optim\w*|optimizer\w*|sched\w*|scaler|rng_state\w*|training_args|trainer_state"
-    r"|resume)(?:[-_.]|$)",
-    re.IGNORECASE,
-)
-"""Files that training keeps beside the weights."""
-
-_FORMS = ("config.json", "adapter_config.json")
-"""Files that make a folder one model."""
-
-_WEIGHTS = (*STATE_DICTS, ".distcp")
-_SHOWN = 6
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The weights of one training step: which step, and where.
-
-    >>> Checkpoint(8500, "timaeus/tetrahedron-3m-og", file="checkpoint_0008500.pth").step
-    8500
-
-    Args:
-        step: optimiser steps taken (tokens or epochs, where names count these); ``None`` where the
-            source holds one model and does not say its step.
-        source: folder, file or hub id, as it was given.
-        revision: the hub revision, where each step has its own.
-        file: the state dict or the step's folder within the source; ``None`` is the source itself.
-        weights: a module or state dict in memory, in place of a file.
-        into: a module, or a function that makes one, for the state dict; see :func:`rllc.load`.
-        positions: for TransformerLens state dicts; see :func:`rllc.load`.
-        cache_dir: passed on to the hub's client; so is ``token``, which is never written down.
-        token: see ``cache_dir``.
-    """
-
-    step: int | None
-    source: str
-    revision: str | None = None
-    file: str | None = None
-    weights: InMemory | None = field(default=None, repr=False, compare=False, kw_only=True)
-    into: Into | None = field(default=None, repr=False, compare=False, kw_only=True)
-    positions: Positions | None = field(default=None, repr=False, kw_only=True)
-    cache_dir: str | None = field(default=None, repr=False, compare=False, kw_only=True)
-    token: str | bool | None = field(default=None, repr=False, compare=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        for name in ("revision", "file"):
-            value = getattr(self, name)
-            right = value is None or isinstance(value, str)
-            must_be("Checkpoint", name, value, right, "a text, or left out")
-        if self.weights is None:
-            as_path(self.source, "Checkpoint", "source")
-
-    def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
-        file = f"/{self.file}" if self.file else ""
-        return f"{self.source}{revision}{file}"
-
-    def path(self) -> Path:
-        """The state dict or the ``save_pretrained`` folder on this machine.
-
-        It is downloaded first if it is on the hub.
-
-        Raises:
-            FileError: it is not there.
-        """
-        if self.weights is not None:
-            raise InputError(f"{self}: it is in memory and has no path.")
-        if Path(self.source).is_file():
-            return Path(self.source)
-        place = hub.place_of(self.source, self.cache_dir, self.token)
-        if self.file is not None and self._is_state_dict:
-            path = place.fetch(self.revision, [self.file, *self._configs()]) / self.file
-        else:
-            path = self._fetch_folder(place)
-        if not path.exists():
-            raise FileError(
-                f"loading {self}: {path} is not there; see checkpoints({self.source!r}) for what "
-                f"is."
-            )
-        return path
-
-    def config_file(self, path: Path) -> Path | None:
-        """The ``config.json`` that is about a state dict: beside it, or above it in the source.
-
-        Args:
-            path: what :meth:`path` gave.
-        """
-        folder = path.parent
-        for _ in self._configs():
-            if (folder / "config.json").is_file():
-                return folder / "config.json"
-            folder = folder.parent
-        return None
-
-    def sha256(self) -> str:
-        """The SHA-256 of the weights, in hexadecimal.
-
-        Weights in several files have that of the list of the files' sums.
-        """
-        if self.weights is not None:
-            return _sha256_of_weights(self.weights)
-        path = self.path()
-        files = [path] if path.is_file() else weight_files(path)
-        if len(files) == 1:
-            return sha256_of_file(files[0])
-        sums = [f"{sha256_of_file(file)}  {file.name}\n" for file in files]
-        return sha256_of_text("".join(sums))
-
-    def cached(self) -> frozenset[Path]:
-        """The files of its weights that are in the hub's cache now, without asking the network.
-
-        A file or folder of yours has none.
-        """
-        if self.weights is not None or not hub.is_on_hub(self.source):
-            return frozenset()
-        if self.file is not None and self._is_state_dict:
-            patterns = [self.file]
-        else:
-            names = ["model*.safetensors", "pytorch_model*.bin", "adapter_model*", _FINAL]
-            patterns = self._within(names)
-        return frozenset(self._hub.cached(self.revision, patterns))
-
-    def delete_cached(self, but: Collection[Path]) -> None:
-        """Delete the files of its weights from the hub's cache, ``but`` those that are to stay."""
-        files = self.cached() - frozenset(but)
-        if files:
-            self._hub.delete(files)
-
-    @property
-    def _hub(self) -> Hub:
-        return hub.Hub(self.source, self.cache_dir, self.token)
-
-    @property
-    def _is_state_dict(self) -> bool:
-        return self.file is not None and self.file.endswith(STATE_DICTS)
-
-    def _within(self, names: Iterable[str]) -> list[str]:
-        """Files of the step's folder, as they are called in the source."""
-        return [name if self.file is None else f"{self.file}/{name}" for name in names]
-
-    def _configs(self) -> list[str]:
-        """Where a ``config.json`` about a state dict can be, the nearest first."""
-        if self.file is None:
-            return ["config.json"]
-        folders = PurePosixPath(self.file).parents
-        return [(folder / "config.json").as_posix() for folder in folders]
-
-    def _fetch_folder(self, place: Folder | Hub) -> Path:
-        # Many repositories hold the same weights in both forms, so one form is asked for first.
-        names = [*_SETTINGS, "model*.safetensors", "model*.safetensors.index.json"]
-        folder = place.fetch(self.revision, self._within(names)) / (self.file or "")
-        if any(folder.glob("model*.safetensors")):
-            return folder
-        names = ["pytorch_model*.bin*", "adapter_config.json", "adapter_model*"]
-        folder = place.fetch(self.revision, self._within(names)) / (self.file or "")
-        if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("adapter_model*")):
-            return folder
-        return place.fetch(self.revision, self._within([_FINAL])) / (self.file or "")
-
-
-_FINAL = "model_final.pth"
-"""What TransformerLens's toy models (``attn-only-2l``, …) call their weights."""
 
 
 def checkpoints(
@@ -266,9 +85,12 @@ def checkpoints(
         )
     listed.sort(key=_order)
     _refuse_repeated_steps(source, listed)
-    given: dict[str, Any] = {"into": into, "positions": positions}
-    given |= {name: options[name] for name in ("cache_dir", "token") if name in options}
-    given = {name: value for name, value in given.items() if value is not None}
+    candidates = {"into": into, "positions": positions}
+    candidates |= {"cache_dir": options.get("cache_dir"), "token": options.get("token")}
+    given: dict[str, Any] = {}
+    for name, value in candidates.items():
+        if value is not None:
+            given[name] = value
     return [replace(checkpoint, **given) for checkpoint in listed]
 
 
@@ -284,8 +106,7 @@ def check_into(what: str, into: object) -> None:
 
 def check_positions(what: str, positions: object) -> None:
     """Refuse what is no kind of positions."""
-    known = isinstance(positions, str) and positions in ("shortformer", "standard")
-    right = positions is None or known
+    right = one_of(positions, (None, "shortformer", "standard"))
     must_be(what, "positions", positions, right, "'shortformer' or 'standard'")
 
 
@@ -306,9 +127,6 @@ def _refuse_repeated_steps(source: object, listed: list[Checkpoint]) -> None:
             )
 
 
-# Lists and dicts.
-
-
 def _of_list(items: list[Any], options: HubOptions) -> list[Checkpoint]:
     listed: list[Checkpoint] = []
     nameless: list[Checkpoint] = []
@@ -318,22 +136,31 @@ def _of_list(items: list[Any], options: HubOptions) -> list[Checkpoint]:
         elif isinstance(item, tuple) and len(item) == 2:
             listed.append(_of_pair(*item))
         elif isinstance(item, str | os.PathLike):
-            one = _one_of_place(os.fspath(item), options)
-            (nameless if one.step is None and len(items) > 1 else listed).append(one)
+            checkpoint = _one_of_place(os.fspath(item), options)
+            if checkpoint.step is None and len(items) > 1:
+                nameless.append(checkpoint)
+            else:
+                listed.append(checkpoint)
         else:
             raise InputError(
                 f"checkpoints: a list may hold paths, Checkpoints, (step, path) or (step, model), "
                 f"got {type(item).__name__}."
             )
     if nameless:
-        understood = ", ".join(f"{one} is step {one.step}" for one in listed[:_SHOWN])
-        raise InputError(
-            f"checkpoints: {_listing([str(one) for one in nameless])} do not say their step "
-            f"(understood: {understood or 'none'}); type {{100: {str(nameless[0])!r}, …}} with the "
-            f"step of each."
-        )
+        _refuse_nameless(nameless, listed)
     _refuse_shared(listed)
     return listed
+
+
+def _refuse_nameless(nameless: list[Checkpoint], listed: list[Checkpoint]) -> NoReturn:
+    """Say which entries of a list do not tell their step, and which do."""
+    names = [str(checkpoint) for checkpoint in nameless]
+    understood = [f"{checkpoint} is step {checkpoint.step}" for checkpoint in listed[:SHOWN]]
+    raise InputError(
+        f"checkpoints: {shortened(names)} do not say their step "
+        f"(understood: {', '.join(understood) or 'none'}); type {{100: {names[0]!r}, …}} with the "
+        f"step of each."
+    )
 
 
 def _one_of_place(source: str, options: HubOptions) -> Checkpoint:
@@ -376,29 +203,28 @@ def _of_pair(step: object, where: object) -> Checkpoint:
 
 def _refuse_shared(listed: list[Checkpoint]) -> None:
     """One module cannot be two steps: a list holds references, and the weights are the last."""
-    steps: dict[int, int | None] = {}
+    step_of_object: dict[int, int | None] = {}
     for checkpoint in listed:
         if checkpoint.weights is None:
             continue
-        same = id(checkpoint.weights)
-        if same in steps:
+        address = id(checkpoint.weights)
+        if address in step_of_object:
+            earlier = step_of_object[address]
             raise InputError(
-                f"checkpoints: steps {steps[same]} and {checkpoint.step} are one object in memory, "
+                f"checkpoints: steps {earlier} and {checkpoint.step} are one object in memory, "
                 f"which has the weights of one step only; keep copy.deepcopy(model) of each step."
             )
-        steps[same] = checkpoint.step
+        step_of_object[address] = checkpoint.step
 
 
 def _shown(value: object) -> str:
     return repr(value) if isinstance(value, str | int) else type(value).__name__
 
 
-# Folders and repositories.
-
-
 def _of_place(source: str, options: HubOptions) -> list[Checkpoint]:
     """The checkpoints of a path or hub id."""
-    revision, subfolder = options.get("revision"), options.get("subfolder")
+    revision = options.get("revision")
+    subfolder = options.get("subfolder")
     path = Path(source)
     if path.is_file():
         return [Checkpoint(step_in_name(source), source)]
@@ -417,20 +243,20 @@ def _of_place(source: str, options: HubOptions) -> list[Checkpoint]:
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     files = place.files() if revision is None else place.files(revision)
     files = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
-    found = _Found.of(files)
-    if not found.steps:
-        return [_whole(source, revision, prefix, files, found)]
-    _refuse_mixtures(source, found.steps)
-    if found.not_understood:
+    listing = Listing.of(files)
+    if not listing.steps:
+        return [_whole(source, revision, prefix, files, listing)]
+    refuse_mixtures(source, listing.steps)
+    if listing.not_understood:
         warnings.warn(
             f"checkpoints({source!r}): left out, because their names say no step: "
-            f"{_listing(found.not_understood)}.",
+            f"{shortened(listing.not_understood)}.",
             stacklevel=4,
         )
-    return [
-        Checkpoint(named.step, source, revision=revision, file=f"{prefix}{file}")
-        for file, named in found.steps.items()
-    ]
+    listed = []
+    for file, named in listing.steps.items():
+        listed.append(Checkpoint(named.step, source, revision=revision, file=f"{prefix}{file}"))
+    return listed
 
 
 def _of_revisions(
@@ -443,192 +269,35 @@ def _of_revisions(
         revisions = [name for name in revisions if fnmatch.fnmatchcase(name, pattern)]
         if not revisions:
             raise InputError(f"checkpoints: no revision of {source} is like {pattern!r}.")
-    steps = {name: named for name in revisions if (named := read_name(name)) is not None}
-    _refuse_mixtures(source, steps)
-    return [
-        Checkpoint(named.step, source, revision=name, file=subfolder)
-        for name, named in steps.items()
-    ]
+    steps = {}
+    for name in revisions:
+        named = read_name(name)
+        if named is not None:
+            steps[name] = named
+    refuse_mixtures(source, steps)
+    listed = []
+    for name, named in steps.items():
+        listed.append(Checkpoint(named.step, source, revision=name, file=subfolder))
+    return listed
 
 
 def _whole(
-    source: str, revision: str | None, prefix: str, files: list[str], found: _Found
+    source: str, revision: str | None, prefix: str, files: list[str], listing: Listing
 ) -> Checkpoint:
     """A source without steps that is one model itself."""
     file = prefix.rstrip("/") or None
     step = step_in_name(file or revision or source)
     if is_model_folder(files):
         return Checkpoint(step, source, revision=revision, file=file)
-    at_the_top = [name for name in found.not_understood if "/" not in name]
-    if len(at_the_top) == 1 and at_the_top == found.not_understood:
-        return Checkpoint(step, source, revision=revision, file=f"{prefix}{at_the_top[0]}")
+    weights = listing.not_understood
+    if len(weights) == 1 and "/" not in weights[0]:
+        return Checkpoint(step, source, revision=revision, file=f"{prefix}{weights[0]}")
     seen = ""
-    if found.not_understood:
-        seen = f" Found, but not understood: {_listing(found.not_understood)}."
+    if weights:
+        seen = f" Found, but not understood: {shortened(weights)}."
     raise FileError(
         f"listing the checkpoints of {source}: it has no folders step0000100/ or checkpoint-100/, "
         f"no revisions step100, no files checkpoint_0000100.pth or ckpt_100.pt and no "
         f"config.json.{seen} Files of other names can be given with their steps: "
         f"{{100: 'path'}}."
     )
-
-
-def _refuse_mixtures(source: str, steps: Mapping[str, Named]) -> None:
-    """Names that count different things, or are of several runs, are not one sequence of steps."""
-    units = _by(steps, "unit")
-    if len(units) > 1:
-        raise FileError(
-            f"listing the checkpoints of {source}: its names count {' and '.join(units)}: "
-            f"{_examples(units)}. Type {{step: path}} with those of one kind."
-        )
-    runs = _by(steps, "run")
-    if len(runs) > 1:
-        raise FileError(
-            f"listing the checkpoints of {source}: they seem to be of several runs or stages: "
-            f"{_examples(runs)}. Choose one: a subfolder, revision='stage1-*', or {{step: path}}."
-        )
-
-
-def _by(steps: Mapping[str, Named], what: str) -> dict[str, list[str]]:
-    """Names by one thing that they say."""
-    groups: dict[str, list[str]] = {}
-    for name, named in steps.items():
-        groups.setdefault(getattr(named, what), []).append(name)
-    return groups
-
-
-def _examples(groups: Mapping[str, list[str]]) -> str:
-    shown = []
-    for names in groups.values():
-        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        shown.append(f"{names[0]}{more}")
-    return "; ".join(shown)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What is among the names of files."""
-
-    steps: Mapping[str, Named]
-    """State dicts and folders whose names say a step."""
-    not_understood: list[str]
-    """Files and folders of weights whose names say none."""
-
-    @classmethod
-    def of(cls, files: Iterable[str]) -> _Found:
-        """Look at the top, else one folder below.
-
-        Raises:
-            FileError: several folders hold steps, each a run of its own.
-        """
-        by_place: dict[str, dict[str, Named]] = {}
-        nameless: dict[str, None] = {}
-        contents: dict[str, list[str]] = {}
-        for file in sorted(files):
-            parts = PurePosixPath(file).parts
-            if any(part.startswith(".") for part in parts) or not _may_be_weights(file):
-                continue
-            folder = _step_folder(parts[:-1])
-            if folder is not None:
-                contents.setdefault(folder, []).append(file)
-            elif len(parts) <= 2:
-                named = read_name(file)
-                if named is not None and parts[-1].endswith(STATE_DICTS):
-                    by_place.setdefault("/".join(parts[:-1]), {})[file] = named
-                elif parts[-1].endswith(STATE_DICTS):
-                    nameless[file] = None
-        for folder, inside in contents.items():
-            named = read_name(PurePosixPath(folder).name)
-            assert named is not None
-            place = str(PurePosixPath(folder).parent).removeprefix(".")
-            by_place.setdefault(place, {})[_weights_of(folder, inside)] = named
-        if "" not in by_place and len(by_place) > 1:
-            raise FileError(
-                f"listing checkpoints: the folders {_listing(list(by_place))} each hold some, as "
-                f"of several runs; give one of them, or subfolder={next(iter(by_place))!r}."
-            )
-        steps = by_place.get("") or next(iter(by_place.values()), {})
-        return cls(steps, list(nameless))
-
-
-def _may_be_weights(file: str) -> bool:
-    name = PurePosixPath(file).name
-    if name in _FORMS:
-        return True
-    return name.endswith(_WEIGHTS) and not _AUXILIARY.search(stem_of(name))
-
-
-def _step_folder(folders: tuple[str, ...]) -> str | None:
-    """The first of nested folders that is named after a step, as a path."""
-    for depth, folder in enumerate(folders[:2], start=1):
-        if read_name(folder) is not None and not folder.endswith(STATE_DICTS):
-            return "/".join(folders[:depth])
-    return None
-
-
-def _weights_of(folder: str, files: list[str]) -> str:
-    """A step's folder, or the one state dict in it where it is not in a form of its own."""
-    names = [file.removeprefix(f"{folder}/") for file in files]
-    if not is_model_folder(names) and len(names) == 1 and names[0].endswith(STATE_DICTS):
-        return files[0]
-    return folder
-
-
-def is_model_folder(files: Iterable[str]) -> bool:
-    """Whether a folder with these files is one model, in a form that says so."""
-    return any(
-        name in _FORMS or _SHARD.fullmatch(stem_of(name)) for name in files if "/" not in name
-    )
-
-
-def _listing(names: list[str]) -> str:
-    more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
-    return ", ".join(map(str, names[:_SHOWN])) + more
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights in a step's folder.
-
-    Raises:
-        FileError: there are none, or there are those of another kind.
-    """
-    for name, shards in {
-        "model.safetensors": "model-*.safetensors",
-        "pytorch_model.bin": "pytorch_model-*.bin",
-        "adapter_model.safetensors": "adapter_model-*.safetensors",
-        "adapter_model.bin": "adapter_model-*.bin",
-    }.items():
-        if (folder / name).is_file():
-            return [folder / name]
-        files = sorted(folder.glob(shards))
-        if files:
-            return files
-    if any(folder.glob("*.distcp")):
-        raise FileError(
-            f"loading {folder}: it is a distributed checkpoint (.distcp), as FSDP saves one, whose "
-            f"index is a pickle. Gather it with python -m "
-            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt"
-        )
-    candidates = [path for path in sorted(folder.glob("*")) if _may_be_weights(path.name)]
-    files = [path for path in candidates if path.name.endswith(STATE_DICTS)]
-    sharded = files and all(_SHARD.fullmatch(stem_of(path.name)) for path in files)
-    if sharded or len(files) == 1:
-        return files
-    found = f" Found: {_listing([path.name for path in files])}." if files else ""
-    raise FileError(
-        f"loading {folder}: no weights; expected model.safetensors (or pytorch_model.bin) beside "
-        f"config.json, as save_pretrained writes them, or one state dict.{found}"
-    )
-
-
-def state_of(weights: InMemory) -> dict[str, Tensor]:
-    """The tensors of weights in memory, by name."""
-    return dict(weights.state_dict() if isinstance(weights, nn.Module) else weights)
-
-
-def _sha256_of_weights(weights: InMemory) -> str:
-    pieces: list[Any] = []
-    for name, tensor in sorted(state_of(weights).items()):
-        pieces.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}")
-        pieces.append(bytes_of_tensor(tensor))
-    return sha256_of(pieces)

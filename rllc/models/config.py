@@ -122,18 +122,23 @@ class AttentionOnlyConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
 
-def sinusoids(n_ctx: int, d_model: int, shortest: float = 2.5) -> Tensor:
+_SHORTEST_PERIOD = 2.5
+"""Positions. The shortest wave of the sinusoids with which a table of positions can start."""
+
+
+def sinusoids(n_ctx: int, d_model: int) -> Tensor:
     """Sines and cosines of the position, ``[pos, d_model]``, as a start for a table of positions.
 
     Half the columns are sin(2πt/p), half cos(2πt/p), with periods p in geometric progression from
-    ``shortest`` to n_ctx / 2. Shifting all positions by one is then a rotation, so a head's Q and K
+    2.5 to n_ctx / 2. Shifting all positions by one is then a rotation, so a head's Q and K
     can look back one token from the first step on.
 
     >>> sinusoids(4, 6).shape
     torch.Size([4, 6])
     """
     num_periods = (d_model + 1) // 2
-    longest = max(n_ctx / 2, shortest)
-    periods = torch.logspace(math.log10(shortest), math.log10(longest), num_periods)
+    longest = max(n_ctx / 2, _SHORTEST_PERIOD)
+    exponents = (math.log10(_SHORTEST_PERIOD), math.log10(longest))
+    periods = torch.logspace(*exponents, num_periods)
     angles = 2 * math.pi * torch.arange(n_ctx)[:, None] / periods
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :d_model]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rllc.errors import FileError, InputError
 from rllc.models import reading
-from rllc.models.checkpoints import Into
+from rllc.models.checkpoint import Into
 from rllc.wrappers import unwrapped
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")

@@ -7,12 +7,9 @@ with random numbers and go on.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import operator
 import os
-import pickle
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -22,20 +19,18 @@ from torch import Tensor, nn
 
 from rllc.errors import FileError, InputError, RllcError, first_line, must_be
 from rllc.models import adapters, hub, reading
-from rllc.models.checkpoints import (
-    Checkpoint,
-    CheckpointsLike,
-    Into,
-    Positions,
-    check_into,
-    check_positions,
-    checkpoints,
-    state_of,
-    weight_files,
-)
+from rllc.models.checkpoint import Checkpoint, Into, Positions, state_of, weight_files
+from rllc.models.checkpoints import CheckpointsLike, check_into, check_positions, checkpoints
 from rllc.models.filling import fill, module_of
 from rllc.models.hub import HubOptions
 from rllc.models.likelihood import check_loss
+from rllc.models.pretrained import (
+    check_is_language_model,
+    check_same_configuration,
+    is_pretrained,
+    load_pretrained,
+    model_of,
+)
 from rllc.models.reading import Contents
 from rllc.models.transformer_lens import (
     infer_config,
@@ -47,8 +42,6 @@ from rllc.storage.files import load_arrays
 from rllc.wrappers import unwrapped
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from rllc.models.attention_only import AttentionOnlyConfig
 
 
@@ -130,9 +123,6 @@ def _on(model: nn.Module, device: torch.device | str) -> nn.Module:
         ) from error
 
 
-# Which checkpoint.
-
-
 def _choose(source: CheckpointsLike, step: int | None, options: HubOptions) -> Checkpoint:
     if isinstance(source, Checkpoint):
         if step is not None and step != source.step:
@@ -187,9 +177,6 @@ def _refuse_results(path: Path) -> None:
     raise FileError(f"loading {path}: expected a model, but it holds {kind}{advice}.")
 
 
-# From files to a model.
-
-
 def _load(checkpoint: Checkpoint, positions: Positions | None, into: Into | None) -> Any:
     if into is None and isinstance(checkpoint.weights, nn.Module):
         return _copied(checkpoint.weights)
@@ -223,7 +210,7 @@ def _load(checkpoint: Checkpoint, positions: Positions | None, into: Into | None
         contents = reading.read_contents(path)
         config = checkpoint.config_file(path)
         return _from_state(path, contents, config, positions, module)
-    if (path / "config.json").is_file() and (module is None or _is_pretrained(module)):
+    if (path / "config.json").is_file() and (module is None or is_pretrained(module)):
         return _load_folder(path, positions, module)
     files = weight_files(path)
     reading.check_sums(path, files)
@@ -241,12 +228,6 @@ def _copied(module: nn.Module) -> nn.Module:
             f"load: the {type(module).__name__} cannot be copied ({error}); give a function that "
             f"makes one."
         ) from error
-
-
-def _is_pretrained(module: nn.Module) -> bool:
-    from transformers import PreTrainedModel
-
-    return isinstance(unwrapped(module), PreTrainedModel)
 
 
 def _from_state(
@@ -289,7 +270,7 @@ def _from_state(
     if kind is not None and config_file is not None:
         assert settings is not None
         reading.check_sizes(config_file.parent, settings, [Path(path)])
-        module = _built(config_file)
+        module = model_of(config_file)
         fill(module, contents.state, path)
         return module
     names = ", ".join(list(contents.state)[:3])
@@ -299,21 +280,6 @@ def _from_state(
         f"which model it is: type into=model, with a module like the one it was saved from, or "
         f"a function that makes one."
     )
-
-
-def _built(config_file: Path) -> nn.Module:
-    """A model of transformers with the configuration of a file, its weights as they start."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(
-            config_file.parent, local_files_only=True, trust_remote_code=False
-        )
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False).float()
-    except Exception as error:
-        raise FileError(
-            f"loading {config_file}: {type(error).__name__}: {error}; type into=model."
-        ) from error
 
 
 def _config_of(
@@ -357,78 +323,15 @@ def _load_folder(path: Path, positions: Positions | None, module: nn.Module | No
                 f"load: `positions` is for attention-only models, and {path} is none; drop "
                 f"`positions`."
             )
-        _check_is_language_model(path, settings)
+        check_is_language_model(path, settings)
         reading.check_sizes(path, settings, weights)
-        loaded = _load_transformers(path, into)
+        loaded = load_pretrained(path, into)
         return loaded if module is None else module
     config = _config_of(path, settings, positions)
     state = {}
     for file in weights:
         state |= reading.read_tensors(file)
     return _fill(config, state, module, path)
-
-
-_OLD_BUFFER = re.compile(r"(?:.*\.)?h\.\d+\.attn\.(?:bias|masked_bias)")
-"""The masks that GPT-2's attention once saved beside its weights, as in the checkpoints of
-stanford-crfm. transformers leaves out those that it knows."""
-
-
-def _check_is_language_model(path: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse by name what transformers would fill with random weights, or read in few bits."""
-    if settings.get("quantization_config"):
-        raise FileError(
-            f"loading {path}: its weights are quantised (quantization_config in config.json), and "
-            f"λ̂ needs weights that can move a little; load a float version of the model."
-        )
-    architectures = settings.get("architectures") or [""]
-    architecture = str(architectures[0])
-    if re.search(r"For(Sequence|Token|Image|Audio|Video)Classification|RewardModel", architecture):
-        raise FileError(
-            f"loading {path}: it is a {architecture}, no language model. Load it with "
-            f"transformers.{architecture}.from_pretrained(folder), and pass the model with a loss "
-            f"for it, such as rllc.losses.classification or one of your own."
-        )
-
-
-def _load_transformers(path: Path, into: PreTrainedModel | None) -> PreTrainedModel:
-    """Any causal language model that transformers knows.
-
-    transformers reads the files, and what it says of them is checked here.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with _quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                local_files_only=True,
-                # Then tensors of a wrong shape come back in the report, by name.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-            model, report = loaded
-    except pickle.UnpicklingError as error:
-        raise reading.refused_pickle(path, error) from None
-    except Exception as error:
-        raise FileError(
-            f"loading {path} through transformers: {type(error).__name__}: {error}"
-        ) from error
-    misshaped = {name: tuple(shape) for name, shape, _ in report["mismatched_keys"]}
-    reading.check_tensors(
-        path,
-        expected=_shapes(model.state_dict()),
-        missing=report["missing_keys"],
-        unexpected=[name for name in report["unexpected_keys"] if not _OLD_BUFFER.fullmatch(name)],
-        misshaped=misshaped,
-    )
-    reading.check_finite(path, dict(model.named_parameters()))
-    if into is None:
-        return model
-    _check_into(into, model.config, type(model))
-    into.load_state_dict(model.state_dict())
-    return into
 
 
 def _fill(
@@ -442,9 +345,9 @@ def _fill(
 
     if into is not None:
         own: Any = unwrapped(into)
-        _check_into(own, config, AttentionOnly)
+        check_same_configuration(own, config, AttentionOnly)
     expected = _expected_shapes(path, config, state)
-    shapes = _shapes(state)
+    shapes = reading.shapes_of(state)
     reading.check_tensors(
         path,
         expected=expected,
@@ -478,15 +381,11 @@ def _expected_shapes(
         )
     try:
         with torch.device("meta"):
-            return _shapes(AttentionOnly(config).state_dict())
+            return reading.shapes_of(AttentionOnly(config).state_dict())
     except RuntimeError as error:  # more bytes than 64 bits can count
         raise FileError(
             f"loading {path}: no model has the sizes of its configuration ({first_line(error)})."
         ) from error
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _of_other_shape(
@@ -495,61 +394,3 @@ def _of_other_shape(
     for name, shape in shapes.items():
         if name in expected and shape != expected[name]:
             yield name, shape
-
-
-def _check_into(into: PreTrainedModel, config: Any, kind: type) -> None:
-    if type(into) is not kind:
-        raise InputError(
-            f"load: `into` must be a {kind.__name__} like the checkpoint, got "
-            f"{type(into).__name__}."
-        )
-    settings = _settings(into.config)
-    of_checkpoint = _settings(config)
-    differences = []
-    for name in of_checkpoint | settings:
-        if settings.get(name) != of_checkpoint.get(name):
-            differences.append(
-                f"{name} is {settings.get(name)!r}, the checkpoint's {of_checkpoint.get(name)!r}"
-            )
-    if differences:
-        raise InputError(
-            f"load: `into` has another configuration than the checkpoint: {'; '.join(differences)}."
-        )
-    for name, parameter in into.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise InputError(
-                f"load: `into` must be float32, but its {name!r} is {parameter.dtype}; use "
-                f"into.float()."
-            )
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    """The part of a configuration that decides which function the model computes."""
-    from transformers import PreTrainedConfig
-
-    settings = config.to_dict()
-    irrelevant = {*PreTrainedConfig().to_dict(), "initializer_range", "use_cache"}
-    # How weights started, and private notes of transformers, change no function.
-    prefixes = ("init_", "_")
-    names = [name for name in settings if name not in irrelevant]
-    return {name: settings[name] for name in names if not name.startswith(prefixes)}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar and report.
-
-    Its findings are raised as errors here, and a sweep loads hundreds of models.
-    """
-    from transformers.utils import logging
-
-    had_progress_bar = logging.is_progress_bar_enabled()
-    verbosity = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_progress_bar:
-            logging.enable_progress_bar()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rllc.errors import FileError, RllcError, nearest
-from rllc.models.checkpoints import SUMS
+from rllc.models.checkpoint import SUMS
 from rllc.storage.files import check_unpacked, sha256_of_file
 
 _SHOWN = 8
@@ -230,6 +230,15 @@ def check_sums(folder: Path, weights: Iterable[Path]) -> None:
                 f"SHA-256 is {actual}, {SUMS} says {recorded[name]}. Copy it again, or remove "
                 f"{SUMS} if you changed it on purpose."
             )
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, by name.
+
+    >>> shapes_of({"weight": torch.zeros(2, 3)})
+    {'weight': (2, 3)}
+    """
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def check_tensors(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from rllc.errors import FileError, InputError, nearest
-from rllc.models.checkpoints import Positions
+from rllc.models.checkpoint import Positions
 
 if TYPE_CHECKING:
     from rllc.models.attention_only import AttentionOnlyConfig

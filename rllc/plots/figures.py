@@ -23,21 +23,15 @@ COVERS_95 = 1.96
 
 Intervals of λ̂ are Student's: those of :meth:`rllc.Estimate.interval`."""
 
-
-def of_intervals(what: str, simultaneous: bool) -> str:
-    """Say in small print which intervals or bands a figure has.
-
-    >>> of_intervals("interval", simultaneous=True)
-    'simultaneous 95 % interval'
-    """
-    return f"simultaneous 95 % {what}" if simultaneous else f"95 % {what}"
-
-
-# Okabe & Ito's, which most colour-blind people can tell apart. A second round has other dashes.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#1A1A1A")
+"""Okabe & Ito's, which most colour-blind people can tell apart."""
+
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+"""A second and a third round of colours have other dashes."""
+
 MARKERS = "os^Dv*P"
 """Of data sets and groups, so that they can also be told apart in grey."""
+
 NO_GROUP = "0.55"
 """The colour of what is in no group."""
 
@@ -47,8 +41,23 @@ _FEW_POINTS = 12
 WIDEST = 7.2
 """Inches of one Axes at most: the two columns of a journal."""
 
+MOST_NAMED = 40
+"""Weights whose names fit under an axis, or beside their dots."""
+
 _MOST_COLUMNS = 3
 """Panels side by side."""
+
+MOST_BANDS = 24
+"""Lines of one Axes whose bands can be told apart. Those of more hide the lines."""
+
+
+def of_intervals(what: str, simultaneous: bool) -> str:
+    """Say in small print which intervals or bands a figure has.
+
+    >>> of_intervals("interval", simultaneous=True)
+    'simultaneous 95 % interval'
+    """
+    return f"simultaneous 95 % {what}" if simultaneous else f"95 % {what}"
 
 
 def new_axes(ax: Axes | None, width: float, height: float = 3.4) -> Axes:
@@ -84,6 +93,12 @@ def grid_of_axes(count: int, width: float = 3.3, height: float = 3.4) -> list[Ax
     for above in panels[max(count - columns, 0) : count]:
         above.tick_params(labelbottom=True)
     return panels[:count]
+
+
+def height_for_lines(num_lines: int, num_panels: int = 1) -> float:
+    """Return the inches that leave each line's name a place, up to a page's."""
+    least = 3.4 if num_panels <= 3 else 2.5
+    return float(np.clip(0.6 + 0.13 * num_lines, least, 7.5))
 
 
 def small_print(ax: Axes, words: Iterable[str]) -> None:
@@ -284,10 +299,6 @@ def mark_faults(
         heights = np.full(int(absent.sum()), 0.025)
         to_edge = ax.get_xaxis_transform()
         ax.plot(places[absent], heights, "x", ms=size, mew=1.1, color=color, transform=to_edge)
-
-
-MOST_BANDS = 24
-"""Lines of one Axes whose bands can be told apart. Those of more hide the lines."""
 
 
 def fit_bands(axes: Sequence[Axes], values: np.ndarray, error: np.ndarray) -> bool:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from rllc.errors import InputError, nearest
+from rllc.estimates.faults import Fault
 from rllc.plots.figures import grid_of_axes
-from rllc.weights.selection import head_name
+from rllc.weights.names import head_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from rllc.estimates.estimate import Estimate
 
 Named = TypeVar("Named")
 
@@ -34,6 +37,12 @@ def rows_of_data(data_of_rows: Sequence[str], data: str | None, doing: str) -> l
     if data is not None and data not in data_sets:
         raise InputError(f"{doing}: no data {data!r}; {nearest(data, data_sets)}")
     return [row for row, name in enumerate(data_of_rows) if data in (None, name)]
+
+
+def faults_of_rows(estimate: Estimate, rows: Sequence[int]) -> list[Sequence[Fault]]:
+    """Return the faults of some rows; other results than estimates have none."""
+    faults = getattr(estimate, "faults", None)
+    return [() if faults is None else faults[row] for row in rows]
 
 
 def by_head_name(named: Mapping[str, Named]) -> dict[str, Named]:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from rllc.arguments import names_checked
 from rllc.errors import FileError, InputError, RllcError
+from rllc.limits import Limits
 from rllc.losses.contract import LossFunction
 from rllc.models.checkpoints import CheckpointsLike, Into
 from rllc.samplers import Sampler
@@ -43,6 +44,7 @@ def track(
     sampler: Sampler | None = None,
     sampling: Sampling | None = None,
     store: str | PathLike[str] | Store | None = None,
+    limits: Limits | None = None,
     compute: Compute | None = None,
     into: Into | None = None,
 ) -> Trajectory:
@@ -82,6 +84,8 @@ def track(
         sampler: as for :func:`rllc.estimate`.
         sampling: as for :func:`rllc.estimate`.
         store: a folder, or :class:`rllc.Store` to say what is kept in it. ``None`` keeps nothing.
+        limits: from where on something is a fault; ``None`` is ``rllc.Limits()``. They change no
+            number and no file.
         compute: ``rllc.Compute(executor=...)`` says where cells are computed. For other processes
             a loss or sampler of your own must be one that can be pickled: a function, or a frozen
             dataclass with ``__call__``, in a module of its own.
@@ -91,7 +95,6 @@ def track(
 
     Returns:
         :class:`rllc.Trajectory` ``[checkpoint, refinement]``; NaN with a fault where a cell failed.
-        What is a fault, ``rllc.Limits()`` says; :meth:`rllc.Sweep.trajectory` takes other limits.
 
     Raises:
         InputError: there are no checkpoints, an argument cannot work, or the store holds a sweep
@@ -99,7 +102,7 @@ def track(
         FileError: no checkpoint can be loaded, or the store cannot be written.
         RllcError: every cell failed, or the executor is broken and cannot be repaired.
     """
-    check_how(compute)
+    check_how(compute, limits)
     with store_or_temporary(store) as folder:
         request = Request.of(
             listed(checkpoints, into),
@@ -114,7 +117,7 @@ def track(
         if store is not None:
             request = request.identified()
         sweep, _ = run(request)
-        return sweep.trajectory()
+        return sweep.trajectory(limits)
 
 
 @contextmanager

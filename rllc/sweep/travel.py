@@ -20,7 +20,7 @@ from rllc.data.tokens import Tokens
 from rllc.errors import FileError, InputError
 from rllc.losses.by_name import Distillation
 from rllc.losses.contract import LossFunction
-from rllc.models.checkpoints import SUMS
+from rllc.models.checkpoint import SUMS
 from rllc.storage.files import load_arrays, save_arrays, sha256_of_file, sync, temporary_prefix
 from rllc.sweep.store import Store, is_whole
 

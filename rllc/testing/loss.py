@@ -23,6 +23,8 @@ _DISTANCE = 0.02
 """Standard deviation of each weight at the positions near w*."""
 _STEP = 1e-2
 """δ of the central differences: large enough for float32, small enough for smooth losses."""
+_COORDINATES = 24
+"""Components of each gradient that are compared."""
 _ROUNDING = 4e-7
 """Relative rounding error of a difference of two float32 losses."""
 
@@ -34,7 +36,6 @@ def check_loss(
     weights: Weights | None = None,
     *,
     batch_size: int = 4,
-    num_coordinates: int = 24,
     seed: int = 0,
 ) -> None:
     """Check that a loss can be sampled: shapes, gradients of single runs, and no side effects.
@@ -56,7 +57,6 @@ def check_loss(
         data: what you would pass to :func:`rllc.estimate`, one data set.
         weights: which weights move; ``None`` is everything.
         batch_size: rows of the minibatch.
-        num_coordinates: components of each gradient that are compared.
         seed: of positions and coordinates.
 
     Raises:
@@ -103,7 +103,7 @@ def check_loss(
     )
 
     order = torch.randperm(group.dim, generator=generator("coordinates", seed))
-    coordinates = order[:num_coordinates].to(device)
+    coordinates = order[:_COORDINATES].to(device)
     for run in range(len(position)):
         up, down = _neighbours(position[run], coordinates)
         rise = evaluate(up, gradient=False).losses - evaluate(down, gradient=False).losses

@@ -45,18 +45,23 @@ def normal_crossing(k: Sequence[int], h: Sequence[int] | None = None) -> Learnin
 
     Reference: Watanabe (2009).
     """
-    ks = [count("k", exponent, least=0) for exponent in k]
-    hs = [0] * len(ks) if h is None else [count("h", exponent, least=0) for exponent in h]
-    if len(ks) != len(hs):
+    of_loss = [count("k", exponent, least=0) for exponent in k]
+    of_prior = [0] * len(of_loss)
+    if h is not None:
+        of_prior = [count("h", exponent, least=0) for exponent in h]
+    if len(of_loss) != len(of_prior):
         raise InputError(
-            f"normal_crossing: k and h need one entry per coordinate; got {len(ks)} and {len(hs)}."
+            f"normal_crossing: k and h need one entry per coordinate; got {len(of_loss)} and "
+            f"{len(of_prior)}."
         )
-    pairs = zip(ks, hs, strict=True)
-    ratios = [Fraction(prior + 1, 2 * loss) for loss, prior in pairs if loss > 0]
+    ratios = []
+    for k_i, h_i in zip(of_loss, of_prior, strict=True):
+        if k_i > 0:
+            ratios.append(Fraction(h_i + 1, 2 * k_i))
     if not ratios:
         raise InputError(
             f"normal_crossing: at least one k must be positive, else the loss is constant; "
-            f"got k={ks}."
+            f"got k={of_loss}."
         )
     smallest = min(ratios)
     return LearningCoefficient(float(smallest), ratios.count(smallest))
@@ -88,7 +93,7 @@ def reduced_rank_regression(M: int, N: int, H: int, r: int) -> LearningCoefficie
 
     Reference: Aoyagi and Watanabe (2005), main theorem.
     """
-    M, N, H = count("M", M), count("N", N), count("H", H)
+    M, N, H = _widths(M, N, H)
     check_rank("reduced_rank_regression", "r", r, 0, min(M, N, H))
     return _reduced_rank_regression(M, N, H, r)
 
@@ -121,14 +126,14 @@ def reduced_rank_regression_at(
         InputError: no such point exists: ranks must satisfy
             max(0, r1 + r2 − H) ≤ r ≤ min(r1, r2), r1 ≤ min(H, M), r2 ≤ min(N, H).
     """
-    M, N, H = count("M", M), count("N", N), count("H", H)
+    M, N, H = _widths(M, N, H)
     function = "reduced_rank_regression_at"
     check_rank(function, "r1", r1, 0, min(H, M))
     check_rank(function, "r2", r2, 0, min(N, H))
     check_rank(function, "r", r, max(0, r1 + r2 - H), min(r1, r2))
-    smooth = (N * r1 + M * r2 - r1 * r2) / 2
+    rank_of_derivative = N * r1 + M * r2 - r1 * r2
     rest = _reduced_rank_regression(M - r1, N - r2, H - r1 - r2 + r, 0)
-    return LearningCoefficient(smooth + rest.value, rest.multiplicity)
+    return LearningCoefficient(rank_of_derivative / 2 + rest.value, rest.multiplicity)
 
 
 def deep_linear(widths: Sequence[int], rank: int) -> LearningCoefficient:
@@ -162,12 +167,14 @@ def deep_linear(widths: Sequence[int], rank: int) -> LearningCoefficient:
             f"deep_linear: widths needs at least the inputs and the outputs, H_0 and H_1; got {H}."
         )
     check_rank("deep_linear", "rank", rank, 0, min(H))
-    M = _aoyagi_subset(sorted(width - rank for width in H))
+    excess = sorted(width - rank for width in H)
+    M = _aoyagi_subset(excess)
     S = sum(M)
     ell = len(M) - 1
-    ceiling = -(-S // ell)
+    ceiling = -(-S // ell)  # ⌈S/l⌉
     a = S - (ceiling - 1) * ell
-    sum_of_products = Fraction(S**2 - sum(m * m for m in M), 2)  # Σ_{i<j} M_i M_j
+    sum_of_squares = sum(width**2 for width in M)
+    sum_of_products = Fraction(S**2 - sum_of_squares, 2)  # Σ_{i<j} M_i M_j
     value = Fraction(rank * (H[0] + H[-1]) - rank**2, 2)
     value += Fraction(a * (ell - a), 4 * ell)
     value -= Fraction(ell * (ell - 1), 4) * Fraction(S, ell) ** 2
@@ -187,8 +194,14 @@ def one_head_attention(v: int, d_head: int) -> LearningCoefficient:
     Raises:
         InputError: fewer than 2 tokens, or ``d_head`` is not positive.
     """
-    v = count("v", v, least=2)
-    return reduced_rank_regression(v, v - 1, count("d_head", d_head), 0)
+    num_tokens = count("v", v, least=2)
+    width = count("d_head", d_head)
+    return reduced_rank_regression(num_tokens, num_tokens - 1, width, 0)
+
+
+def _widths(M: int, N: int, H: int) -> tuple[int, int, int]:
+    """Inputs, outputs and hidden units as integers."""
+    return count("M", M), count("N", N), count("H", H)
 
 
 def _reduced_rank_regression(M: int, N: int, H: int, r: int) -> LearningCoefficient:
@@ -199,7 +212,8 @@ def _reduced_rank_regression(M: int, N: int, H: int, r: int) -> LearningCoeffici
         return LearningCoefficient((H * N - H * r + M * r) / 2, 1)
     if H + r > M + N:
         return LearningCoefficient(M * N / 2, 1)
-    s = 2 * (H + r) * (M + N) + 2 * M * N - (H + r) ** 2 - M**2 - N**2
+    squares = (H + r) ** 2 + M**2 + N**2
+    s = 2 * (H + r) * (M + N) + 2 * M * N - squares
     odd = (M + H + N + r) % 2
     return LearningCoefficient((s + odd) / 8, 1 + odd)
 
@@ -210,6 +224,9 @@ def _aoyagi_subset(M: list[int]) -> list[int]:
     Where one beginning fails, all longer ones fail.
     """
     size = 2
-    while size < len(M) and sum(M[: size + 1]) >= size * M[size]:
+    while size < len(M):
+        next_width = M[size]
+        if sum(M[:size]) + next_width < size * next_width:
+            break
         size += 1
     return M[:size]

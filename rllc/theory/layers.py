@@ -42,8 +42,9 @@ def deep_linear_layer(
             positive semi-definite matrix.
     """
     after, before = _layer_spectra(weights, layer, input_covariance)
-    dimension = int(np.count_nonzero(after)) * int(np.count_nonzero(before))
-    return LearningCoefficient(dimension / 2, 1)
+    rank_after = int(np.count_nonzero(after))
+    rank_before = int(np.count_nonzero(before))
+    return LearningCoefficient(rank_after * rank_before / 2, 1)
 
 
 def deep_linear_curvatures(
@@ -63,7 +64,8 @@ def deep_linear_curvatures(
         Eigenvalues ``[H_l · H_{l−1}]``, largest first.
     """
     after, before = _layer_spectra(weights, layer, input_covariance)
-    return np.sort(np.outer(after, before).ravel())[::-1].copy()
+    rising = np.sort(np.outer(after, before).ravel())
+    return rising[::-1].copy()
 
 
 def _layer_spectra(
@@ -71,13 +73,7 @@ def _layer_spectra(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues of AᵀA [H_l] and of BΣBᵀ [H_{l−1}], those within rounding exactly zero."""
     matrices = [_matrix(f"weights[{i}]", w) for i, w in enumerate(weights)]
-    for i, (first, second) in enumerate(pairwise(matrices)):
-        if second.shape[1] != first.shape[0]:
-            raise InputError(
-                f"deep_linear_layer: weights[{i + 1}] must take the {first.shape[0]} outputs of "
-                f"weights[{i}], [H, {first.shape[0]}]; got {list(second.shape)}. "
-                f"Give nn.Linear.weight layouts, first layer first."
-            )
+    _check_chain(matrices)
     if not matrices or not 0 <= operator.index(layer) < len(matrices):
         raise InputError(
             f"deep_linear_layer: layer must be 0 … {len(matrices) - 1}; got {layer!r}."
@@ -90,6 +86,19 @@ def _layer_spectra(
     after = _squared_singular_values(matrices[layer + 1 :], outputs)
     before = _squared_singular_values([_root(sigma, width), *matrices[:layer]], inputs)
     return after, before
+
+
+def _check_chain(matrices: list[np.ndarray]) -> None:
+    """Refuse a layer that does not take what the one before it gives."""
+    for i, (first, second) in enumerate(pairwise(matrices)):
+        outputs = first.shape[0]
+        inputs = second.shape[1]
+        if inputs != outputs:
+            raise InputError(
+                f"deep_linear_layer: weights[{i + 1}] must take the {outputs} outputs of "
+                f"weights[{i}], [H, {outputs}]; got {list(second.shape)}. "
+                f"Give nn.Linear.weight layouts, first layer first."
+            )
 
 
 def _squared_singular_values(chain: list[np.ndarray], dim: int) -> np.ndarray:
@@ -105,37 +114,52 @@ def _squared_singular_values(chain: list[np.ndarray], dim: int) -> np.ndarray:
     for matrix in chain[1:]:
         product = matrix.astype(np.float64) @ product
     values = np.linalg.svd(product, compute_uv=False)
-    eps = max(float(np.finfo(matrix.dtype).eps) for matrix in chain)
-    scale = math.prod(float(np.linalg.norm(matrix, 2)) for matrix in chain)
+    eps = max(_eps(matrix) for matrix in chain)
+    product_of_norms = math.prod(float(np.linalg.norm(matrix, 2)) for matrix in chain)
     widest = max(max(matrix.shape) for matrix in chain)
-    values = np.where(values > 10 * math.sqrt(widest) * eps * scale, values, 0.0)
-    return np.pad(values**2, (0, max(0, dim - values.size)))[:dim]
+    rounding = 10 * math.sqrt(widest) * eps * product_of_norms
+    squares = np.where(values > rounding, values, 0.0) ** 2
+    num_missing = max(0, dim - values.size)
+    return np.pad(squares, (0, num_missing))[:dim]
+
+
+def _eps(matrix: np.ndarray) -> float:
+    """The relative rounding error of a matrix's entries."""
+    return float(np.finfo(matrix.dtype).eps)
 
 
 def _root(sigma: np.ndarray, width: int) -> np.ndarray:
     """Σ^½, with eigenvalues within rounding of zero made zero, since their root is not small."""
-    tolerance = width * float(np.finfo(sigma.dtype).eps) * float(np.abs(sigma).max(initial=0.0))
-    if sigma.shape != (width, width) or np.abs(sigma - sigma.T).max(initial=0.0) > 10 * tolerance:
+    largest = float(np.abs(sigma).max(initial=0.0))
+    rounding = width * _eps(sigma) * largest
+    is_symmetric = sigma.shape == (width, width)
+    if is_symmetric:
+        asymmetry = np.abs(sigma - sigma.T).max(initial=0.0)
+        is_symmetric = bool(asymmetry <= 10 * rounding)
+    if not is_symmetric:
         raise InputError(
             f"deep_linear_layer: input_covariance must be a symmetric [{width}, {width}] matrix, "
             f"E[x xᵀ]; got shape {list(sigma.shape)}. Symmetrise it as (S + S.T) / 2."
         )
     values, vectors = np.linalg.eigh(sigma.astype(np.float64))
-    if values.min() < -10 * tolerance:
+    if values.min() < -10 * rounding:
         raise InputError(
             f"deep_linear_layer: input_covariance must be positive semi-definite; its smallest "
             f"eigenvalue is {values.min():.3g}. Give E[x xᵀ] of the inputs."
         )
-    values = np.where(values > tolerance, values, 0.0)
-    return ((vectors * np.sqrt(values)) @ vectors.T).astype(sigma.dtype)
+    values = np.where(values > rounding, values, 0.0)
+    root = (vectors * np.sqrt(values)) @ vectors.T
+    return root.astype(sigma.dtype)
 
 
 def _matrix(name: str, value: Any) -> np.ndarray:
+    """A matrix of floating-point numbers."""
     if hasattr(value, "detach"):  # a tensor, perhaps on another device or with a gradient
         value = value.detach().cpu()
     array = np.asarray(value)
-    is_matrix = array.ndim == 2 and array.size > 0 and array.dtype.kind in "iuf"
-    if not is_matrix or not np.isfinite(array).all():
+    is_matrix = array.ndim == 2 and array.size > 0
+    is_real = array.dtype.kind in "iuf"
+    if not is_matrix or not is_real or not np.isfinite(array).all():
         raise InputError(
             f"deep_linear_layer: {name} must be a matrix [out, in] of finite numbers; "
             f"got shape {list(array.shape)}, dtype {array.dtype}."

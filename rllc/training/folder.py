@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from rllc.errors import FileError, InputError, first_line
-from rllc.models.checkpoints import SUMS
+from rllc.models.checkpoint import SUMS
 from rllc.storage.files import (
     check_fields,
     is_temporary,

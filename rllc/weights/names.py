@@ -1,4 +1,4 @@
-"""What a result is about: the (weights, data) pairs along its refinement axis."""
+"""What heads are called, and the (weights, data) pairs along a result's refinement axis."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from rllc.errors import InputError, nearest
-from rllc.weights.selection import head_name
 
-_HEADS = re.compile(r"[lL]([\d*?]+)[hH]([\d*?]+)$")
+_HEAD = re.compile(r"(?:[lL]?(\d+)\s*[:.]\s*(\d+)|[lL](\d+)[hH](\d+))$")
+_HEAD_OF_TOWER = re.compile(
+    r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)\.(?:[lL]?(\d+)\s*:\s*(\d+)|[lL](\d+)[hH](\d+))$"
+)
+_PATTERN_OF_HEADS = re.compile(r"[lL]([\d*?]+)[hH]([\d*?]+)$")
 
 LONGEST_NAME = 500
 """Characters. A circuit of sixty heads has such a name; files, tables and pages can show it."""
@@ -41,6 +44,51 @@ def check_name(name: object, what: str) -> None:
         f"{what}: a name must be a text of 1 to {LONGEST_NAME} printable characters without spaces "
         f"around it, and not end in '.npy'; got {shown}. Rename it."
     )
+
+
+def head_name(written: str) -> str | None:
+    """The name ``"1:6"`` of a head written in any accepted way; ``None`` for what is not a head.
+
+    >>> head_name("L1H6"), head_name("decoder.L1H6"), head_name("embed.W_E")
+    ('1:6', 'decoder.1:6', None)
+    """
+    written = written.strip()
+    match = _HEAD.match(written)
+    if match is not None:
+        layer, head = _numbers(match.groups())
+        return written_head("", layer, head)
+    match = _HEAD_OF_TOWER.match(written)
+    if match is None:
+        return None
+    tower, *digits = match.groups()
+    layer, head = _numbers(digits)
+    return written_head(tower, layer, head)
+
+
+def _numbers(groups: Iterable[str | None]) -> list[int]:
+    """The numbers among the groups of a match, of which some have matched nothing."""
+    return [int(digits) for digits in groups if digits is not None]
+
+
+def written_head(tower: str, layer: int, head: int | str) -> str:
+    """The name of a head, or of a group of heads.
+
+    >>> written_head("", 1, 6), written_head("decoder", 1, "kv0")
+    ('1:6', 'decoder.1:kv0')
+    """
+    name = f"{layer}:{head}"
+    return f"{tower}.{name}" if tower else name
+
+
+def parts_of_head(name: str) -> tuple[str, int, int]:
+    """Tower, layer and head of a name.
+
+    >>> parts_of_head("decoder.1:6")
+    ('decoder', 1, 6)
+    """
+    before, _, head = name.partition(":")
+    tower, _, layer = before.rpartition(".")
+    return tower, int(layer), int(head)
 
 
 @dataclass(frozen=True)
@@ -170,9 +218,36 @@ class Names:
         pairs = list(self)
         return Names.of(pairs[row] for row in rows)
 
+    def columns(self, refinements: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the columns ``weights`` and ``data`` of a table whose rows are of refinements.
+
+        >>> Names(("0:1", "1:6"), ("code", "code")).columns(np.array([1, 1]))["weights"]
+        array(['1:6', '1:6'], dtype=object)
+        """
+        return {
+            "weights": np.array(self.weights, dtype=object)[refinements],
+            "data": np.array(self.data, dtype=object)[refinements],
+        }
+
     def _rows_of(self, weights: str) -> list[int]:
         spellings = (weights, head_name(weights))
         return [row for row, name in enumerate(self.weights) if name in spellings]
+
+
+class OfRefinements:
+    """A result with a row a refinement: what the weights and the data of each are called."""
+
+    names: Names
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """``[refinement]``: the name of each refinement's weights."""
+        return self.names.weights
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """``[refinement]``: the name of each refinement's data."""
+        return self.names.data
 
 
 def is_pattern(name: str) -> bool:
@@ -189,7 +264,7 @@ def _spelt(name: str) -> str:
     head = head_name(name)
     if head is not None:
         return head
-    heads = _HEADS.match(name)
+    heads = _PATTERN_OF_HEADS.match(name)
     return name if heads is None else f"{heads[1]}:{heads[2]}"
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from rllc.data.data import Data
 from rllc.data.given import as_data, is_batch
 from rllc.errors import InputError
-from rllc.weights.names import check_name
-from rllc.weights.selection import Weights, default_weights, everything, head, head_name
+from rllc.weights.names import check_name, head_name
+from rllc.weights.selection import Weights, default_weights, everything, head
 
 WeightsLike = Weights | str | Iterable[Weights | str] | Mapping[str, Weights | str] | None
 """Weights as users give them; see :func:`product`."""

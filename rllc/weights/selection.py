@@ -6,42 +6,23 @@ of a run, can be printed, compared, hashed and sent to another process.
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rllc.anatomy import Anatomy, Attention, AttentionRow, RowLike, anatomy, as_rows
+from rllc.anatomy import RowLike, as_rows
 from rllc.arguments import names_checked
-from rllc.errors import InputError, kind_of, must_be, nearest, one_of
-from rllc.tables import Shown, Table
+from rllc.errors import InputError, kind_of, must_be, one_of
+from rllc.weights.description import described, shortened
+from rllc.weights.indices import Index, frozen, written
+from rllc.weights.names import head_name, parts_of_head, written_head
+from rllc.weights.resolving import Masks, Rule, anatomy_of, parameters_of, resolve
 from rllc.wrappers import unwrapped
 
-IndexPart = int | slice | list[int]
-
-Index = IndexPart | tuple[IndexPart, ...]
-"""Part of a tensor, as in ``tensor[index]``."""
-
-Rule = tuple[Any, ...]
-"""How to find weights in a model: what kind of rule it is, then plain values or further rules."""
-
-Masks = dict[str, Tensor]
-"""A selection in one model: parameter names to boolean masks of their shapes."""
-
-_HEAD = re.compile(r"(?:[lL]?(\d+)\s*[:.]\s*(\d+)|[lL](\d+)[hH](\d+))$")
-_HEAD_OF_TOWER = re.compile(
-    r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)\.(?:[lL]?(\d+)\s*:\s*(\d+)|[lL](\d+)[hH](\d+))$"
-)
-_BLOCK = re.compile(
-    r"(?:^|\.)(?:blocks|h|layers|layer)\.(\d+)\."
-    r"|(?:^|\.)(?:weight|bias)_(?:ih|hh|hr)_l(\d+)(?:_reverse)?$"
-)
-_PARAMETRISED = re.compile(r"(.*\.)?parametrizations\.([^.]+)\.original\d*")
 KV = Literal["shared", "own"]
 """Whether a head takes the keys and values that it shares with other heads."""
 
@@ -89,7 +70,7 @@ class Weights:
                 than its parameter; nothing is selected, or weights that cannot move.
         """
         model = unwrapped(model)
-        resolved = _resolve(self.rule, model)
+        resolved = resolve(self.rule, model)
         selected = {name: mask for name, mask in resolved.items() if bool(mask.any())}
         self._refuse_immovable(model, selected)
         if not selected:
@@ -115,48 +96,21 @@ class Weights:
         'everything: 8 of 8 weights, 8 of them frozen (requires_grad=False)'
         """
         model = unwrapped(model)
-        candidates = _parameters(model)
-        notes = _notes(model)
-        lines = []
-        rows = [("tensor", "shape", "weights", "of", "")]
-        num_selected = 0
-        num_frozen = 0
-        for name, mask in self.masks(model).items():
-            count = int(mask.sum())
-            num_selected += count
-            shape = str(tuple(mask.shape))
-            line = f"  {name:<28} {shape:<18} {count:>12,} of {mask.numel():,}"
-            note = notes.get(name, "")
-            if not candidates[name].requires_grad:
-                num_frozen += count
-                note = f", frozen{note}"
-            lines.append(line + note)
-            rows.append((name, shape, f"{count:,}", f"{mask.numel():,}", note.lstrip(", ")))
-        num_weights = sum(parameter.numel() for parameter in candidates.values())
-        title = f"{self.name}: {num_selected:,} of {num_weights:,} weights"
-        if num_frozen:
-            title += f", {num_frozen:,} of them frozen (requires_grad=False)"
-        on_heads = _notes_on_heads(model, self.rule)
-        table = Table(title, rows, left=(0, 1, 4), notes=on_heads)
-        return Shown("\n".join([title, *lines, *on_heads]), table.html())
+        return described(self.name, self.rule, self.masks(model), model)
 
     def _refuse_immovable(self, model: nn.Module, selected: Masks) -> None:
-        """Chains move real numbers. Leaving others out without a word would change what it is."""
-        candidates = _parameters(model)
+        """Chains move real numbers. To leave others out without a word would change what it is."""
+        candidates = parameters_of(model)
         immovable = [name for name in selected if not candidates[name].is_floating_point()]
         if not immovable:
             return
-        kinds = ", ".join(f"{name!r} ({candidates[name].dtype})" for name in immovable[:4])
-        more = f" and {len(immovable) - 4} more" if len(immovable) > 4 else ""
+        kinds = shortened([f"{name!r} ({candidates[name].dtype})" for name in immovable])
         raise InputError(
-            f"Weights {self.name!r} take {kinds}{more} of {type(model).__name__}, but only real "
+            f"Weights {self.name!r} take {kinds} of {type(model).__name__}, but only real "
             f"floating-point weights can move. Leave them out, as in rllc.everything() & "
             f"~rllc.parameters({immovable[0]!r}), or give the module a real parameter "
             f"(torch.view_as_real for complex ones)."
         )
-
-
-# How selections are made.
 
 
 def everything() -> Weights:
@@ -241,7 +195,7 @@ def head(
                 f"head({layer!r}): expected a head such as '1:6' or 'L1H6', or two numbers: "
                 f"head(1, 6)."
             )
-        tower, layer, head = _parts(name)
+        tower, layer, head = parts_of_head(name)
     numbers = (layer, head)
     if any(type(number) is not int or number < 0 for number in numbers):
         raise InputError(
@@ -249,26 +203,8 @@ def head(
             f"in head(1, 6) or head('1:6')."
         )
     must_be("head", "kv", kv, one_of(kv, ("shared", "own")), "'shared' or 'own'")
-    name = f"{tower}.{layer}:{head}" if tower else f"{layer}:{head}"
-    return Weights(name, ("head", layer, head, tower, kv, as_rows(anatomy)))
-
-
-def head_name(written: str) -> str | None:
-    """The name ``"1:6"`` of a head written in any accepted way; ``None`` for what is not a head.
-
-    >>> head_name("L1H6"), head_name("decoder.L1H6"), head_name("embed.W_E")
-    ('1:6', 'decoder.1:6', None)
-    """
-    written = written.strip()
-    match = _HEAD.match(written)
-    if match is not None:
-        layer, head = (int(digits) for digits in match.groups() if digits is not None)
-        return f"{layer}:{head}"
-    match = _HEAD_OF_TOWER.match(written)
-    if match is None:
-        return None
-    layer, head = (int(digits) for digits in match.groups()[1:] if digits is not None)
-    return f"{match[1]}.{layer}:{head}"
+    rule = ("head", layer, head, tower, kv, as_rows(anatomy))
+    return Weights(written_head(tower, layer, head), rule)
 
 
 def heads(
@@ -301,23 +237,17 @@ def heads(
     must_be("heads", "by", by, one_of(by, ("head", "kv")), "'head' or 'kv'")
     must_be("heads", "kv", kv, one_of(kv, ("shared", "own")), "'shared' or 'own'")
     rows = as_rows(anatomy)
-    found = _anatomy(model, rows)
+    all_heads = anatomy_of(model, rows)
     if by == "head":
-        return [head(name, kv=kv, anatomy=rows or None) for name in found.heads]
+        return [head(name, kv=kv, anatomy=rows or None) for name in all_heads.heads]
     must_be("heads", "kv", kv, kv == "shared", "'shared' with by='kv', which takes whole groups")
     groups = []
-    for attention in found.attentions:
+    for attention in all_heads.attentions:
         for number in range(attention.num_kv_heads):
             rule = ("group", attention.layer, number, attention.tower, rows)
-            groups.append(Weights(f"{attention.name}:kv{number}", rule))
+            name = f"{attention.name}:kv{number}"
+            groups.append(Weights(name, rule))
     return groups
-
-
-def _parts(name: str) -> tuple[str, int, int]:
-    """Tower, layer and head of a name."""
-    before, _, head = name.partition(":")
-    tower, _, layer = before.rpartition(".")
-    return tower, int(layer), int(head)
 
 
 @names_checked
@@ -343,7 +273,7 @@ def parameters(pattern: str, index: Index | None = None) -> Weights:
     must_be("parameters", "pattern", pattern, isinstance(pattern, str) and bool(pattern), text)
     if index is None:
         return Weights(pattern, ("parameters", pattern, None))
-    return Weights(pattern + _shown(index), ("parameters", pattern, _frozen(index)))
+    return Weights(pattern + written(index), ("parameters", pattern, frozen(index)))
 
 
 def masks(selected: Mapping[str, Tensor], name: str = "masks") -> Weights:
@@ -376,313 +306,3 @@ def _check_boolean(parameter: str, mask: object) -> None:
         f"masks: the mask of {parameter!r} must be a boolean tensor, got {got}; write "
         f"`mask.bool()` if non-zero means selected."
     )
-
-
-# How selections meet a model: one function for each kind of rule.
-
-
-def _resolve(rule: Rule, model: nn.Module) -> Masks:
-    kind, *arguments = rule
-    return _KINDS[kind](model, *arguments)
-
-
-def _either(model: nn.Module, left: Rule, right: Rule) -> Masks:
-    masks = _resolve(left, model)
-    for name, mask in _resolve(right, model).items():
-        masks[name] = masks[name] | mask if name in masks else mask
-    return masks
-
-
-def _both(model: nn.Module, left: Rule, right: Rule) -> Masks:
-    masks = _resolve(left, model)
-    others = _resolve(right, model)
-    return {name: mask & others[name] for name, mask in masks.items() if name in others}
-
-
-def _complement(model: nn.Module, rule: Rule) -> Masks:
-    excluded = _resolve(rule, model)
-    masks = {name: _full(parameter) for name, parameter in _parameters(model).items()}
-    for name, mask in excluded.items():
-        masks[name] = ~mask
-    return masks
-
-
-def _by_name(model: nn.Module, pattern: str, index: tuple[Any, ...] | None) -> Masks:
-    candidates = _parameters(model)
-    names = _names(model)
-    matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-    if not matching:
-        raise InputError(
-            f"parameters({pattern!r}): {type(model).__name__} has none; {nearest(pattern, names)}"
-        )
-    masks: Masks = {}
-    for name in matching:
-        if index is not None and name not in candidates and len(names[name]) > 1:
-            raise InputError(
-                f"parameters({pattern!r}, index=…): {name!r} is computed from "
-                f"{', '.join(names[name])}; select a part of one of these."
-            )
-        for parameter in names[name]:
-            values = candidates[parameter]
-            masks[parameter] = (
-                _full(values) if index is None else _slice(parameter, values, _thawed(index))
-            )
-    return masks
-
-
-def _by_requires_grad(model: nn.Module) -> Masks:
-    masks = {}
-    for name, parameter in _parameters(model).items():
-        if parameter.requires_grad:
-            masks[name] = _full(parameter)
-    if not masks:
-        raise InputError(
-            f"trainable(): all parameters of {type(model).__name__} are frozen "
-            f"(requires_grad=False); choose others, or rllc.everything()."
-        )
-    return masks
-
-
-def _by_layer(model: nn.Module, number: int) -> Masks:
-    masks_of_layers: dict[int, Masks] = {}
-    candidates = _parameters(model)
-    for name, meant in _names(model).items():
-        match = _BLOCK.search(name)
-        if match:
-            masks_of_layer = masks_of_layers.setdefault(int(match[1] or match[2]), {})
-            masks_of_layer |= {parameter: _full(candidates[parameter]) for parameter in meant}
-    if number not in masks_of_layers:
-        layers = sorted(masks_of_layers) or "with no known names"
-        raise InputError(f"layer({number!r}): {type(model).__name__} has layers {layers}.")
-    return masks_of_layers[number]
-
-
-def _by_head(
-    model: nn.Module, layer: int, head: int, tower: str, kv: KV, rows: tuple[AttentionRow, ...]
-) -> Masks:
-    attention = _attention_of(model, layer, tower, rows)
-    if attention is None or head >= attention.num_heads:
-        name = f"{tower}.{layer}:{head}" if tower else f"{layer}:{head}"
-        raise InputError(
-            f"head({name!r}): {type(model).__name__} has no such head; "
-            f"{nearest(name, _anatomy(model, rows).heads)}"
-        )
-    kv_heads = [attention.kv_head(head)]
-    if kv == "own" and attention.num_kv_heads < attention.num_heads:
-        kv_heads = []
-    return attention.masks([head], kv_heads, _parameters(model))
-
-
-def _by_group(
-    model: nn.Module, layer: int, group: int, tower: str, rows: tuple[AttentionRow, ...]
-) -> Masks:
-    attention = _attention_of(model, layer, tower, rows)
-    if attention is None or group >= attention.num_kv_heads:
-        name = f"{tower}.{layer}:kv{group}" if tower else f"{layer}:kv{group}"
-        raise InputError(
-            f"heads(by='kv'): {type(model).__name__} has no group {name!r}; "
-            f"{nearest(name, _anatomy(model, rows).groups)}"
-        )
-    heads = attention.heads_of("k", group)
-    return attention.masks(heads, [group], _parameters(model))
-
-
-def _attention_of(
-    model: nn.Module, layer: int, tower: str, rows: tuple[AttentionRow, ...]
-) -> Attention | None:
-    return _anatomy(model, rows).find(tower, layer)
-
-
-def _anatomy(model: nn.Module, rows: tuple[AttentionRow, ...]) -> Anatomy:
-    return anatomy(model, rows or None)
-
-
-def _by_mask(model: nn.Module, selected: tuple[tuple[str, tuple[int, ...], bytes], ...]) -> Masks:
-    candidates = _parameters(model)
-    names = _names(model)
-    masks = {}
-    for given, shape, bits in selected:
-        name, *others = names.get(given, (given,))
-        if name not in candidates or others:
-            raise InputError(
-                f"masks: {type(model).__name__} has no parameter {given!r}; "
-                f"{nearest(given, candidates)}"
-            )
-        expected = tuple(candidates[name].shape)
-        if shape != expected:
-            raise InputError(
-                f"masks: the mask of {name!r} must have the parameter's shape {expected}, got "
-                f"{shape}; masks are not broadcast, write mask.expand({expected}) if that is what "
-                f"you mean."
-            )
-        packed = np.frombuffer(bits, dtype=np.uint8)
-        flat = np.unpackbits(packed, count=int(np.prod(shape))).astype(bool)
-        masks[name] = torch.from_numpy(flat).reshape(shape)
-    return masks
-
-
-_KINDS: dict[str, Callable[..., Masks]] = {
-    "or": _either,
-    "and": _both,
-    "not": _complement,
-    "parameters": _by_name,
-    "trainable": _by_requires_grad,
-    "layer": _by_layer,
-    "head": _by_head,
-    "group": _by_group,
-    "masks": _by_mask,
-}
-
-
-def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Each parameter once, under its first name."""
-    return dict(model.named_parameters())
-
-
-def _names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """All names that weights may be called by, and the parameters that each means.
-
-    A tied parameter has several names. A parametrised tensor is computed from parameters.
-    """
-    first_names = {id(parameter): name for name, parameter in _parameters(model).items()}
-    names: dict[str, tuple[str, ...]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names[name] = (first_names[id(parameter)],)
-    for name, meant in list(names.items()):
-        match = _PARAMETRISED.fullmatch(name)
-        if match:
-            tensor = f"{match[1] or ''}{match[2]}"
-            names[tensor] = names.get(tensor, ()) + meant
-    return names
-
-
-def _notes(model: nn.Module) -> dict[str, str]:
-    """What else a parameter is called."""
-    others: dict[str, list[str]] = {}
-    for name, meant in _names(model).items():
-        for parameter in meant:
-            if parameter != name:
-                others.setdefault(parameter, []).append(name)
-    return {parameter: f", also {', '.join(names)}" for parameter, names in others.items()}
-
-
-def _notes_on_heads(model: nn.Module, rule: Rule) -> list[str]:
-    """What is to be said of the heads in a rule: once for each layer."""
-    notes: dict[str, None] = {}
-    for kind, *arguments in _rules_of_heads(rule):
-        layer, _, tower, *others = arguments
-        attention = _attention_of(model, layer, tower, others[-1])
-        if attention is None:
-            continue
-        share = attention.num_heads // attention.num_kv_heads
-        if share > 1:
-            way = "group" if kind == "group" else others[0]
-            notes[f"  layer {attention.name}: {_WAYS[way].format(share)}"] = None
-        for letter in attention.mixed:
-            notes[
-                f"  layer {attention.name}: {letter} is normalised over all heads together, so "
-                f"moving one head's moves every head's attention"
-            ] = None
-        if attention.note:
-            notes[f"  layer {attention.name}: {attention.note}"] = None
-        if attention.rest:
-            shown = ", ".join(attention.rest[:4])
-            more = f" and {len(attention.rest) - 4} more" if len(attention.rest) > 4 else ""
-            notes[f"  belongs to no head: {shown}{more}"] = None
-    return list(notes)
-
-
-_WAYS = {
-    "shared": "each head with the keys and values of its group, which {} heads share",
-    "own": "without keys and values, which {} heads share (kv='own')",
-    "group": "groups of {} heads, with the keys and values that they share",
-}
-
-
-def _rules_of_heads(rule: Rule) -> list[Rule]:
-    """The heads and groups that a rule is made of."""
-    kind, *arguments = rule
-    if kind in ("head", "group"):
-        return [rule]
-    if kind in ("or", "and"):
-        return [inner for argument in arguments for inner in _rules_of_heads(argument)]
-    return []
-
-
-def _full(parameter: Tensor) -> Tensor:
-    return torch.ones(parameter.shape, dtype=torch.bool)
-
-
-def _slice(name: str, parameter: Tensor, index: Index) -> Tensor:
-    mask = torch.zeros(parameter.shape, dtype=torch.bool)
-    try:
-        mask[index] = True
-    except IndexError as error:
-        raise InputError(
-            f"parameters({name!r}, index={_shown(index)}): the tensor has shape "
-            f"{tuple(parameter.shape)} ({error})."
-        ) from error
-    return mask
-
-
-# Indices as values. Slices cannot be hashed before Python 3.12, so a rule holds their three
-# numbers.
-
-
-def _as_tuple(index: Index) -> tuple[IndexPart, ...]:
-    return index if isinstance(index, tuple) else (index,)
-
-
-def _frozen(index: Index) -> tuple[Any, ...]:
-    parts: list[Any] = []
-    lists = 0
-    for part in _as_tuple(index):
-        if isinstance(part, list) and all(type(number) is int for number in part):
-            parts.append(("list", *part))
-            lists += 1
-        elif isinstance(part, slice):
-            parts.append(("slice", part.start, part.stop, part.step))
-        elif isinstance(part, int) and not isinstance(part, bool):
-            parts.append(part)
-        else:
-            raise InputError(
-                f"parameters(index={index!r}): expected integers, slices and a list of integers; "
-                f"for a boolean mask use rllc.masks."
-            )
-    if lists > 1 or ("list",) in parts:
-        raise InputError(
-            f"parameters(index={index!r}): one list of integers at most, and not an empty one; "
-            f"join selections with parameters(…) | parameters(…)."
-        )
-    return tuple(parts)
-
-
-def _is_index(part: object) -> bool:
-    if isinstance(part, list):
-        return bool(part) and all(type(number) is int for number in part)
-    return isinstance(part, int | slice) and not isinstance(part, bool)
-
-
-def _thawed(index: tuple[Any, ...]) -> Index:
-    return tuple(_thawed_part(part) for part in index)
-
-
-def _thawed_part(part: Any) -> IndexPart:
-    if not isinstance(part, tuple):
-        return part
-    kind, *numbers = part
-    return slice(*numbers) if kind == "slice" else numbers
-
-
-def _shown(index: Index) -> str:
-    """The index as it is written behind a tensor: ``[3, 2:5]``."""
-    return f"[{', '.join(map(_shown_part, _as_tuple(index)))}]"
-
-
-def _shown_part(part: IndexPart) -> str:
-    if not isinstance(part, slice):
-        return str(part)
-    start = "" if part.start is None else part.start
-    stop = "" if part.stop is None else part.stop
-    step = "" if part.step is None else f":{part.step}"
-    return f"{start}:{stop}{step}"

@@ -12,6 +12,7 @@ from small_sweeps import DATA, quick, same
 
 import rllc
 
+pytestmark = pytest.mark.usefixtures("few_looks")
 OBSERVE = {"losses": rllc.observables.minibatch_losses(), "rows": rllc.observables.minibatch_rows()}
 
 

@@ -1,0 +1,183 @@
+"""The steps of a run, from the names of its files or revisions.
+
+:mod:`rllc.models.steps` reads one name; here are many, which together are one run or are refused.
+No file is opened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from rllc.errors import FileError
+from rllc.models.steps import STATE_DICTS, Named, read_name, stem_of
+
+_SHARD = re.compile(r".*-\d{5}-of-\d{5}")
+"""One of several files with the weights of one step, without its suffix."""
+
+_AUXILIARY = re.compile(
+    r"(?:^|[-_.])(?:optim\w*|optimizer\w*|sched\w*|scaler|rng_state\w*|training_args|trainer_state"
+    r"|resume)(?:[-_.]|$)",
+    re.IGNORECASE,
+)
+"""Files that training keeps beside the weights."""
+
+_FORMS = ("config.json", "adapter_config.json")
+"""Files that make a folder one model."""
+
+_WEIGHTS = (*STATE_DICTS, ".distcp")
+
+SHOWN = 6
+"""Names that an error lists."""
+
+
+def refuse_mixtures(source: str, steps: Mapping[str, Named]) -> None:
+    """Names that count different things, or are of several runs, are not one sequence of steps."""
+    units = _by(steps, "unit")
+    if len(units) > 1:
+        raise FileError(
+            f"listing the checkpoints of {source}: its names count {' and '.join(units)}: "
+            f"{_examples(units)}. Type {{step: path}} with those of one kind."
+        )
+    runs = _by(steps, "run")
+    if len(runs) > 1:
+        raise FileError(
+            f"listing the checkpoints of {source}: they seem to be of several runs or stages: "
+            f"{_examples(runs)}. Choose one: a subfolder, revision='stage1-*', or {{step: path}}."
+        )
+
+
+def _by(steps: Mapping[str, Named], what: str) -> dict[str, list[str]]:
+    """Names by one thing that they say."""
+    groups: dict[str, list[str]] = {}
+    for name, named in steps.items():
+        groups.setdefault(getattr(named, what), []).append(name)
+    return groups
+
+
+def _examples(groups: Mapping[str, list[str]]) -> str:
+    shown = []
+    for names in groups.values():
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        shown.append(f"{names[0]}{more}")
+    return "; ".join(shown)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the names of a source's files say."""
+
+    steps: Mapping[str, Named]
+    """State dicts and folders whose names say a step."""
+    not_understood: list[str]
+    """Files and folders of weights whose names say none."""
+
+    @classmethod
+    def of(cls, files: Iterable[str]) -> Listing:
+        """Look at the top, else one folder below.
+
+        >>> listing = Listing.of(["step10/config.json", "ckpt_20.pt", "notes.txt", "best.pt"])
+        >>> list(listing.steps), listing.not_understood
+        (['ckpt_20.pt', 'step10'], ['best.pt'])
+
+        Raises:
+            FileError: several folders hold steps, each a run of its own.
+        """
+        steps_of_folders: dict[str, dict[str, Named]] = {}
+        not_understood: list[str] = []
+        files_of_steps: dict[str, list[str]] = {}
+        for file in sorted(files):
+            path = PurePosixPath(file)
+            is_hidden = any(part.startswith(".") for part in path.parts)
+            if is_hidden or not may_be_weights(file):
+                continue
+            step_folder = _step_folder(path.parts[:-1])
+            if step_folder is not None:
+                files_of_steps.setdefault(step_folder, []).append(file)
+            elif len(path.parts) <= 2 and file.endswith(STATE_DICTS):
+                named = read_name(file)
+                if named is None:
+                    not_understood.append(file)
+                else:
+                    steps_of_folders.setdefault(_folder_of(path), {})[file] = named
+        for step_folder, inside in files_of_steps.items():
+            path = PurePosixPath(step_folder)
+            named = read_name(path.name)
+            assert named is not None
+            weights = _weights_of(step_folder, inside)
+            steps_of_folders.setdefault(_folder_of(path), {})[weights] = named
+        if "" not in steps_of_folders and len(steps_of_folders) > 1:
+            raise FileError(
+                f"listing checkpoints: the folders {shortened(list(steps_of_folders))} each hold "
+                f"some, as of several runs; give one of them, or "
+                f"subfolder={next(iter(steps_of_folders))!r}."
+            )
+        steps = steps_of_folders.get("") or next(iter(steps_of_folders.values()), {})
+        return cls(steps, not_understood)
+
+
+def _folder_of(path: PurePosixPath) -> str:
+    """The folder of a path; that of the top is empty."""
+    return str(path.parent).removeprefix(".")
+
+
+def may_be_weights(file: str) -> bool:
+    """Whether a file can hold weights, or the form of a model, by its name.
+
+    >>> may_be_weights("model.safetensors"), may_be_weights("optimizer.pt")
+    (True, False)
+    """
+    name = PurePosixPath(file).name
+    if name in _FORMS:
+        return True
+    return name.endswith(_WEIGHTS) and not _AUXILIARY.search(stem_of(name))
+
+
+def is_shard(file: str) -> bool:
+    """Whether a file holds a part of the weights, by its name.
+
+    >>> is_shard("model-00001-of-00002.safetensors")
+    True
+    """
+    return _SHARD.fullmatch(stem_of(file)) is not None
+
+
+def _step_folder(folders: tuple[str, ...]) -> str | None:
+    """The first of nested folders that is named after a step, as a path."""
+    for depth, folder in enumerate(folders[:2], start=1):
+        if read_name(folder) is not None and not folder.endswith(STATE_DICTS):
+            return "/".join(folders[:depth])
+    return None
+
+
+def _weights_of(folder: str, files: list[str]) -> str:
+    """A step's folder, or the one state dict in it where it is not in a form of its own."""
+    names = [file.removeprefix(f"{folder}/") for file in files]
+    is_one_file = len(names) == 1 and names[0].endswith(STATE_DICTS)
+    if is_one_file and not is_model_folder(names):
+        return files[0]
+    return folder
+
+
+def is_model_folder(files: Iterable[str]) -> bool:
+    """Whether a folder with these files is one model, in a form that says so.
+
+    >>> is_model_folder(["config.json", "model.safetensors"]), is_model_folder(["a/config.json"])
+    (True, False)
+    """
+    at_the_top = [name for name in files if "/" not in name]
+    return any(name in _FORMS or is_shard(name) for name in at_the_top)
+
+
+def shortened(names: list[str]) -> str:
+    """The first names of a list, and how many there are.
+
+    >>> shortened(["a", "b"])
+    'a, b'
+    """
+    listed = ", ".join(names[:SHOWN])
+    if len(names) <= SHOWN:
+        return listed
+    return f"{listed}, … ({len(names)} in all)"

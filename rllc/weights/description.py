@@ -1,0 +1,115 @@
+"""What a selection takes from a model, in words: tensor by tensor, and what holds of its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from rllc.tables import Shown, Table
+from rllc.weights.resolving import Masks, Rule, attention_of, names_of_parameters, parameters_of
+
+_SHARING = {
+    "shared": "each head with the keys and values of its group, which {} heads share",
+    "own": "without keys and values, which {} heads share (kv='own')",
+    "group": "groups of {} heads, with the keys and values that they share",
+}
+
+_LISTED = 4
+"""Names of parameters that a note lists."""
+
+
+def described(name: str, rule: Rule, masks: Masks, model: nn.Module) -> Shown:
+    """Say what :meth:`rllc.Weights.describe` says.
+
+    Args:
+        name: of the selection.
+        rule: how it finds its weights.
+        masks: what it takes from the model.
+        model: without what wraps it.
+    """
+    parameters = parameters_of(model)
+    other_names = _other_names(model)
+    lines = []
+    rows = [("tensor", "shape", "weights", "of", "")]
+    num_selected = 0
+    num_frozen = 0
+    for parameter, mask in masks.items():
+        count = int(mask.sum())
+        num_selected += count
+        notes = []
+        if not parameters[parameter].requires_grad:
+            num_frozen += count
+            notes.append("frozen")
+        if parameter in other_names:
+            notes.append(f"also {', '.join(other_names[parameter])}")
+        shape = str(tuple(mask.shape))
+        numbers = (f"{count:,}", f"{mask.numel():,}")
+        line = f"  {parameter:<28} {shape:<18} {numbers[0]:>12} of {numbers[1]}"
+        lines.append(", ".join([line, *notes]))
+        rows.append((parameter, shape, *numbers, ", ".join(notes)))
+    num_weights = sum(parameter.numel() for parameter in parameters.values())
+    title = f"{name}: {num_selected:,} of {num_weights:,} weights"
+    if num_frozen:
+        title += f", {num_frozen:,} of them frozen (requires_grad=False)"
+    on_heads = _notes_on_heads(model, rule)
+    table = Table(title, rows, left=(0, 1, 4), notes=on_heads)
+    return Shown("\n".join([title, *lines, *on_heads]), table.html())
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are.
+
+    >>> shortened(["a", "b", "c", "d", "e"])
+    'a, b, c, d and 1 more'
+    """
+    listed = ", ".join(names[:_LISTED])
+    if len(names) <= _LISTED:
+        return listed
+    return f"{listed} and {len(names) - _LISTED} more"
+
+
+def _other_names(model: nn.Module) -> dict[str, list[str]]:
+    """What else parameters are called, for those that have several names."""
+    others: dict[str, list[str]] = {}
+    for name, parameters in names_of_parameters(model).items():
+        for parameter in parameters:
+            if parameter != name:
+                others.setdefault(parameter, []).append(name)
+    return others
+
+
+def _notes_on_heads(model: nn.Module, rule: Rule) -> list[str]:
+    """What is to be said of the heads in a rule: once for each layer."""
+    notes: dict[str, None] = {}  # each once, in order
+    for kind, layer, _, tower, *options in _rules_of_heads(rule):
+        attention = attention_of(model, layer, tower, options[-1])
+        if attention is None:
+            continue
+        of_layer = f"  layer {attention.name}"
+        num_sharing = attention.num_heads // attention.num_kv_heads
+        if num_sharing > 1:
+            sharing = _SHARING["group" if kind == "group" else options[0]]
+            notes[f"{of_layer}: {sharing.format(num_sharing)}"] = None
+        for letter in attention.mixed:
+            notes[
+                f"{of_layer}: {letter} is normalised over all heads together, so "
+                f"moving one head's moves every head's attention"
+            ] = None
+        if attention.note:
+            notes[f"{of_layer}: {attention.note}"] = None
+        if attention.rest:
+            notes[f"  belongs to no head: {shortened(attention.rest)}"] = None
+    return list(notes)
+
+
+def _rules_of_heads(rule: Rule) -> list[Rule]:
+    """The heads and groups that a rule is made of."""
+    kind, *arguments = rule
+    if kind in ("head", "group"):
+        return [rule]
+    rules: list[Rule] = []
+    if kind in ("or", "and"):
+        for argument in arguments:
+            rules += _rules_of_heads(argument)
+    return rules
