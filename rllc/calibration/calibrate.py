@@ -26,7 +26,13 @@ from rllc.losses.contract import LossFunction
 from rllc.samplers import Sampler, from_settings, sgld
 from rllc.sampling.checks import arguments, check_how
 from rllc.sampling.settings import Compute, Sampling
-from rllc.storage.files import load_arrays, reading, save_arrays
+from rllc.storage.files import (
+    check_fields,
+    check_shapes,
+    load_arrays,
+    reading,
+    save_arrays,
+)
 from rllc.tables import Table, duration, label
 from rllc.weights.refinement import DataLike, WeightsLike, named_data
 
@@ -272,6 +278,13 @@ class Calibration:
         """
         arrays, header = load_arrays(path, kind="rllc.Calibration")
         with reading(path):
+            kinds = {"estimates": "list", "limits": "object", "sampling": "object"}
+            check_fields(header, kinds | {"sampler": "object"})
+            check_fields(header["sampler"], {"sampler": "text"})
+            count = len(header["estimates"])
+            if not count:
+                raise ValueError("it has no estimates")
+            check_shapes(arrays, dict.fromkeys(search.Setting._fields, 1), count)
             estimates = []
             for i, its_header in enumerate(header["estimates"]):
                 prefix = f"{i}."

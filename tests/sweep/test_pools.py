@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
+import sys
 import threading
+import warnings
 from collections import Counter
-from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from dataclasses import replace
 
 import numpy as np
@@ -288,3 +297,32 @@ def test_tensors_travel_as_tokens_do(run) -> None:
     with Weighing() as executor:
         travelled = rllc.track(run, pair, "0:0", loss=first_of_pair, **quick(executor))
     assert same(travelled, rllc.track(run, pair, "0:0", loss=first_of_pair, **QUICK))
+
+
+# Copies of this process.
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_copy_of_this_process_is_refused_where_torch_uses_several_threads(
+    run, threads: int
+) -> None:
+    """With one it computes, even if this process has used two before; with two it could hang."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    large = torch.ones(500, 500)
+    assert float((large @ large)[0, 0]) == 500  # on two threads
+    torch.set_num_threads(threads)
+    fork = multiprocessing.get_context("fork")
+    try:
+        with ProcessPoolExecutor(1, mp_context=fork) as copies, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of forks beside threads
+            if threads == 1:
+                trajectory = rllc.track({0: run / "step0000000"}, DATA["a"], **quick(copies))
+                assert np.isfinite(trajectory.value).all()
+                return
+            message = r"forks this process, .* computes on 2 threads .*torch.set_num_threads\(1\)"
+            with pytest.raises(rllc.InputError, match=message):
+                rllc.track(run, DATA, rllc.heads, **quick(copies))
+    finally:
+        torch.set_num_threads(before)
