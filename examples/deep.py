@@ -3,8 +3,9 @@
     python examples/deep.py              # some minutes on one core; no download
 
 Attention-only models of two and of eight layers learn the synthetic language, whose rules are
-known. Their heads get roles, and their LLCs are estimated over the last quarter of training. Do the
-roles of the shallow model come back, and are they in the same order?
+known. Runs of several lengths start alike, and each ends with a falling rate, so that what is
+estimated is a minimum. Their heads get roles, and their LLCs are estimated. Do the roles of the
+shallow model come back, do heads keep them, and are they in the same order?
 Writes to the output folder: checkpoints, sweeps, `heads.csv` and a figure. Interrupted, the same
 command goes on where it stopped.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from torch import nn
 
 import rllc
@@ -35,9 +37,9 @@ class Scale:
     width: int
     num_rows: int
     rows_of_roles: int
-    training: rllc.Training
-    from_step: int
-    """Estimates are made of the checkpoints from this step on."""
+    batch_size: int
+    lengths: tuple[int, ...]
+    """Steps of each run."""
     sampling: rllc.Sampling
 
 
@@ -47,10 +49,8 @@ SMALL = Scale(
     width=64,
     num_rows=6000,
     rows_of_roles=128,
-    training=rllc.Training.fast(
-        num_steps=1000, batch_size=16, checkpoints=[125, 250, 500, 750, 1000]
-    ),
-    from_step=750,
+    batch_size=16,
+    lengths=(500, 1000, 2000),
     sampling=rllc.Sampling(
         num_chains=2,
         num_draws=50,
@@ -68,8 +68,8 @@ TINY = Scale(
     width=8,
     num_rows=40,
     rows_of_roles=8,
-    training=rllc.Training.fast(num_steps=4, batch_size=4, warmup_steps=1, checkpoints=[2, 4]),
-    from_step=2,
+    batch_size=4,
+    lengths=(2, 4),
     sampling=rllc.Sampling(
         num_chains=2, num_draws=4, batch_size=4, n_beta=100.0, num_probes=0, control_variate=False
     ),
@@ -105,8 +105,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 LANGUAGE = rllc.data.synthetic.Language()
 
 
-def train(depth: int, rows: rllc.Tokens, scale: Scale, args: argparse.Namespace) -> Path:
-    """The folder of the checkpoints."""
+def train(
+    depth: int, num_steps: int, rows: rllc.Tokens, scale: Scale, args: argparse.Namespace
+) -> rllc.models.Checkpoint:
+    """The last checkpoint of a run; in its last fifth the rate falls."""
     config = AttentionOnlyConfig.fast(
         n_layers=depth,
         n_heads=scale.heads,
@@ -115,11 +117,15 @@ def train(depth: int, rows: rllc.Tokens, scale: Scale, args: argparse.Namespace)
         n_ctx=LANGUAGE.context_length,
         d_vocab=LANGUAGE.vocab_size,
     )
-    folder = args.out / f"{depth}-layers"
-    rllc.train(
-        config, rows, folder, training=scale.training, seed=args.seed, progress=not args.quiet
+    folder = args.out / f"{depth}-layers-{num_steps}"
+    training = rllc.Training.fast(
+        num_steps=num_steps,
+        batch_size=scale.batch_size,
+        warmup_steps=min(50, num_steps // 2),
+        checkpoints=[num_steps],
     )
-    return folder
+    rllc.train(config, rows, folder, training=training, seed=args.seed, progress=not args.quiet)
+    return rllc.checkpoints(folder)[-1]
 
 
 # %% Roles over training
@@ -130,10 +136,9 @@ def roles_of(model: nn.Module, rows: rllc.Tokens, repeats: rllc.Tokens) -> dict[
     return dict(zip(found.heads, found.roles, strict=True))
 
 
-# %% One depth: roles and LLCs of all heads at all checkpoints
+# %% One depth: roles and LLCs of all heads at the end of each run
 def measure(depth: int, rows: rllc.Tokens, scale: Scale, args: argparse.Namespace) -> pd.DataFrame:
-    all_checkpoints = rllc.checkpoints(train(depth, rows, scale, args))
-    checkpoints = [each for each in all_checkpoints if each.step >= scale.from_step]
+    checkpoints = [train(depth, length, rows, scale, args) for length in scale.lengths]
     trajectory = rllc.track(
         checkpoints,
         rows,
@@ -168,13 +173,32 @@ def print_findings(table: pd.DataFrame) -> None:
         cells = by_role["mean"].map("{:.1f}".format) + by_role["count"].map(" ({})".format)
         print(cells.unstack().fillna("").to_string())
         flagged = (of_depth["status"] != "ok").sum()
-        print(f"{flagged} of {len(of_depth)} estimates over training are flagged")
+        print(f"{flagged} of {len(of_depth)} estimates are flagged")
         for before, after in itertools.pairwise(steps):
             kept, rho = persistence(of_depth, before, after)
             print(
                 f"steps {before} to {after}: {kept} of {len(last)} heads keep their role; "
                 f"rank correlation of λ̂ within layers {rho:.2f}"
             )
+    print("\nlog λ̂ less the mean of the layer, by role: mean, standard error (number of heads)")
+    print(by_role_within_layers(table).to_string())
+
+
+def by_role_within_layers(table: pd.DataFrame) -> pd.DataFrame:
+    """How far heads of a role are above the mean of their layers, on a log scale.
+
+    One line a role, one column a depth and length of training. λ̂ that is not above 0 is left out,
+    and so are layers with one role only.
+    """
+    positive = table[table["llc"] > 0].assign(log=lambda rows: np.log(rows["llc"]))
+    of_layer = positive.groupby(["depth", "step", "layer"])
+    positive["log"] -= of_layer["log"].transform("mean")
+    several = of_layer["role"].transform("nunique") > 1
+    grouped = positive[several].groupby(["role", "depth", "step"])["log"]
+    stats = grouped.agg(["mean", "sem", "count"])
+    cells = stats["mean"].map("{:+.2f}".format)
+    cells += stats["sem"].map(" ± {:.2f}".format) + stats["count"].map(" ({})".format)
+    return cells.unstack(["depth", "step"]).fillna("")
 
 
 def persistence(table: pd.DataFrame, before: int, after: int) -> tuple[int, float]:
@@ -192,43 +216,55 @@ def persistence(table: pd.DataFrame, before: int, after: int) -> tuple[int, floa
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
+    """Above, λ̂ at the end by layer; below, of each head after runs of each length."""
     from matplotlib import pyplot as plt
 
     depths = sorted(table["depth"].unique())
-    widths = [depth + 2 for depth in depths]
     figure, axes = plt.subplots(
-        1,
+        2,
         len(depths),
-        figsize=(12, 4.4),
-        width_ratios=widths,
+        figsize=(12, 7.6),
+        width_ratios=[depth + 2 for depth in depths],
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    for ax, depth in zip(axes[0], depths, strict=True):
+    for (above, below), depth in zip(axes.T, depths, strict=True):
         of_depth = table[table["depth"] == depth]
         last = of_depth[of_depth["step"] == of_depth["step"].max()]
-        place = last["head"].str.split(":").str[1].astype(int)
-        x = last["layer"] + 0.7 * (place / (place.max() + 1) - 0.35)
-        for role, color in COLORS.items():
-            rows = last["role"] == role
-            ax.errorbar(
-                x[rows],
-                last["llc"][rows],
-                1.96 * last["standard_error"][rows],
-                fmt="o",
-                ms=5,
-                lw=1,
-                color=color,
-                label=role,
-            )
-        ax.axhline(0, color="0.8", lw=1)
-        ax.set_title(f"{depth} layers, step {last['step'].iloc[0]}", fontsize="medium")
-        ax.set_xlabel("layer")
-        ax.set_xticks(range(depth))
-    axes[0, 0].set_ylabel(r"$\hat\lambda$ (95 % bars)")
-    axes[0, -1].legend(frameon=False, fontsize="small")
+        draw_layers(last, above)
+        above.set_title(f"{depth} layers, {last['step'].iloc[0]} steps", fontsize="medium")
+        colors = last.set_index("head")["role"].map(COLORS)
+        for head, of_head in of_depth.groupby("head"):
+            below.plot(of_head["step"], of_head["llc"], "o-", ms=3, lw=1, color=colors[head])
+        below.axhline(0, color="0.8", lw=1)
+        below.set_xlabel("steps of training")
+        below.set_xticks(sorted(of_depth["step"].unique()))
+    for ax in axes[:, 0]:
+        ax.set_ylabel(r"$\hat\lambda$ (95 % bars)" if ax is axes[0, 0] else r"$\hat\lambda$")
+    axes[0, -1].legend(frameon=False, fontsize="small", ncols=2)
     figure.savefig(path, dpi=90)
+
+
+def draw_layers(last: pd.DataFrame, ax: Axes) -> None:
+    """One point a head, beside those of its layer, coloured by role."""
+    place = last["head"].str.split(":").str[1].astype(int)
+    x = last["layer"] + 0.7 * (place / (place.max() + 1) - 0.35)
+    for role, color in COLORS.items():
+        rows = last["role"] == role
+        ax.errorbar(
+            x[rows],
+            last["llc"][rows],
+            1.96 * last["standard_error"][rows],
+            fmt="o",
+            ms=5,
+            lw=1,
+            color=color,
+            label=role,
+        )
+    ax.axhline(0, color="0.8", lw=1)
+    ax.set_xlabel("layer")
+    ax.set_xticks(sorted(last["layer"].unique()))
 
 
 # %% All of it

@@ -313,6 +313,15 @@ def test_persistence_of_roles_and_of_the_order_within_layers() -> None:
     assert deep.persistence(table, 1, 1) == (6, pytest.approx(1))
 
 
+def test_heads_are_compared_within_their_layers() -> None:
+    deep = imported("deep")
+    heads = {"layer": [0, 0, 1, 1, 2], "role": list("ababa"), "depth": 3, "step": 9}
+    table = pd.DataFrame(heads | {"llc": [1.0, np.e**2, 100.0, 100 * np.e**4, 5.0]})
+    cells = deep.by_role_within_layers(table)[3, 9]
+    # Differences of 2 and of 4; the last layer has one role.
+    assert cells.to_dict() == {"a": "-1.50 ± 0.50 (2)", "b": "+1.50 ± 0.50 (2)"}
+
+
 # The others.
 
 
