@@ -30,7 +30,7 @@ _SIZES: dict[str, Any] = {
     "d_vocab": 300,
 }
 _QUIET = rllc.Compute(progress=False)
-_SHORT = rllc.Sampling(num_chains=2, num_draws=8, batch_size=4, num_probes=0)
+_SHORT = rllc.Sampling(num_chains=2, num_draws=8, batch_size=4, num_probes=0, control_variate=False)
 _LINES = ["def f(x):\n    return [x, (x + 1)]\n", "the cat in the house sees the cat\n"] * 20
 
 
