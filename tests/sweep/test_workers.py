@@ -165,8 +165,9 @@ def test_a_full_disk_leaves_finished_cells_whole_and_no_torn_file(
     def track_on_a_full_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
         message = r"writing cell \w+ in `store` = .* failed .*File too large.*Make room"
+        many = quick(num_chains=25, num_draws=40)
         with pytest.raises(rllc.FileError, match=message):
-            rllc.track(run, DATA, "0:1", store=tmp_path, **quick(num_draws=500))
+            rllc.track(run, DATA, "0:1", store=tmp_path, **many)
 
     as_child(track_on_a_full_disk)
     assert cell_files(tmp_path) == finished
