@@ -14,6 +14,7 @@ QUICK = ["--chains", "2", "--draws", "4", "--batch", "4", "--quiet"]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_looks")
 def test_over_training_and_again(tmp_path, monkeypatch, capsys) -> None:
     pandas = pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
