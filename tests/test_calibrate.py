@@ -306,7 +306,7 @@ def instead_of_sampling(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., 
     monkeypatch.setattr(sys.modules["rllc.calibration.calibrate"], "estimate", measure)
 
 
-OFF = list(itertools.product((0.01, 1.0, 100.0), repeat=3))
+OFF = [(1.0, 1.0, 1.0), *itertools.product((0.01, 100.0), repeat=3)]
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ OFF = list(itertools.product((0.01, 1.0, 100.0), repeat=3))
 def test_the_search_recovers_from_two_decades_off_in_any_combination(
     known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All 27 starts end where a wide grid has its best, but for the scale.
+    """All 9 starts end where a wide grid has its best, but for the scale.
 
     Only lr·n_beta and lr·localization matter. The search takes half decades, the grid quarters.
     """
@@ -436,7 +436,7 @@ def hopeless() -> Calibration:
         tiny_model(),
         tiny_tokens(),
         ["0:0", "0:1"],
-        sampling=rllc.Sampling(num_chains=2, num_draws=30, batch_size=4),
+        sampling=rllc.Sampling(num_chains=2, num_draws=30, batch_size=4, control_variate=False),
         compute=QUIET,
         lr=[1e-9, 1e3],
         n_beta=[30.0],

@@ -187,7 +187,7 @@ def test_each_layer_of_a_deep_linear_network_on_full_and_deficient_inputs(
         data = {name: (x, DEEP(x)) for name, x in (("full", inputs(5)), ("deficient", inputs(2)))}
     weights = {f"layer {k}": rllc.parameters(f"weights.{k}") for k in range(3)}
     sampling = rllc.Sampling(
-        num_chains=4, num_draws=150, num_burnin_steps=50, batch_size=20, n_beta=n_beta
+        4, 150, num_burnin_steps=50, batch_size=20, n_beta=n_beta, num_probes=0
     )
     est = rllc.estimate(
         DEEP,

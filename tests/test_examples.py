@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -326,8 +327,12 @@ def test_heads_are_compared_within_their_layers() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize("name", ["your_training_loop.py", "new_refinement.py"])
-def test_the_others(name, tmp_path) -> None:
-    printed = run(name, "--tiny", folder=tmp_path)
+def test_the_others(name, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, "--tiny"])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    printed = capsys.readouterr().out
     assert "R-hat" in printed or "rhat" in printed
     assert "nan" not in printed.lower()

@@ -156,7 +156,7 @@ EACH = pytest.mark.parametrize("name", list(CHOICES))
 
 
 class With:
-    """The library at a version of its numbers."""
+    """The library at a version of its numbers, with few minibatches that tell the slope at w*."""
 
     def __init__(self, call: Call) -> None:
         self.patch = pytest.MonkeyPatch()
@@ -165,6 +165,8 @@ class With:
     def __enter__(self) -> None:
         for module in ("rllc.storage.identity", "rllc.sweep.request", "rllc.sweep.tracker"):
             self.patch.setattr(f"{module}.NUMERICS", self.numerics)
+        self.patch.setattr("rllc.engine.scene._LOOKS_FOR_SLOPE", 4)
+        self.patch.setattr("rllc.engine.scene._LOOKS_FOR_WIDTH", 4)
 
     def __exit__(self, *_: object) -> None:
         self.patch.undo()

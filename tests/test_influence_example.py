@@ -11,7 +11,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from test_examples import run
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "influence.py"
 
@@ -67,9 +66,10 @@ def test_the_damped_influence_function_is_a_newton_step(example) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path) -> None:
-    printed = run("influence.py", "--tiny", folder=tmp_path)
-    lines = printed.splitlines()[-5:]
+@pytest.mark.usefixtures("few_looks")
+def test_it_runs(example, capsys) -> None:
+    example.main(["--tiny"])
+    lines = capsys.readouterr().out.splitlines()[-5:]
     assert [line[:4] for line in lines] == ["Baye", "damp", "simi", "TRAK", "chan"]
     assert "nan" not in "".join(lines)
 

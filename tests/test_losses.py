@@ -17,7 +17,9 @@ from rllc.errors import InputError
 from rllc.losses import by_name as losses
 from rllc.testing import check_loss
 
-ONE = rllc.Sampling(num_chains=2, num_draws=2, batch_size=4, num_probes=0, start="center")
+ONE = rllc.Sampling(
+    num_chains=2, num_draws=2, batch_size=4, num_probes=0, start="center", control_variate=False
+)
 
 
 @pytest.fixture(autouse=True)

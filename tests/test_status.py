@@ -80,7 +80,7 @@ def kinds(llc: LLC) -> list[Kind]:
 
 
 def test_nothing_is_wrong_with_a_good_setting() -> None:
-    llc = estimate_on(Surface(square), lr=3e-3, gamma=50.0, num_draws=1000)
+    llc = estimate_on(Surface(square), lr=3e-3, gamma=50.0, num_draws=500)
     assert llc.faults == ()
     assert llc.status == "ok"
 

@@ -263,7 +263,7 @@ def test_what_travels_is_small_and_holds_no_model(run) -> None:
 def test_observables_travel_once_to_a_process_of_ours(run, tmp_path) -> None:
     """They may hold whole data sets; a task without them computes what one with them does."""
     rows = tiny_tokens(500, seed=3)
-    store = rllc.Store(tmp_path, observe={"on c": rllc.losses_on(rows, keep="moments")})
+    store = rllc.Store(tmp_path, observe={"on c": rllc.losses_on(rows)})
     tasks = []
 
     class Recording(ThreadPoolExecutor):
