@@ -21,6 +21,8 @@ _FIRST_ROWS, _LAST_ROWS = 40, 4
 _MOST_DECIMALS = 6
 """Numbers whose error needs more are written with an exponent."""
 
+_FIGURE_SPACE = "\u2007"
+
 UNKNOWN = "–"
 """What stands for a number that is not known."""
 
@@ -59,16 +61,20 @@ class Table:
 
     def __str__(self) -> str:
         header, *body = self._aligned()
-        lines = [header, *(body[i] for i in self._shown)]
-        if self._num_hidden:
-            cut = tuple("…" if k == 0 else "" for k in range(len(header)))
-            lines.insert(1 + _FIRST_ROWS, cut)
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        lines = [header]
+        for place, row in enumerate(self._shown):
+            if self._num_hidden and place == _FIRST_ROWS:
+                lines.append(("…", *[""] * (len(header) - 1)))
+            lines.append(body[row])
+        columns = zip(*lines, strict=True)
+        widths = [max(map(len, column)) for column in columns]
         texts = [self.title]
         for line in lines:
             cells = []
-            for k, (cell, width) in enumerate(zip(line, widths, strict=True)):
-                cells.append(cell.ljust(width) if k in self.left else cell.rjust(width))
+            for column, cell in enumerate(line):
+                width = widths[column]
+                is_left = column in self.left
+                cells.append(cell.ljust(width) if is_left else cell.rjust(width))
             texts.append("  ".join(cells).rstrip())
         return "\n".join([*texts, *self._all_notes])
 
@@ -78,13 +84,12 @@ class Table:
     def html(self) -> str:
         """Return the same as HTML: everything escaped, and nothing fetched or run."""
         header, *body = self._aligned()
-        lines = [self._html_row(header, "th", ())]
-        for place, i in enumerate(self._shown):
+        lines = [f"<thead>{self._html_row(header, 'th', ())}</thead><tbody>"]
+        for place, shown_row in enumerate(self._shown):
             if self._num_hidden and place == _FIRST_ROWS:
                 lines.append(f'<tr><td colspan="{len(header)}">…</td></tr>')
-            wrong = [column for row, column in self.wrong if row == i]
-            lines.append(self._html_row(body[i], "td", wrong))
-        lines[0] = f"<thead>{lines[0]}</thead><tbody>"
+            wrong = [column for row, column in self.wrong if row == shown_row]
+            lines.append(self._html_row(body[shown_row], "td", wrong))
         above = [_paragraph(line) for line in self.title.splitlines() if line]
         below = [_paragraph(note) for note in self._all_notes]
         table = '<table style="font-variant-numeric:tabular-nums">' + "\n".join(lines)
@@ -92,12 +97,15 @@ class Table:
 
     def _html_row(self, cells: Sequence[str], tag: str, wrong: Collection[int]) -> str:
         parts = []
-        for k, cell in enumerate(cells):
-            style = f"text-align:{'left' if k in self.left else 'right'};white-space:pre-wrap"
-            if k in wrong:
+        for column, cell in enumerate(cells):
+            side = "left" if column in self.left else "right"
+            style = f"text-align:{side};white-space:pre-wrap"
+            if column in wrong:
                 style += f";{_WRONG}"
             # Trailing blanks align numbers at the point; a figure space is as wide as a digit.
-            text = escape(cell.rstrip()) + "\u2007" * (len(cell) - len(cell.rstrip()))
+            content = cell.rstrip()
+            num_blanks = len(cell) - len(content)
+            text = escape(content) + _FIGURE_SPACE * num_blanks
             parts.append(f'<{tag} style="{style}">{text}</{tag}>')
         return f"<tr>{''.join(parts)}</tr>"
 
@@ -107,30 +115,27 @@ class Table:
         The header stands above the digits, so it gets as many.
         """
         columns = []
-        for k, column in enumerate(zip(*self.rows, strict=True)):
-            numbers = column[1:]
-            if k in self.left or not all(map(_is_number, numbers)):
-                columns.append(column)
-                continue
-            behind = [_digits_behind(cell) for cell in numbers]
-            most = max(behind, default=0)
-            padded = []
-            for cell, count in zip(numbers, behind, strict=True):
-                has_digits = any(map(str.isdigit, cell))
-                padded.append(cell + " " * (most - count) * has_digits)
-            columns.append((column[0], *padded))
+        for number, column in enumerate(zip(*self.rows, strict=True)):
+            header, *cells = column
+            if number not in self.left and all(map(_is_number, cells)):
+                column = (header, *_aligned_at_point(cells))
+            columns.append(column)
         return list(zip(*columns, strict=True))
 
     @property
     def _num_hidden(self) -> int:
         count = len(self.rows) - 1
-        return count - _FIRST_ROWS - _LAST_ROWS if count > self.most_rows else 0
+        if count <= self.most_rows:
+            return 0
+        return count - _FIRST_ROWS - _LAST_ROWS
 
     @property
     def _shown(self) -> list[int]:
         """Which rows are shown."""
         rows = list(range(len(self.rows) - 1))
-        return [*rows[:_FIRST_ROWS], *rows[-_LAST_ROWS:]] if self._num_hidden else rows
+        if not self._num_hidden:
+            return rows
+        return [*rows[:_FIRST_ROWS], *rows[-_LAST_ROWS:]]
 
     @property
     def _all_notes(self) -> list[str]:
@@ -192,8 +197,9 @@ def label(names: Names, i: int) -> str:
     >>> label(Names(("0:1", "0:1"), ("code", "prose")), 1)
     '0:1 on prose'
     """
-    several = len(names.data_sets) > 1
-    return names.weights[i] + (f" on {names.data[i]}" if several else "")
+    if len(names.data_sets) == 1:
+        return names.weights[i]
+    return f"{names.weights[i]} on {names.data[i]}"
 
 
 def rounded(value: float, error: float) -> tuple[str, str]:
@@ -260,9 +266,21 @@ def _fixed(value: float, decimals: int) -> str:
     return UNKNOWN if math.isnan(value) else f"{value:.{decimals}f}"
 
 
+def _aligned_at_point(numbers: Sequence[str]) -> list[str]:
+    """Put blanks behind numbers, so that those aligned to the right have their points in line."""
+    behind = [_digits_behind(number) for number in numbers]
+    most = max(behind, default=0)
+    padded = []
+    for number, count in zip(numbers, behind, strict=True):
+        has_digits = any(map(str.isdigit, number))
+        blanks = " " * (most - count) if has_digits else ""
+        padded.append(number + blanks)
+    return padded
+
+
 def _digits_behind(number: str) -> int:
     """Return the length of a number from its point on."""
-    return len(number) - number.find(".") if "." in number else 0
+    return len(number) - number.index(".") if "." in number else 0
 
 
 def _is_number(text: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -121,10 +121,10 @@ class Composition(AsTable):
         rows = [("path", "composition", "z")]
         for index in self._largest(_MOST_ROWS_OF_REPR):
             input, sender_layer, sender, receiver_layer, receiver = index
-            path = f"{sender_layer}:{sender}->{receiver_layer}:{receiver}.{INPUTS[input]}"
+            heads = f"{sender_layer}:{sender}->{receiver_layer}:{receiver}"
             score = self.value[index]
             z = (score - self.baseline) / self.baseline_sd
-            rows.append((path, f"{score:.4f}", f"{z:.1f}"))
+            rows.append((f"{heads}.{INPUTS[input]}", f"{score:.4f}", f"{z:.1f}"))
         random = f"{self.baseline:.4f} ± {self.baseline_sd:.4f}"
         return Table(f"Composition, largest (random: {random})", rows)
 
@@ -180,10 +180,11 @@ def compose(
             whole = matrices(model, f"compose({type(model).__name__})", fold=fold)
             return composition(*whole, num_random=num_random, seed=seed)
         stacks.append(torch.stack([parameters[name].detach() for name in names]))
+    W_Q, W_K, W_V, W_O = stacks
     if fold:
         scales = [parameters.get(f"blocks.{layer}.ln1.w") for layer in layers]
-        stacks[:3] = [_fold(W, scales) for W in stacks[:3]]
-    return composition(*stacks, num_random=num_random, seed=seed)
+        W_Q, W_K, W_V = (_fold(W, scales) for W in (W_Q, W_K, W_V))
+    return composition(W_Q, W_K, W_V, W_O, num_random=num_random, seed=seed)
 
 
 @torch.no_grad()
@@ -231,12 +232,18 @@ def composition(
         factors_of_R = ((W_Q, W_K), (W_K, W_Q), (W_V, W_O.mT))  # R = C Dᵀ for Q, K and V
         read = torch.stack([_read(C, D) for C, D in factors_of_R], 1)
         num_earlier = [layer * n_heads for layer in range(1, n_layers)]
-        scores = _scores(written[:-1].flatten(0, 1), read[1:].flatten(1, 2), num_earlier)
+        senders = written[:-1].flatten(0, 1)
+        receivers = read[1:].flatten(1, 2)
+        scores = _scores(senders, receivers, num_earlier)
         # [later layer, earlier layer, head, input, head]
         scores = scores.view(n_layers - 1, n_layers - 1, n_heads, len(INPUTS), n_heads)
         value[:, :-1, :, 1:] = scores.permute(3, 1, 2, 0, 4)
     random = _random_scores(d_model, d_head, num_random, seed)
-    return Composition(value.cpu().numpy(), float(random.mean()), float(random.std()))
+    return Composition(
+        value=value.cpu().numpy(),
+        baseline=float(random.mean()),
+        baseline_sd=float(random.std()),
+    )
 
 
 def plot_composition(result: Composition, input: str = "K", ax: Axes | None = None) -> Axes:
@@ -259,14 +266,13 @@ def plot_composition(result: Composition, input: str = "K", ax: Axes | None = No
         raise InputError(
             "plot_composition: the model has one layer, and heads compose across layers only."
         )
-    values = result.matrix(input)[:-n_heads, n_heads:] - result.baseline
+    between_layers = result.matrix(input)[:-n_heads, n_heads:]
+    values = between_layers - result.baseline
     senders = result.heads[:-n_heads]
     receivers = result.heads[n_heads:]
-    is_new = ax is None
-    ax = new_axes(ax, width=min(9.0, 2.6 + 0.35 * len(receivers)))
-    if is_new:
-        figure: Any = ax.figure
-        figure.set_figheight(min(8.0, 1.4 + 0.3 * len(senders)))
+    width = min(9.0, 2.6 + 0.35 * len(receivers))
+    height = min(8.0, 1.4 + 0.3 * len(senders))
+    ax = new_axes(ax, width, height)
     limit = np.nanmax(np.abs(values), initial=1e-12)
     ax.set_facecolor("0.9")
     image = ax.imshow(values, vmin=-limit, vmax=limit, cmap="RdBu_r", aspect="auto")
@@ -285,11 +291,10 @@ def plot_composition(result: Composition, input: str = "K", ax: Axes | None = No
 
 
 def _check_shapes(W_Q: Tensor, W_K: Tensor, W_V: Tensor, W_O: Tensor) -> None:
-    shape = tuple(W_Q.shape)
-    shape_of_W_O = (*shape[:2], *shape[:1:-1])
-    expected = (shape, shape, shape, shape_of_W_O)
     got = tuple(tuple(W.shape) for W in (W_Q, W_K, W_V, W_O))
-    if W_Q.dim() != 4 or got != expected:
+    shape = got[0]
+    swapped = (*shape[:2], *reversed(shape[2:]))
+    if len(shape) != 4 or got != (shape, shape, shape, swapped):
         raise InputError(
             f"composition: expected W_Q, W_K and W_V as [layer, head, d_model, d_head] and "
             f"W_O as [layer, head, d_head, d_model], got {got}."
@@ -319,17 +324,20 @@ def _scores(written: Tensor, read: Tensor, num_earlier: Sequence[int]) -> Tensor
         num_earlier: for each layer, how many senders, the first ones, are before it.
     """
     squares = _squared_norms(written, read, num_earlier)
-    norms_of_LtL = _gram(written.mT).norm(dim=(1, 2))[:, None]
-    norms_of_RRt = _gram(read.mT).norm(dim=(2, 3))[:, None]
-    largest = norms_of_LtL * norms_of_RRt
-    is_inexact = squares < largest * torch.finfo(read.dtype).eps / _PRECISION
+    norms_of_LtL = _gram(written.mT).norm(dim=(1, 2))
+    norms_of_RRt = _gram(read.mT).norm(dim=(2, 3))
+    largest = norms_of_LtL[:, None] * norms_of_RRt[:, None]
+    rounding = torch.finfo(read.dtype).eps
+    is_inexact = squares < largest * rounding / _PRECISION
     for triples in torch.nonzero(is_inexact).split(64):
         layer, sender, receiver = triples.T
         product = written[sender] @ read[layer, receiver].mT
-        squares[layer, sender, receiver] = product.double().square().sum((-2, -1))
-    norms_of_L = written.norm(dim=2).double().norm(dim=1)[:, None]
-    norms_of_R = read.norm(dim=3).double().norm(dim=2)[:, None]
-    scores = squares.clamp(min=0).sqrt() / (norms_of_L * norms_of_R)
+        exact = product.double().square().sum((-2, -1))
+        squares[layer, sender, receiver] = exact
+    norms_of_L = written.norm(dim=2).double().norm(dim=1)
+    norms_of_R = read.norm(dim=3).double().norm(dim=2)
+    norms = norms_of_L[:, None] * norms_of_R[:, None]
+    scores = squares.clamp(min=0).sqrt() / norms
     return scores.to(read.dtype)
 
 
@@ -343,7 +351,8 @@ def _squared_norms(written: Tensor, read: Tensor, num_earlier: Sequence[int]) ->
         squares[layer, :count] = 0
     side = min(96, max(8, -(-d_model // 8)))
     left_factors = _blocks(written, side)
-    right_factors = _blocks(read.flatten(0, 1), side).unflatten(1, (n_layers, num_receivers))
+    right_factors = _blocks(read.flatten(0, 1), side)
+    right_factors = right_factors.unflatten(1, (n_layers, num_receivers))
     # The same memory each time, which then is in the cache.
     left = read.new_empty(num_senders, side, side)
     right = read.new_empty(num_receivers, side, side)
@@ -352,14 +361,17 @@ def _squared_norms(written: Tensor, read: Tensor, num_earlier: Sequence[int]) ->
         torch.bmm(left_factors[i].mT, left_factors[j], out=left)
         for layer, count in enumerate(num_earlier):
             torch.bmm(right_factors[i, layer].mT, right_factors[j, layer], out=right)
-            squares[layer, :count] += times * (left[:count].flatten(1) @ right.flatten(1).T)
+            products = left[:count].flatten(1) @ right.flatten(1).T
+            squares[layer, :count] += times * products
     return squares
 
 
 def _blocks(factors: Tensor, side: int) -> Tensor:
     """Cut ``[head, d_head, d_model]`` into ``[block, head, d_head, side]``; zeros fill the last."""
-    padded = nn.functional.pad(factors, (0, -factors.shape[-1] % side))
-    return padded.unflatten(-1, (-1, side)).movedim(-2, 0).contiguous()
+    num_missing = -factors.shape[-1] % side
+    padded = nn.functional.pad(factors, (0, num_missing))
+    blocks = padded.unflatten(-1, (-1, side)).movedim(-2, 0)
+    return blocks.contiguous()
 
 
 def _gram(W: Tensor) -> Tensor:
@@ -374,20 +386,28 @@ def _root(gram: Tensor) -> Tensor:
     if bool(is_singular.any()):
         # By eigenvectors, which takes 20 times as long.
         values, vectors = torch.linalg.eigh(exact[is_singular])
-        root[is_singular] = vectors * values.clamp(min=0).sqrt()[..., None, :]
+        lengths = values.clamp(min=0).sqrt()
+        root[is_singular] = vectors * lengths[..., None, :]
     return root.to(gram.dtype)
 
 
 def _fold(W: Tensor, scales: Sequence[Tensor | None]) -> Tensor:
     """Put the LayerNorm before W ``[layer, head, d_model, d_head]`` into it: scale and centring."""
-    folded = []
+    scaled = []
     for W_of_layer, scale in zip(W, scales, strict=True):
-        folded.append(W_of_layer if scale is None else W_of_layer * scale.detach()[:, None])
-    stacked = torch.stack(folded)
+        if scale is not None:
+            W_of_layer = W_of_layer * scale.detach()[:, None]
+        scaled.append(W_of_layer)
+    stacked = torch.stack(scaled)
     return stacked - stacked.mean(-2, keepdim=True)
 
 
 def _random_scores(d_model: int, d_head: int, count: int, seed: int) -> Tensor:
+    """Scores ``[sender, receiver]`` of heads with normal factors L = A Bᵀ and R = C Dᵀ."""
     stream = generator("composition", seed)
-    A, B, C, D = (torch.randn(count, d_model, d_head, generator=stream) for _ in range(4))
-    return _scores(_written(A, B.mT), _read(C, D)[None], [count])[0]
+    shape = (count, d_model, d_head)
+    A, B, C, D = (torch.randn(shape, generator=stream) for _ in range(4))
+    written = _written(A, B.mT)
+    read = _read(C, D)
+    (scores,) = _scores(written, read[None], [count])
+    return scores

@@ -11,7 +11,7 @@ import numpy as np
 from rllc.analysis.cluster_methods import METHODS
 from rllc.covariances.observed import fixed_rows
 from rllc.errors import InputError, must_be
-from rllc.plots.figures import COLORS, new_axes
+from rllc.plots.figures import color_of, new_axes
 from rllc.sampling.draws import Draws
 from rllc.statistics.uncertainty import Mean
 from rllc.tables import AsTable, Table, label
@@ -94,14 +94,17 @@ class Structure(OfRefinements, AsTable):
                 f"{list(heads)}."
             )
         loading = self.loading.value[component]
-        apart = loading[chosen][:, None] - loading[~chosen][None]
-        above = float((apart > 0).mean() + (apart == 0).mean() / 2)
-        gap = loading[chosen].mean() - loading[~chosen].mean()
-        error = np.square(self.loading.standard_error[component])
-        of_chosen = error[chosen].sum() / chosen.sum() ** 2
-        of_others = error[~chosen].sum() / (~chosen).sum() ** 2
+        of_chosen = loading[chosen]
+        of_others = loading[~chosen]
+        differences = of_chosen[:, None] - of_others[None]
+        above = float((differences > 0).mean() + (differences == 0).mean() / 2)
+        gap = float(of_chosen.mean() - of_others.mean())
+        variance = np.square(self.loading.standard_error[component])
+        variance_of_gap = _variance_of_mean(variance[chosen]) + _variance_of_mean(variance[~chosen])
         return Separation(
-            max(above, 1 - above), abs(float(gap)), float(np.sqrt(of_chosen + of_others))
+            order=max(above, 1 - above),
+            gap=abs(gap),
+            standard_error=float(np.sqrt(variance_of_gap)),
         )
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -120,19 +123,24 @@ class Structure(OfRefinements, AsTable):
 
     @property
     def _table(self) -> Table:
-        shares = zip(self.share.value, self.share.standard_error, strict=True)
-        header = [f"{100 * share:.1f} ± {100 * error:.1f} %" for share, error in shares]
-        rows = [("weights", *header)]
+        header = ["weights"]
+        for share, error in zip(self.share.value, self.share.standard_error, strict=True):
+            header.append(f"{100 * share:.1f} ± {100 * error:.1f} %")
+        rows = [header]
         for i, name in enumerate(self.labels):
-            cells = []
-            for value, error in zip(
-                self.loading.value[:, i], self.loading.standard_error[:, i], strict=True
-            ):
-                cells.append(f"{value:+.2f} ± {error:.2f}")
-            rows.append((name, *cells))
-        tokens = len(self.matrix)
-        title = f"Components of {tokens} tokens × {len(self.names)}; noise {100 * self.noise:.1f} %"
-        return Table(title, rows)
+            values = self.loading.value[:, i]
+            errors = self.loading.standard_error[:, i]
+            row = [name]
+            for value, error in zip(values, errors, strict=True):
+                row.append(f"{value:+.2f} ± {error:.2f}")
+            rows.append(row)
+        size = f"{len(self.matrix)} tokens × {len(self.names)}"
+        return Table(f"Components of {size}; noise {100 * self.noise:.1f} %", rows)
+
+
+def _variance_of_mean(variances: np.ndarray) -> float:
+    """The variance of a mean of independent numbers."""
+    return float(variances.sum() / len(variances) ** 2)
 
 
 @dataclass(frozen=True)
@@ -187,47 +195,56 @@ def structure(
     asked_by = "structure"
     rows = list(range(len(draws.names)))
     if weights is not None:
-        rows = [draws.names.index(name, of="structure") for name in weights]
+        rows = sorted({draws.names.index(name, of="structure") for name in weights})
     parts = []
     for i, observed in enumerate(fixed_rows(draws, probes, asked_by=asked_by)):
         if i in rows:
             parts.append(_chain_means(observed.flat, observed.mean))
-    names = draws.names.take(sorted(rows))
-    if len(parts) < 2:
-        raise InputError("structure: expected draws of two refinements or more, got one.")
-    broken = [draws.weights[i] for i in sorted(rows) if (draws.diverged[i] >= 0).any()]
-    if broken:
-        raise InputError(
-            f"structure: chains of {broken} diverged; lower lr, or sample the others alone."
-        )
+    _check_refinements(draws, rows)
     right = type(num_components) is int and 1 <= num_components <= len(parts)
     expected = f"an integer from 1 to {len(parts)}, the number of refinements"
     must_be(asked_by, "num_components", num_components, right, expected)
-    num_chains = draws.loss.shape[1]
-    every = np.arange(num_chains)
-    value = _susceptibilities(parts, every)
-    there = np.isfinite(value).all(axis=1)
-    matrix = _standardised(value[there], centre_tokens)
+    chains = np.arange(draws.loss.shape[1])
+    value = _susceptibilities(parts, chains)
+    is_predicted = np.isfinite(value).all(axis=1)
+    matrix = _standardised(value[is_predicted], centre_tokens)
     share, loading = _components(matrix, num_components)
-    without = []
-    for chain in every if num_chains > 1 else ():
-        few = _susceptibilities(parts, every[every != chain])[there]
-        without.append(_standardised(few, centre_tokens))
-    of_each = [_matched(_components(few, len(parts)), loading) for few in without]
+    matrices = []
+    shares = []
+    loadings = []
+    # The jackknife: everything again without each chain.
+    for left_out in chains if len(chains) > 1 else ():
+        value = _susceptibilities(parts, chains[chains != left_out])
+        matrix_without = _standardised(value[is_predicted], centre_tokens)
+        share_without, loading_without = _matched(_components(matrix_without, len(parts)), loading)
+        matrices.append(matrix_without)
+        shares.append(share_without)
+        loadings.append(loading_without)
     row_length = 1
     if draws.settings["observed"][probes] != ["row"]:
         row_length = draws.observed[probes].shape[-1]
-    of_noise = np.square(_jackknife(matrix, without).standard_error).sum()
-    tokens = np.flatnonzero(there)
+    squared_error = np.square(_jackknife(matrix, matrices).standard_error).sum()
+    tokens = np.flatnonzero(is_predicted)
     return Structure(
         matrix=matrix,
-        share=_jackknife(share, [pair[0] for pair in of_each]),
-        loading=_jackknife(loading, [pair[1] for pair in of_each]),
+        share=_jackknife(share, shares),
+        loading=_jackknife(loading, loadings),
         score=matrix @ loading.T,
         place=np.stack([tokens // row_length, tokens % row_length], axis=1),
-        noise=float(of_noise / np.square(matrix).sum()),
-        names=names,
+        noise=float(squared_error / np.square(matrix).sum()),
+        names=draws.names.take(rows),
     )
+
+
+def _check_refinements(draws: Draws, rows: Sequence[int]) -> None:
+    """Refuse a single refinement, and chains that diverged."""
+    if len(rows) < 2:
+        raise InputError("structure: expected draws of two refinements or more, got one.")
+    diverged = [draws.weights[i] for i in rows if (draws.diverged[i] >= 0).any()]
+    if diverged:
+        raise InputError(
+            f"structure: chains of {diverged} diverged; lower lr, or sample the others alone."
+        )
 
 
 ChainMeans = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -237,21 +254,26 @@ chain]``."""
 
 def _chain_means(losses: np.ndarray, mean: np.ndarray) -> ChainMeans:
     rise = losses - mean
-    return mean.mean(axis=-1), rise.mean(axis=-1), (rise * mean).mean(axis=-1)
+    product = rise * mean
+    return mean.mean(axis=-1), rise.mean(axis=-1), product.mean(axis=-1)
 
 
 def _susceptibilities(parts: Sequence[ChainMeans], chains: np.ndarray) -> np.ndarray:
     """χ of some chains about their common means, ``[token, refinement]``."""
     columns = []
-    for of_phi, of_rise, of_product in parts:
-        product = of_product[:, chains].mean(axis=1)
-        columns.append(of_rise[:, chains].mean(axis=1) * of_phi[chains].mean() - product)
+    for phi_of_chains, rise_of_chains, product_of_chains in parts:
+        phi = phi_of_chains[chains].mean()
+        rise = rise_of_chains[:, chains].mean(axis=1)
+        product = product_of_chains[:, chains].mean(axis=1)
+        columns.append(rise * phi - product)
     return np.stack(columns, axis=1)
 
 
 def _standardised(value: np.ndarray, centre_tokens: bool) -> np.ndarray:
+    """Each refinement z-scored over tokens; each token centred over refinements on request."""
     deviation = value.std(axis=0)
-    scored = (value - value.mean(axis=0)) / np.where(deviation == 0, 1.0, deviation)
+    divisor = np.where(deviation == 0, 1.0, deviation)
+    scored = (value - value.mean(axis=0)) / divisor
     if centre_tokens:
         scored = scored - scored.mean(axis=1, keepdims=True)
     return scored
@@ -261,21 +283,26 @@ def _components(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]
     """Shares ``[component]`` and loadings ``[component, refinement]``."""
     _, lengths, loading = np.linalg.svd(matrix, full_matrices=False)
     share = lengths**2 / np.square(lengths).sum()
-    loading = loading * np.where(loading.sum(axis=1) < 0, -1.0, 1.0)[:, None]
+    sign = np.where(loading.sum(axis=1) < 0, -1.0, 1.0)
+    loading = loading * sign[:, None]
     return share[:count], loading[:count]
 
 
-def _matched(found: tuple[np.ndarray, np.ndarray], to: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Components in the order and with the signs of others that they are most like."""
-    share, loading = found
-    alike = loading @ to.T
+def _matched(
+    components: tuple[np.ndarray, np.ndarray], reference: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Components in the order, and with the signs, of the loadings that they are most like."""
+    share, loading = components
+    products = loading @ reference.T
     order: list[int] = []
-    for component in range(len(to)):
-        likeness = np.abs(alike[:, component])
+    signs = []
+    for component in range(len(reference)):
+        likeness = np.abs(products[:, component])
         likeness[order] = -1
-        order.append(int(likeness.argmax()))
-    signs = np.sign(alike[order, np.arange(len(to))])
-    return share[order], loading[order] * signs[:, None]
+        nearest = int(likeness.argmax())
+        order.append(nearest)
+        signs.append(np.sign(products[nearest, component]))
+    return share[order], loading[order] * np.array(signs)[:, None]
 
 
 def _jackknife(value: np.ndarray, without: Sequence[np.ndarray]) -> Mean:
@@ -284,9 +311,9 @@ def _jackknife(value: np.ndarray, without: Sequence[np.ndarray]) -> Mean:
     if count < 2:
         unknown = np.full(value.shape, np.nan)
         return Mean(value, unknown, unknown)
-    each = np.stack(without)
-    variance = (count - 1) * each.var(axis=0)
-    return Mean(value, np.sqrt(variance), np.full(value.shape, count - 1.0))
+    variance = (count - 1) * np.stack(without).var(axis=0)
+    dof = np.full(value.shape, count - 1.0)
+    return Mean(value, np.sqrt(variance), dof)
 
 
 def _check_count(doing: str, num_clusters: int, most: int) -> None:
@@ -301,9 +328,6 @@ def _in_order(labels: np.ndarray | None) -> np.ndarray:
     rank = np.empty(len(first), dtype=int)
     rank[np.argsort(first)] = np.arange(len(first))
     return rank[inverse]
-
-
-# Figures.
 
 
 def plot_matrix(structure: Structure, ax: Axes | None = None) -> Axes:
@@ -340,20 +364,23 @@ def plot_components(
     ax = new_axes(ax, width=1.5 + 0.25 * count * num_components)
     kinds = list(dict.fromkeys(roles.values()))
     ticks: list[float] = []
-    for component in range(num_components):
+    color_of_role = {role: color_of(number) for number, role in enumerate(kinds)}
+    colors = []
+    for weights in structure.weights:
+        role = roles.get(weights)
+        colors.append("0.6" if role is None else color_of_role[role])
+    words = []
+    for component, share in enumerate(structure.share.value):
         x = np.arange(count) + component * (count + 2)
         ticks.append(float(x.mean()))
-        for i, weights in enumerate(structure.names.weights):
-            role = roles.get(weights)
-            color = "0.6" if role is None else COLORS[kinds.index(role) % len(COLORS)]
-            value = structure.loading.value[component, i]
-            error = structure.loading.standard_error[component, i]
-            ax.bar(x[i], value, yerr=np.nan_to_num(error), color=color, width=0.8)
-    for number, role in enumerate(kinds):
-        ax.bar([0], [0], color=COLORS[number % len(COLORS)], label=role)
+        words.append(f"component {component + 1}\n{100 * share:.1f} %")
+        values = structure.loading.value[component]
+        errors = np.nan_to_num(structure.loading.standard_error[component])
+        ax.bar(x, values, yerr=errors, color=colors, width=0.8)
+    for role, color in color_of_role.items():
+        ax.bar([0], [0], color=color, label=role)
     ax.axhline(0, color="0.3", lw=0.8)
-    shares = [f"component {k + 1}\n{100 * s:.1f} %" for k, s in enumerate(structure.share.value)]
-    ax.set_xticks(ticks, shares)
+    ax.set_xticks(ticks, words)
     ax.set_ylabel("loading (± se over chains)")
     if kinds:
         ax.legend(frameon=False, fontsize="small")

@@ -203,11 +203,14 @@ class AttentionOnly(PreTrainedModel):
 
         −1 for the embedding, ``n_layers`` for what follows all blocks.
         """
-        if any(name.split(".")[0] in ("embed", "pos_embed") for name in names):
-            return -1
-        matches = [re.match(r"blocks\.(\d+)\.", name) for name in names]
-        blocks = [int(match[1]) for match in matches if match]
-        return min(blocks, default=self.config.n_layers)
+        first = self.config.n_layers
+        for name in names:
+            if name.startswith(("embed.", "pos_embed.")):
+                return -1
+            block = re.match(r"blocks\.(\d+)\.", name)
+            if block:
+                first = min(first, int(block[1]))
+        return first
 
     def _tensor(self, name: str) -> Tensor:
         """A parameter by name.
@@ -262,11 +265,13 @@ class AttentionOnly(PreTrainedModel):
         patterns: list[Tensor] | None = None,
     ) -> Tensor:
         """Outputs of all heads before W_O, ``[run, batch, head, pos, d_head]``."""
-        attn = f"blocks.{layer}.attn."
         qk, u = self._inputs(layer, x, moved)
-        q = _project(qk, self.weight(attn + "W_Q", moved), self.weight(attn + "b_Q", moved))
-        k = _project(qk, self.weight(attn + "W_K", moved), self.weight(attn + "b_K", moved))
-        v = _project(u, self.weight(attn + "W_V", moved), self.weight(attn + "b_V", moved))
+        projected = []
+        for letter, inputs in (("Q", qk), ("K", qk), ("V", u)):
+            W = self.weight(f"blocks.{layer}.attn.W_{letter}", moved)
+            b = self.weight(f"blocks.{layer}.attn.b_{letter}", moved)
+            projected.append(_project(inputs, W, b))
+        q, k, v = projected
         return self.attend(q, k, v, patterns)
 
     def project(
@@ -300,13 +305,16 @@ class AttentionOnly(PreTrainedModel):
             v: values.
             patterns: a list to which the attention is appended.
         """
-        num_runs = max(tensor.shape[0] for tensor in (q, k, v))
-        q, k, v = (t.expand(num_runs, *t.shape[1:]).flatten(0, 1) for t in (q, k, v))
+        num_runs = max(len(q), len(k), len(v))
+        q = _runs_in_batch(q, num_runs)
+        k = _runs_in_batch(k, num_runs)
+        v = _runs_in_batch(v, num_runs)
         if patterns is None and self.config._attn_implementation != "eager":
             z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             scores = q @ k.mT / q.shape[-1] ** 0.5
-            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+            pairs = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device)
+            future = pairs.triu(1)
             pattern = scores.masked_fill(future, float("-inf")).softmax(-1)
             if patterns is not None:
                 patterns.append(pattern)
@@ -351,9 +359,10 @@ class AttentionOnly(PreTrainedModel):
         Returns:
             ``[run, batch, head, pos, d_head]`` and ``[run, head, d_head, d_model]``.
         """
-        # [batch, head, pos, d_head] -> [run, batch, head, pos, d_head]
-        z = at.z[layer][0].transpose(0, 1)[rows].transpose(1, 2)
-        return z, self._tensor(f"blocks.{layer}.attn.W_O").detach()[rows]
+        by_head = at.z[layer][0].transpose(0, 1)  # [head, batch, pos, d_head]
+        z = by_head[rows].transpose(1, 2)  # [run, batch, head, pos, d_head]
+        W_O = self._tensor(f"blocks.{layer}.attn.W_O").detach()
+        return z, W_O[rows]
 
     def moved_heads(
         self, layer: int, rows: Tensor, moved: Mapping[str, Moved], at: Activations
@@ -400,22 +409,33 @@ def _block(config: AttentionOnlyConfig) -> nn.ModuleDict:
         b_V=(n_heads, d_head),
         b_O=(d_model,),
     )
-    return nn.ModuleDict({"ln1": Tensors(w=(d_model,), b=(d_model,)), "attn": attn})
+    ln1 = Tensors(w=(d_model,), b=(d_model,))
+    return nn.ModuleDict({"ln1": ln1, "attn": attn})
 
 
 def _hides_only_the_end(mask: Tensor) -> bool:
-    mask = mask.bool()
-    return mask.dim() == 2 and not bool((mask[:, 1:] & ~mask[:, :-1]).any())
+    """Whether nothing that counts comes behind padding."""
+    if mask.dim() != 2:
+        return False
+    counts = mask.bool()
+    counts_after_padding = counts[:, 1:] & ~counts[:, :-1]
+    return not bool(counts_after_padding.any())
 
 
 def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     scored = logits[:, :-1].flatten(0, 1)
     if scored.dtype in (torch.bfloat16, torch.float16):
         scored = scored.float()
-    return F.cross_entropy(scored, labels[:, 1:].flatten(), ignore_index=-100)
+    targets = labels[:, 1:].flatten()
+    return F.cross_entropy(scored, targets, ignore_index=-100)
 
 
 # Products with a run axis, as few and as large as there can be. r and s are `run` or 1.
+
+
+def _runs_in_batch(x: Tensor, num_runs: int) -> Tensor:
+    """``[r, batch, …]`` -> ``[run · batch, …]``."""
+    return x.expand(num_runs, *x.shape[1:]).flatten(0, 1)
 
 
 def _project(x: Tensor, W: Tensor, b: Tensor) -> Tensor:

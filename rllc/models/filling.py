@@ -56,18 +56,30 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path | str) -> No
     expected = module.state_dict()
     state = _with_names_of(expected, state)
     tied = _tied(expected)
-    missing = [name for name in expected if name not in state and not tied[name] & state.keys()]
-    unexpected = [name for name in state if name not in expected and not _ignored(module, name)]
-    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    shapes = reading.shapes_of(expected)
+    missing = []
+    for name in expected.keys() - state.keys():
+        if not tied[name] & state.keys():
+            missing.append(name)
+    unexpected = []
     misshaped = {}
-    for name, tensor in state.items():
-        if name in shapes and tuple(tensor.shape) != shapes[name]:
-            misshaped[name] = tuple(tensor.shape)
+    for name, shape in reading.shapes_of(state).items():
+        if name not in expected and not _ignored(module, name):
+            unexpected.append(name)
+        elif name in expected and shape != shapes[name]:
+            misshaped[name] = shape
     reading.check_tensors(path, shapes, missing, unexpected, misshaped)
-    chosen = {name: state[name] for name in expected if name in state}
-    for name, tensor in chosen.items():
+    chosen = {}
+    real = {}
+    for name in expected:
+        if name not in state:
+            continue
+        tensor = state[name]
         _check_kind(path, name, tensor, expected[name])
-    reading.check_finite(path, {name: t for name, t in chosen.items() if t.is_floating_point()})
+        chosen[name] = tensor
+        if tensor.is_floating_point():
+            real[name] = tensor
+    reading.check_finite(path, real)
     _check_tied(path, chosen, tied)
     module.load_state_dict(chosen, strict=False)
 
@@ -77,33 +89,40 @@ def _with_names_of(
 ) -> dict[str, Tensor]:
     """The state dict without the prefixes that wrappers add, if they are in the way."""
     state = dict(state)
-    removed: dict[str, None] = {}
+    removed: dict[str, None] = {}  # each once, in order
     for part in _ANYWHERE:
-        if any(part in name for name in state) and not any(part in name for name in expected):
+        is_in_state = any(part in name for name in state)
+        is_expected = any(part in name for name in expected)
+        if is_in_state and not is_expected:
             state = {name.replace(part, ""): tensor for name, tensor in state.items()}
             removed[part] = None
-    changed = True
-    while changed and state and not state.keys() & expected.keys():
-        changed = False
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in state):
-                state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-                removed[prefix] = None
-                changed = True
+    while state and not state.keys() & expected.keys():
+        common = [prefix for prefix in _PREFIXES if _all_begin_with(prefix, state)]
+        if not common:
+            break
+        prefix = common[0]
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        removed[prefix] = None
     if removed:
         parts = " and ".join(map(repr, removed))
         warnings.warn(f"load: removed {parts} from the names of tensors.", stacklevel=4)
     return state
 
 
+def _all_begin_with(prefix: str, state: Mapping[str, Tensor]) -> bool:
+    return all(name.startswith(prefix) for name in state)
+
+
 def _tied(expected: Mapping[str, Tensor]) -> dict[str, set[str]]:
     """For each tensor, the other names of the same memory."""
-    names: dict[tuple[int, tuple[int, ...]], set[str]] = {}
-    keys = {}
+    memory_of: dict[str, object] = {}
+    names_in: dict[object, set[str]] = {}
     for name, tensor in expected.items():
-        keys[name] = (tensor.data_ptr() if tensor.numel() else id(tensor), tuple(tensor.shape))
-        names.setdefault(keys[name], set()).add(name)
-    return {name: names[key] - {name} for name, key in keys.items()}
+        address = tensor.data_ptr() if tensor.numel() else id(tensor)
+        memory = (address, tuple(tensor.shape))
+        memory_of[name] = memory
+        names_in.setdefault(memory, set()).add(name)
+    return {name: names_in[memory] - {name} for name, memory in memory_of.items()}
 
 
 def _check_tied(
@@ -126,8 +145,12 @@ def _ignored(module: nn.Module, name: str) -> bool:
 
 
 def _check_kind(path: Path | str, name: str, tensor: Tensor, like: Tensor) -> None:
-    kinds = [(t.is_floating_point(), t.is_complex()) for t in (tensor, like)]
-    if kinds[0] == kinds[1] and tensor.layout == torch.strided and not tensor.is_quantized:
+    same_numbers = (
+        tensor.is_floating_point() == like.is_floating_point()
+        and tensor.is_complex() == like.is_complex()
+    )
+    is_dense = tensor.layout == torch.strided and not tensor.is_quantized
+    if same_numbers and is_dense:
         return
     raise FileError(
         f"loading {path}: {name!r} is {tensor.dtype}, {tensor.layout}; the module's is "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rllc.errors import InputError
-from rllc.plots.figures import COLORS, new_axes
+from rllc.plots.figures import color_of, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,9 +31,10 @@ def plot_kernel(kernel: LossKernel, weights: str | tuple[str, str], ax: Axes | N
     """
     mean = kernel[weights]
     ax = new_axes(ax, width=4.5, height=4.0)
-    seen = np.where(np.abs(mean.value) > 2 * mean.standard_error, mean.value, 0.0)
-    limit = float(np.nanmax(np.abs(seen))) or 1.0
-    image = ax.imshow(seen, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    stands_out = np.abs(mean.value) > 2 * mean.standard_error
+    shown = np.where(stands_out, mean.value, 0.0)
+    limit = float(np.nanmax(np.abs(shown))) or 1.0
+    image = ax.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit)
     unit = "" if kernel.kind == "correlation" else ", squared nats"
     ax.figure.colorbar(image, ax=ax, label=f"{kernel.kind}{unit}")
     ax.set_xlabel("query")
@@ -80,31 +81,37 @@ def plot_rows(
     if groups is not None and len(groups) != len(value):
         raise InputError(f"plot_rows: expected {len(value)} `groups`, got {len(groups)}.")
     deviation = np.sqrt(np.diagonal(value))
-    places, how = _places(value / np.outer(deviation, deviation), seed)
+    correlation = value / np.outer(deviation, deviation)
+    places, axis = _places(correlation, seed)
     ax = new_axes(ax, width=4.5, height=4.0)
-    kinds = [""] * len(places) if groups is None else list(groups)
-    for number, kind in enumerate(dict.fromkeys(kinds)):
-        chosen = np.array([other == kind for other in kinds])
-        color = COLORS[number % len(COLORS)]
-        x, y = places[chosen].T
-        ax.scatter(x, y, s=14, color=color, label=kind or None)
-    ax.set_xlabel(f"{how} 1")
-    ax.set_ylabel(f"{how} 2")
+    group_of_row = np.array([""] * len(places) if groups is None else list(groups))
+    for number, group in enumerate(dict.fromkeys(group_of_row.tolist())):
+        x, y = places[group_of_row == group].T
+        ax.scatter(x, y, s=14, color=color_of(number), label=group or None)
+    ax.set_xlabel(f"{axis} 1")
+    ax.set_ylabel(f"{axis} 2")
     if groups is not None:
         ax.legend(frameon=False, fontsize="small")
     return ax
 
 
 def _places(correlation: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
-    """Places of rows in a plane ``[row, 2]``, and how they were found."""
+    """Places of rows in a plane ``[row, 2]``, and what its axes are."""
     try:
         import umap  # type: ignore[import-not-found]
     except ImportError:
-        centred = correlation - correlation.mean(axis=0)
-        centred = centred - centred.mean(axis=1, keepdims=True)
-        values, vectors = np.linalg.eigh((centred + centred.T) / 2)
-        largest = slice(None, -3, -1)
-        lengths = np.sqrt(np.maximum(values[largest], 0.0))
-        return vectors[:, largest] * lengths, "principal component"
+        return _principal_components(correlation), "principal component"
     method = umap.UMAP(metric="precomputed", random_state=seed)
-    return np.asarray(method.fit_transform(1 - correlation)), "UMAP"
+    places = method.fit_transform(1 - correlation)
+    return np.asarray(places), "UMAP"
+
+
+def _principal_components(correlation: np.ndarray) -> np.ndarray:
+    """The first two, ``[row, 2]``."""
+    centred = correlation - correlation.mean(axis=0)
+    centred = centred - centred.mean(axis=1, keepdims=True)
+    symmetric = (centred + centred.T) / 2
+    values, vectors = np.linalg.eigh(symmetric)  # rising
+    first_two = slice(None, -3, -1)
+    lengths = np.sqrt(np.maximum(values[first_two], 0.0))
+    return vectors[:, first_two] * lengths

@@ -60,7 +60,9 @@ def name_ends(
     order = np.argsort(wanted, kind="stable")
     most = max(int(height / (_LINE_SPACING * _SMALLEST_FONT)), 1)
     if len(order) > most:
-        order = np.concatenate([order[: most // 2], order[most // 2 - most :]])
+        num_lowest = most // 2
+        num_highest = most - num_lowest
+        order = np.concatenate([order[:num_lowest], order[-num_highest:]])
     size = min(_LARGEST_FONT, height / (_LINE_SPACING * max(len(order), 1)))
     places = _apart(wanted[order], _LINE_SPACING * size / height)
     for i, place in zip(order, places, strict=True):
@@ -112,7 +114,8 @@ def _apart(wanted: np.ndarray, gap: float) -> np.ndarray:
             blocks[-1] = blocks[-1] + last
     means = [np.full(len(block), np.mean(block)) for block in blocks]
     highest = max(0.0, 1 - gap * (len(wanted) - 1))
-    return np.concatenate(means).clip(0, highest) + gap * np.arange(len(wanted))
+    lowest_places = np.concatenate(means).clip(0, highest)
+    return lowest_places + gap * np.arange(len(wanted))
 
 
 def name_dots(
@@ -203,15 +206,18 @@ class _Canvas:
     def of(cls, ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray) -> _Canvas:
         point = ax.figure.dpi / 72
         dots = _pixels(ax, x, y)
-        across, upright = np.nan_to_num(error)
-        bars_across = np.hstack([_pixels(ax, x - across, y), _pixels(ax, x + across, y)])
-        bars_upright = np.hstack([_pixels(ax, x, y - upright), _pixels(ax, x, y + upright)])
+        x_error, y_error = np.nan_to_num(error)
+        left = _pixels(ax, x - x_error, y)
+        right = _pixels(ax, x + x_error, y)
+        bottom = _pixels(ax, x, y - y_error)
+        top = _pixels(ax, x, y + y_error)
+        lines = np.concatenate([np.hstack([left, right]), np.hstack([bottom, top])])
         return cls(
             ax=ax,
             point=point,
             dots=dots,
             circles=np.hstack([dots - 4 * point, dots + 4 * point]),
-            bars=np.concatenate([bars_across, bars_upright]) + point * np.array([-1, -1, 1, 1]),
+            bars=lines + point * np.array([-1, -1, 1, 1]),
         )
 
     def size_of(self, word: str) -> np.ndarray:
@@ -249,16 +255,19 @@ class _Canvas:
     ) -> _Place:
         """Weigh what a word covers, how far off it is, and whether it seems another dot's."""
         size = box[2:] - box[:2]
+        own_dot = self.dots[i]
         other_dots = np.delete(self.dots, i, axis=0)
         to_others = np.linalg.norm(other_dots - center, axis=1)
-        to_own = np.linalg.norm(self.dots[i] - center)
+        to_own = np.linalg.norm(own_dot - center)
         is_doubtful = bool((to_others < 1.3 * to_own).any())
-        directions = np.array([toward, toward[::-1] * [-1, 1]])
-        along, across = directions @ (other_dots - self.dots[i]).T
-        on_the_way = (along > 0) & (along < distance * self.point)
-        crossed = (on_the_way & (np.abs(across) < 4 * self.point)).sum()
+        sideways = toward[::-1] * [-1, 1]
+        directions = np.array([toward, sideways])
+        along, across = directions @ (other_dots - own_dot).T
+        is_on_the_way = (along > 0) & (along < distance * self.point)
+        is_near = np.abs(across) < 4 * self.point
+        num_crossed = (is_on_the_way & is_near).sum()
         covered = 5 * _overlap(box, self.circles) + 4 * _overlap(box, self.bars)
-        cost = covered / size.prod() + 0.02 * distance + 0.3 * is_doubtful + crossed
+        cost = covered / size.prod() + 0.02 * distance + 0.3 * is_doubtful + num_crossed
         return _Place(cost, box, center, distance > _DISTANCES[0] or is_doubtful)
 
 
@@ -268,8 +277,10 @@ def _pixels(ax: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _overlap(box: np.ndarray, others: np.ndarray) -> float:
     """Return the summed area of what a box shares with others ``[other, (x0, y0, x1, y1)]``."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    return float(sides.clip(min=0).prod(1).sum())
+    lower = np.maximum(box[:2], others[:, :2])
+    upper = np.minimum(box[2:], others[:, 2:])
+    areas = (upper - lower).clip(min=0).prod(axis=1)
+    return float(areas.sum())
 
 
 def _leader(color: str, **options: Any) -> dict[str, Any]:
