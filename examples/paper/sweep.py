@@ -55,7 +55,7 @@ def plans(settings: Settings, data: Data) -> list[Plan]:
     code_and_prose = {name: rows[name] for name in (*base, *data.subsets)}
     # The weights are no minimum of ℓ = L1, and what its slope takes off grows as the square of nβ.
     # At nβ = 4000 that is more than all the rest, so it gets the small nβ of all weights as well.
-    gentle: dict[str, float] = {"n_beta": settings.whole_n_beta, "lr": settings.whole_lr}
+    gentle: dict[str, Any] = {"n_beta": settings.whole_n_beta, "lr": settings.whole_lr}
     sweeps = [
         Plan("heads", base, 1),
         Plan("subsets", others, settings.subset_every),
