@@ -44,8 +44,8 @@ Phi = str | Callable[[Draws], np.ndarray] | None
 @names_checked
 def susceptibilities(
     model: nn.Module,
-    data: DataLike,
-    probes: DataLike,
+    data: DataLike | None = None,
+    probes: DataLike | None = None,
     weights: WeightsLike = None,
     *,
     loss: LossFunction | None = None,
@@ -81,11 +81,21 @@ def susceptibilities(
         compute: how it is run.
 
     Raises:
-        InputError: as :func:`rllc.sample`.
+        InputError: ``data`` or ``probes`` is missing; and as :func:`rllc.sample`.
 
     Reference: Baker, Wang, Hoogland, Murfet (2025), Structural inference: interpreting small
     language models with susceptibilities, arXiv 2504.18274.
     """
+    if isinstance(model, Draws):
+        raise InputError(
+            "susceptibilities: got draws in place of a model; of draws that observed the probes, "
+            "type rllc.Susceptibilities.of(draws, 'probes')."
+        )
+    if data is None or probes is None:
+        raise InputError(
+            "susceptibilities: expected the data to sample on and the rows to probe; type "
+            "rllc.susceptibilities(model, data, probes, rllc.heads(model))."
+        )
     data_sets = {probe.data_name: probe.data for probe in product(None, probes)}
     draws = sample(
         model,

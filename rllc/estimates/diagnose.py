@@ -17,7 +17,7 @@ from rllc.sampling.settings import probed
 from rllc.statistics import diagnostics
 from rllc.statistics.agreement import disagreement, drift, heavy_tails
 from rllc.statistics.biases import control_mean, corrected, ratio
-from rllc.statistics.uncertainty import Mean
+from rllc.statistics.uncertainty import Mean, mean_of_draws
 
 DIAGNOSTICS: Mapping[str, str] = {
     "missing_at_start": "share of λ̂ that flat directions lack because chains start at w*",
@@ -56,6 +56,31 @@ Part = Literal["step", "prior", "noise", "start"]
 
 PARTS: tuple[Part, ...] = ("step", "prior", "noise", "start")
 """The parts of the error of λ̂, in the order of :func:`parts_of_error`."""
+
+
+def numbers_of(draws: Draws) -> dict[str, Any]:
+    """Return the arrays of an estimate of these draws, and its diagnostics, by name."""
+    llc = draws.llc
+    names = ("value", "standard_error", "dof", "rhat", "ess")
+    numbers = {name: np.full(len(llc), np.nan) for name in names}
+    diagnosed = {name: np.full(len(llc), np.nan) for name in DIAGNOSTICS}
+    per_chain = np.full(llc.shape[:2], np.nan)
+    lengths = np.array(draws.lengths)
+    # Refinements that reached their target_se have fewer draws, and NaN behind them.
+    for num_draws in set(draws.lengths):
+        rows = np.flatnonzero(lengths == num_draws)
+        drawn = llc[rows, :, :num_draws]
+        shared = share_minibatches(draws, rows, num_draws)
+        mean = mean_of_draws(drawn, draws.settings.get("relaxation"), shared=shared)
+        numbers["value"][rows] = mean.value
+        numbers["standard_error"][rows] = mean.standard_error
+        numbers["dof"][rows] = mean.dof
+        numbers["rhat"][rows] = diagnostics.rhat(drawn)
+        numbers["ess"][rows] = diagnostics.ess(drawn, method="mean")
+        per_chain[rows] = drawn.mean(-1)
+        for name, array in diagnose(draws, rows, num_draws, mean).items():
+            diagnosed[name][rows] = array
+    return numbers | {"per_chain": per_chain, "diagnostics": diagnosed, "llc": llc}
 
 
 def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict[str, np.ndarray]:

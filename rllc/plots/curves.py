@@ -10,8 +10,9 @@ import numpy as np
 from rllc.calibration.resolution import Resolution
 from rllc.covariances.elasticities import Elasticities
 from rllc.errors import InputError, must_be, nearest
-from rllc.estimates.estimate import Estimate, sampled
+from rllc.estimates.estimate import Estimate
 from rllc.estimates.faults import Fault
+from rllc.estimates.table import sampled
 from rllc.plots.figures import (
     COLORS,
     DASHES,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.errors import InputError, must_be, nearest
-from rllc.estimates.estimate import Estimate, sampled
+from rllc.estimates.estimate import Estimate
 from rllc.estimates.faults import Fault
+from rllc.estimates.table import sampled
 from rllc.plots.figures import (
     MARKERS,
     WIDEST,
