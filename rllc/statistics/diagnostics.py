@@ -52,8 +52,8 @@ def rhat(x: ArrayLike) -> np.ndarray:
     """
     values, usable = _usable(x)
     halves = _split(values)
-    median = np.median(halves, axis=_CHAINS_AND_DRAWS, keepdims=True)
-    folded = np.abs(halves - median)
+    median = np.median(_flat(halves), axis=-1)
+    folded = np.abs(halves - median[..., None, None])
     bulk = _plain_rhat(_normal_scores(halves))
     tail = _plain_rhat(_normal_scores(folded))
     larger = np.fmax(bulk, tail)
@@ -128,10 +128,11 @@ def spikes(x: ArrayLike) -> np.ndarray:
         Counts ``[...]``, as floats; NaN with fewer than 4 draws or non-finite draws.
     """
     values, usable = _usable(x)
-    median = np.quantile(values, 0.5, axis=_CHAINS_AND_DRAWS, keepdims=True)
-    high = np.quantile(values, 0.9, axis=_CHAINS_AND_DRAWS, keepdims=True)
-    far = values - median > 30 * (high - median)
-    count = far.sum(_CHAINS_AND_DRAWS)
+    flat = _flat(values)
+    median = np.quantile(flat, 0.5, axis=-1, keepdims=True)
+    high = np.quantile(flat, 0.9, axis=-1, keepdims=True)
+    far = flat - median > 30 * (high - median)
+    count = far.sum(-1)
     return np.where(usable, count, np.nan)
 
 
@@ -208,6 +209,12 @@ def _usable(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     usable = finite & enough
     values = np.where(usable[..., None, None], values, 0.0)
     return values, usable
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    """[..., chain, draw] -> [..., chain · draw]."""
+    chains, draws = x.shape[-2:]
+    return x.reshape(*x.shape[:-2], chains * draws)
 
 
 def _split(x: np.ndarray) -> np.ndarray:
