@@ -59,7 +59,7 @@ from rllc.sweep.tracker import Tracker
 # covariances of losses on fixed rows
 from rllc.covariances.results import each_checkpoint
 from rllc.covariances.elasticities import Elasticities, elasticities
-from rllc.covariances.fluctuation import singular_fluctuation
+from rllc.covariances.fluctuation import singular_fluctuation, waic
 from rllc.covariances.influence import LossKernel, influence, loss_kernel
 from rllc.covariances.susceptibilities import Susceptibilities, susceptibilities
 from rllc.covariances.token_llc import token_llc
@@ -161,4 +161,5 @@ __all__ = [
     "train",
     "trainable",
     "training",
+    "waic",
 ]

@@ -111,9 +111,16 @@ def _curve() -> rllc.Resolution:
 
 @functools.cache
 def _calibration() -> rllc.Calibration:
-    grid = {"lr": [1e-4, 1e-3], "n_beta": [30.0], "localization": [200.0]}
-    model = _model()
-    return rllc.calibrate(model, _tokens(), "1:6", sampling=_SHORT, compute=_QUIET, **grid)
+    return rllc.calibrate(
+        _model(),
+        _tokens(),
+        "1:6",
+        sampling=_SHORT,
+        compute=_QUIET,
+        lr=[1e-4, 1e-3],
+        n_beta=[30.0],
+        localization=[200.0],
+    )
 
 
 def _kernel() -> rllc.LossKernel:

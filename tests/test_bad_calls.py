@@ -171,6 +171,7 @@ CALLS: dict[str, Call] = {
     "singular_fluctuation": Call(
         rllc.singular_fluctuation, {"draws": OBSERVED, "rows": "rows", "by": "row"}
     ),
+    "waic": Call(rllc.waic, {"draws": OBSERVED, "rows": "rows", "by": "row"}),
     "named": Call(
         rllc.named,
         {"loss": rllc.next_token, "name": "mine"},

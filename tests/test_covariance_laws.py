@@ -152,6 +152,44 @@ def test_elasticities_and_fluctuation(draws: rllc.Draws) -> None:
     check(fluctuation, np.array([N_BETA / 2 * np.diag(law.kernel()).mean()]))
 
 
+def of_a_normal_mean(x: np.ndarray, gamma: float, keep: str = "all") -> rllc.Draws:
+    """Independent draws of the posterior of a normal mean, at temperature 1: nβ is the rows."""
+    n = len(x)
+    stream = np.random.default_rng(0)
+    shift = (n + gamma) ** -0.5 * stream.standard_normal((40, 500))
+    losses = np.square(x - x.mean() - shift[..., None]) / 2 + np.log(2 * np.pi) / 2
+    if keep == "difference":
+        losses = losses - np.square(x - x.mean()) / 2 - np.log(2 * np.pi) / 2
+    return drawn(losses, shift[..., None], relaxation=0.0, n_beta=n)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 15.0])
+def test_waic_of_a_normal_mean(gamma: float) -> None:
+    """The training loss of N(x̄, 1 + σ²), and Var(½(x − μ)²) = σ⁴/2 + (x − x̄)²σ², σ² = 1/(n + γ)."""
+    x = np.random.default_rng(1).standard_normal(30)
+    variance = 1 / (30 + gamma)
+    away = np.square(x - x.mean())
+    loss = np.log(2 * np.pi * (1 + variance)) / 2 + away / (2 * (1 + variance))
+    truth = loss.mean() + (variance**2 / 2 + away * variance).mean()
+    draws = of_a_normal_mean(x, gamma)
+    waic = rllc.waic(draws)
+    check(waic, np.array([truth]), 1e-3)
+    # One number a row: a row is a token.
+    assert rllc.waic(draws, by="token").value == pytest.approx(waic.value)
+    rise = rllc.waic(of_a_normal_mean(x, gamma, "difference"))
+    at_the_mean = np.log(2 * np.pi) / 2 + away.mean() / 2
+    assert rise.value == pytest.approx(waic.value - at_the_mean)
+
+
+def test_waic_is_leave_one_out() -> None:
+    """To O(1/n²), of the exact posterior of a normal mean without each row."""
+    x = np.random.default_rng(2).standard_normal(60)
+    without = (x.sum() - x) / 59
+    variance = 1 + 1 / 59
+    left_out = np.log(2 * np.pi * variance) / 2 + np.square(x - without) / (2 * variance)
+    assert rllc.waic(of_a_normal_mean(x, 0.0)).value[0] == pytest.approx(left_out.mean(), abs=2e-3)
+
+
 def test_the_limits_are_gradient_similarity_and_the_damped_influence_function() -> None:
     g = MODEL.g.double().numpy()
     prior = Law(ALL, n_beta=1e-9)

@@ -461,6 +461,14 @@ def test_what_cannot_be_told_is_refused() -> None:
         elasticities(flat)
 
 
+def test_susceptibilities_of_draws_are_made_elsewhere() -> None:
+    draws = made_up(rows=losses(1, 2, 8, 3, 1))
+    with pytest.raises(InputError, match=r"type rllc\.Susceptibilities\.of\(draws, 'probes'\)"):
+        rllc.susceptibilities(draws)
+    with pytest.raises(InputError, match="expected the data to sample on and the rows to probe"):
+        rllc.susceptibilities(torch.nn.Linear(1, 1), torch.zeros(4, 1))
+
+
 def test_what_is_wrong_with_the_chains_is_said() -> None:
     array = losses(2, 3, 30, 2, 3)
     draws = made_up(2, rows=array)

@@ -92,7 +92,8 @@ def test_many_short_chains_on_full_batches_have_the_exact_error() -> None:
 
 
 def test_intervals_cover_the_truth(many: rllc.Estimate) -> None:
-    covered = (abs(many.value - TRUTH) < 1.96 * many.standard_error).sum()
+    low, high = many.interval().T
+    covered = ((low < TRUTH) & (high > TRUTH)).sum()
     assert covered > COPIES * 0.95 - 5 * (COPIES * 0.95 * 0.05) ** 0.5
 
 
@@ -504,3 +505,61 @@ def test_a_line_above_the_table_where_the_prior_dominates_most(by_prior: int, sa
     )
     line = f"{by_prior} of 3: the prior alone gives this λ̂; it shows the trace of the Hessian"
     assert repr(estimate).splitlines()[1].startswith(line) == said
+
+
+def of_independent_draws(h: np.ndarray, n_beta: float) -> rllc.Estimate:
+    """On ½ Σ h v², from independent draws of its posterior with γ = 200."""
+    stream = np.random.default_rng(0)
+    v = stream.standard_normal((1, 8, 2000, len(h))) / np.sqrt(n_beta * h + 200)
+    loss = np.square(v) @ h / 2
+    settings = rllc.sgld().settings | rllc.Sampling(n_beta=n_beta).settings
+    draws = rllc.Draws(
+        loss,
+        np.zeros_like(loss),
+        np.full((1, 8), -1),
+        Names(("w",), ("d",)),
+        settings | {"relaxation": 0.0},
+        observed={"minibatch_variance": np.zeros_like(loss)},
+    )
+    return rllc.Estimate.of(draws)
+
+
+@pytest.mark.parametrize("n_beta", [10.0, 1000.0])
+def test_the_elasticity_is_the_difference_of_two_laws(n_beta: float) -> None:
+    """λ = ½ Σ nβh/(nβh + γ) at nβ·e^{±0.1}."""
+    h = np.array([0.1, 0.3, 1.0, 3.0] * 20)
+    at = n_beta * np.exp([[0.1], [-0.1]])
+    more, less = (at * h / (at * h + 200) / 2).sum(1)
+    elasticity = of_independent_draws(h, n_beta).elasticity
+    assert abs(elasticity.value[0] - (more - less) / 0.2) < 5 * elasticity.standard_error[0]
+    assert elasticity.standard_error[0] < 0.05 * elasticity.value[0]
+
+
+@pytest.mark.parametrize(
+    ("variances", "line"),
+    [
+        ([3.0], "doubling nβ would change λ̂ by +0.69 ± 0.1"),
+        (
+            [3.6, 1.0, 2.0],
+            "doubling nβ would change λ̂ by +7% (0:0) to +52% (0:1), ± 3%; see estimate.elasticity",
+        ),
+        ([np.nan, np.nan], None),
+    ],
+)
+def test_what_doubling_n_beta_does_stands_below(variances: list[float], line: str | None) -> None:
+    ones = np.ones(len(variances))
+    numbers = [4 * ones, 0.1 * ones, 50 * ones, ones, 400 * ones]
+    known = {"from_variance": np.array(variances), "from_variance_se": 0.15 * ones}
+    heads = Names(tuple(f"0:{i}" for i in range(len(ones))), ("prose",) * len(ones))
+    estimate = rllc.Estimate(
+        *numbers,
+        per_chain=ones[:, None],
+        faults=((),) * len(ones),
+        names=heads,
+        settings=rllc.sgld().settings | rllc.Sampling().settings,
+        diagnostics=known | {"control": 10 * ones},
+    )
+    lines = repr(estimate).splitlines()[2 + len(ones) :]
+    assert lines == ([] if line is None else [line])
+    # A control's chains did not see the loss.
+    assert "doubling" not in repr(replace(estimate, diagnostics=known))

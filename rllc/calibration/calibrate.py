@@ -339,8 +339,8 @@ def calibrate(
 
     >>> import torch
     >>> model, data = torch.nn.Linear(4, 1), torch.eye(4).repeat(16, 1)
-    >>> square, values = lambda m, x: m(x)[:, 0] ** 2, {"n_beta": [100.0], "localization": [10.0]}
-    >>> len(calibrate(model, data, loss=square, lr=[1e-3, 3e-3], **values))
+    >>> square, lr = lambda m, x: m(x)[:, 0] ** 2, [1e-3, 3e-3]
+    >>> len(calibrate(model, data, loss=square, lr=lr, n_beta=[100.0], localization=[10.0]))
     2
 
     A setting is **good** when no refinement has a fault by ``limits``: no chain diverged, steps

@@ -42,8 +42,8 @@ Phi = str | Callable[[Draws], np.ndarray] | None
 @names_checked
 def susceptibilities(
     model: nn.Module,
-    data: DataLike,
-    probes: DataLike,
+    data: DataLike | None = None,
+    probes: DataLike | None = None,
     weights: WeightsLike = None,
     **how: Unpack[How],
 ) -> Susceptibilities:
@@ -72,11 +72,21 @@ def susceptibilities(
         how: ``loss``, ``sampler``, ``sampling``, ``compute``.
 
     Raises:
-        InputError: as :func:`rllc.sample`.
+        InputError: ``data`` or ``probes`` is missing; and as :func:`rllc.sample`.
 
     Reference: Baker, Wang, Hoogland, Murfet (2025), Structural inference: interpreting small
     language models with susceptibilities, arXiv 2504.18274.
     """
+    if isinstance(model, Draws):
+        raise InputError(
+            "susceptibilities: got draws in place of a model; of draws that observed the probes, "
+            "type rllc.Susceptibilities.of(draws, 'probes')."
+        )
+    if data is None or probes is None:
+        raise InputError(
+            "susceptibilities: expected the data to sample on and the rows to probe; type "
+            "rllc.susceptibilities(model, data, probes, rllc.heads(model))."
+        )
     names = {}
     observe = {}
     for probe in product(None, probes):

@@ -17,7 +17,7 @@ from rllc.sampling.settings import probed
 from rllc.statistics import diagnostics
 from rllc.statistics.agreement import disagreement, drift, heavy_tails
 from rllc.statistics.biases import control_mean, corrected, ratio
-from rllc.statistics.uncertainty import Mean
+from rllc.statistics.uncertainty import Mean, mean_of_draws
 
 DIAGNOSTICS: Mapping[str, str] = {
     "missing_at_start": "share of λ̂ that flat directions lack because chains start at w*",
@@ -58,6 +58,31 @@ PARTS: tuple[Part, ...] = ("step", "prior", "noise", "start")
 """The parts of the error of λ̂, in the order of :func:`parts_of_error`."""
 
 
+def numbers_of(draws: Draws) -> dict[str, Any]:
+    """Return the arrays of an estimate of these draws, and its diagnostics, by name."""
+    llc = draws.llc
+    names = ("value", "standard_error", "dof", "rhat", "ess")
+    numbers = {name: np.full(len(llc), np.nan) for name in names}
+    diagnosed = {name: np.full(len(llc), np.nan) for name in DIAGNOSTICS}
+    per_chain = np.full(llc.shape[:2], np.nan)
+    lengths = np.array(draws.lengths)
+    # Refinements that reached their target_se have fewer draws, and NaN behind them.
+    for num_draws in set(draws.lengths):
+        rows = np.flatnonzero(lengths == num_draws)
+        drawn = llc[rows, :, :num_draws]
+        shared = share_minibatches(draws, rows, num_draws)
+        mean = mean_of_draws(drawn, draws.settings.get("relaxation"), shared=shared)
+        numbers["value"][rows] = mean.value
+        numbers["standard_error"][rows] = mean.standard_error
+        numbers["dof"][rows] = mean.dof
+        numbers["rhat"][rows] = diagnostics.rhat(drawn)
+        numbers["ess"][rows] = diagnostics.ess(drawn, method="mean")
+        per_chain[rows] = drawn.mean(-1)
+        for name, array in diagnose(draws, rows, num_draws, mean).items():
+            diagnosed[name][rows] = array
+    return numbers | {"per_chain": per_chain, "diagnostics": diagnosed, "llc": llc}
+
+
 def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict[str, np.ndarray]:
     """Return the diagnostics of refinements that have the same number of draws.
 
@@ -94,13 +119,18 @@ def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict
 
 def _rounding(draws: Draws, rows: np.ndarray, kept: slice) -> np.ndarray:
     """nβ times the last bits of the losses, of which λ̂ is a difference."""
-    losses = np.abs(draws.baseline[rows, :, kept]).mean((1, 2))
-    return 4 * draws.settings["n_beta"] * losses * 2.0**-24
+    losses = np.abs(draws.baseline[rows, :, kept])
+    last_bits = losses.mean((1, 2)) * 2.0**-24
+    return 4 * draws.settings["n_beta"] * last_bits
 
 
 def _memory(autocorrelation_time: np.ndarray) -> float:
-    time = np.nanmedian(autocorrelation_time) if np.isfinite(autocorrelation_time).any() else 1.0
-    return float(np.clip((time - 1) / (time + 1), 0, 0.99))
+    """r of chains with that autocorrelation time (1 + r)/(1 − r), by the median of refinements."""
+    time = 1.0
+    if np.isfinite(autocorrelation_time).any():
+        time = np.nanmedian(autocorrelation_time)
+    memory = (time - 1) / (time + 1)
+    return float(np.clip(memory, 0, 0.99))
 
 
 def _of_start(settings: Mapping[str, Any], num_draws: int, count: int) -> dict[str, np.ndarray]:
@@ -114,6 +144,7 @@ def _of_start(settings: Mapping[str, Any], num_draws: int, count: int) -> dict[s
     missing = 0.0
     if relaxation > 0:
         times = -math.log(relaxation) * (burnin + num_draws)
+        # Σ r^t over the draws.
         total = relaxation * (1 - relaxation**num_draws) / (1 - relaxation)
         missing = relaxation**burnin * total / num_draws
     numbers = {"relaxation_times": np.full(count, times)}
@@ -201,10 +232,13 @@ def parts_of_error(
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         step = _step_part(value, numbers)
-        counted = np.maximum(numbers["from_variance"], numbers["from_variance_se"]) / value
-        counted = np.nan_to_num(counted * np.exp(-step), nan=1.0)
-        counted = np.clip(counted, 1e-4, _share_of_sharpest(numbers["max_curvature"], settings))
-        lacking = _lacking_at_start(numbers["relaxation"], settings) * np.isfinite(value)
+        variance = np.maximum(numbers["from_variance"], numbers["from_variance_se"])
+        counted = variance / value * np.exp(-step)
+        counted = np.nan_to_num(counted, nan=1.0)
+        most = _share_of_sharpest(numbers["max_curvature"], settings)
+        counted = np.clip(counted, 1e-4, most)
+        lacking = _lacking_at_start(numbers["relaxation"], settings)
+        lacking = lacking * np.isfinite(value)
         judged = np.where(value > 0, 0.0, np.nan)
         return {
             "step": judged + step,
@@ -218,12 +252,15 @@ def _share_of_sharpest(curvature: np.ndarray, settings: Mapping[str, Any]) -> np
     """nβh/(nβh + γ) of the largest curvature, 1 where none is known."""
     drift = settings["n_beta"] * curvature
     share = drift / (drift + settings["localization"])
-    return np.where(curvature > 0, share, 1.0).clip(min=1e-4)
+    share = np.where(curvature > 0, share, 1.0)
+    return np.maximum(share, 1e-4)
 
 
 def _step_part(value: np.ndarray, numbers: Mapping[str, np.ndarray]) -> np.ndarray:
-    added = np.clip(np.nan_to_num(numbers["discretisation"]), 0, 0.99)
-    heat = np.nan_to_num(numbers["minibatch_variance"] / (2 * value)).clip(min=0)
+    added = np.nan_to_num(numbers["discretisation"])
+    added = np.clip(added, 0, 0.99)
+    heat = np.nan_to_num(numbers["minibatch_variance"] / (2 * value))
+    heat = np.maximum(heat, 0)
     return np.log1p(added * heat) - np.log1p(-added)
 
 
@@ -233,7 +270,9 @@ def _lacking_at_start(relaxation: np.ndarray, settings: Mapping[str, Any]) -> np
     decay = (time - 1) / (time + 1)
     burnin = settings["num_burnin_steps"] / settings["num_steps_bw_draws"]
     lacking = decay / (1 - decay) / settings["num_draws"] * decay**burnin
-    return lacking.clip(0, 0.99) * (settings["start"] == "center")
+    if settings["start"] != "center":
+        return np.zeros_like(lacking)
+    return np.clip(lacking, 0, 0.99)
 
 
 def _of_variance(
@@ -263,17 +302,21 @@ def _of_steps(
     settings = draws.settings
     looked_at = probed(settings["num_probes"], settings["num_draws"], settings["target_se"])
     count = sum(draw < num_draws for draw in looked_at)
-    told: dict[str, np.ndarray] = {}
+    steps: dict[str, np.ndarray] = {}
     if "acceptance" in draws.observed:
-        told["acceptance"] = draws.observed["acceptance"][rows, :, :count].mean((1, 2))
+        acceptance = draws.observed["acceptance"][rows, :, :count]
+        steps["acceptance"] = acceptance.mean((1, 2))
     if "discretisation" in draws.observed and count:
         added = draws.observed["discretisation"][rows, :, :count]
-        told["discretisation"] = added.mean((1, 2)) / mean.value
+        share = added.mean((1, 2)) / mean.value
         # A minibatch's noise widens a chain; see the part "step" of parts_of_error.
-        heat = np.nan_to_num(numbers.get("minibatch_variance", np.zeros(len(rows))))
-        without = corrected(mean, added, told["discretisation"] * heat / 2)
-        told |= {"corrected": without.value, "corrected_se": without.standard_error}
-    return told
+        noise = numbers.get("minibatch_variance", np.zeros(len(rows)))
+        heat = np.nan_to_num(noise)
+        without = corrected(mean, added, share * heat / 2)
+        steps["discretisation"] = share
+        steps["corrected"] = without.value
+        steps["corrected_se"] = without.standard_error
+    return steps
 
 
 def _of_curvature(draws: Draws, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from torch import nn
 
 from rllc.arguments import names_checked
 from rllc.errors import InputError, must_be, nearest
-from rllc.estimates.diagnose import DIAGNOSTICS, diagnose, parts_of_error, share_minibatches
+from rllc.estimates.diagnose import DIAGNOSTICS, numbers_of, parts_of_error
 from rllc.estimates.faults import (
     FINAL,
     Fault,
@@ -26,6 +25,7 @@ from rllc.estimates.faults import (
     faults_to_json,
     status_of,
 )
+from rllc.estimates.table import table_of
 from rllc.limits import Limits
 from rllc.losses.contract import LossFunction
 from rllc.samplers import Sampler
@@ -33,11 +33,10 @@ from rllc.sampling.checks import check_how
 from rllc.sampling.draws import Draws, check_settings
 from rllc.sampling.sample import sample
 from rllc.sampling.settings import Compute, Sampling
-from rllc.statistics import diagnostics
-from rllc.statistics.uncertainty import Mean, contrast, mean_of_draws
+from rllc.statistics.uncertainty import Mean, contrast
 from rllc.storage.files import check_shapes, load_arrays, reading, save_arrays
 from rllc.storage.same import same
-from rllc.tables import Table, rounded, with_error
+from rllc.tables import with_error
 from rllc.weights.names import Names, is_pattern
 from rllc.weights.refinement import DataLike, WeightsLike
 
@@ -135,7 +134,7 @@ class Estimate:
         must_be("Estimate.of", "draws", draws, isinstance(draws, Draws), "what rllc.sample gave")
         first_chain = draws.settings.get("first_chain", 0)
         estimate = cls(
-            **_numbers(draws),
+            **numbers_of(draws),
             faults=tuple(divergence(steps, first_chain) for steps in draws.diverged),
             names=Names(draws.weights, draws.data),
             settings=_of_all_steps(draws.settings),
@@ -176,6 +175,19 @@ class Estimate:
         """
         numbers = self._diagnostics
         return Mean(numbers["corrected"], numbers["corrected_se"], self.dof)
+
+    @property
+    def elasticity(self) -> Mean:
+        """dλ̂/d log nβ ``[refinement]``: λ̂ minus the variance of its draws, without minibatches'.
+
+        Doubling nβ changes λ̂ by log 2 times that, to first order. It is λ̂ itself where the prior
+        alone gives λ̂, and 0 where λ̂ has reached a plateau. Exact as ε → 0. NaN where the variance
+        that minibatches add is not known. The errors of both parts are added as if they were
+        independent. They rise together, so the error is rather too large.
+        """
+        numbers = self._diagnostics
+        error = np.hypot(self.standard_error, numbers["from_variance_se"])
+        return Mean(self.value - numbers["from_variance"], error, self.dof)
 
     def interval(self, level: float = 0.95, simultaneous: bool = False) -> np.ndarray:
         """Return confidence intervals of λ̂ by Student's distribution, ``[refinement, 2]``.
@@ -448,42 +460,10 @@ class Estimate:
         return hash(self.names)
 
     def __repr__(self) -> str:
-        return str(self._table)
+        return str(table_of(self))
 
     def _repr_html_(self) -> str:
-        return self._table.html()
-
-    @property
-    def _table(self) -> Table:
-        """A row a refinement."""
-        rows = [("weights", "data", "llc", "± se", "R-hat", "ess", "status")]
-        for llc in self:
-            value, error = rounded(llc.value, llc.standard_error)
-            rhat, ess = _written(llc.rhat, ".2f"), _written(llc.ess, ".0f")
-            rows.append((llc.weights, llc.data, value, error, rhat, ess, _in_short(llc.faults)))
-        title = f"Estimate of {len(self)} LLCs ({sampled(self.settings)})"
-        wrong = [i for i, faults in enumerate(self.faults) if faults]
-        return Table(
-            title="\n".join([title, *self._notes]),
-            rows=rows,
-            left=(0, 1, 6),
-            wrong=[(i, 6) for i in wrong],
-            notes=counted(self.faults),
-            see_all="print(estimate.to_dataframe().to_string()); wrong ones: "
-            "estimate.select(ok=False)",
-        )
-
-    @property
-    def _notes(self) -> list[str]:
-        """What holds of most rows, above the table."""
-        kinds = [{fault.kind for fault in wrong} for wrong in self.faults]
-        by_prior = sum("prior_dominated" in its_kinds for its_kinds in kinds)
-        if not by_prior > len(self) / 2:
-            return []
-        return [
-            f"{by_prior} of {len(self)}: the prior alone gives this λ̂; it shows the trace of the "
-            f"Hessian, not what the loss does. Raise n_beta, or lower localization."
-        ]
+        return table_of(self).html()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
@@ -543,37 +523,6 @@ class Estimate:
         )
 
 
-def sampled(settings: Mapping[str, Any]) -> str:
-    """Return the settings of sampler and sampling in one line, for tables and figures.
-
-    >>> sampled({"n_beta": 30.0, "localization": 200.0, "num_chains": 4, "num_draws": 200})
-    'nβ = 30, γ = 200, 4 chains × 200 draws'
-    """
-    parts = []
-    for symbol, name in (("nβ", "n_beta"), ("γ", "localization"), ("ε", "lr")):
-        if name in settings:
-            parts.append(f"{symbol} = {settings[name]:g}")
-    if "num_chains" in settings:
-        most = "up to " if settings.get("target_se") else ""
-        parts.append(f"{settings['num_chains']} chains × {most}{settings['num_draws']} draws")
-    return ", ".join([*parts, *_batches(settings.get("minibatches", {}))])
-
-
-def counted(faults: Iterable[Sequence[Fault]]) -> list[str]:
-    """Say how many estimates have which kinds of faults; nothing where none has.
-
-    >>> counted([[Fault("spikes")], [], [Fault("spikes"), Fault("negative")]])
-    ['2 of 3 are not ok: spikes (2), negative (1)']
-    """
-    kinds = [{fault.kind for fault in wrong} for wrong in faults]
-    num_wrong = sum(map(bool, kinds))
-    if not num_wrong:
-        return []
-    counts = Counter(kind for its_kinds in kinds for kind in sorted(its_kinds))
-    words = [f"{kind.replace('_', ' ')} ({count})" for kind, count in counts.most_common()]
-    return [f"{num_wrong} of {len(kinds)} are not ok: {', '.join(words)}"]
-
-
 def import_xarray(doing: str) -> Any:
     """Return the module xarray.
 
@@ -589,61 +538,10 @@ def import_xarray(doing: str) -> Any:
     return xarray
 
 
-def _in_short(faults: Sequence[Fault]) -> str:
-    """The severest fault, what to do about it, and how many others there are."""
-    if not faults:
-        return "ok"
-    others = len(faults) - 1
-    more = f"; and {others} more fault{'s' * (others > 1)}" if others else ""
-    return faults[0].text + more
-
-
-def _written(value: float, form: str) -> str:
-    return "–" if np.isnan(value) else format(value, form)
-
-
 def _of_all_steps(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Settings without what is of one call alone, and may differ from one checkpoint to another."""
     of_one_call = ("identity", "ambient")
     return {name: value for name, value in settings.items() if name not in of_one_call}
-
-
-def _batches(minibatches: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say of which size the minibatches were, and whether a control variate was subtracted."""
-    if not minibatches:
-        return []
-    sizes = sorted({chosen["batch_size"] for chosen in minibatches.values()})
-    words = ["batches of " + " or ".join(f"{size}" for size in sizes)]
-    controlled = [name for name, chosen in minibatches.items() if chosen["control_variate"]]
-    if controlled:
-        on = "" if len(controlled) == len(minibatches) else f" on {', '.join(controlled)}"
-        words.append(f"control variate{on}")
-    return words
-
-
-def _numbers(draws: Draws) -> dict[str, Any]:
-    """The arrays of an estimate, and its diagnostics."""
-    llc = draws.llc
-    names = ("value", "standard_error", "dof", "rhat", "ess")
-    numbers = {name: np.full(len(llc), np.nan) for name in names}
-    diagnosed = {name: np.full(len(llc), np.nan) for name in DIAGNOSTICS}
-    per_chain = np.full(llc.shape[:2], np.nan)
-    lengths = np.array(draws.lengths)
-    # Refinements that reached their target_se have fewer draws, and NaN behind them.
-    for num_draws in set(draws.lengths):
-        rows = np.flatnonzero(lengths == num_draws)
-        drawn = llc[rows, :, :num_draws]
-        shared = share_minibatches(draws, rows, num_draws)
-        mean = mean_of_draws(drawn, draws.settings.get("relaxation"), shared=shared)
-        numbers["value"][rows] = mean.value
-        numbers["standard_error"][rows] = mean.standard_error
-        numbers["dof"][rows] = mean.dof
-        numbers["rhat"][rows] = diagnostics.rhat(drawn)
-        numbers["ess"][rows] = diagnostics.ess(drawn, method="mean")
-        per_chain[rows] = drawn.mean(-1)
-        for name, array in diagnose(draws, rows, num_draws, mean).items():
-            diagnosed[name][rows] = array
-    return numbers | {"per_chain": per_chain, "diagnostics": diagnosed, "llc": llc}
 
 
 @names_checked

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rllc.errors import InputError, must_be, nearest
-from rllc.estimates.estimate import sampled
+from rllc.estimates.table import sampled
 from rllc.plots.figures import (
     MOST_BANDS,
     fit_bands,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.errors import InputError, must_be
-from rllc.estimates.estimate import Estimate, sampled
+from rllc.estimates.estimate import Estimate
+from rllc.estimates.table import sampled
 from rllc.plots.figures import (
     MARKERS,
     MOST_NAMED,

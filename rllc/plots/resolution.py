@@ -10,8 +10,8 @@ import numpy as np
 from rllc.calibration.resolution import Resolution
 from rllc.covariances.elasticities import Elasticities
 from rllc.errors import must_be
-from rllc.estimates.estimate import sampled
 from rllc.estimates.faults import Fault
+from rllc.estimates.table import sampled
 from rllc.plots.figures import (
     band,
     color_of,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rllc.errors import InputError, must_be, nearest
-from rllc.estimates.estimate import Estimate, sampled
+from rllc.estimates.estimate import Estimate
+from rllc.estimates.table import sampled
 from rllc.plots.figures import (
     COLORS,
     DASHES,

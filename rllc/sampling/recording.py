@@ -57,27 +57,33 @@ class Column:
     def _flush(self) -> None:
         if not self.pending:
             return
-        block = torch.stack(self.pending, 2).cpu().numpy()
-        self.pending, self.pending_bytes = [], 0
-        self._make_room(block[:, :, 0], self.length + block.shape[2])
+        stacked = torch.stack(self.pending, 2)
+        block = stacked.cpu().numpy()
+        self.pending = []
+        self.pending_bytes = 0
+        length = self.length + block.shape[2]
+        self._make_room(block[:, :, 0], length)
         self._write(block)
 
     def _make_room(self, one_draw: np.ndarray, length: int) -> None:
         capacity = 0 if self.values is None else self.values.shape[2]
         if length <= capacity:
             return
-        fits = one_draw.nbytes * self.num_draws <= _FIRST_BYTES
-        capacity = max(length, self.num_draws if fits else 2 * capacity)
-        shape = (*one_draw.shape[:2], capacity, *one_draw.shape[2:])
-        larger = np.empty(shape, one_draw.dtype)
+        bytes_of_all = one_draw.nbytes * self.num_draws
+        wanted = self.num_draws if bytes_of_all <= _FIRST_BYTES else 2 * capacity
+        capacity = max(length, wanted)
+        runs, axes = one_draw.shape[:2], one_draw.shape[2:]
+        larger = np.empty((*runs, capacity, *axes), one_draw.dtype)
         if self.values is not None:
-            larger[:, :, : self.length] = self.values[:, :, : self.length]
+            written = slice(0, self.length)
+            larger[:, :, written] = self.values[:, :, written]
         self.values = larger
 
     def _write(self, block: np.ndarray) -> None:
         assert self.values is not None
-        self.values[:, :, self.length : self.length + block.shape[2]] = block
-        self.length += block.shape[2]
+        end = self.length + block.shape[2]
+        self.values[:, :, self.length : end] = block
+        self.length = end
 
 
 @dataclass
@@ -98,17 +104,20 @@ class RunningMoments:
     def append(self, values: Tensor) -> None:
         """Add one draw, ``[refinement, chain, *axes]``; refinements that have stopped are NaN."""
         draw = values.double().cpu().numpy()
+        runs = draw.shape[:2]
         if self.mean is None or self.count is None:
-            self.mean, self.count = np.zeros_like(draw), np.zeros(draw.shape[:2])
-        flat = draw.reshape(*draw.shape[:2], -1)
+            self.mean = np.zeros_like(draw)
+            self.count = np.zeros(runs)
+        flat = draw.reshape(*runs, -1)
         mean = self.mean.reshape(flat.shape)
         if self._sums is None:
             self._sums = self._earlier_sums(flat.shape)
-        running = ~np.isnan(flat).all(-1)
-        self.count += running
-        deviation = np.where(running[..., None], flat - mean, 0.0)
-        mean = mean + deviation / np.maximum(self.count, 1)[..., None]
-        rest = np.where(running[..., None], flat - mean, 0.0)
+        running = ~np.isnan(flat).all(-1, keepdims=True)
+        self.count += running[..., 0]
+        count = np.maximum(self.count, 1)
+        deviation = np.where(running, flat - mean, 0.0)
+        mean = mean + deviation / count[..., None]
+        rest = np.where(running, flat - mean, 0.0)
         self._sums += deviation[..., :, None] * rest[..., None, :]
         self.mean = mean.reshape(draw.shape)
 
@@ -117,12 +126,18 @@ class RunningMoments:
         assert self.mean is not None
         assert self.count is not None
         assert self._sums is not None
-        return self.mean, self._sums / np.maximum(self.count - 1, 1)[..., None, None]
+        return self.mean, self._sums / self._degrees(self.count)
 
     def _earlier_sums(self, shape: tuple[int, ...]) -> np.ndarray:
         if self.covariance is None or self.count is None:
             return np.zeros((*shape, shape[-1]))
-        return self.covariance * np.maximum(self.count - 1, 1)[..., None, None]
+        return self.covariance * self._degrees(self.count)
+
+    @staticmethod
+    def _degrees(count: np.ndarray) -> np.ndarray:
+        """By what sums of squares are divided, ``[refinement, chain, 1, 1]``."""
+        degrees = np.maximum(count - 1, 1)
+        return degrees[..., None, None]
 
 
 class Page:
@@ -138,23 +153,26 @@ class Page:
 
     def put(self, name: str, values: Tensor, refinement: Tensor, chain: Tensor) -> None:
         """Put the values ``[run, *axes]`` of a pass where they belong."""
-        present = self.values.get(name)
+        page = self.values.get(name)
         axes = values.shape[1:]
-        if present is None:
-            present = _blank((*self.shape, *axes), values)
-        elif present.shape[2:] != axes:
-            longest = [max(pair) for pair in zip(present.shape[2:], axes, strict=True)]
-            present = _padded(present, (*self.shape, *longest))
+        if page is None:
+            page = _blank((*self.shape, *axes), values)
+        elif page.shape[2:] != axes:
+            lengths = zip(page.shape[2:], axes, strict=True)
+            longest = [max(pair) for pair in lengths]
+            page = _padded(page, (*self.shape, *longest))
             values = _padded(values, (len(values), *longest))
-        present[refinement, chain] = values
-        self.values[name] = present
+        page[refinement, chain] = values
+        self.values[name] = page
 
 
 def _padded(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     wider = _blank(shape, values)
-    wider[tuple(slice(length) for length in values.shape)] = values
+    filled = [slice(length) for length in values.shape]
+    wider[tuple(filled)] = values
     return wider
 
 
 def _blank(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return like.new_full(shape, torch.nan if like.is_floating_point() else -1)
+    missing = torch.nan if like.is_floating_point() else -1
+    return like.new_full(shape, missing)

@@ -70,24 +70,26 @@ def drift(x: ArrayLike, relaxation: float | None, *, shared: bool = True) -> Mea
     if not usable.any():
         nothing = np.full(usable.shape, np.nan)
         return Mean(nothing, nothing, nothing)
-    first, second = np.moveaxis(halves.mean(-1), -2, 0)
-    changes = second - first
+    means = halves.mean(-1)
+    changes = means[..., 1, :] - means[..., 0, :]
     variance = changes.var(axis=-1, ddof=1)
     dof = chains - 1
     if relaxation is not None:
         covariance = autocovariance(deviations(x))
         slow, white = slow_and_white(covariance, relaxation)
-        slow = slow * relaxation_time(relaxation, half)
-        slow = slow * (1 - _correlation_of_halves(relaxation, half))
-        allowed = 2 * (slow + white) / half
+        of_halves = slow * relaxation_time(relaxation, half)
+        of_change = of_halves * (1 - _correlation_of_halves(relaxation, half))
+        allowed = 2 * (of_change + white) / half
         variance = np.maximum(variance, allowed)
         dof = dof * pieces(relaxation, draws)
     variance = variance / chains
     if shared:
         variance = variance + 2 * shared_variance(x) / half
+    change = changes.mean(-1)
+    error = np.sqrt(variance)
     return Mean(
-        value=np.where(usable, changes.mean(-1), np.nan),
-        standard_error=np.where(usable, np.sqrt(variance), np.nan),
+        value=np.where(usable, change, np.nan),
+        standard_error=np.where(usable, error, np.nan),
         dof=np.where(usable, float(dof), np.nan),
     )
 
@@ -129,19 +131,20 @@ def disagreement(x: ArrayLike, relaxation: float) -> Disagreement:
         nothing = np.full(usable.shape, np.nan)
         return Disagreement(nothing, nothing, nothing)
     own = deviations(x)
-    between = draws * np.square(own.mean(-1)).mean(-1)
+    levels = own.mean(-1)
+    between = draws * np.square(levels).mean(-1)
     allowed, likelihood = _allowed_variance(own, relaxation)
-    with np.errstate(over="ignore"):
-        ratio = np.minimum(between[..., None] / allowed, 1e300)
-    p_value = f_tail(ratio, chains - 1, (chains - 1) * (draws - 1))
-    mean_allowed = (likelihood * allowed).sum(-1)
-    excess = np.maximum(between - mean_allowed, 0) / draws
+    ratios = _ratio(between[..., None], allowed)
+    p_values = f_tail(ratios, chains - 1, (chains - 1) * (draws - 1))
+    p_value = (likelihood * p_values).sum(-1)
+    usual = (likelihood * allowed).sum(-1)
+    excess = np.maximum(between - usual, 0) / draws
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.sqrt(excess) / np.abs(x.mean(axis=(-2, -1)))
     spread = np.where(excess == 0, 0.0, spread)
     return Disagreement(
-        ratio=np.where(usable, np.minimum(between / mean_allowed, 1e300), np.nan),
-        p_value=np.where(usable, (likelihood * p_value).sum(-1), np.nan),
+        ratio=np.where(usable, _ratio(between, usual), np.nan),
+        p_value=np.where(usable, p_value, np.nan),
         spread=np.where(usable, spread, np.nan),
     )
 
@@ -163,16 +166,19 @@ def heavy_tails(x: ArrayLike, share: float = 0.02) -> np.ndarray:
         Shares between 0 and 1; 0 for constant draws, NaN with fewer than 4 or non-finite draws.
     """
     x, usable = finite_draws(x)
-    squares = np.square(np.diff(x, axis=-1))
-    squares = squares.reshape(*x.shape[:-2], -1)
+    chains, draws = x.shape[-2:]
+    steps = np.diff(x, axis=-1)
+    squares = np.square(steps)
+    squares = squares.reshape(*x.shape[:-2], chains * (draws - 1))
     squares = np.sort(squares, axis=-1)
-    count = max(1, round(share * squares.shape[-1]))
+    count = max(1, round(share * chains * (draws - 1)))
     largest = squares[..., -count:].sum(-1)
     total = squares.sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        held = np.where(total == 0, 0.0, largest / total)
-    enough = usable & (x.shape[-1] >= FEWEST_DRAWS)
-    return np.where(enough, held, np.nan)
+        part = largest / total
+    part = np.where(total == 0, 0.0, part)
+    enough = usable & (draws >= FEWEST_DRAWS)
+    return np.where(enough, part, np.nan)
 
 
 def _allowed_variance(own: np.ndarray, relaxation: float) -> tuple[np.ndarray, np.ndarray]:
@@ -183,17 +189,26 @@ def _allowed_variance(own: np.ndarray, relaxation: float) -> tuple[np.ndarray, n
     chains, draws = own.shape[-2:]
     power = cosine_power(own)
     of_slow = cosine_variances(relaxation, draws)
+    white = 1 - _SHARES
     # [cosine, share]: what a chain of variance 1 would have.
-    expected = of_slow[:, None] * _SHARES + (1 - _SHARES)
-    variance = power @ (1 / expected) / (draws - 1)
-    variance = np.maximum(variance, _SMALLEST)
-    log_likelihood = np.log(expected).sum(0) + (draws - 1) * np.log(variance)
-    log_likelihood = -(chains - 1) / 2 * log_likelihood
-    log_likelihood = log_likelihood - log_likelihood.max(-1, keepdims=True)
-    likelihood = np.exp(log_likelihood)
+    expected = of_slow[:, None] * _SHARES + white
+    variance = power @ (1 / expected)
+    variance = np.maximum(variance / (draws - 1), _SMALLEST)
+    log_of_expected = np.log(expected).sum(0)
+    log_of_variance = (draws - 1) * np.log(variance)
+    log_likelihood = -(chains - 1) / 2 * (log_of_expected + log_of_variance)
+    largest = log_likelihood.max(-1, keepdims=True)
+    likelihood = np.exp(log_likelihood - largest)
     likelihood = likelihood / likelihood.sum(-1, keepdims=True)
-    of_mean = relaxation_time(relaxation, draws) * _SHARES + (1 - _SHARES)
+    time = relaxation_time(relaxation, draws)
+    of_mean = time * _SHARES + white
     return variance * of_mean, likelihood
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """What numbers can hold of a ratio; chains that do not move allow no variance."""
+    with np.errstate(over="ignore"):
+        return np.minimum(above / below, 1e300)
 
 
 def _correlation_of_halves(relaxation: float, half: int) -> float:

@@ -22,14 +22,16 @@ FEWEST_DRAWS = 4
 def finite_draws(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Draws with zeros in place of rows that are not finite, and which rows are finite."""
     x = np.asarray(x)
-    if x.ndim < 2 or x.dtype.kind not in "iuf" or 0 in x.shape[-2:]:
+    real = x.dtype.kind in "iuf"
+    if x.ndim < 2 or not real or 0 in x.shape[-2:]:
         raise InputError(
             f"expected real numbers [..., chain, draw] with at least one chain "
             f"and one draw; got shape {list(x.shape)}, dtype {x.dtype}."
         )
     x = x.astype(np.float64)
     finite = np.isfinite(x).all(axis=(-2, -1))
-    return np.where(finite[..., None, None], x, 0.0), finite
+    x = np.where(finite[..., None, None], x, 0.0)
+    return x, finite
 
 
 def check_relaxation(relaxation: float | None) -> None:
@@ -55,20 +57,21 @@ def autocovariance(x: np.ndarray) -> np.ndarray:
     # Padding with as many zeros keeps the end of a chain from meeting its beginning.
     waves = np.fft.rfft(x, n=2 * draws, axis=-1)
     spectrum = np.square(np.abs(waves))
-    sums = np.fft.irfft(spectrum.mean(-2), axis=-1)
-    lags = np.arange(draws)
-    return sums[..., :draws] / (draws - lags)
+    spectrum = spectrum.mean(-2)
+    sums = np.fft.irfft(spectrum, axis=-1)
+    pairs = draws - np.arange(draws)
+    return sums[..., :draws] / pairs
 
 
 def shared_variance(x: np.ndarray) -> np.ndarray:
     """S ``[...]``: half the mean covariance of different chains' steps, 0 at least."""
     chains = x.shape[-2]
     steps = np.diff(x, axis=-1)
-    of_sum = np.square(steps.sum(-2))
-    of_each = np.square(steps).sum(-2)
+    square_of_sum = np.square(steps.sum(-2))
+    sum_of_squares = np.square(steps).sum(-2)
     # (Σ_c s_c)² − Σ_c s_c² is the sum over all pairs of different chains.
-    products = (of_sum - of_each).mean(-1)
-    covariance = products / (chains * (chains - 1))
+    products = square_of_sum - sum_of_squares
+    covariance = products.mean(-1) / (chains * (chains - 1))
     return np.maximum(covariance / 2, 0)
 
 
@@ -90,16 +93,18 @@ def slow_and_white(
         three_times = math.ceil(-3 / math.log(relaxation))
         last = min(last, max(4, three_times))
     fitted = slice(1, last + 1)
+    fitted_shape = shape[fitted]
     pairs = draws - lags[fitted]
-    weights = pairs * shape[fitted]
-    norm = np.sum(weights * shape[fitted])
+    weights = pairs * fitted_shape
+    norm = np.sum(weights * fitted_shape)
     if shape[0] == 0:  # of one draw nothing is left without its own mean
         unknown = np.full(covariance.shape[:-1], np.nan)
         return unknown, unknown
     total = covariance[..., 0] / shape[0]
     if norm == 0:
         return np.zeros_like(total), total
-    amplitude = (covariance[..., fitted] * weights).sum(-1) / norm
+    weighted = covariance[..., fitted] * weights
+    amplitude = weighted.sum(-1) / norm
     amplitude = np.clip(amplitude, 0, total)
     return amplitude, total - amplitude
 
@@ -111,9 +116,11 @@ def cosine_power(x: np.ndarray) -> np.ndarray:
     """
     draws = x.shape[-1]
     # A chain followed by its mirror image has no jump at the end, and only cosines.
-    mirrored = np.concatenate([x, x[..., ::-1]], axis=-1)
-    waves = np.fft.rfft(mirrored, axis=-1)[..., 1:draws]
-    return np.square(np.abs(waves)).mean(-2) / (2 * draws)
+    backwards = np.flip(x, axis=-1)
+    mirrored = np.concatenate([x, backwards], axis=-1)
+    waves = np.fft.rfft(mirrored, axis=-1)
+    power = np.square(np.abs(waves)).mean(-2)
+    return power[..., 1:draws] / (2 * draws)
 
 
 def cosine_variances(relaxation: float, draws: int) -> np.ndarray:
@@ -124,10 +131,15 @@ def cosine_variances(relaxation: float, draws: int) -> np.ndarray:
     """
     lags = np.arange(draws)
     memory = relaxation ** lags.astype(np.float64)
-    angles = np.pi * np.arange(1, draws) / draws
-    cosines = np.fft.rfft(memory * (1 - lags / draws), n=2 * draws).real[1:draws]
-    sines = -np.fft.rfft(memory, n=2 * draws).imag[1:draws]
-    return 2 * cosines - 1 - 2 * sines / (draws * np.sin(angles))
+    overlap = 1 - lags / draws
+    # Sums over lags of a cosine and of a sine are the two parts of a Fourier transform.
+    with_overlap = np.fft.rfft(memory * overlap, n=2 * draws)
+    without = np.fft.rfft(memory, n=2 * draws)
+    cosines = with_overlap.real[1:draws]
+    sines = -without.imag[1:draws]
+    angles = np.pi / draws * np.arange(1, draws)
+    ends = sines / (draws * np.sin(angles))
+    return 2 * cosines - 1 - 2 * ends
 
 
 def pieces(relaxation: float, draws: int) -> float:

@@ -53,17 +53,20 @@ class Covariance(NamedTuple):
         Args:
             false_alarm: the p-value below which chains count as apart.
         """
-        moved = np.abs(self.value - self.within) > self.standard_error / 2
-        return (self.agreement < false_alarm) & moved
+        moved = np.abs(self.value - self.within)
+        matters = moved > self.standard_error / 2
+        return matters & (self.agreement < false_alarm)
 
     def take(self, index: int) -> Covariance:
         """Return one place of the first axis."""
-        return Covariance(*(numbers[index] for numbers in self))
+        taken = [numbers[index] for numbers in self]
+        return Covariance(*taken)
 
 
 def stacked(parts: Sequence[Covariance]) -> Covariance:
     """Return covariances along a new first axis."""
-    return Covariance(*(np.stack(numbers) for numbers in zip(*parts, strict=True)))
+    columns = zip(*parts, strict=True)
+    return Covariance(*map(np.stack, columns))
 
 
 def covariance(
@@ -94,8 +97,10 @@ def covariance(
         InputError: ``x`` and ``y`` are of other chains or draws.
     """
     n = independent_draws(x, relaxation, shared=shared)
-    mean = mean_of_draws(deviations_product(x, y, n), relaxation, shared=shared)
-    return Covariance(*mean, within_chains(x, y, relaxation), agreement(x, y, relaxation))
+    products = deviations_product(x, y, n)
+    mean = mean_of_draws(products, relaxation, shared=shared)
+    within = within_chains(x, y, relaxation)
+    return Covariance(*mean, within, agreement(x, y, relaxation))
 
 
 def deviations_product(x: ArrayLike, y: ArrayLike, n: ArrayLike) -> np.ndarray:
@@ -120,11 +125,12 @@ def deviations_product(x: ArrayLike, y: ArrayLike, n: ArrayLike) -> np.ndarray:
             f"covariance: expected two arrays [..., chain, draw] of the same chains and draws; "
             f"got {list(x.shape)} and {list(y.shape)}."
         )
+    taken_by_means = 1 + 1 / np.asarray(n)
     with np.errstate(invalid="ignore"):
         x_deviation = x - x.mean(axis=(-2, -1), keepdims=True)
         y_deviation = y - y.mean(axis=(-2, -1), keepdims=True)
         products = x_deviation * y_deviation
-    return products * (1 + 1 / np.asarray(n))[..., None, None]
+    return products * taken_by_means[..., None, None]
 
 
 def independent_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = True) -> np.ndarray:
@@ -137,11 +143,13 @@ def independent_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = 
     At least 1; the number of draws where x never changes.
     """
     x = np.asarray(x, dtype=np.float64)
-    squared_error = mean_of_draws(x, relaxation, shared=shared).standard_error ** 2
+    mean = mean_of_draws(x, relaxation, shared=shared)
+    squared_error = mean.standard_error**2
     with np.errstate(divide="ignore", invalid="ignore"):
         count = x.var(axis=(-2, -1)) / squared_error
-    total = float(x.shape[-2] * x.shape[-1])
-    return np.where(np.isfinite(count), np.maximum(count, 1.0), total)
+    chains, draws = x.shape[-2:]
+    count = np.where(np.isfinite(count), count, float(chains * draws))
+    return np.maximum(count, 1.0)
 
 
 def within_chains(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarray:
@@ -159,8 +167,10 @@ def within_chains(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.nd
     second = _centred_by_chain(y)
     with np.errstate(invalid="ignore"):
         products = (first * second).mean(axis=(-2, -1))
-    n = independent_draws(first, relaxation, shared=False) / first.shape[-2]
-    return products * (1 + 1 / np.maximum(n, 1.0))
+    chains = first.shape[-2]
+    of_all_chains = independent_draws(first, relaxation, shared=False)
+    n = np.maximum(of_all_chains / chains, 1.0)
+    return products * (1 + 1 / n)
 
 
 def agreement(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarray:
@@ -178,10 +188,12 @@ def agreement(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarra
     first = _scaled(x)
     second = _scaled(y)
     if relaxation is None:
-        return np.full(np.broadcast_shapes(first.shape, second.shape)[:-2], np.nan)
-    of_sum = disagreement(first + second, relaxation).p_value
-    of_difference = disagreement(first - second, relaxation).p_value
-    return np.minimum(2 * np.minimum(of_sum, of_difference), 1.0)
+        shape = np.broadcast_shapes(first.shape, second.shape)
+        return np.full(shape[:-2], np.nan)
+    of_sum = disagreement(first + second, relaxation)
+    of_difference = disagreement(first - second, relaxation)
+    smaller = np.minimum(of_sum.p_value, of_difference.p_value)
+    return np.minimum(2 * smaller, 1.0)
 
 
 def _centred_by_chain(x: ArrayLike) -> np.ndarray:
@@ -197,4 +209,5 @@ def _scaled(values: ArrayLike) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         centred = x - x.mean(axis=(-2, -1), keepdims=True)
         deviation = x.std(axis=(-2, -1), keepdims=True)
-        return np.where(deviation == 0, 0.0, centred / deviation)
+        scaled = centred / deviation
+    return np.where(deviation == 0, 0.0, scaled)

@@ -54,10 +54,10 @@ def rhat(x: ArrayLike) -> np.ndarray:
     halves = _split(values)
     median = np.median(_flat(halves), axis=-1)
     folded = np.abs(halves - median[..., None, None])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bulk = _plain_rhat(_normal_scores(halves))
-        tail = _plain_rhat(_normal_scores(folded))
-    return np.where(usable, np.fmax(bulk, tail), np.nan)
+    bulk = _plain_rhat(_normal_scores(halves))
+    tail = _plain_rhat(_normal_scores(folded))
+    larger = np.fmax(bulk, tail)
+    return np.where(usable, larger, np.nan)
 
 
 def ess(x: ArrayLike, method: Literal["bulk", "mean"] = "bulk") -> np.ndarray:
@@ -129,10 +129,11 @@ def spikes(x: ArrayLike) -> np.ndarray:
     """
     values, usable = _usable(x)
     flat = _flat(values)
-    median = np.quantile(flat, 0.5, axis=-1)
-    high = np.quantile(flat, 0.9, axis=-1)
-    far = flat - median[..., None] > 30 * (high - median)[..., None]
-    return np.where(usable, far.sum(-1).astype(np.float64), np.nan)
+    median = np.quantile(flat, 0.5, axis=-1, keepdims=True)
+    high = np.quantile(flat, 0.9, axis=-1, keepdims=True)
+    far = flat - median > 30 * (high - median)
+    count = far.sum(-1)
+    return np.where(usable, count, np.nan)
 
 
 def variance_reading(x: ArrayLike, noise: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -161,23 +162,30 @@ def variance_reading(x: ArrayLike, noise: ArrayLike) -> tuple[np.ndarray, np.nda
         noise.
     """
     values, usable = _usable(x)
-    removed = np.broadcast_to(np.asarray(noise, dtype=np.float64), np.shape(x))
-    usable = usable & np.isfinite(removed).all(axis=_CHAINS_AND_DRAWS)
-    if removed.shape == values.shape:
-        removed = np.where(usable[..., None, None], removed, 0.0)
+    of_minibatches = np.asarray(noise, dtype=np.float64)
+    of_minibatches = np.broadcast_to(of_minibatches, np.shape(x))
+    usable = usable & np.isfinite(of_minibatches).all(axis=_CHAINS_AND_DRAWS)
+    if of_minibatches.shape == values.shape:
+        of_minibatches = np.where(usable[..., None, None], of_minibatches, 0.0)
     else:  # fewer draws than 4: nothing is usable
-        removed = np.zeros_like(values)
-    squares = (values - values.mean(axis=_CHAINS_AND_DRAWS, keepdims=True)) ** 2 - removed
+        of_minibatches = np.zeros_like(values)
+    mean = values.mean(axis=_CHAINS_AND_DRAWS, keepdims=True)
+    squares = (values - mean) ** 2
+    squares = squares - of_minibatches
     size = _ess(_split(values))
-    lost = 1 - 1 / np.maximum(size, 2.0)
-    reading = squares.mean(axis=_CHAINS_AND_DRAWS) / lost
-    error = mean_of_draws(squares, relaxation=None).standard_error / lost
-    return np.where(usable, reading, np.nan), np.where(usable, error, np.nan)
+    left = 1 - 1 / np.maximum(size, 2.0)
+    variance = mean_of_draws(squares, relaxation=None)
+    reading = variance.value / left
+    error = variance.standard_error / left
+    reading = np.where(usable, reading, np.nan)
+    error = np.where(usable, error, np.nan)
+    return reading, error
 
 
 def _draws(x: ArrayLike) -> np.ndarray:
     values = np.asarray(x)
-    if values.ndim < 2 or values.dtype.kind not in "iuf" or 0 in values.shape[-2:]:
+    real = values.dtype.kind in "iuf"
+    if values.ndim < 2 or not real or 0 in values.shape[-2:]:
         raise InputError(
             f"rllc.diagnostics: expected real numbers [..., chain, draw] with at least one chain "
             f"and draw; got shape {list(values.shape)}, dtype {values.dtype}. "
@@ -194,45 +202,58 @@ def _usable(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """
     values = _draws(x)
     enough = values.shape[-1] >= _MIN_DRAWS
-    usable = np.isfinite(values).all(axis=_CHAINS_AND_DRAWS) & enough
+    finite = np.isfinite(values).all(axis=_CHAINS_AND_DRAWS)
     if not enough:
-        values = np.zeros((*values.shape[:-1], _MIN_DRAWS))
-    return np.where(usable[..., None, None], values, 0.0), usable
+        few = values.shape[:-1]
+        values = np.zeros((*few, _MIN_DRAWS))
+    usable = finite & enough
+    values = np.where(usable[..., None, None], values, 0.0)
+    return values, usable
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
     """[..., chain, draw] -> [..., chain · draw]."""
-    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+    chains, draws = x.shape[-2:]
+    return x.reshape(*x.shape[:-2], chains * draws)
 
 
 def _split(x: np.ndarray) -> np.ndarray:
     """[..., chain, draw] -> [..., 2·chain, draw // 2], without the middle of an odd number."""
     half = x.shape[-1] // 2
-    return np.concatenate([x[..., :half], x[..., -half:]], axis=-2)
+    first = x[..., :half]
+    second = x[..., -half:]
+    return np.concatenate([first, second], axis=-2)
 
 
 def _normal_scores(x: np.ndarray) -> np.ndarray:
     """Φ⁻¹((rank − 3/8)/(S + 1/4)) of every value among the S of its chains (Blom 1958)."""
-    rows = x.reshape(-1, x.shape[-2] * x.shape[-1])
+    chains, draws = x.shape[-2:]
+    size = chains * draws
+    rows = x.reshape(-1, size)
     ranks = np.empty_like(rows)
     for i, row in enumerate(rows):
         _, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
-        middle_of_ties = np.cumsum(counts) - (counts - 1) / 2
+        last_of_ties = np.cumsum(counts)
+        middle_of_ties = last_of_ties - (counts - 1) / 2
         ranks[i] = middle_of_ties[inverse]
-    share = torch.from_numpy((ranks - 0.375) / (rows.shape[-1] + 0.25))
-    return torch.special.ndtri(share).numpy().reshape(x.shape)
+    share = (ranks - 0.375) / (size + 0.25)
+    scores = torch.special.ndtri(torch.from_numpy(share))
+    return scores.numpy().reshape(x.shape)
 
 
 def _plain_rhat(x: np.ndarray) -> np.ndarray:
     num_draws = x.shape[-1]
-    between = x.mean(-1).var(-1, ddof=1)
-    within = x.var(-1, ddof=1).mean(-1)
-    return np.sqrt(between / within + (num_draws - 1) / num_draws)
+    means = x.mean(-1)
+    variances = x.var(-1, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = means.var(-1, ddof=1) / variances.mean(-1)
+    return np.sqrt(ratio + (num_draws - 1) / num_draws)
 
 
 def _mcse(x: np.ndarray) -> np.ndarray:
     size = _ess(_split(x))
-    return x.std(axis=_CHAINS_AND_DRAWS, ddof=1) / np.sqrt(size)
+    deviation = x.std(axis=_CHAINS_AND_DRAWS, ddof=1)
+    return deviation / np.sqrt(size)
 
 
 def _autocovariance(x: np.ndarray) -> np.ndarray:
@@ -240,8 +261,10 @@ def _autocovariance(x: np.ndarray) -> np.ndarray:
     num_draws = x.shape[-1]
     centred = x - x.mean(-1, keepdims=True)
     padded = 2 ** (2 * num_draws - 1).bit_length()
-    spectrum = np.fft.rfft(centred, n=padded, axis=-1)
-    return np.fft.irfft(np.abs(spectrum) ** 2, axis=-1)[..., :num_draws] / num_draws
+    waves = np.fft.rfft(centred, n=padded, axis=-1)
+    spectrum = np.abs(waves) ** 2
+    sums = np.fft.irfft(spectrum, axis=-1)
+    return sums[..., :num_draws] / num_draws
 
 
 def _ess(x: np.ndarray) -> np.ndarray:
@@ -250,37 +273,44 @@ def _ess(x: np.ndarray) -> np.ndarray:
     covariance = _autocovariance(x).mean(-2)
     total = covariance[..., 0]
     if num_chains > 1:
-        total = total + x.mean(-1).var(-1, ddof=1)
+        means = x.mean(-1)
+        total = total + means.var(-1, ddof=1)
     constant = np.ptp(x, axis=_CHAINS_AND_DRAWS) < _CONSTANT
+    total = np.where(constant, 1.0, total)
     within = covariance[..., :1] * num_draws / (num_draws - 1)
-    rho = 1 - (within - covariance) / np.where(constant, 1.0, total)[..., None]
-    rho[..., 0] = 1.0
-    time = _geyer(rho)
+    missing = within - covariance
+    correlation = 1 - missing / total[..., None]
+    correlation[..., 0] = 1.0
+    time = _geyer(correlation)
     size = num_chains * num_draws
     # Antithetic chains may be worth more than their draws, but not without bound.
     shortest = 1 / np.log10(size)
-    return np.where(constant, size, size / np.maximum(time, shortest))
+    worth = size / np.maximum(time, shortest)
+    return np.where(constant, size, worth)
 
 
-def _geyer(rho: np.ndarray) -> np.ndarray:
+def _geyer(correlation: np.ndarray) -> np.ndarray:
     """τ = −1 + 2Σρ over Geyer's initial monotone sequence.
 
     Its terms are pairs ρ_2j + ρ_2j+1. It ends before the first pair that is not positive, or where
     lags run out. The even lag after it is added if positive (the improvement of Vehtari et al.),
     which matters for antithetic chains.
     """
-    num_lags = rho.shape[-1]
+    num_lags = correlation.shape[-1]
     num_pairs = num_lags // 2
-    even = rho[..., 0 : 2 * num_pairs : 2]
-    odd = rho[..., 1 : 2 * num_pairs : 2]
+    paired = correlation[..., : 2 * num_pairs]
+    even = paired[..., 0::2]
+    odd = paired[..., 1::2]
     pairs = even + odd
     limit = max(0, (num_lags - 3) // 2)
     ended = pairs[..., : limit + 1] <= 0
     ended[..., limit] = True
-    end = ended.argmax(-1)
-    inside = np.arange(num_pairs) < end[..., None]
-    monotone = np.minimum.accumulate(pairs, axis=-1) * inside
-    next_even = np.take_along_axis(even, end[..., None], -1)[..., 0]
-    next_pair = np.take_along_axis(pairs, end[..., None], -1)[..., 0]
-    last = np.where((next_even > 0) | (next_pair >= 0), next_even, 0.0)
+    end = ended.argmax(-1)[..., None]
+    inside = np.arange(num_pairs) < end
+    monotone = np.minimum.accumulate(pairs, axis=-1)
+    monotone = monotone * inside
+    next_even = np.take_along_axis(even, end, -1)
+    next_pair = np.take_along_axis(pairs, end, -1)
+    added = (next_even > 0) | (next_pair >= 0)
+    last = np.where(added, next_even, 0.0)[..., 0]
     return -1 + 2 * monotone.sum(-1) + last

@@ -41,18 +41,20 @@ def student_quantile(level: float, dof: ArrayLike) -> np.ndarray:
     if not 0 < level < 1:
         raise InputError(f"student_quantile: level must be between 0 and 1; got {level}.")
     outside = 1 - level
-    degrees = np.minimum(np.asarray(dof, dtype=np.float64), _MANY)
+    degrees = _degrees(dof)
     normal = NormalDist().inv_cdf(1 - outside / 2)
     t = np.full(degrees.shape, normal)
     # The log of the tail is concave in log t. Newton's steps therefore never oscillate: the first
     # may pass the solution, all others come down to it.
     for _ in range(50):
         tail = student_tail(t, degrees)
-        slope = -2 * t * _student_density(t, degrees) / tail
+        density = _student_density(t, degrees)
+        slope = -2 * t * density / tail
         missing = math.log(outside) - np.log(tail)
         step = missing / slope
         t = t * np.exp(step)
-        if not np.any(np.abs(step) > 1e-12):
+        moving = np.abs(step) > 1e-12
+        if not moving.any():
             break
     return t
 
@@ -70,9 +72,9 @@ def student_tail(t: ArrayLike, dof: ArrayLike) -> np.ndarray:
     Returns:
         Probabilities [...]; NaN where an argument is NaN.
     """
-    degrees = np.minimum(np.asarray(dof, dtype=np.float64), _MANY)
-    square = np.square(np.asarray(t, dtype=np.float64))
-    share = degrees / (degrees + square)
+    degrees = _degrees(dof)
+    t = np.asarray(t, dtype=np.float64)
+    share = degrees / (degrees + np.square(t))
     return incomplete_beta(share, degrees / 2, 0.5)
 
 
@@ -90,11 +92,10 @@ def f_tail(ratio: ArrayLike, dof: ArrayLike, dof_below: ArrayLike) -> np.ndarray
     Returns:
         Probabilities [...]; NaN where an argument is NaN.
     """
-    above = np.asarray(dof, dtype=np.float64)
-    above = np.minimum(above, _MANY)
-    below = np.asarray(dof_below, dtype=np.float64)
-    below = np.minimum(below, _MANY)
-    share = below / (below + above * np.asarray(ratio))
+    above = _degrees(dof)
+    below = _degrees(dof_below)
+    weighted = above * np.asarray(ratio)
+    share = below / (below + weighted)
     return incomplete_beta(share, below / 2, above / 2)
 
 
@@ -118,7 +119,8 @@ def incomplete_beta(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> np.ndarray:
     front = _beta_front(x, a, b)  # before they grow: logarithms of Γ are slow
     x, a, b = np.broadcast_arrays(x, a, b)
     # The fraction converges fast below the mean of the distribution; beyond it, take 1 − I_{1−x}.
-    beyond = x > (a + 1) / (a + b + 2)
+    mean = (a + 1) / (a + b + 2)
+    beyond = x > mean
     near = np.where(beyond, 1 - x, x)
     first = np.where(beyond, b, a)
     second = np.where(beyond, a, b)
@@ -130,10 +132,12 @@ def incomplete_beta(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> np.ndarray:
 def _beta_front(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """xᵃ(1 − x)ᵇ / B(a, b), 0 at both ends."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        powers = a * np.log(x) + b * np.log1p(-x)
-    log_beta = _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
+        log_of_powers = a * np.log(x) + b * np.log1p(-x)
+    log_beta = _log_gamma(a) + _log_gamma(b)
+    log_beta = log_beta - _log_gamma(a + b)
+    front = np.exp(log_of_powers - log_beta)
     at_end = (x == 0) | (x == 1)
-    return np.where(at_end, 0.0, np.exp(powers - log_beta))
+    return np.where(at_end, 0.0, front)
 
 
 def _beta_fraction(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -144,27 +148,37 @@ def _beta_fraction(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     value = d
     for m in range(1, 20_000):
         place = a + 2 * m
-        even = m * (b - m) * x / (place - 1) / place
-        odd = -(a + m) * (a + b + m) * x / place / (place + 1)
+        even = m * (b - m) * x
+        even = even / (place - 1) / place
+        odd = -(a + m) * (a + b + m) * x
+        odd = odd / place / (place + 1)
         for coefficient in (even, odd):
             d = 1 / _away_from_zero(1 + coefficient * d)
             c = _away_from_zero(1 + coefficient / c)
             change = c * d
             value = value * change
-        if not np.any(np.abs(change - 1) > 1e-14):
+        moving = np.abs(change - 1) > 1e-14
+        if not moving.any():
             break
     return value
 
 
+def _degrees(dof: ArrayLike) -> np.ndarray:
+    degrees = np.asarray(dof, dtype=np.float64)
+    return np.minimum(degrees, _MANY)
+
+
 def _away_from_zero(x: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(x) < _SMALLEST, _SMALLEST, x)
+    is_zero = np.abs(x) < _SMALLEST
+    return np.where(is_zero, _SMALLEST, x)
 
 
 def _student_density(t: np.ndarray, dof: np.ndarray) -> np.ndarray:
     half = dof / 2
     log_scale = _log_gamma(half + 0.5) - _log_gamma(half)
     log_scale = log_scale - np.log(np.pi * dof) / 2
-    log_power = (half + 0.5) * np.log1p(t**2 / dof)
+    log_base = np.log1p(t**2 / dof)
+    log_power = (half + 0.5) * log_base
     return np.exp(log_scale - log_power)
 
 

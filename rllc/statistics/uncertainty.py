@@ -66,19 +66,23 @@ class Mean(NamedTuple):
         normal distributions.
         """
         half = self.half_width(level, simultaneous)
-        return np.stack([self.value - half, self.value + half], axis=-1)
+        low = self.value - half
+        high = self.value + half
+        return np.stack([low, high], axis=-1)
 
     def take(self, columns: Sequence[int]) -> Mean:
         """Return the means at some places of the last axis."""
-        return Mean(*(numbers[..., list(columns)] for numbers in self))
+        index = np.array(columns, dtype=int)
+        taken = [numbers[..., index] for numbers in self]
+        return Mean(*taken)
 
     def half_width(self, level: float = 0.95, simultaneous: bool = False) -> np.ndarray:
         """Half the length ``[...]`` of :meth:`interval`, with the same arguments."""
-        each = level
         if simultaneous:
             intervals = np.isfinite(self.standard_error).sum()
-            each = level ** (1 / max(intervals, 1))
-        return student_quantile(each, self.dof) * self.standard_error
+            level = level ** (1 / max(intervals, 1))
+        t = student_quantile(level, self.dof)
+        return t * self.standard_error
 
     def imprecision(self, level: float = 0.95) -> np.ndarray:
         """Half the length of the interval over the absolute value, ``[...]``; 0.1 is ± 10 %."""
@@ -90,7 +94,8 @@ class Mean(NamedTuple):
         """Two-sided p-value ``[...]`` of Student's test that the mean is 0."""
         with np.errstate(divide="ignore", invalid="ignore"):
             t = self.value / self.standard_error
-        return student_tail(np.where(self.value == 0, 0.0, t), self.dof)
+        t = np.where(self.value == 0, 0.0, t)
+        return student_tail(t, self.dof)
 
 
 def mean_of_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = True) -> Mean:
@@ -146,9 +151,10 @@ def mean_of_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = True
     dof = satterthwaite((own, long_run_dof), (common, draws))
     enough = usable & (draws >= FEWEST_DRAWS)
     mean = x.mean(axis=(-2, -1))
+    error = np.sqrt(variance)
     return Mean(
         value=np.where(usable, mean, np.nan),
-        standard_error=np.where(enough, np.sqrt(variance), np.nan),
+        standard_error=np.where(enough, error, np.nan),
         dof=np.where(enough, dof, np.nan),
     )
 
@@ -180,12 +186,14 @@ def contrast(
     """
     x = np.asarray(x)
     weights = np.asarray(weights, dtype=np.float64)
-    if x.ndim != 3 or weights.ndim < 1 or weights.shape[-1] != len(x):
+    each_weighed = weights.ndim >= 1 and weights.shape[-1] == len(x)
+    if x.ndim != 3 or not each_weighed:
         raise InputError(
             f"contrast: expected draws [refinement, chain, draw] and one weight for each "
             f"refinement; got draws {list(x.shape)} and weights {list(weights.shape)}."
         )
-    return mean_of_draws(np.tensordot(weights, x, axes=1), relaxation, shared=shared)
+    weighted = np.tensordot(weights, x, axes=1)
+    return mean_of_draws(weighted, relaxation, shared=shared)
 
 
 def differences(x: ArrayLike, relaxation: float | None, *, shared: bool = True) -> Mean:
@@ -235,10 +243,12 @@ def _long_run_variance(x: np.ndarray, relaxation: float | None) -> tuple[np.ndar
     if chains == 1:
         return _of_one_chain(x, relaxation)
     own = deviations(x)
-    variance, count = _from_correlations(autocovariance(own), relaxation)
+    covariance = autocovariance(own)
+    variance, count = _from_correlations(covariance, relaxation)
     dof = (chains - 1) * count
     # Levels of chains that lie further apart than their correlations explain raise the error.
-    between = draws * np.square(own.mean(-1)).mean(-1)
+    levels = own.mean(-1)
+    between = draws * np.square(levels).mean(-1)
     weighted = dof * variance + (chains - 1) * between
     pooled = weighted / (dof + chains - 1)
     return np.maximum(variance, pooled), dof
@@ -259,7 +269,8 @@ def _from_correlations(
     """V from autocovariances ``[..., lag]``, and as how many independent draws a chain counts."""
     draws = covariance.shape[-1]
     lags = np.arange(draws)
-    by_geyer = _geyer(covariance * (1 - lags / draws))
+    overlap = 1 - lags / draws
+    by_geyer = _geyer(covariance * overlap)
     if relaxation is None:
         with np.errstate(divide="ignore", invalid="ignore"):
             count = draws * covariance[..., 0] / by_geyer
@@ -276,11 +287,11 @@ def _from_correlations(
 def _geyer(covariance: np.ndarray) -> np.ndarray:
     """−γ_0 + 2Σ over pairs γ_2j + γ_2j+1 while they are positive, made monotone."""
     end = covariance.shape[-1] // 2 * 2
-    even = covariance[..., 0:end:2]
-    odd = covariance[..., 1:end:2]
-    pairs = even + odd
+    paired = covariance[..., :end]
+    pairs = paired[..., 0::2] + paired[..., 1::2]
     positive = np.minimum.accumulate(pairs > 0, axis=-1)
     kept = np.where(positive, pairs, 0)
     monotone = np.minimum.accumulate(kept, axis=-1)
-    variance = 2 * monotone.sum(-1) - covariance[..., 0]
+    total = monotone.sum(-1)
+    variance = 2 * total - covariance[..., 0]
     return np.maximum(variance, 0)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.errors import InputError, must_be
-from rllc.estimates.estimate import ARRAYS, Estimate, Key, counted, import_xarray
+from rllc.estimates.estimate import ARRAYS, Estimate, Key, import_xarray
 from rllc.estimates.faults import Fault, faults_from_json, faults_to_json, status_of
+from rllc.estimates.table import counted
 from rllc.sampling.draws import check_settings
 from rllc.statistics.uncertainty import Mean, satterthwaite
 from rllc.storage.files import (

@@ -1,0 +1,137 @@
+"""How an estimate is printed: a row a refinement, what is wrong, and what another nβ would do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rllc.estimates.faults import Fault
+from rllc.tables import UNKNOWN, Table, label, rounded
+
+if TYPE_CHECKING:
+    from rllc.estimates.estimate import Estimate
+
+_CLEAR = 0.25
+"""How well the effect of nβ must be known to be told: its standard error, as a share of λ̂."""
+
+
+def table_of(estimate: Estimate) -> Table:
+    """Return an estimate as a table, with a row a refinement."""
+    rows = [("weights", "data", "llc", "± se", "R-hat", "ess", "status")]
+    for llc in estimate:
+        value, error = rounded(llc.value, llc.standard_error)
+        rhat, ess = _written(llc.rhat, ".2f"), _written(llc.ess, ".0f")
+        rows.append((llc.weights, llc.data, value, error, rhat, ess, _in_short(llc.faults)))
+    title = f"Estimate of {len(estimate)} LLCs ({sampled(estimate.settings)})"
+    wrong = [i for i, faults in enumerate(estimate.faults) if faults]
+    return Table(
+        title="\n".join([title, *_by_prior(estimate)]),
+        rows=rows,
+        left=(0, 1, 6),
+        wrong=[(i, 6) for i in wrong],
+        notes=[*counted(estimate.faults), *_doubling(estimate)],
+        see_all="print(estimate.to_dataframe().to_string()); wrong ones: estimate.select(ok=False)",
+    )
+
+
+def sampled(settings: Mapping[str, Any]) -> str:
+    """Return the settings of sampler and sampling in one line, for tables and figures.
+
+    >>> sampled({"n_beta": 30.0, "localization": 200.0, "num_chains": 4, "num_draws": 200})
+    'nβ = 30, γ = 200, 4 chains × 200 draws'
+    """
+    parts = []
+    for symbol, name in (("nβ", "n_beta"), ("γ", "localization"), ("ε", "lr")):
+        if name in settings:
+            parts.append(f"{symbol} = {settings[name]:g}")
+    if "num_chains" in settings:
+        most = "up to " if settings.get("target_se") else ""
+        parts.append(f"{settings['num_chains']} chains × {most}{settings['num_draws']} draws")
+    return ", ".join([*parts, *_batches(settings.get("minibatches", {}))])
+
+
+def counted(faults: Iterable[Sequence[Fault]]) -> list[str]:
+    """Say how many estimates have which kinds of faults; nothing where none has.
+
+    >>> counted([[Fault("spikes")], [], [Fault("spikes"), Fault("negative")]])
+    ['2 of 3 are not ok: spikes (2), negative (1)']
+    """
+    kinds = [{fault.kind for fault in wrong} for wrong in faults]
+    num_wrong = sum(map(bool, kinds))
+    if not num_wrong:
+        return []
+    counts = Counter(kind for its_kinds in kinds for kind in sorted(its_kinds))
+    words = [f"{kind.replace('_', ' ')} ({count})" for kind, count in counts.most_common()]
+    return [f"{num_wrong} of {len(kinds)} are not ok: {', '.join(words)}"]
+
+
+def _by_prior(estimate: Estimate) -> list[str]:
+    """A line where the prior alone gives most rows."""
+    kinds = [{fault.kind for fault in wrong} for wrong in estimate.faults]
+    by_prior = sum("prior_dominated" in its_kinds for its_kinds in kinds)
+    if not by_prior > len(estimate) / 2:
+        return []
+    return [
+        f"{by_prior} of {len(estimate)}: the prior alone gives this λ̂; it shows the trace of the "
+        f"Hessian, not what the loss does. Raise n_beta, or lower localization."
+    ]
+
+
+def _doubling(estimate: Estimate) -> list[str]:
+    """A line on what doubling nβ would do, by the rows whose chains tell it well enough."""
+    elasticity = estimate.elasticity
+    change = np.log(2) * elasticity.value
+    error = np.log(2) * elasticity.standard_error
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = change / estimate.value
+        uncertainty = error / estimate.value
+    clear = _sampled_at_n_beta(estimate) & np.isfinite(share)
+    clear = clear & (uncertainty > 0) & (uncertainty < _CLEAR)
+    rows = np.flatnonzero(clear)
+    if not rows.size:
+        return []
+    if len(estimate) == 1:
+        return [f"doubling nβ would change λ̂ by {change[0]:+.2g} ± {error[0]:.1g}"]
+    least = rows[share[rows].argmin()]
+    most = rows[share[rows].argmax()]
+    lowest = f"{share[least]:+.0%} ({label(estimate.names, least)})"
+    highest = f"{share[most]:+.0%} ({label(estimate.names, most)})"
+    return [
+        f"doubling nβ would change λ̂ by {lowest} to {highest}, "
+        f"± {np.median(uncertainty[rows]):.0%}; see estimate.elasticity"
+    ]
+
+
+def _sampled_at_n_beta(estimate: Estimate) -> np.ndarray:
+    """Which rows are of chains that see the loss; a control has no control of its own."""
+    unknown = np.full(len(estimate), np.nan)
+    return np.isfinite(estimate.diagnostics.get("control", unknown))
+
+
+def _in_short(faults: Sequence[Fault]) -> str:
+    """The severest fault, what to do about it, and how many others there are."""
+    if not faults:
+        return "ok"
+    others = len(faults) - 1
+    more = f"; and {others} more fault{'s' * (others > 1)}" if others else ""
+    return faults[0].text + more
+
+
+def _written(value: float, form: str) -> str:
+    return UNKNOWN if np.isnan(value) else format(value, form)
+
+
+def _batches(minibatches: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say of which size the minibatches were, and whether a control variate was subtracted."""
+    if not minibatches:
+        return []
+    sizes = sorted({chosen["batch_size"] for chosen in minibatches.values()})
+    words = ["batches of " + " or ".join(f"{size}" for size in sizes)]
+    controlled = [name for name, chosen in minibatches.items() if chosen["control_variate"]]
+    if controlled:
+        on = "" if len(controlled) == len(minibatches) else f" on {', '.join(controlled)}"
+        words.append(f"control variate{on}")
+    return words
