@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,12 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from zoo import KINDS, WIDE, Kind
 
+import rllc
 from rllc.analysis.composition import compose
+from rllc.analysis.hooked import hooked
+from rllc.analysis.hooked_paths import changes_of
 from rllc.analysis.patching import patch_paths
+from rllc.analysis.paths import Path
 from rllc.analysis.stream import linear_part, places
 from rllc.errors import InputError
 from rllc.models import AttentionOnly, AttentionOnlyConfig
@@ -244,9 +249,45 @@ def test_linear_parts_of_norms() -> None:
         linear_part(nn.Tanh(), 6, "here")
 
 
+class Scaled(nn.Module):
+    """A language model that cannot be called with tokens alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = KINDS["gpt2"].make()
+        self.config = self.inner.config
+
+    def forward(self, input_ids: Tensor, *, temperature: float) -> Any:
+        return self.inner(input_ids).logits / temperature
+
+
+def scaled() -> nn.Module:
+    model = Scaled()
+    rllc.anatomy(model, example={"input_ids": ROWS, "temperature": 1.0})
+    return model
+
+
+def with_relu(name: str) -> nn.Module:
+    """GPT-2 with something else in the place of one of its modules."""
+    model = KINDS["gpt2"].make()
+    model.transformer.h[1].set_submodule(name, nn.ReLU())
+    return model
+
+
+def without_final_norm() -> object:
+    subject = hooked(KINDS["gpt2"].make(), "here")
+    subject = subject._replace(anatomy=replace(subject.anatomy, norms=()))
+    paths = [Path.parse("0:0->logits")]
+    return changes_of(subject, ROWS, OTHER, paths, kl=False, batch_size=None)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: compose(scaled()), r"is found by running it, and it could not be run \(TypeErr"),
+        (lambda: compose(with_relu("ln_1")), r"neither the residual stream nor a norm of it"),
+        (lambda: compose(with_relu("attn.resid_dropout")), r"is not added to the residual stream"),
+        (without_final_norm, r"has no norm after its last block that is known, so paths to"),
         (lambda: compose(KINDS["bert"].make()), r"normalised after each block, so it is no sum"),
         (lambda: compose(KINDS["t5"].make()), r"several kinds of attention \(decoder, decoder"),
         (lambda: compose(nn.MultiheadAttention(8, 2)), r"is no module that is called"),

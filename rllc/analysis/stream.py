@@ -106,7 +106,7 @@ class _Seen(NamedTuple):
 
 
 def _place(model: nn.Module, attention: Attention, example: inputs.Example, caller: str) -> Place:
-    what = f"{caller}: {attention.module!r} of {type(model).__name__}"
+    what = _what(model, attention, caller)
     paths = _paths_of_maps(model, attention, caller)
     norms = _norms(model, attention.block)
     watched = [*paths.values(), *norms, attention.block]
@@ -118,25 +118,38 @@ def _place(model: nn.Module, attention: Attention, example: inputs.Example, call
             f"heads write; expected a model that normalises what blocks read."
         )
     norm = _reads_through(seen, norms, paths["q"], attention.block, what)
+    written = seen.gave[paths["o"]]
     branch_norm = None
     for path in norms:
-        if _same(seen.read[path], seen.gave[paths["o"]]):
-            branch_norm = model.get_submodule(path)
-            norms = [other for other in norms if other != path]
-    scale = torch.ones(stream.shape[-1], device=stream.device)
+        if _same(seen.read[path], written):
+            branch_norm = path
     if branch_norm is None:
         later = [path for path in norms if path != norm]
         scale = _scale(model, attention, example, paths["o"], later, seen, what)
+    else:
+        scale = torch.ones(stream.shape[-1], device=stream.device)
+    modules = {letter: model.get_submodule(path) for letter, path in paths.items()}
     return Place(
         attention=attention,
-        norm=None if norm is None else model.get_submodule(norm),
-        queries=model.get_submodule(paths["q"]),
-        keys=model.get_submodule(paths["k"]),
-        values=model.get_submodule(paths["v"]),
-        writes=model.get_submodule(paths["o"]),
-        branch_norm=branch_norm,
+        norm=_module_at(model, norm),
+        queries=modules["q"],
+        keys=modules["k"],
+        values=modules["v"],
+        writes=modules["o"],
+        branch_norm=_module_at(model, branch_norm),
         scale=scale,
     )
+
+
+def _what(model: nn.Module, attention: Attention, caller: str) -> str:
+    """How errors begin."""
+    return f"{caller}: {attention.module!r} of {type(model).__name__}"
+
+
+def _module_at(model: nn.Module, path: str | None) -> nn.Module | None:
+    if path is None:
+        return None
+    return model.get_submodule(path)
 
 
 def _paths_of_maps(model: nn.Module, attention: Attention, caller: str) -> dict[Letter, str]:
@@ -191,30 +204,44 @@ def _scale(
     It is given something else, and looked for where the sum is read: by a later norm of the block,
     or at its end.
     """
+    block = attention.block
     output = seen.gave[o]
     stream = torch.Generator().manual_seed(0)
-    size = float(output.abs().max()) + 0.1 * float(seen.gave[attention.block].abs().max())
-    added = size * torch.randn(output.shape, generator=stream).to(output)
+    size = output.abs().max() + 0.1 * seen.gave[block].abs().max()
+    noise = torch.randn(output.shape, generator=stream)
+    added = size * noise.to(output)
     hook = model.get_submodule(o).register_forward_hook(lambda module, args, out: out + added)
     try:
-        moved = _run(model, example, [*norms, attention.block])
+        moved = _run(model, example, [*norms, block])
     finally:
         hook.remove()
-    changes = [moved.read[path] - seen.read[path] for path in norms if path in seen.read]
-    changes.append(moved.gave[attention.block] - seen.gave[attention.block])
+    changes = []
+    for path in norms:
+        if path in seen.read:
+            changes.append(moved.read[path] - seen.read[path])
+    changes.append(moved.gave[block] - seen.gave[block])
     for change in changes:
-        if change.numel() != added.numel():
-            continue
-        # OPT's norms read positions without the axis of rows.
-        change = change.reshape(added.shape)
-        flat = added.flatten(0, -2)
-        scale = (change.flatten(0, -2) * flat).sum(0) / flat.square().sum(0)
-        if bool(scale.abs().min() > 0) and _same(scale * added, change):
+        scale = _factors(change, added)
+        if scale is not None:
             return scale
     raise InputError(
         f"{what}: what its heads write is not added to the residual stream as it is, so no term of "
         f"the stream is one head's."
     )
+
+
+def _factors(change: Tensor, added: Tensor) -> Tensor | None:
+    """By which factors a change is what was added; ``None``: it is something else."""
+    if change.numel() != added.numel():
+        return None
+    # OPT's norms read positions without the axis of rows.
+    change = change.reshape(added.shape)
+    products = (change * added).flatten(0, -2).sum(0)
+    squares = added.square().flatten(0, -2).sum(0)
+    scale = products / squares
+    if scale.abs().min() > 0 and _same(scale * added, change):
+        return scale
+    return None
 
 
 def _run(model: nn.Module, example: inputs.Example, paths: list[str]) -> _Seen:
@@ -305,35 +332,37 @@ def matrices(model: nn.Module, caller: str, *, fold: bool) -> Matrices:
         fold: put the norms' linear parts into the maps.
 
     Raises:
-        InputError: layers differ in their heads, or see :func:`places`.
+        InputError: see :func:`places`, or a norm is not linear up to a division.
     """
     parameters = dict(model.named_parameters())
     layers = []
     for place in places(model, caller):
-        what = f"{caller}: {place.attention.module!r} of {type(model).__name__}"
-        own = [_stacked(place.attention, letter, parameters) for letter in LETTERS]
-        width = own[3].shape[-1]
-        if fold and place.norm is not None:
-            reads = linear_part(place.norm, width, what)
-            own[:3] = [reads.folded(weight) for weight in own[:3]]
-        own[3] = own[3] * place.scale
-        if fold and place.branch_norm is not None:
-            writes = linear_part(place.branch_norm, width, what)
-            own[3] = writes.folded(own[3].mT).mT
-        if own[0].shape != own[1].shape:
-            raise InputError(
-                f"{what}: its queries have {own[0].shape[-1]} numbers a head and its keys "
-                f"{own[1].shape[-1]}, so they are more than queries (such as gates)."
-            )
-        layers.append(own)
-    shapes = {tuple(own[0].shape) for own in layers}
-    if len(shapes) > 1:
-        raise InputError(
-            f"{caller}: the layers of {type(model).__name__} differ in their heads "
-            f"([head, d_model, d_head] is {' and '.join(map(str, sorted(shapes)))}); stack those "
-            f"that agree and call composition(W_Q, W_K, W_V, W_O)."
-        )
-    return Matrices(*(torch.stack([own[number] for own in layers]) for number in range(4)))
+        what = _what(model, place.attention, caller)
+        layers.append(_matrices_of(place, parameters, fold, what))
+    return Matrices(
+        W_Q=torch.stack([own.W_Q for own in layers]),
+        W_K=torch.stack([own.W_K for own in layers]),
+        W_V=torch.stack([own.W_V for own in layers]),
+        W_O=torch.stack([own.W_O for own in layers]),
+    )
+
+
+def _matrices_of(
+    place: Place, parameters: dict[str, nn.Parameter], fold: bool, what: str
+) -> Matrices:
+    """Those of one layer, ``[head, …]``."""
+    W_Q, W_K, W_V, W_O = (_stacked(place.attention, letter, parameters) for letter in LETTERS)
+    width = W_O.shape[-1]
+    W_O = W_O * place.scale
+    if not fold:
+        return Matrices(W_Q, W_K, W_V, W_O)
+    if place.branch_norm is not None:
+        writes = linear_part(place.branch_norm, width, what)
+        W_O = writes.folded(W_O.mT).mT
+    if place.norm is None:
+        return Matrices(W_Q, W_K, W_V, W_O)
+    reads = linear_part(place.norm, width, what)
+    return Matrices(reads.folded(W_Q), reads.folded(W_K), reads.folded(W_V), W_O)
 
 
 def _stacked(attention: Attention, letter: Letter, parameters: dict[str, nn.Parameter]) -> Tensor:

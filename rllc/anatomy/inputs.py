@@ -46,16 +46,7 @@ def examples(module: nn.Module) -> Iterator[Example]:
     """Batches that a module can probably be called with, the likeliest first."""
     config = getattr(module, "config", None)
     if config is not None and hasattr(module, "main_input_name"):
-        main = str(module.main_input_name)
-        if main == "input_ids" and "pixel_values" in _arguments(module) and _sees(config):
-            both = _of_transformers(module, config, ("input_ids", "pixel_values"))
-            yield Example((), both)
-        alone = _of_transformers(module, config, (main,))
-        if main in _arguments(module):
-            yield Example((), alone)
-        else:
-            # What wraps a model may call its first argument something else.
-            yield Example((alone[main],), {})
+        yield from _examples_of_transformers(module, config)
         return
     tokens = _tokens(module, _vocabulary(module), _context(module))
     yield Example((tokens,), {})
@@ -65,6 +56,20 @@ def examples(module: nn.Module) -> Iterator[Example]:
         states = _random(module, (ROWS, POSITIONS, width))
         yield Example((states,), {})
         yield Example((states, states), {})
+
+
+def _examples_of_transformers(module: nn.Module, config: Any) -> Iterator[Example]:
+    main = str(module.main_input_name)
+    arguments = _arguments(module)
+    if main == "input_ids" and "pixel_values" in arguments and _sees(config):
+        both = _of_transformers(module, config, ("input_ids", "pixel_values"))
+        yield Example((), both)
+    alone = _of_transformers(module, config, (main,))
+    if main in arguments:
+        yield Example((), alone)
+    else:
+        # What wraps a model may call its first argument something else.
+        yield Example((alone[main],), {})
 
 
 def run(module: nn.Module, example: Example) -> str | None:
@@ -79,42 +84,62 @@ def run(module: nn.Module, example: Example) -> str | None:
 
 def _of_transformers(module: nn.Module, config: Any, wanted: tuple[str, ...]) -> dict[str, Any]:
     """Arguments of a transformers model."""
+    arguments = _arguments(module)
     inputs: dict[str, Any] = {}
     for name in wanted:
         if name == "pixel_values":
-            inputs[name] = _pixels(module, getattr(config, "vision_config", None) or config)
+            inputs[name] = _pixels(module, _part(config, "vision_config"))
         elif name == "input_features":
-            shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
-            inputs[name] = _random(module, shape)
+            inputs[name] = _sound(module, config)
         else:
-            settings = _text_settings(config)
-            vocabulary = getattr(settings, "vocab_size", getattr(settings, "d_vocab", 2))
-            inputs[name] = _tokens(module, vocabulary, _context(module, settings))
-    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in _arguments(module):
-        inputs["decoder_input_ids"] = _tokens(module, config.vocab_size, POSITIONS)
-        if "input_features" in inputs:
-            inputs["decoder_input_ids"] = inputs["decoder_input_ids"][:1]
-    if "use_cache" in _arguments(module):
+            inputs[name] = _ids(module, _part(config, "text_config"))
+    is_pair = getattr(config, "is_encoder_decoder", False)
+    if is_pair and "decoder_input_ids" in arguments:
+        ids = _tokens(module, config.vocab_size, POSITIONS)
+        # Sound comes in one row.
+        inputs["decoder_input_ids"] = ids[:1] if "input_features" in inputs else ids
+    if "use_cache" in arguments:
         inputs["use_cache"] = False
     return inputs
 
 
+def _part(config: Any, name: str) -> Any:
+    """A part of the settings, or the whole where they have no such part."""
+    return getattr(config, name, None) or config
+
+
+def _ids(module: nn.Module, settings: Any) -> Tensor:
+    """Token ids that a model with these settings knows."""
+    vocabulary = getattr(settings, "vocab_size", None)
+    if vocabulary is None:
+        vocabulary = getattr(settings, "d_vocab", 2)
+    context = _context(module, settings)
+    return _tokens(module, vocabulary, context)
+
+
+def _sound(module: nn.Module, config: Any) -> Tensor:
+    """Random sound features of one row."""
+    shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
+    return _random(module, shape)
+
+
 def _arguments(module: nn.Module) -> set[str]:
+    """Names of the arguments of a module's forward pass."""
     return set(inspect.signature(module.forward).parameters)
 
 
 def _sees(config: Any) -> bool:
-    return hasattr(getattr(config, "vision_config", config), "image_size")
-
-
-def _text_settings(config: Any) -> Any:
-    return getattr(config, "text_config", None) or config
+    """Whether a model with these settings reads images."""
+    vision = getattr(config, "vision_config", config)
+    return hasattr(vision, "image_size")
 
 
 def _pixels(module: nn.Module, config: Any) -> Tensor:
+    """Random images."""
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    return _random(module, (ROWS, config.num_channels, height, width))
+    shape = (ROWS, config.num_channels, height, width)
+    return _random(module, shape)
 
 
 def _tokens(module: nn.Module, vocabulary: int, context: int) -> Tensor:
@@ -126,11 +151,13 @@ def _tokens(module: nn.Module, vocabulary: int, context: int) -> Tensor:
 
 
 def _random(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Random numbers of the model's own precision."""
     stream = torch.Generator().manual_seed(0)
     values = torch.randn(shape, generator=stream)
     parameter = next(module.parameters(), None)
-    dtype = parameter.dtype if parameter is not None and parameter.is_floating_point() else None
-    return values.to(_device(module), dtype)
+    if parameter is None or not parameter.is_floating_point():
+        return values.to(_device(module))
+    return values.to(parameter.device, parameter.dtype)
 
 
 def _device(module: nn.Module) -> torch.device:
