@@ -153,7 +153,7 @@ class Covariances(OfRefinements, AsTable):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
         arrays: dict[str, np.ndarray] = {}
-        header: dict[str, Any] = {"kind": f"rllc.{type(self).__name__}"}
+        header: dict[str, Any] = {"kind": _kind(type(self))}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, np.ndarray):
@@ -179,7 +179,7 @@ class Covariances(OfRefinements, AsTable):
         Raises:
             FileError: there is no such file, it is damaged, or it holds something else.
         """
-        arrays, header = load_arrays(path, kind=f"rllc.{cls.__name__}")
+        arrays, header = load_arrays(path, kind=_kind(cls))
         with reading(path):
             values: dict[str, Any] = {
                 "faults": tuple(faults_from_json(wrong) for wrong in header["faults"]),
@@ -191,6 +191,11 @@ class Covariances(OfRefinements, AsTable):
                 if field.name not in values:
                     values[field.name] = _value_in_file(field.name, arrays, header)
             return cls(**values)
+
+
+def _kind(result: type) -> str:
+    """What a file says that it holds: the class as it is typed."""
+    return f"rllc.covariances.{result.__name__}"
 
 
 def _value_in_file(name: str, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Any:
