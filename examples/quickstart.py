@@ -34,7 +34,7 @@ class Scale:
     config: AttentionOnlyConfig
     training: rllc.Training
     sampling: rllc.Sampling
-    sampler: rllc.Sampler
+    sampler: rllc.samplers.Sampler
     positions: int
     num_checkpoints: int
     characters: int
@@ -163,7 +163,7 @@ def gain_on_second_copy(model: torch.nn.Module, repeated: rllc.Tokens) -> float:
 
 
 def follow_circuit(
-    checkpoints: list[rllc.Checkpoint], text: rllc.Tokens, device: str | None
+    checkpoints: list[rllc.models.Checkpoint], text: rllc.Tokens, device: str | None
 ) -> dict[str, np.ndarray]:
     """What an induction circuit does, over training."""
     bos = int(text.rows[0, 0])
@@ -199,7 +199,7 @@ def step_of_formation(circuit: dict[str, np.ndarray]) -> int | None:
 
 # %% Sampling
 def sweep(
-    checkpoints: list[rllc.Checkpoint],
+    checkpoints: list[rllc.models.Checkpoint],
     data: dict[str, rllc.Tokens],
     scale: Scale,
     args: argparse.Namespace,
@@ -218,7 +218,7 @@ def sweep(
     )
 
 
-def spread(checkpoints: list[rllc.Checkpoint], count: int) -> list[rllc.Checkpoint]:
+def spread(checkpoints: list[rllc.models.Checkpoint], count: int) -> list[rllc.models.Checkpoint]:
     """The last, and others about evenly spaced in log step, from a sixth of it on."""
     if count >= len(checkpoints):
         return checkpoints

@@ -92,7 +92,7 @@ def _trajectory() -> rllc.Trajectory:
 
 
 @functools.cache
-def _curve() -> rllc.Resolution:
+def _curve() -> rllc.calibration.Resolution:
     model = _model()
     return rllc.resolution(
         model,
@@ -111,7 +111,7 @@ def _calibration() -> rllc.Calibration:
     return rllc.calibrate(model, _tokens(), "1:6", grid=grid, sampling=_SHORT, compute=_QUIET)
 
 
-def _kernel() -> rllc.LossKernel:
+def _kernel() -> rllc.covariances.LossKernel:
     return rllc.loss_kernel(_model(), _tokens(), _tokens(), sampling=_SHORT, compute=_QUIET)
 
 

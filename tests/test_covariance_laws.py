@@ -66,7 +66,7 @@ def test_kernel_susceptibilities_and_llc(draws: rllc.Draws) -> None:
     chi = Susceptibilities.of(draws, "rows")
     check(chi["0:0"], law.susceptibilities()[:, None])
     assert (chi.marks() == "ok").mean() > 0.8
-    llc = rllc.token_llc(draws)
+    llc = rllc.covariances.token_llc(draws)
     of_refinement = llc._replace(value=llc.value[0], standard_error=llc.standard_error[0])
     check(of_refinement, N_BETA * law.rise()[:, None])
 
@@ -79,7 +79,7 @@ def test_at_errors_of_two_per_cent() -> None:
     check(Susceptibilities.of(many, "rows")["0:0"], law.susceptibilities()[:, None], 0.02)
     HS = law.H @ law.S
     by_n_beta = N_BETA * np.trace(HS) / 2 - N_BETA**2 * np.trace(HS @ HS) / 2
-    check(rllc.elasticities(many).n_beta, np.array([by_n_beta]), 0.02)
+    check(rllc.covariances.elasticities(many).n_beta, np.array([by_n_beta]), 0.02)
 
 
 def test_cross_covariances(draws: rllc.Draws) -> None:
@@ -143,12 +143,12 @@ def test_with_a_reference_over_all_weights(draws: rllc.Draws) -> None:
 def test_elasticities_and_fluctuation(draws: rllc.Draws) -> None:
     law = Law(ALL)
     HS = law.H @ law.S
-    result = rllc.elasticities(draws)
+    result = rllc.covariances.elasticities(draws)
     by_n_beta = N_BETA * np.trace(HS) / 2 - N_BETA**2 * np.trace(HS @ HS) / 2
     by_gamma = -GAMMA * N_BETA / 2 * np.trace(HS @ law.S)
     for mean, truth in ((result.n_beta, by_n_beta), (result.localization, by_gamma)):
         check(mean, np.array([truth]))
-    fluctuation = rllc.singular_fluctuation(draws)
+    fluctuation = rllc.covariances.singular_fluctuation(draws)
     check(fluctuation, np.array([N_BETA / 2 * np.diag(law.kernel()).mean()]))
 
 

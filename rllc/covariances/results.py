@@ -212,9 +212,10 @@ def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, 
     """Make a result of what was observed at each checkpoint of a sweep.
 
     >>> observe = {"probes": rllc.losses_on(probes)}                               # doctest: +SKIP
-    >>> rllc.track(run, data, rllc.heads, store=rllc.Store("sweep", observe=observe))
+    >>> rllc.track(run, data, rllc.heads, store=rllc.sweep.Store("sweep", observe=observe))
     ...                                                                            # doctest: +SKIP
-    >>> chi = each_checkpoint(rllc.Sweep.open("sweep"), rllc.Susceptibilities.of)  # doctest: +SKIP
+    >>> make = rllc.covariances.Susceptibilities.of                                # doctest: +SKIP
+    >>> chi = each_checkpoint(rllc.Sweep.open("sweep"), make)                      # doctest: +SKIP
 
     Cells that are finished are not computed again: the same call of :func:`rllc.track` goes on.
     Where a cell is missing or has failed, values are NaN and the fault says so. Draws are read

@@ -179,8 +179,8 @@ def _draws(x: ArrayLike) -> np.ndarray:
     values = np.asarray(x)
     if values.ndim < 2 or values.dtype.kind not in "iuf" or 0 in values.shape[-2:]:
         raise InputError(
-            f"rllc.diagnostics: expected real numbers [..., chain, draw] with at least one chain "
-            f"and draw; got shape {list(values.shape)}, dtype {values.dtype}. "
+            f"rllc.statistics.diagnostics: expected real numbers [..., chain, draw] with at least "
+            f"one chain and draw; got shape {list(values.shape)}, dtype {values.dtype}. "
             f"For one chain type x[None]."
         )
     return values.astype(np.float64)

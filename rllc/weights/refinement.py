@@ -19,7 +19,7 @@ WeightsLike = Weights | str | Iterable[Weights | str] | Mapping[str, Weights | s
 """Weights as users give them; see :func:`product`."""
 
 DataLike = Any
-"""Data as users give them: what :func:`rllc.as_data` takes, or a dict ``{name: data}`` of it."""
+"""Data as users give them: what :func:`rllc.data.as_data` takes, or a dict of it by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ def product(
         weights: one :class:`Weights`, a list of them, or a dict that also names them; a string is a
             head. ``None`` is :func:`rllc.everything`, or :func:`rllc.trainable` if some weights of
             ``model`` are frozen and some are not.
-        data: what :func:`rllc.as_data` takes: token rows, a tokenizer's output, (inputs, labels),
+        data: what :func:`rllc.data.as_data` takes: rows, a tokenizer's output, (inputs, labels),
             a DataLoader, …; or a dict of these that names them.
         model: decides what ``None`` is.
 
