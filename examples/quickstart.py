@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,8 +24,7 @@ import torch.nn.functional as F
 
 import rllc
 from rllc.analysis import attention, classify, tokens_in_context
-from rllc.models import AttentionOnlyConfig
-from rllc.statistics.uncertainty import mean_of_draws
+from rllc.models import AttentionOnlyConfig, average
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Scale:
     num_checkpoints: int
     characters: int
     """Of each subset, at most."""
+    window: tuple[float, ...] = ()
+    """Shares of a step at which weights are kept as well, to be averaged with those of the step."""
 
 
 LIMITS = rllc.Limits(max_imprecision=0.4)
@@ -56,7 +58,7 @@ SMALL = Scale(
         num_burnin_steps=20,
         num_steps_bw_draws=2,
         batch_size=4,
-        n_beta=4000.0,
+        n_beta=6000.0,
         num_probes=2,
         start="gaussian",
         control_variate=True,
@@ -65,6 +67,7 @@ SMALL = Scale(
     positions=128,
     num_checkpoints=8,
     characters=8_000_000,
+    window=(0.92, 0.94, 0.96, 0.98),
 )
 FULL = Scale(
     AttentionOnlyConfig(),
@@ -83,6 +86,7 @@ TINY = Scale(
     positions=16,
     num_checkpoints=3,
     characters=100_000,
+    window=(0.5,),
 )
 
 
@@ -199,7 +203,7 @@ def step_of_formation(circuit: dict[str, np.ndarray]) -> int | None:
 
 # %% Sampling
 def sweep(
-    checkpoints: list[rllc.models.Checkpoint],
+    models: list[tuple[int, torch.nn.Module]],
     data: dict[str, rllc.Tokens],
     scale: Scale,
     args: argparse.Namespace,
@@ -207,7 +211,7 @@ def sweep(
     # Two processes of one thread are faster than one of two for models as small as this.
     executor = 2 if args.device is None and not args.tiny else None
     return rllc.track(
-        checkpoints,
+        models,
         data,
         rllc.heads,
         sampler=scale.sampler,
@@ -218,35 +222,51 @@ def sweep(
     )
 
 
-def spread(checkpoints: list[rllc.models.Checkpoint], count: int) -> list[rllc.models.Checkpoint]:
+def spread(steps: tuple[int, ...], count: int) -> list[int]:
     """The last, and others about evenly spaced in log step, from a sixth of it on."""
-    if count >= len(checkpoints):
-        return checkpoints
-    last = checkpoints[-1].step
-    wanted = np.geomspace(max(last / 6, 1), last, count)
-    nearest = {min(checkpoints, key=lambda c: abs(c.step - step)).step for step in wanted}
-    return [checkpoint for checkpoint in checkpoints if checkpoint.step in nearest]
+    if count >= len(steps):
+        return list(steps)
+    wanted = np.geomspace(max(steps[-1] / 6, 1), steps[-1], count)
+    return sorted({min(steps, key=lambda step: abs(step - target)) for target in wanted})
+
+
+def steps_of_window(step: int, window: tuple[float, ...]) -> list[int]:
+    """The steps of which the weights are averaged, the step itself the last."""
+    return sorted({round(step * share) for share in window} | {step})
+
+
+def near_minimum(checkpoints: dict[int, rllc.models.Checkpoint], step: int, scale: Scale) -> Any:
+    """The model at a step, averaged with those shortly before it.
+
+    While the learning rate is high weights lie on the walls of their minimum, and λ̂ of all heads
+    would jump where the rate falls, in the last fifth of the training.
+    """
+    steps = steps_of_window(step, scale.window)
+    return average(rllc.load(checkpoints[kept]) for kept in steps)
 
 
 # %% The table and the figure
-def print_table(
-    final: rllc.Estimate, sweep: rllc.Sweep, roles: dict[str, str], names: list[str]
-) -> None:
+def cell(llc: Any) -> str:
+    """One estimate in 16 characters, with a star where something is wrong with it."""
+    star = " " if llc.status == "ok" else "*"
+    return f"{llc.value:9.1f}{star}({llc.standard_error:4.1f})"
+
+
+def print_table(final: rllc.Estimate, roles: dict[str, str], names: list[str]) -> None:
     first, second = names[1:3]
     columns = "".join(f"{name[:14]:>16}" for name in names)
     print(f"\n{'head':6}{'role':16}{columns}{f'{first[:8]} - {second[:8]}':>22}  of the prior")
     for head, role in roles.items():
-        cells = [final[head, name] for name in names]
-        shown = "".join(f"{cell.value:10.1f} ({cell.standard_error:3.1f})" for cell in cells)
+        shown = "".join(cell(final[head, name]) for name in names)
         # Paired draw by draw, so its error knows what both have in common.
-        one, other = (sweep.draws(sweep.steps[-1], head, name) for name in (first, second))
-        paired = mean_of_draws(one.llc[0] - other.llc[0], one.settings["relaxation"])
-        difference, error = float(paired.value), float(paired.standard_error)
+        paired = final.difference((head, first), (head, second))
+        difference = f"{float(paired.value):14.1f} ({float(paired.standard_error):3.1f})"
         share = final.diagnostics["control_ratio"][final.names.index(head, "all")]
-        print(f"{head:6}{role:16}{shown}{difference:14.1f} ({error:3.1f}){share:14.2f}")
+        print(f"{head:6}{role:16}{shown}{difference}{share:14.2f}")
     flagged = sum(status != "ok" for status in final.status)
     print(
-        f"standard errors in brackets; {flagged} of {len(final.status)} estimates are flagged.\n"
+        f"standard errors in brackets; {flagged} of {len(final.status)} estimates are flagged, "
+        f"with a *: estimate.csv says why.\n"
         f"Last column: the value on all data as a share of what the prior alone gives; near 1 the "
         f"loss is not seen."
     )
@@ -309,11 +329,14 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     training_rows = balanced(subsets, args.seed)
     print(f"data: {', '.join(map(repr, subsets.values()))}")
 
+    measured = scale.training.checkpoint_steps()
+    chosen = spread(measured, scale.num_checkpoints)
+    averaged = [kept for step in chosen for kept in steps_of_window(step, scale.window)]
     model = rllc.train(
         scale.config,
         training_rows,
         args.out / "checkpoints",
-        training=scale.training,
+        training=replace(scale.training, checkpoints=[*measured, *averaged]),
         seed=args.seed,
         device=args.device,
         progress=not args.quiet,
@@ -325,8 +348,9 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     data = {"all": rows}
     data |= {name: first_positions(subset, scale.positions) for name, subset in subsets.items()}
     data["repeated"] = repeated_text(training_rows, scale.positions)
-    checkpoints = rllc.checkpoints(args.out / "checkpoints")
-    circuit = follow_circuit(checkpoints, data["repeated"], args.device)
+    checkpoints = {kept.step: kept for kept in rllc.checkpoints(args.out / "checkpoints")}
+    of_steps = [checkpoints[step] for step in measured]
+    circuit = follow_circuit(of_steps, data["repeated"], args.device)
     print("\n" + "  ".join(circuit))
     for values in zip(*circuit.values(), strict=True):
         cells = zip(circuit, values, strict=True)
@@ -343,13 +367,13 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     roles = dict(zip(classified.heads, classified.roles, strict=True))
     print(f"\n{classified}\n({time.perf_counter() - begin:.0f} s so far)")
 
-    chosen = spread(checkpoints, scale.num_checkpoints)
-    trajectory = sweep(chosen, {"all": rows}, scale, args)
-    last = sweep(chosen[-1:], data, scale, args)
+    models = [(step, near_minimum(checkpoints, step, scale)) for step in chosen]
+    trajectory = sweep(models, {"all": rows}, scale, args)
+    last = sweep(models[-1:], data, scale, args)
     trajectory.save(args.out / "trajectory.npz")
-    final = last.at(last.steps[-1])
+    final = rllc.Sweep.open(args.out / "sweep").at(last.steps[-1], LIMITS)
     final.to_dataframe(diagnostics=True).to_csv(args.out / "estimate.csv", index=False)
-    print_table(final, rllc.Sweep.open(args.out / "sweep"), roles, list(data))
+    print_table(final, roles, list(data))
     draw(trajectory, circuit, roles, args.out / "quickstart.png")
     print(f"\n{time.perf_counter() - begin:.0f} s; all files are in {args.out}")
     return trajectory

@@ -61,6 +61,12 @@ _OTHER_WORDS = {
 """Words of other libraries and papers for the same things."""
 
 
+_ELSEWHERE = {}
+for _name in ("positions", "revision", "subfolder", "cache_dir", "token"):
+    _ELSEWHERE[_name] = f"it belongs to rllc.checkpoints(source, {_name}=…), which gives a list."
+"""Arguments of other calls: where they are given instead."""
+
+
 def names_checked(call: Call) -> Call:
     """Make a public function, or a class, refuse unknown arguments by saying which was meant.
 
@@ -124,4 +130,4 @@ def advice(unknown: str, known: Iterable[str]) -> str:
         if meant in names:
             typed = f"{maker}({meant}=…)"
             return f"pass {argument}={typed}." if argument in known else f"it belongs to {typed}."
-    return nearest(unknown, known)
+    return _ELSEWHERE.get(unknown) or nearest(unknown, known)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _SIZES: dict[str, Any] = {
     "d_vocab": 300,
 }
 _QUIET = rllc.Compute(progress=False)
-_SHORT = rllc.Sampling(num_chains=2, num_draws=8, batch_size=4, num_probes=0)
+_SHORT = rllc.Sampling(num_chains=2, num_draws=8, batch_size=4, num_probes=0, control_variate=False)
 _LINES = ["def f(x):\n    return [x, (x + 1)]\n", "the cat in the house sees the cat\n"] * 20
 
 
@@ -40,10 +41,11 @@ def _names_of_examples(
     doctest_namespace: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> None:
+) -> Iterator[None]:
     doctest = getattr(request.node, "dtest", None)
     doctest_namespace.clear()
     if doctest is None:
+        yield
         return
     monkeypatch.chdir(tmp_path)
     source = "\n".join(example.source for example in doctest.examples)
@@ -51,6 +53,9 @@ def _names_of_examples(
         if re.search(rf"\b{name}\b", source) and name not in doctest.globs:
             doctest_namespace[name] = make()
     doctest_namespace |= {"np": np, "rllc": rllc}
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 def _model() -> Any:
@@ -108,7 +113,7 @@ def _curve() -> rllc.calibration.Resolution:
 def _calibration() -> rllc.Calibration:
     grid = {"lr": [1e-4, 1e-3], "n_beta": [30.0], "localization": [200.0]}
     model = _model()
-    return rllc.calibrate(model, _tokens(), "1:6", grid=grid, sampling=_SHORT, compute=_QUIET)
+    return rllc.calibrate(model, _tokens(), "1:6", sampling=_SHORT, compute=_QUIET, **grid)
 
 
 def _kernel() -> rllc.covariances.LossKernel:

@@ -56,7 +56,8 @@ class Limits:
             one :func:`rllc.estimate`.
 
     Raises:
-        InputError: a limit is not a number, or ``max_settings`` is below 1.
+        InputError: a limit is not a number, a largest one is negative, or ``max_settings`` is
+            below 1.
     """
 
     max_spikes: float = 0.0
@@ -83,6 +84,8 @@ class Limits:
             value = getattr(self, limit.name)
             if not isinstance(value, int | float) or math.isnan(value):
                 raise InputError(f"Limits: `{limit.name}` must be a number, got {value!r}.")
+            if value < 0 and limit.name.startswith("max_"):
+                raise InputError(f"Limits: `{limit.name}` must not be negative, got {value!r}.")
         if self.max_settings < 1:
             raise InputError(f"Limits: `max_settings` must be at least 1, got {self.max_settings}.")
 

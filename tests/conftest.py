@@ -9,10 +9,20 @@ from typing import Any
 import pytest
 import torch
 
+import rllc
 from rllc.data import train_tokenizer
+from rllc.engine import scene
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)  # tests work on small tensors, which two threads only slow down
+
+
+@pytest.fixture
+def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight minibatches in place of 128 tell the slope at w*: for tests that compare two ways of
+    one sampling, which agree with any number."""
+    monkeypatch.setattr(scene, "_LOOKS_FOR_SLOPE", 8)
+    monkeypatch.setattr(scene, "_LOOKS_FOR_WIDTH", 8)
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +34,25 @@ def pile_mini() -> Path:
     if not (folder / "tiny.jsonl").is_file():
         pytest.skip("pile-mini is not here; name its folder in RLLC_PILE_MINI")
     return folder
+
+
+@pytest.fixture(scope="session")
+def of_the_language(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
+    """A small model of the synthetic language, trained once for all workers of pytest."""
+    import fcntl
+
+    base = tmp_path_factory.getbasetemp()
+    # A worker's folder is in one that all share.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "of_the_language"
+    with open(shared / "of_the_language.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        config = rllc.models.AttentionOnlyConfig(
+            n_layers=2, d_model=64, n_heads=4, d_head=16, n_ctx=64, d_vocab=96
+        )
+        rows = rllc.data.synthetic.Language().sample(4000, seed=1).tokens
+        training = rllc.Training(num_steps=1000, batch_size=32, lr=1e-2, checkpoints=[1000])
+        return rllc.train(config, rows, folder, training=training, progress=False)
 
 
 @pytest.fixture(scope="session")

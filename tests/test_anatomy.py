@@ -20,7 +20,8 @@ import transformers
 from tiny import QUIET, SHORT, tiny_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from zoo import IMAGES, KINDS, WIDE, Kind
+from transformers import AutoModel, AutoModelForMaskedLM
+from zoo import GROUPED, IMAGES, KINDS, PLAIN, VOCAB, WIDE, Kind, plain
 
 import rllc
 from rllc.analysis.ablation import ablate
@@ -837,6 +838,14 @@ def test_groups_and_own_heads_are_sampled() -> None:
     assert np.isfinite(draws.loss).all()
 
 
+def row_in(message: str) -> list[rllc.AttentionRow]:
+    """The row that an error shows, pasted."""
+    pasted = message[message.index("row = ") : message.index("rllc.heads(model, anatomy=row)")]
+    names: dict[str, Any] = {"rllc": rllc}
+    exec(pasted, names)
+    return names["row"]
+
+
 def test_an_unknown_type_shows_its_attention_and_a_row_that_can_be_pasted() -> None:
     class Other(nn.Module):
         def __init__(self) -> None:
@@ -856,10 +865,100 @@ def test_an_unknown_type_shows_its_attention_and_a_row_that_can_be_pasted() -> N
     assert "no row for models of type 'lama'" in message
     assert "inner.model.layers.*.self_attn: LlamaAttention" in message
     assert "q_proj (32, 24)" in message
-    pasted = message[message.index("row = ") : message.index("rllc.heads(model, anatomy=row)")]
-    names: dict[str, Any] = {"rllc": rllc}
-    exec(pasted, names)
-    assert len(rllc.heads(model, anatomy=names["row"])) == 8
+    assert "guessed from names, and verified by running the model" in message
+    assert len(rllc.heads(model, anatomy=row_in(message))) == 8
+
+
+UNKNOWN = {
+    "gpt_oss": (Kind("gpt_oss", {**WIDE, "num_local_experts": 2, "num_experts_per_tok": 1}), ""),
+    # Queries and keys are normalised over all heads together.
+    "minimax_m2": (
+        Kind("minimax_m2", {**WIDE, "num_local_experts": 2, "num_experts_per_tok": 1}),
+        "mixed=('q', 'k')",
+    ),
+    # One key-value head, in the tensor of the queries.
+    "gpt_bigcode": (
+        plain(
+            "gpt_bigcode",
+            {"vocab_size": VOCAB, "n_embd": 24, "n_layer": 2, "n_head": 3},
+            kv_heads=1,
+        ),
+        "fused='side by side', kv_heads='num_key_value_heads'",
+    ),
+    "gpt_neox_japanese": (plain("gpt_neox_japanese", PLAIN), "fused='interleaved'"),
+    # Two kinds of attention, of which one is no head's.
+    "olmo_hybrid": (
+        Kind(
+            "olmo_hybrid",
+            {
+                **GROUPED,
+                "layer_types": ["linear_attention", "full_attention"],
+                "linear_num_value_heads": 2,
+                "linear_num_key_heads": 2,
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+            },
+            layers=1,
+        ),
+        "    # rllc.AttentionRow('model.layers.*.linear_attn'",
+    ),
+    "esm": (
+        plain("esm", {**PLAIN, "pad_token_id": 1}, auto=AutoModelForMaskedLM),
+        "q='self.query'",
+    ),
+    # A tower, and a head of nn.MultiheadAttention on it.
+    "siglip_vision_model": (
+        plain("siglip_vision_model", IMAGES, auto=AutoModel),
+        "q='attention.in_proj_weight attention.in_proj_bias'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+@torch.no_grad()
+def test_a_row_is_guessed_and_verified(name: str) -> None:
+    """What is guessed is held against a run of the whole model: a head's queries are its own."""
+    kind, text = UNKNOWN[name]
+    model = kind.make()
+    with pytest.raises(InputError, match="guessed from names, and verified") as caught:
+        rllc.heads(model)
+    assert text in str(caught.value)
+    row = row_in(str(caught.value))
+    anatomy = rllc.anatomy(model, row)
+    attention = anatomy.attentions[-1] if kind.layers == 1 else anatomy.attentions[1]
+    assert (attention.num_heads, attention.num_kv_heads) == (kind.heads, kind.kv_heads)
+    heads = rllc.heads(model, anatomy=row, kv="own")
+    randomise(model)
+    with read_by_o(model, attention.o.weight.removesuffix(".weight")) as seen:
+        run(model)
+        base = seen[-1].unflatten(-1, (kind.heads, -1))
+        for number, head_name in enumerate(attention.heads):
+            (head,) = [head for head in heads if head.name == head_name]
+            own = {n: mask for n, mask in head.masks(model).items() if n != attention.o.weight}
+            with scaled(model, own, -1.0):
+                run(model)
+            moved = seen[-1].unflatten(-1, (kind.heads, -1))
+            rises = (moved - base).abs().amax((0, 1, 3)) > 1e-4 * base.abs().max()
+            assert rises.nonzero().flatten().tolist() == [number]
+
+
+def test_an_attention_that_no_run_calls_is_said_to_be_one() -> None:
+    settings = {**PLAIN, "encoder_layers": 1, "decoder_layers": 1, "d_model": 24}
+    settings |= {"encoder_attention_heads": 3, "decoder_attention_heads": 3}
+    model = Kind("bart", settings).make()
+    with pytest.raises(InputError, match="guessed from names, and verified") as caught:
+        rllc.heads(model)
+    message = str(caught.value)
+    assert "    # rllc.AttentionRow('model.decoder.layers.*.encoder_attn'" in message
+    assert "(which a run of the model does not call)" in message
+    assert len(rllc.heads(model, anatomy=row_in(message))) == 3
+
+
+def test_what_is_no_attention_of_heads_is_not_verified() -> None:
+    """Pairs of heads write together in a differential transformer."""
+    model = Kind("diffllama", WIDE).make()
+    with pytest.raises(InputError, match=r"As guessed.* changes what is passed on by head 0:1"):
+        rllc.heads(model)
 
 
 def test_what_cannot_be_guessed_is_left_open() -> None:

@@ -189,6 +189,6 @@ def test_many_short_chains_where_they_forget_their_start(
 def test_what_looks_for_settings_keeps_the_paper_s_chains() -> None:
     model, rows = nn.Linear(2, 1), torch.randn(40, 2)
     grid = {"lr": [1e-3], "n_beta": [30.0], "localization": [200.0]}
-    assert rllc.calibrate(model, rows, loss=square, grid=grid).sampling == rllc.Sampling(
+    assert rllc.calibrate(model, rows, loss=square, **grid).sampling == rllc.Sampling(
         start="gaussian"
     )

@@ -178,12 +178,12 @@ CALLS: dict[str, Call] = {
     ),
     "calibrate": Call(
         rllc.calibrate,
-        FOR_SAMPLING | {"sampler": rllc.sgld, "grid": None, "limits": None},
-        FITS_SAMPLING | {"sampler": "function", "grid": "None, dict"},
+        FOR_SAMPLING | {"sampler": rllc.sgld, "lr": [1e-3], "limits": None},
+        FITS_SAMPLING | {"sampler": "function", "lr": "3, True"},
     ),
     "resolution": Call(
         rllc.resolution,
-        FOR_SAMPLING | {"n_betas": [1.0], "limits": None},
+        FOR_SAMPLING | {"n_betas": [1.0]},
         FITS_SAMPLING | {"sampler": "None, sampler, function", "n_betas": "ints"},
     ),
     "track": for_sampling(

@@ -11,7 +11,7 @@ import torch
 from test_examples import run
 from tiny import tiny_model
 
-from examples.benchmarks import any_model, gpu
+from examples.benchmarks import any_model, gpu, noise
 from examples.benchmarks.engine import __main__ as engine
 from examples.benchmarks.engine import clock, flops, full, growth, memory, precision, work
 from rllc import threads
@@ -102,10 +102,13 @@ def test_the_heads_of_any_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_noise(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("few_looks")
+def test_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--steps", "3", "--draws", "40", "--rounds", "1", "--context", "16"]
-    options += ["--bytes", "60000", "--skip-bfloat16", "--out", "here"]
-    printed = run("benchmarks/noise.py", *options, folder=tmp_path)
+    options += ["--bytes", "60000", "--skip-bfloat16", "--out", str(tmp_path)]
+    with threads.using(torch.get_num_threads()):
+        noise.main(options)
+    printed = capsys.readouterr().out
     assert len(re.findall(r"^ +\d:\d ", printed, re.MULTILINE)) == 8
     assert printed.count("times the precision a second") == 2
     assert printed.count("start='gaussian'") == 2

@@ -232,7 +232,7 @@ def composed(**options: Any) -> Composition:
     [
         (
             lambda: compose(nn.Linear(2, 2)),
-            r"compose\(Linear\): expected parameters named like 'blocks\.0\.attn\.W_Q'",
+            r"heads\(Linear\): expected attention",
         ),
         (
             lambda: composition(*stacks(tiny_model())[:3], stacks(tiny_model())[0]),

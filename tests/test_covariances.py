@@ -33,7 +33,7 @@ def loss(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def sampled(num_chains: int = 64, num_draws: int = 200, **changes: object) -> rllc.Draws:
-    settings = {"n_beta": N_BETA, "num_burnin_steps": 60, "num_steps_bw_draws": 4} | changes
+    settings = {"n_beta": N_BETA, "num_burnin_steps": 60, "num_steps_bw_draws": 2} | changes
     sampling = rllc.Sampling(num_chains, num_draws, batch_size=ROWS, num_probes=0, **settings)
     return rllc.sample(
         MODEL,

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rllc.theory import SGLDLaw
 
@@ -79,3 +80,40 @@ def test_shifts_stand_beside_their_formulas(coverage: ModuleType) -> None:
     ]
     for measured, error, formula in lines:
         assert abs(measured - formula) < 5 * error
+
+
+def test_the_best_test_of_levels_has_the_power_of_its_law(known_laws: ModuleType) -> None:
+    problem = known_laws.Problem(known_laws.head_like(30), predictions=500.0)
+    slow, white = known_laws.covariances(problem, 40)
+    variance = 1 / np.linalg.inv(slow + white).sum()
+    # Levels this close together scale the noise by next to nothing.
+    shift = 2.5 * math.sqrt(variance) / problem.truth
+    levels = np.tile(1 + shift * np.array([-1, -1, 1, 1]), (2000, 1))
+    stream = np.random.default_rng(0)
+    known = known_laws.share_to_be_found(problem, levels, 40, stream, learnt=False)
+    expected = stats.ncx2.sf(stats.chi2.isf(0.001, 3), 3, 4 * 2.5**2)
+    assert known == pytest.approx(expected, abs=0.06)
+    learnt = known_laws.share_to_be_found(problem, levels, 40, stream, learnt=True)
+    assert 0.1 < learnt < known
+
+
+@pytest.mark.parametrize("control_variate", [False, True])
+def test_its_chains_have_the_covariances_that_limits_assume(
+    known_laws: ModuleType, control_variate: bool
+) -> None:
+    problem = known_laws.Problem(
+        known_laws.head_like(30), predictions=500.0, shaking=0.0, control_variate=control_variate
+    )
+    x = known_laws.simulate(problem, 600, 4, 80, np.random.default_rng(0))[..., 40:]
+    own = (x - x.mean(1, keepdims=True)).reshape(-1, 40) * math.sqrt(4 / 3)
+    slow, white = known_laws.covariances(problem, 40)
+    measured = own.T @ own / len(own)
+    diagonal = np.diag(measured).mean()
+    assert diagonal == pytest.approx(slow[0, 0] + white[0, 0], rel=0.05)
+    assert np.diag(measured, 5).mean() == pytest.approx(slow[0, 5], rel=0.15)
+
+
+def test_levels_are_counted_for_each_size(coverage: ModuleType) -> None:
+    rows = list(coverage.levels(2, np.random.default_rng(0)))
+    assert len(rows) == 2 * 2 * 4 * 2
+    assert {len(values) for _, values in rows} == {len(coverage.LEVELS)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,10 +12,6 @@ import scipy.stats
 
 from rllc.errors import InputError
 from rllc.statistics import diagnostics
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it announces its own refactoring
-    import arviz
 
 ALL = (
     diagnostics.rhat,
@@ -80,9 +78,17 @@ def samples():
             )
 
 
+@pytest.fixture(scope="module")
+def arviz() -> ModuleType:
+    """Its import takes seconds: only a worker that needs it does so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it announces its own refactoring
+        return importlib.import_module("arviz")
+
+
 @pytest.mark.parametrize(("name", "x"), list(samples()), ids=[name for name, _ in samples()])
 @pytest.mark.filterwarnings("ignore")  # arviz warns of what it returns NaN for
-def test_agrees_with_arviz(name, x):
+def test_agrees_with_arviz(name, x, arviz):
     def agree(ours, theirs):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=0)
 

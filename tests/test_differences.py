@@ -21,8 +21,8 @@ def test_the_error_of_a_difference_is_its_spread_over_seeds() -> None:
             data,
             ["1:0", "1:1"],
             sampling=rllc.Sampling(
-                num_draws=30,
-                num_burnin_steps=20,
+                num_draws=20,
+                num_burnin_steps=10,
                 batch_size=16,
                 seed=seed,
                 num_probes=0,

@@ -187,7 +187,7 @@ def test_each_layer_of_a_deep_linear_network_on_full_and_deficient_inputs(
         data = {name: (x, DEEP(x)) for name, x in (("full", inputs(5)), ("deficient", inputs(2)))}
     weights = {f"layer {k}": rllc.parameters(f"weights.{k}") for k in range(3)}
     sampling = rllc.Sampling(
-        num_chains=4, num_draws=150, num_burnin_steps=50, batch_size=20, n_beta=n_beta
+        4, 150, num_burnin_steps=50, batch_size=20, n_beta=n_beta, num_probes=0
     )
     est = rllc.estimate(
         DEEP,
@@ -254,6 +254,7 @@ def test_one_data_set_need_not_be_named(est: rllc.Estimate) -> None:
         ("1:3", r"estimate\['1:3'\]: no such weights; did you mean '1:2'"),
         (("1:2", "poems"), r"no such data; (did you mean 'prose'|known: 'code', 'prose')"),
         (3, r"estimate\[3\]: expected a name, or \(weights, data\), such as estimate\['1:6', "),
+        (0, r"rows by number are estimate\.take\(\[0, 1\]\)"),
     ],
 )
 def test_rows_that_are_not_there(est: rllc.Estimate, key: object, message: str) -> None:

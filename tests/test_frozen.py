@@ -12,7 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import rllc
 
-SAMPLING = rllc.Sampling(num_chains=2, num_draws=4, batch_size=8, start="center")
+SAMPLING = rllc.Sampling(
+    num_chains=2, num_draws=4, batch_size=8, start="center", control_variate=False, num_probes=0
+)
 X = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
 
 

@@ -89,7 +89,7 @@ def test_overlaps_are_seen() -> None:
     assert overlaps(ax) == [("one", "two")]
 
 
-SLOW = [pytest.param(count, marks=pytest.mark.slow) for count in (16, 32, 144)]
+SLOW = [pytest.param(count, marks=pytest.mark.slow) for count in (16, 144)]
 
 
 @pytest.mark.parametrize("count", [8, *SLOW])

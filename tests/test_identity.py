@@ -156,7 +156,7 @@ EACH = pytest.mark.parametrize("name", list(CHOICES))
 
 
 class With:
-    """The library at a version of its numbers."""
+    """The library at a version of its numbers, with few minibatches that tell the slope at w*."""
 
     def __init__(self, call: Call) -> None:
         self.patch = pytest.MonkeyPatch()
@@ -165,6 +165,8 @@ class With:
     def __enter__(self) -> None:
         for module in ("rllc.storage.identity", "rllc.sweep.request", "rllc.sweep.tracker"):
             self.patch.setattr(f"{module}.NUMERICS", self.numerics)
+        self.patch.setattr("rllc.engine.scene._LOOKS_FOR_SLOPE", 4)
+        self.patch.setattr("rllc.engine.scene._LOOKS_FOR_WIDTH", 4)
 
     def __exit__(self, *_: object) -> None:
         self.patch.undo()
@@ -176,9 +178,10 @@ class With:
 def cells_of(call: Call, folder: Path) -> set[str]:
     run = folder / "run" / "step0000010"
     call.make_model().save_pretrained(run)
-    request = Request.of(
-        folder / "run", **call.arguments(), store=rllc.sweep.Store(folder / "s"), compute=QUIET
-    )
+    checkpoints = rllc.checkpoints(folder / "run")
+    store = rllc.sweep.Store(folder / "s")
+    request = Request.of(checkpoints, **call.arguments(), store=store, compute=QUIET)
+    request = request.identified()
     with With(call):
         request = replace(request, identity={**request.identity, "numerics": call.numerics})
         return {cell.name for cell in make_plan(request).plan.cells}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny import tiny_model
 
 PACKAGE = Path(__file__).parents[1] / "rllc"
 MODULES = {
@@ -43,6 +44,7 @@ HEAVY = {
     "xarray",
     "distributed",
 }
+HEAVY_FOR_DATA = {"transformers", "datasets", "tokenizers", "fsspec", "zstandard"}
 NUMBERS = {"torch", "numpy"}
 LEAVES = {
     "arguments",
@@ -226,12 +228,20 @@ def test_no_two_modules_import_each_other() -> None:
         visit(module)
 
 
-def test_import_rllc_is_light_and_makes_no_noise() -> None:
-    code = f"import sys, rllc; print(sorted({HEAVY!r} & set(sys.modules)))"
+def test_imports_and_a_listing_are_light_and_make_no_noise(tmp_path: Path) -> None:
+    """``import rllc``, then ``import rllc.data``, then a listing of checkpoints, in one process."""
+    tiny_model().save_pretrained(tmp_path / "step0000000")
+    code = f"""
+import sys, rllc
+print(sorted({HEAVY!r} & set(sys.modules)))
+import rllc.data
+print(sorted({HEAVY_FOR_DATA!r} & set(sys.modules)))
+print(len(rllc.checkpoints({str(tmp_path)!r})), "transformers" in sys.modules)
+"""
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines() == ["[]", "[]", "1 False"]
     assert done.stderr == ""
 
 

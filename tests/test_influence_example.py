@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -10,7 +11,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from test_examples import run
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "influence.py"
 
@@ -66,17 +66,23 @@ def test_the_damped_influence_function_is_a_newton_step(example) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path) -> None:
-    printed = run("influence.py", "--tiny", folder=tmp_path)
-    lines = printed.splitlines()[-5:]
+@pytest.mark.usefixtures("few_looks")
+def test_it_runs(example, capsys) -> None:
+    example.main(["--tiny"])
+    lines = capsys.readouterr().out.splitlines()[-5:]
     assert [line[:4] for line in lines] == ["Baye", "damp", "simi", "TRAK", "chan"]
     assert "nan" not in "".join(lines)
 
 
 @pytest.mark.slow
-def test_the_structure_of_a_tiny_quickstart(tmp_path) -> None:
-    run("quickstart.py", "--out", "here", "--tiny", "--quiet", folder=tmp_path)
-    printed = run("structure.py", "--run", "here", "--tiny", "--quiet", folder=tmp_path)
+@pytest.mark.usefixtures("few_looks")
+def test_the_structure_of_a_tiny_quickstart(tmp_path, monkeypatch, capsys) -> None:
+    """In this process, because importing everything anew would take longer."""
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    here = str(tmp_path / "here")
+    for name, folder in (("quickstart", "--out"), ("structure", "--run")):
+        importlib.import_module(name).main([folder, here, "--tiny", "--quiet"])
+    printed = capsys.readouterr().out
     assert "Components of" in printed
     assert "layer 1" in printed
     for name in ("components.png", "susceptibilities.png", "structure.csv", "tokens.html"):

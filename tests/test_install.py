@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from test_examples import check_products
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,4 +67,4 @@ def test_a_wheel_runs_the_quickstart_without_the_source_tree(built: Path, tmp_pa
     assert Path(place.strip()).is_relative_to(site)
     example = str(ROOT / "examples" / "quickstart.py")
     run(sys.executable, example, "--tiny", "--quiet", cwd=tmp_path, path=site)
-    assert (tmp_path / "rllc-out" / "quickstart" / "quickstart.png").exists()
+    check_products(tmp_path / "rllc-out" / "quickstart", ["code", "prose"])

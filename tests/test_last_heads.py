@@ -68,6 +68,8 @@ def test_losses_and_gradients_are_those_of_the_whole_way(
 @pytest.mark.parametrize("weights", ["0:1", rllc.layer(1), rllc.everything()])
 def test_other_weights_go_the_whole_way(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_only, "mean_and_each_of_heads", lambda *_: pytest.fail("taken"))
-    sampling = rllc.Sampling(num_chains=1, num_draws=1, batch_size=4, num_probes=0)
+    sampling = rllc.Sampling(
+        1, 1, batch_size=4, num_probes=0, start="center", control_variate=False
+    )
     rows = DATA["all count"]
     rllc.sample(tiny_model(**WIDE), rows, weights, sampling=sampling, compute=QUIET)

@@ -459,6 +459,7 @@ def test_what_a_head_gets_is_computed_once_a_minibatch() -> None:
         bound.runs(group, member, position, at, batch, gradient=True, each=False)
 
     evaluate()
+    evaluate()  # and one run alone, to compare
     calls: list[str] = []
     for name, module in bound.model.named_modules():
         module.register_forward_hook(lambda m, args, y, name=name: calls.append((name, y)))
@@ -573,7 +574,9 @@ def test_a_loss_passes_the_check_for_people_who_extend_rllc() -> None:
 def test_the_progress_bar_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     model, weights, _, _ = CASES["gpt2"]()
     rllc.sample(model, tokens(8), weights[0], sampling=SHORT)
-    assert AT_ONCE in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    # Half of the time of a few steps goes before the first of them.
+    assert 0 < shown.index("preparing: checks, and how runs are evaluated") < shown.index(AT_ONCE)
     rllc.sample(model, tokens(8), rllc.parameters("*.ln_f.*"), sampling=SHORT)
     assert "run by run: because" in capsys.readouterr().err
 
@@ -702,6 +705,61 @@ def test_others_are_evaluated_run_by_run(case: str) -> None:
     bound = assert_equals_in_turn(model, [rllc.parameters(pattern)], loss, x, reason)
     ((group, _),) = bound.plans.values()
     assert bound.way(group).startswith("run by run: because")
+
+
+def clipped(module: nn.Module, x: Tensor) -> Tensor:
+    """Rows are mixed only past a threshold, which chains may pass after some steps."""
+    losses = squares(module, x)
+    return torch.minimum(losses, 1.1 * losses.mean())
+
+
+def clipped_where_large(module: nn.Module, x: Tensor) -> Tensor:
+    """Rows are mixed only in some minibatches."""
+    return clipped(module, x) if float(x.max()) > 10 else squares(module, x)
+
+
+def test_a_loss_that_mixes_rows_past_a_threshold_is_evaluated_run_by_run() -> None:
+    """Rows are alike, so that those near w* are all below the threshold."""
+    model = Two(plain)
+    x = torch.ones(4, 5) + 0.01 * torch.randn(4, 5)
+    assert_equals_in_turn(model, [rllc.parameters(FIRST)], clipped, x, OTHERS)
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_a_loss_that_mixes_rows_later_on_is_noticed(autocast: str | None) -> None:
+    model, x = Two(plain), torch.randn(6, 5)
+    x[3:] += 12
+    weights = rllc.parameters(FIRST)
+    options = {"loss": clipped_where_large, "sampler": rllc.sgld(lr=0.02, localization=10.0)}
+    options["sampling"] = rllc.Sampling(
+        **vars(SHORT) | {"autocast": autocast, "num_draws": 30, "batch_size": 1}
+    )
+    with pytest.raises(rllc.InputError, match=r"mix rows .* Pass .*runs_per_pass=1") as caught:
+        rllc.sample(model, x, weights, compute=QUIET, **options)
+    assert "in a pass of 2 runs one has the loss" in str(caught.value)
+    alone = rllc.Compute(runs_per_pass=1, progress=False)
+    draws = rllc.sample(model, x, weights, compute=alone, **options)
+    assert draws.settings["ambient"]["evaluation"] == AT_ONCE
+
+
+def test_one_run_that_diverged_does_not_reach_the_others() -> None:
+    """A mean over all runs would be NaN for all of them."""
+
+    def mixing(module: nn.Module, x: Tensor) -> Tensor:
+        losses = squares(module, x)
+        return losses + 0 * (losses - losses.clamp(max=1e30)).mean()
+
+    model, x = Two(plain), torch.randn(4, 5)
+    bound = bind(model, mixing)
+    (group,) = groups([rllc.parameters("second.*").masks(model)])
+    at = bound.center(x, 0)
+    member, position = near(model, group, 3)
+    asked = {"gradient": True, "each": False}
+    for _ in range(3):
+        bound.runs(group, member, position, at, x, **asked)
+    position[2] = torch.inf
+    with pytest.raises(rllc.InputError, match="one has the loss nan, but alone it has"):
+        bound.runs(group, member, position, at, x, **asked)
 
 
 def test_an_embedding_and_tied_weights_are_evaluated_run_by_run() -> None:

@@ -17,7 +17,9 @@ from rllc.errors import InputError
 from rllc.losses import by_name as losses
 from rllc.testing import check_loss
 
-ONE = rllc.Sampling(num_chains=2, num_draws=2, batch_size=4, num_probes=0, start="center")
+ONE = rllc.Sampling(
+    num_chains=2, num_draws=2, batch_size=4, num_probes=0, start="center", control_variate=False
+)
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +95,18 @@ def test_classification_of_padded_texts(kind: str) -> None:
         weights = rllc.parameters("*score*" if kind == "GPT2" else "*classifier*").named("out")
         options = {"loss": losses.classification, "sampling": ONE, "compute": QUIET}
         assert np.isfinite(rllc.estimate(model, batch, weights, **options).value).all()  # type: ignore[arg-type]
+
+
+def test_losses_of_tokens_take_integers_of_any_size() -> None:
+    """The rows of Tokens are int32."""
+    model = nn.Embedding(5, 5)
+    rows = torch.randint(5, (3, 4), dtype=torch.int32)
+    assert losses.next_token(model, rows).equal(losses.next_token(model, rows.long()))
+    batch = {"input_ids": rows, "labels": rows.masked_fill(rows == 2, -100)}
+    whole = {name: value.long() for name, value in batch.items()}
+    for loss in (losses.next_token, losses.masked_lm):
+        for part, expected in zip(loss(model, batch), loss(model, whole), strict=True):
+            assert part.equal(expected)
 
 
 def test_regression_is_the_mean_squared_error() -> None:

@@ -50,6 +50,7 @@ class Unpadded:
 
 def sampling(**changes: Any) -> rllc.Sampling:
     settings = {"num_chains": 2, "num_draws": 4, "batch_size": 1, "num_probes": 0}
+    settings["control_variate"] = False
     return rllc.Sampling(**settings | {"start": "center"} | changes)
 
 
@@ -358,7 +359,9 @@ def test_baseline_and_draws_are_of_one_arithmetic() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_a_run_at_the_center_must_have_the_loss_at_the_center() -> None:
+def test_a_run_at_the_center_must_have_the_loss_at_the_center(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -375,13 +378,22 @@ def test_a_run_at_the_center_must_have_the_loss_at_the_center() -> None:
     def square_of(module: nn.Module, x: Tensor) -> Tensor:
         return module(x) ** 2
 
+    def asks(module: nn.Module, x: Tensor) -> Tensor:
+        losses = module(x)[:, 0] ** 2
+        return losses + 1 if losses.requires_grad else losses
+
     for model in (Counts(), Random()):
-        with pytest.raises(InputError, match="at w\\* a run has the loss") as caught:
+        again = "the loss at w\\* is not the same when it is evaluated again"
+        with pytest.raises(InputError, match=again):
             rllc.sample(
                 model, torch.randn(8, 3), loss=square_of, sampling=sampling(), compute=QUIET
             )
-        assert "before any step λ̂ would be off by" in str(caught.value)
-        assert "NumPy" in str(caught.value)
+    monkeypatch.setattr("rllc.engine.module._STACKED_FLOPS", 0.0)
+    linear = nn.Linear(3, 1)
+    with pytest.raises(InputError, match="at w\\* a run has the loss") as caught:
+        rllc.sample(linear, torch.randn(8, 3), loss=asks, sampling=sampling(), compute=QUIET)
+    assert "before any step λ̂ would be off by" in str(caught.value)
+    assert "NumPy" in str(caught.value)
 
 
 def test_dropout_and_batchnorm_in_training_mode_are_the_same_for_both() -> None:

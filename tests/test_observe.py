@@ -109,6 +109,7 @@ def unobserved(sampling: rllc.Sampling) -> rllc.Draws:
     return observed({}, sampling=sampling)
 
 
+@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize(
     "observable",
     [
@@ -257,8 +258,9 @@ def test_losses_on_are_of_one_data_set() -> None:
         rllc.losses_on({"a": FIXED, "b": TOKENS})
 
 
-def test_a_covariance_that_fits_nowhere_is_refused() -> None:
-    many = rllc.Tokens(torch.zeros(2000, 8, dtype=torch.long))
+def test_a_covariance_that_fits_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rllc.sampling.watch._COVARIANCE_BYTES", 2**20)
+    many = rllc.Tokens(torch.zeros(40, 8, dtype=torch.long))
     with pytest.raises(InputError, match=r"the covariance of the observable 'big' would take"):
         observed({"big": rllc.losses_on(many, keep="moments")})
 

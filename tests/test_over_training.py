@@ -6,7 +6,7 @@ import runpy
 
 import numpy as np
 import pytest
-from test_examples import EXAMPLES, run
+from test_examples import EXAMPLES
 
 import rllc
 
@@ -14,6 +14,7 @@ QUICK = ["--chains", "2", "--draws", "4", "--batch", "4", "--quiet"]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_looks")
 def test_over_training_and_again(tmp_path, monkeypatch, capsys) -> None:
     pandas = pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
@@ -43,7 +44,7 @@ def test_over_training_and_again(tmp_path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_over_training_on_files_and_dask(tmp_path) -> None:
+def test_over_training_on_files_and_dask(tmp_path, monkeypatch, capsys) -> None:
     pytest.importorskip("distributed")
     from tiny import tiny_model, tiny_tokens
 
@@ -51,7 +52,10 @@ def test_over_training_on_files_and_dask(tmp_path) -> None:
         tiny_model(step, n_heads=2).save_pretrained(tmp_path / "run" / f"step{step:07d}")
     tiny_tokens(seed=1).save(tmp_path / "a.npz")
     files = ["--checkpoints", "run", "--data", "a.npz", "--out", "o"]
-    printed = run("over_training.py", *files, "--dask", *QUICK, folder=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(EXAMPLES / "over_training.py"))["main"]
+    main([*files, "--dask", *QUICK])
+    printed = capsys.readouterr().out
     assert "Trajectory(2 checkpoints, steps 0…10, 4 weights × 1 data" in printed
     assert rllc.Sweep.open(tmp_path / "o" / "sweep").missing == ()
     page = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")

@@ -317,7 +317,7 @@ def test_one_page_needs_no_index(copies, tmp_path: Path) -> None:
     [
         (
             lambda m, r: page(nn.Linear(2, 2), r, "1:1"),
-            r"page: expected an rllc\.models\.AttentionOnly",
+            r"heads\(Linear\): expected attention",
         ),
         (lambda m, r: page(m, r, "5:1"), r"tokens_in_context\['5:1'\]: no such head; did you mean"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -9,11 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_examples import run
 from tiny import tiny_model, tiny_tokens
 
 import rllc
-from examples.paper import averaged, claims, cost, data, results, settings, sweep, train, trained
+from examples.paper import (
+    averaged,
+    claims,
+    cost,
+    data,
+    pipeline,
+    results,
+    settings,
+    sweep,
+    train,
+    trained,
+)
 from examples.paper.claims import CONTRADICTED, HOLDS, UNTESTED, WEAK
 from examples.paper.results import load_runs
 from rllc.analysis import ablation, circuit
@@ -125,6 +136,7 @@ def test_heads_ablated_together_cost_what_a_circuit_costs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_looks")
 def test_the_cost_is_said_and_nothing_is_written(tmp_path: Path, capsys) -> None:
     options = ["--tiny", "--quiet", "--cost", "--out", str(tmp_path), "--processes", "0"]
     for name, value in (SIZES | {"train-rows": 300}).items():
@@ -165,13 +177,15 @@ SIZES = {
 }
 
 
-def run_paper(folder: Path, size: str, processes: int, **sizes: int) -> str:
+def run_paper(out: Path, size: str, capsys: pytest.CaptureFixture[str], **sizes: int) -> str:
     """What the pipeline prints, from its claims on, without the time that it took."""
-    options = [f"--{size}", "--quiet", "--out", "here", "--processes", str(processes)]
+    options = [f"--{size}", "--quiet", "--out", str(out), "--processes", "0"]
     for name, value in (SIZES | sizes).items():
         options += [f"--{name}", str(value)]
-    printed = run("examples.paper", *options, folder=folder)
-    return re.sub(r"\d+ s", "… s", printed)
+    capsys.readouterr()
+    # In this process, because importing everything anew would take longer.
+    pipeline.main(options)
+    return re.sub(r"\d+ s", "… s", capsys.readouterr().out)
 
 
 def times_written(out: Path) -> dict[str, int]:
@@ -186,10 +200,21 @@ def times_written(out: Path) -> dict[str, int]:
     return times
 
 
+def test_what_a_sweep_is_given_travels_to_worker_processes() -> None:
+    sent = pickle.loads(pickle.dumps(sweep.slope()))
+    model, rows = tiny_model(), tiny_tokens()
+    sampling = rllc.Sampling(2, 2, batch_size=4, control_variate=False, num_probes=0)
+    observe = {"here": sweep.slope(), "there": sent}
+    options = {"sampling": sampling, "observe": observe, "compute": rllc.Compute(progress=False)}
+    observed = rllc.sample(model, rows, "0:1", **options).observed
+    np.testing.assert_array_equal(observed["here"], observed["there"])
+
+
 @pytest.mark.slow
-def test_the_paper_in_small_and_again(tmp_path) -> None:
-    printed = run_paper(tmp_path, "tiny", processes=1)
+@pytest.mark.usefixtures("few_looks")
+def test_the_paper_in_small_and_again(tmp_path, capsys) -> None:
     out = tmp_path / "here"
+    printed = run_paper(out, "tiny", capsys)
     page = (out / "report.html").read_text(encoding="utf-8")
     figures = list((out / "figures").glob("*.png"))
     assert page.count("<img ") == len(figures) >= 6
@@ -202,13 +227,14 @@ def test_the_paper_in_small_and_again(tmp_path) -> None:
         assert f"{answer.verdict.upper()}: {answer.claim}" in printed
     before = times_written(out)
     assert len(before) > 50
-    again = run_paper(tmp_path, "tiny", processes=0)
+    again = run_paper(out, "tiny", capsys)
     assert times_written(out) == before  # nothing was computed twice
     assert again == printed
 
 
 @pytest.mark.slow
-def test_the_paper_on_texts(tmp_path) -> None:
-    printed = run_paper(tmp_path, "small", processes=0, vocab=300)
+@pytest.mark.usefixtures("few_looks")
+def test_the_paper_on_texts(tmp_path, capsys) -> None:
+    printed = run_paper(tmp_path, "small", capsys, vocab=300)
     assert "on code against prose, induction heads are higher" in printed
-    assert (tmp_path / "here" / "tokenizer-300").exists()
+    assert (tmp_path / "tokenizer-300").exists()

@@ -262,7 +262,7 @@ def test_the_model_is_left_as_it_was() -> None:
     [
         (
             lambda m: patch_paths(nn.Linear(2, 2), CLEAN),
-            "patch_paths: expected an rllc.models.AttentionOnly",
+            r"heads\(Linear\): expected attention",
         ),
         (
             lambda m: patch_paths(m, CLEAN, ["0:1->1:2"]),

@@ -260,8 +260,10 @@ def calibration() -> Calibration:
         tiny_tokens(),
         "0:0",
         sampling=rllc.Sampling(num_chains=2, num_draws=20, batch_size=4, control_variate=False),
-        grid={"lr": [1e-4, 1e-3, 1e3], "n_beta": [30.0, 300.0], "localization": [100.0, 1000.0]},
         limits=lenient,
+        lr=[1e-4, 1e-3, 1e3],
+        n_beta=[30.0, 300.0],
+        localization=[100.0, 1000.0],
         compute=QUIET,
     )
 

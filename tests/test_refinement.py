@@ -55,6 +55,8 @@ def test_a_name_changes_no_weights() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
+        ("3.weight", r"'3.weight' is no head.*type rllc.parameters\('3.weight'\)"),
+        (["0:1", "*.W_Q"], r"type rllc.parameters\('\*.W_Q'\)"),
         ([], "`weights`: the list is empty"),
         ({}, "`weights`: the list is empty"),
         (["0:1", "L0H1"], r"\['0:1'\] each name more than one selection; pass a dict"),

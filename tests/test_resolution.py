@@ -59,10 +59,11 @@ def test_the_curve_with_samplers_of_ones_own() -> None:
 
 
 def test_limits_decide_what_is_a_fault() -> None:
-    limits = Limits(max_noise=1e-6)
-    curve = on_the_quadratic([30.0], num_draws=10, limits=limits)
+    as_it_is = on_the_quadratic([30.0], num_draws=10)
+    curve = as_it_is.judge(Limits(max_noise=1e-6))
     assert "imprecise" in [fault.kind for fault in curve.faults[0][0]]
     assert curve.status[0][0] != "ok"
+    assert curve.judge().status == as_it_is.status
 
 
 def test_the_curve_as_table_and_dataframe() -> None:

@@ -16,6 +16,7 @@ MODEL, DATA = tiny_model(), {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
 KEEP = rllc.Compute(keep_states=True, progress=False)
 TOKENS = {"tokens": rllc.observables.minibatch_losses(), "rows": rllc.observables.minibatch_rows()}
 WEIGHTS = ["0:1", "1:2", rllc.parameters("unembed.*").named("unembedding")]
+pytestmark = pytest.mark.usefixtures("few_looks")
 SAMPLING = rllc.Sampling(
     num_chains=3, num_draws=13, batch_size=4, control_variate=False, num_probes=0, start="center"
 )
@@ -50,13 +51,12 @@ def assert_same(one: rllc.Draws, other: rllc.Draws) -> None:
 
 SAMPLERS = {
     "sgld": rllc.sgld(),
-    "rmsprop_sgld": rllc.samplers.rmsprop_sgld(num_adaptation_steps=9),
+    "rmsprop_sgld": rllc.samplers.rmsprop_sgld(num_adaptation_steps=5),
     "sghmc": rllc.samplers.sghmc(lr=1e-4),
 }
 SWITCHES = [
-    {"num_probes": 5},
-    {"control_variate": True},
-    {"num_burnin_steps": 3, "num_steps_bw_draws": 2},
+    {"num_probes": 3},
+    {"control_variate": True, "num_burnin_steps": 3, "num_steps_bw_draws": 2},
     {"start": "gaussian", "control_variate": True, "num_burnin_steps": 2},
 ]
 
@@ -66,13 +66,13 @@ SWITCHES = [
 def test_chains_that_go_on_are_those_that_never_stopped(
     name: str, switches: dict[str, object]
 ) -> None:
-    """Twice: 5 draws, then 8, then 13; what is gone on from is left as it is."""
+    """Twice: 3 draws, then 4, then 7; what is gone on from is left as it is."""
     if switches.get("start") == "gaussian" and name != "sgld":
         pytest.skip("start='gaussian' is for sgld")
     sampling, sampler = replace(SAMPLING, **switches), SAMPLERS[name]
     data = DATA if "num_probes" in switches else DATA["a"]
-    whole, went_on = (draw(n, sampling, sampler=sampler, data=data) for n in (13, 5))
-    for more in (8, 13):
+    whole, went_on = (draw(n, sampling, sampler=sampler, data=data) for n in (7, 3))
+    for more in (4, 7):
         before = went_on.loss.copy(), went_on.diverged.copy()
         longer = draw(more, sampling, sampler=sampler, data=data, resume=went_on)
         np.testing.assert_array_equal(went_on.loss, before[0])
@@ -104,12 +104,12 @@ def test_only_the_new_draws_are_computed() -> None:
 
 
 def test_losses_per_token_go_on_too_or_are_those_of_the_new_draws() -> None:
-    whole, short = draw(13, observe=TOKENS), draw(5, observe=TOKENS)
-    assert_same(draw(13, observe=TOKENS, resume=short), whole)
-    new = draw(13, observe=TOKENS, resume=draw(5))
+    whole, short = draw(6, observe=TOKENS), draw(3, observe=TOKENS)
+    assert_same(draw(6, observe=TOKENS, resume=short), whole)
+    new = draw(6, observe=TOKENS, resume=draw(3))
     for name in TOKENS:
-        np.testing.assert_array_equal(new.observed[name], whole.observed[name][:, :, 5:])
-    assert not set(TOKENS) & set(draw(13, resume=short).observed)
+        np.testing.assert_array_equal(new.observed[name], whole.observed[name][:, :, 3:])
+    assert not set(TOKENS) & set(draw(6, resume=short).observed)
 
 
 def test_a_diverged_chain_stays_diverged_and_its_neighbours_go_on() -> None:
@@ -138,18 +138,23 @@ def test_a_diverged_chain_stays_diverged_and_its_neighbours_go_on() -> None:
 
 def test_what_target_se_has_stopped_stays_stopped_and_the_rest_goes_on() -> None:
     def some(num_draws: int, target_se: float | None, **options) -> rllc.Draws:
-        sampling = rllc.Sampling(
-            2, batch_size=4, control_variate=False, target_se=target_se, num_probes=0
-        )
-        return draw(num_draws, sampling, weights=["0:1", "0:2", "1:2"], observe=TOKENS, **options)
+        sampling = replace(SAMPLING, num_chains=2, target_se=target_se)
+        arguments = {"weights": ["0:1", "0:2", "1:2"], "data": DATA["a"], "observe": TOKENS}
+        return draw(num_draws, sampling, **arguments | options)
 
-    error = float(np.median(rllc.Estimate.of(some(80, None)).standard_error))
-    whole, short = some(120, error), some(60, error)
+    def cut(draws: rllc.Draws, num_draws: int) -> float:
+        """The middle of the heads' standard errors after so many draws."""
+        few = replace(draws, loss=draws.loss[..., :num_draws])
+        few = replace(few, baseline=draws.baseline[..., :num_draws], observed={})
+        return float(np.median(rllc.Estimate.of(few).standard_error))
+
+    error = cut(some(60, None), 60)
+    whole, short = some(80, error), some(60, error)
     assert len({*short.lengths, *whole.lengths}) > 2
-    assert_same(some(120, error, resume=short), whole)
-    assert_same(
-        some(120, 1e9, resume=some(60, 1e9)), some(120, 1e9)
-    )  # all had stopped: nothing is computed
+    assert_same(some(80, error, resume=short), whole)
+    # All had stopped: nothing is computed.
+    stopped = some(40, 1e9, weights="0:1")
+    assert_same(some(80, 1e9, weights="0:1", resume=stopped), some(80, 1e9, weights="0:1"))
 
 
 def test_states_go_to_a_file_and_back(tmp_path) -> None:

@@ -23,7 +23,6 @@ from rllc.analysis.roles import EVIDENCE, ROLES, Roles, RoleThresholds, classify
 from rllc.analysis.tokens_in_context import Thresholds, tokens_in_context
 from rllc.data.synthetic import RULES, Language, Synthetic
 from rllc.errors import InputError
-from rllc.models import AttentionOnlyConfig
 from rllc.testing import unchanged
 
 mpl.use("Agg")
@@ -344,19 +343,17 @@ def effects_by_role(roles: Roles, sample: Synthetic) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_roles_on_a_trained_model_are_the_rules_that_heads_serve() -> None:
+def test_roles_on_a_trained_model_are_the_rules_that_heads_serve(
+    of_the_language: torch.nn.Module,
+) -> None:
     """Of heads that serve one group of rules twice as much as any other, most have its role.
 
     Over five models, 26 of 34 heads that were judged by their tokens had the role of the group that
     they serve most; the others serve two groups about equally, or help an induction head.
     """
     language = Language()
-    rows = language.sample(4000, seed=1).tokens
-    config = AttentionOnlyConfig(n_layers=2, d_model=64, n_heads=4, d_head=16, n_ctx=64, d_vocab=96)
-    training = rllc.Training(num_steps=1000, batch_size=32, lr=1e-2)
-    model = rllc.train(config, rows, training=training, progress=False)
     sample = language.sample(150, seed=100)
-    roles = classify(model, sample.tokens, brackets=language.brackets)
+    roles = classify(of_the_language, sample.tokens, brackets=language.brackets)
     assert roles.having("previous token")
     assert roles.having("induction")
     assert roles.having("multigram")

@@ -110,20 +110,19 @@ def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
     model, data = tiny_model(), tiny_tokens()
     settings = {
         "num_chains": 2,
-        "num_draws": 120,
+        "num_draws": 80,
         "batch_size": 4,
         "control_variate": False,
         "num_probes": 0,
     }
-    whole = rllc.sample(
-        model, data, rllc.heads(model), sampling=rllc.Sampling(**settings), compute=QUIET
-    )
+    heads = ["0:0", "0:1", "1:0", "1:1"]
+    whole = rllc.sample(model, data, heads, sampling=rllc.Sampling(**settings), compute=QUIET)
     errors = rllc.Estimate.of(whole).standard_error
     target = float(np.median(errors) * 1.05)
     stopped = rllc.sample(
         model,
         data,
-        rllc.heads(model),
+        heads,
         sampling=rllc.Sampling(**settings, target_se=target),
         compute=QUIET,
     )
@@ -134,7 +133,7 @@ def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
         assert np.allclose(stopped.loss[i, :, :length], whole.loss[i, :, :length], atol=1e-5)
         assert np.isnan(stopped.loss[i, :, length:]).all()
         assert estimate.value[i] == pytest.approx(whole.llc[i, :, :length].mean(), abs=1e-3)
-        assert length == 120 or estimate.standard_error[i] <= target
+        assert length == 80 or estimate.standard_error[i] <= target
         assert not estimate.status[i].startswith("diverged")
 
 
@@ -374,6 +373,7 @@ SWITCHES = [
 ]
 
 
+@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize("switches", SWITCHES)
 def test_with_every_switch_the_engine_is_the_plain_loop(switches: dict[str, object]) -> None:
     """The same call with the loss as a function of any module is evaluated run by run, without

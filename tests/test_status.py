@@ -80,7 +80,7 @@ def kinds(llc: LLC) -> list[Kind]:
 
 
 def test_nothing_is_wrong_with_a_good_setting() -> None:
-    llc = estimate_on(Surface(square), lr=3e-3, gamma=50.0, num_draws=1000)
+    llc = estimate_on(Surface(square), lr=3e-3, gamma=50.0, num_draws=500)
     assert llc.faults == ()
     assert llc.status == "ok"
 
@@ -231,6 +231,16 @@ def test_the_severest_fault_is_first() -> None:
     assert [fault.kind for fault in faults] == ["spikes", "disagree", "negative"]
 
 
+def test_no_kind_is_told_twice() -> None:
+    """Chains may be short of relaxation times of the slowest direction, and of their own."""
+    settings = rllc.sgld().settings | rllc.Sampling(num_draws=30).settings
+    row = NOTHING_KNOWN | {"value": 1.0, "standard_error": 0.01, "relaxation_times": 3.0}
+    (fault,) = faults_of(row | {"relaxation": 10.0}, settings, STRICT)
+    assert fault.text == "slow (3.0 relaxation times): more draws, or larger lr"
+    (fault,) = faults_of(row | {"relaxation": 30.0}, settings, STRICT)
+    assert fault.problem == "slow (1.0 relaxation times)"
+
+
 @pytest.mark.parametrize("value", ["1", None, math.nan])
 def test_limits_are_numbers(value: object) -> None:
     with pytest.raises(InputError, match="Limits: `max_step` must be a number, got"):
@@ -334,7 +344,7 @@ def test_intervals_cover_the_long_run_value_of_a_trained_model(tmp_path: Path) -
     kept = torch.rand(40, 7, generator=generator("noise")) < 0.9
     tokens = rllc.Tokens(rows.where(kept, 10))
     config = rllc.models.AttentionOnlyConfig(
-        n_layers=2, d_model=12, n_heads=3, d_head=4, n_ctx=8, d_vocab=11
+        n_layers=1, d_model=12, n_heads=3, d_head=4, n_ctx=8, d_vocab=11
     )
     training = rllc.Training(num_steps=300, batch_size=20, lr=1e-2)
     model = rllc.train(config, tokens, tmp_path, training=training, progress=False)

@@ -193,7 +193,7 @@ def test_results_are_html_in_a_notebook(tmp_path: Path) -> None:
     model, tokens = tiny_model(), tiny_tokens()
     estimate = rllc.estimate(model, tokens, ["0:0", "0:1"], sampling=SHORT, compute=QUIET)
     grid = {"lr": [1e-3, 1e3], "n_beta": [30.0], "localization": [200.0]}
-    calibration = calibrate(model, tokens, "0:0", sampling=SHORT, grid=grid, compute=QUIET)
+    calibration = calibrate(model, tokens, "0:0", sampling=SHORT, compute=QUIET, **grid)
     curve = rllc.calibration.Resolution(np.array([30.0, 60.0]), (estimate, estimate))
     trajectory = rllc.Trajectory.of({0: estimate, 10: replace(estimate, value=estimate.value + 1)})
     ablation = ablate(model, tokens)

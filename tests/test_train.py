@@ -8,11 +8,13 @@ import math
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
+import threading
+import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -786,36 +788,71 @@ def test_two_processes_on_one_folder(tmp_path):
 
 # Killed and starved processes.
 
-CHILD = """
-import json, os, resource, signal, sys, threading, time
-import torch
-from rllc.data import Minibatches, Tokens
-from rllc.models import AttentionOnlyConfig
-from rllc.training import Training, train
-out, delay, largest = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-config = AttentionOnlyConfig(n_layers=2, d_model=16, n_heads=2, d_head=8, n_ctx=16, d_vocab=50)
-rows = torch.randint(0, 50, (64, 16), generator=torch.Generator().manual_seed(0))
-real, started = Minibatches.__getitem__, []
-def starting(self, t):
-    if not started:
-        started.append(t)
-        print(t, flush=True)
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start() if delay else None
-    return real(self, t)
-Minibatches.__getitem__ = starting
-if largest:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-training = Training(num_steps=400, batch_size=8, resume_every=7)
-train(config, Tokens(rows), out, training=training, progress=False)
-os._exit(0)
-"""
+
+class Ended(NamedTuple):
+    """How a process ended, and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def child(out: Path, delay: float = 0.0, largest: int = 0) -> subprocess.CompletedProcess[str]:
-    root = str(Path(rllc.__file__).parents[1])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    arguments = [sys.executable, "-c", CHILD, str(out), str(delay), str(largest)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
+def train_to_the_end(out: Path, delay: float, largest: int) -> None:
+    """Train, say where it starts, and be killed so many seconds after that, if not 0.
+
+    Args:
+        out: the folder.
+        delay: of the SIGKILL.
+        largest: bytes that a file may have, 0 for any number.
+    """
+    config = AttentionOnlyConfig(n_layers=2, d_model=16, n_heads=2, d_head=8, n_ctx=16, d_vocab=50)
+    rows = torch.randint(0, 50, (64, 16), generator=torch.Generator().manual_seed(0))
+    real, started = Minibatches.__getitem__, []
+
+    def starting(self: Minibatches, t: int) -> torch.Tensor:
+        if not started:
+            started.append(t)
+            print(t, flush=True)
+            if delay:
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return real(self, t)
+
+    Minibatches.__getitem__ = starting  # type: ignore[method-assign]
+    if largest:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    training = Training(num_steps=400, batch_size=8, resume_every=7)
+    train(config, Tokens(rows), out, training=training, progress=False)
+
+
+def child(out: Path, delay: float = 0.0, largest: int = 0) -> Ended:
+    """Train in a copy of this process, which has imported everything."""
+    pipes = {1: os.pipe(), 2: os.pipe()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forks beside threads
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            for number, (_, written) in pipes.items():
+                os.dup2(written, number)
+            sys.stdout = os.fdopen(1, "w")
+            sys.stderr = os.fdopen(2, "w")
+            train_to_the_end(out, delay, largest)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    texts = []
+    for read, written in pipes.values():
+        os.close(written)
+        with open(read) as file:
+            texts.append(file.read())
+    return Ended(code, *texts)
 
 
 @pytest.mark.slow

@@ -57,6 +57,43 @@ def test_a_trajectory_is_the_estimates_in_order_of_step(estimates, trajectory) -
     assert trajectory.per_chain.shape == (3, 2, SHORT.num_chains)
 
 
+def test_curves_by_name(estimates) -> None:
+    on_two = {"code": DATA, "prose": DATA.flip(0)}
+    curves = rllc.Trajectory.of({step: estimate(linear(step), TWO, data=on_two) for step in (0, 5)})
+    one = curves["bias", "prose"]
+    assert one.names == Names(("bias",), ("prose",))
+    assert one.steps == curves.steps
+    for name in ARRAYS:
+        column = list(curves.names).index(("bias", "prose"))
+        assert np.array_equal(getattr(one, name), getattr(curves, name)[:, [column]])
+    for step in curves.steps:
+        assert one.at(step) == curves.at(step).select("bias", "prose")
+    assert curves["bias"].data == ("code", "prose")
+    assert curves["b*"] == curves["bias"] == curves.select(["bias"])
+    assert curves.select(data="code").weights == ("all", "bias")
+    assert curves.take([3, 0]).names == Names(("bias", "all"), ("prose", "code"))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (0, r"trajectory\[0\]: expected a name, .* a checkpoint is trajectory.at\(step\)"),
+        (("bias", "data", "x"), "expected a name, or"),
+        (("bias", 3), "expected a name, or"),
+        ("bais", "no such weights; did you mean 'bias'"),
+        (("bias", "prose"), "no such data"),
+    ],
+)
+def test_curves_that_are_not_there(trajectory, key: object, message: str) -> None:
+    with pytest.raises(rllc.errors.InputError, match=message):
+        trajectory[key]
+
+
+def test_a_trajectory_is_not_counted_through(trajectory) -> None:
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(trajectory)
+
+
 def test_it_is_arrays_and_names_and_nothing_else(trajectory) -> None:
     fields = {field.name for field in dataclasses.fields(rllc.Trajectory)}
     assert set(vars(trajectory)) == fields

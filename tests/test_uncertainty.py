@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from rllc.errors import InputError
-from rllc.statistics import agreement, biases, quantiles, uncertainty
+from rllc.statistics import agreement, autocovariance, biases, quantiles, uncertainty
 from rllc.statistics.uncertainty import Mean, contrast, differences, mean_of_draws
 from rllc.theory import SGLDLaw
 
@@ -355,6 +355,68 @@ def test_chains_at_other_levels_disagree():
     assert ((judged.p_value < 0.001) & (judged.spread > 0.02)).mean() > 0.9
     # The levels' own standard deviation is 0.15·√(4/3) of the mean.
     assert np.median(judged.spread) == pytest.approx(0.173, rel=0.15)
+
+
+@pytest.mark.parametrize(("lr", "draws"), [(1e-3, 40), (1e-4, 200)])
+def test_other_levels_are_found_nearly_as_often_as_is_possible(lr, draws):
+    """By a χ² test of the same chain means that is told how far they lie apart by nature."""
+    repetitions = 200
+    x = squares((repetitions, 4, draws), quadratic(lr, dim=100), np.random.default_rng(0))
+    natural = x.mean(-1).var(1, ddof=1).mean()
+    x = np.array([0.85, 0.85, 1.15, 1.15])[:, None] * x
+    best = scipy.stats.chi2.sf(3 * x.mean(-1).var(1, ddof=1) / natural, 3) < 0.001
+    found = agreement.disagreement(x, biases.relaxation(lr, 200.0)).p_value < 0.001
+    assert 0.1 < best.mean() < 0.95
+    assert found.mean() > 0.6 * best.mean()
+
+
+@pytest.mark.parametrize("relaxation", [0.0, 0.81, 0.98])
+@pytest.mark.parametrize("draws", [12, 13])
+def test_cosine_transforms_by_their_matrix(relaxation, draws):
+    time = np.arange(draws) + 0.5
+    waves = np.cos(np.pi / draws * np.outer(np.arange(1, draws), time)) * math.sqrt(2 / draws)
+    x = np.random.default_rng(0).standard_normal((3, 4, draws))
+    power = autocovariance.cosine_power(x)
+    np.testing.assert_allclose(power, np.square(x @ waves.T).mean(1))
+    lags = np.abs(np.subtract.outer(np.arange(draws), np.arange(draws)))
+    expected = np.diag(waves @ relaxation**lags @ waves.T)
+    variances = autocovariance.cosine_variances(relaxation, draws)
+    np.testing.assert_allclose(variances, expected)
+
+
+def test_disagreement_is_the_documented_formula():
+    """By loops, for one refinement, with scipy's F distribution."""
+    chains, draws, r = 3, 20, 0.9
+    x = squares((1, chains, draws), quadratic(), np.random.default_rng(0))[0]
+    x = x + 0.3 * np.arange(chains)[:, None]
+    own = (x - x.mean(0)) * math.sqrt(chains / (chains - 1))
+    time = [t + 0.5 for t in range(draws)]
+    power, of_slow = [], []
+    for k in range(1, draws):
+        wave = [math.sqrt(2 / draws) * math.cos(math.pi * k * t / draws) for t in time]
+        power.append(sum((chain @ wave) ** 2 for chain in own) / chains)
+        pairs = itertools.product(range(draws), repeat=2)
+        of_slow.append(sum(r ** abs(t - u) * wave[t] * wave[u] for t, u in pairs))
+    tau = 1 + 2 * sum((1 - k / draws) * r**k for k in range(1, draws))
+    total = above = 0.0
+    for log_odds in np.linspace(-7, 7, 29):
+        share = 1 / (1 + math.exp(-log_odds))
+        expected = [share * q + 1 - share for q in of_slow]
+        scaled = [p / v for p, v in zip(power, expected, strict=True)]
+        variance = np.mean(scaled)
+        likelihood = variance ** (-(chains - 1) * (draws - 1) / 2)
+        likelihood *= np.prod(expected) ** (-(chains - 1) / 2)
+        ratio = draws * x.mean(1).var(ddof=1) / variance / (share * tau + 1 - share)
+        dofs = (chains - 1, (chains - 1) * (draws - 1))
+        above += likelihood * scipy.stats.f.sf(ratio, *dofs)
+        total += likelihood
+    assert agreement.disagreement(x, r).p_value == pytest.approx(above / total)
+
+
+def test_chains_that_do_not_move_at_other_levels_disagree():
+    judged = agreement.disagreement(np.ones((4, 40)) * np.arange(1, 5)[:, None], 0.81)
+    assert judged.p_value == 0
+    assert judged.spread == pytest.approx(np.std(np.arange(1, 5), ddof=1) / 2.5)
 
 
 def test_a_common_rise_is_drift_and_no_disagreement():

@@ -12,7 +12,11 @@ Prints tables; ``--out`` names a folder that gets them as ``coverage.md``. Parts
   curvature by 5 %, which all chains share. Chains start at Gaussians whose curvatures are
   estimated from 128 minibatches, as ``start="gaussian"`` does.
 - ``sick``: what must be flagged: chains that start at w*, and chains at different levels; and
-  starts that are too wide or too narrow, which must not bias λ̂.
+  starts that are too wide or too narrow, which must not bias λ̂. Beside the levels that are found
+  stands what the most powerful test finds that knows the law of the draws: no rule that does not
+  know which chains differ finds more. The other limit is that of an F test which has to learn from
+  the same draws how much of their variance is slow, with the best unbiased reading
+  (``known_laws.share_to_be_found``).
 - ``effects``: the pairing of minibatches, contrasts, what the step adds, and the prior's ratio,
   beside their exact values.
 - ``library``: ``rllc.sample`` itself on a quadratic module, a linear layer and a small transformer.
@@ -39,7 +43,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from known_laws import LOCALIZATION, SHORTEST, Problem, head_like, simulate
+from known_laws import (
+    LOCALIZATION,
+    SHORTEST,
+    Problem,
+    head_like,
+    share_to_be_found,
+    simulate,
+)
 from torch import Tensor, nn
 
 import rllc
@@ -60,6 +71,7 @@ DISAGREE, SPREAD, HEAVY, IMPRECISE = 1e-3, 0.02, 0.35, 0.1
 SIZES = ((4, 40), (4, 90), (4, 200), (16, 50))
 COLUMNS = ["chains", "draws", "bias %", "± %", "sd %", "se/sd", "cover %", "half/sd"]
 COLUMNS += ["disagree %", "drift %", "heavy %", "imprecise %"]
+LEVELS = ["chains", "draws", "found %", "F test that learns %", "best that knows %"]
 
 
 # %% What a table says
@@ -119,13 +131,20 @@ def laws(repetitions: int, stream: np.random.Generator) -> Iterator[str]:
 def sizes(
     problem: Problem, repetitions: int, stream: np.random.Generator
 ) -> Iterator[tuple[str, list[float]]]:
-    """One row for each size; shorter chains are the beginnings of longer ones."""
+    """One row for each size."""
+    for x in drawn_in_all_sizes(problem, repetitions, stream):
+        mark = " *" if problem.too_short(x.shape[-1]) else ""
+        yield mark, row(x, problem.truth, problem.relaxation, not problem.full_batch)
+
+
+def drawn_in_all_sizes(
+    problem: Problem, repetitions: int, stream: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Draws ``[repetition, chain, draw]``; shorter chains are the beginnings of longer ones."""
     longest = {4: 200, 16: 50}
     simulated = {c: simulate(problem, repetitions, c, n, stream) for c, n in longest.items()}
     for chains, draws in SIZES:
-        x = simulated[chains][..., :draws]
-        mark = " *" if problem.too_short(draws) else ""
-        yield mark, row(x, problem.truth, problem.relaxation, not problem.full_batch)
+        yield simulated[chains][..., :draws]
 
 
 # %% Part 2: sick chains
@@ -141,19 +160,31 @@ def sick(repetitions: int, stream: np.random.Generator) -> Iterator[str]:
     for name, problem in problems.items():
         for label, values in sizes(problem, repetitions, stream):
             rows.append((name + label, values))
-    names = {"half the chains 30 % above the others": None, "levels of sd 30 %": 0.3}
-    for lr in (1e-3, 1e-4):
-        problem = replace(base, lr=lr)
-        for chains, draws in SIZES:
-            x = simulate(problem, repetitions, chains, draws, stream)
-            mark = " *" if problem.too_short(draws) else ""
-            for name, sd in names.items():
-                levels = np.repeat([0.85, 1.15], chains // 2)[None, :, None]
-                if sd is not None:
-                    levels = 1 + sd * stream.standard_normal((repetitions, chains, 1))
-                values = row(levels * x, problem.truth, problem.relaxation, True)
-                rows.append((f"lr {lr:g}, {name}{mark}", values))
     yield table("Sick chains, nβ = 30, minibatches", COLUMNS, rows)
+    yield table("Chains at different levels, nβ = 30", LEVELS, list(levels(repetitions, stream)))
+
+
+def levels(repetitions: int, stream: np.random.Generator) -> Iterator[tuple[str, list[float]]]:
+    """How many are found, beside what the best tests find."""
+    batches = {"full batch": {}, "minibatches": {"predictions": 2048.0}}
+    for lr in (1e-3, 1e-4):
+        for batch, changes in batches.items():
+            problem = Problem(head_like(), lr, **changes)
+            assert problem.relaxation is not None
+            for x in drawn_in_all_sizes(problem, repetitions, stream):
+                chains, draws = x.shape[1:]
+                halves = np.tile(np.repeat([0.85, 1.15], chains // 2), (repetitions, 1))
+                random = 1 + 0.3 * stream.standard_normal((repetitions, chains))
+                mark = " *" if problem.too_short(draws) else ""
+                for name, level in (("half 30 % above", halves), ("of sd 30 %", random)):
+                    judged = disagreement(level[..., None] * x, problem.relaxation)
+                    found = (judged.p_value < DISAGREE) & (judged.spread > SPREAD)
+                    best = [
+                        share_to_be_found(problem, level, draws, stream, learnt=learnt)
+                        for learnt in (True, False)
+                    ]
+                    shares = [100 * share for share in (found.mean(), *best)]
+                    yield f"lr {lr:g}, {batch}, {name}{mark}", [chains, draws, *shares]
 
 
 # %% Part 3: what shifts λ̂

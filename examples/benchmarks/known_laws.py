@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rllc.statistics.biases import relaxation, relaxation_times, share_missing
+from rllc.statistics.quantiles import f_tail
+from rllc.theory import SGLDLaw
 
 LOCALIZATION = 200.0
 SHORTEST, MOST_MISSING = 4.0, 0.03
@@ -106,3 +108,75 @@ def simulate(
 def head_like(dim: int = 400) -> np.ndarray:
     """Curvatures like those of an attention head of a small trained transformer."""
     return 0.9 * np.arange(1, dim + 1) ** -0.7
+
+
+def covariances(problem: Problem, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a chain's own draws vary by, ``[draw, draw]``: the slow part, and the white one.
+
+    Two draws of Σ ½nβhᵢvᵢ² have covariance Σ ½(nβhᵢσᵢ²)²ρᵢ^(2·lag). The slopes of minibatches add
+    (nβ)²ΣCᵢσᵢ² to each draw, of which the control variate leaves what its own 128 did not know.
+    """
+    law = SGLDLaw(
+        problem.curvatures,
+        lr=problem.lr,
+        localization=LOCALIZATION,
+        n_beta=problem.n_beta,
+        gradient_variance=problem.noise,
+    )
+    lags = np.abs(np.subtract.outer(np.arange(draws), np.arange(draws)))
+    each = np.square(problem.n_beta * problem.curvatures * law.variance) / 2
+    memory = np.square(law.decay) ** np.arange(draws)[:, None]
+    slow = (memory @ each)[lags]
+    white = problem.n_beta**2 * float(problem.noise @ law.variance)
+    if problem.control_variate:
+        white = white / 128
+    return slow, white * np.eye(draws)
+
+
+def share_to_be_found(
+    problem: Problem, levels: np.ndarray, draws: int, stream: np.random.Generator, *, learnt: bool
+) -> float:
+    """In what share of repetitions the best test of chains' levels finds them at p < 0.001.
+
+    A chain's level is best known by generalised least squares, with variance v = 1/(1ᵀΣ⁻¹1). Where
+    Σ is known, χ² = Σ (level − mean level)²/v with C − 1 degrees of freedom is the most powerful
+    test that does not know which chains differ. A test that has to learn from the same draws how
+    much of Σ is slow and how much is white has no unbiased reading of v better than the Cramér-Rao
+    bound of the (C − 1)(N − 1) cosines that are blind to levels, which leaves an F test.
+
+    Args:
+        problem: says Σ.
+        levels: by which the draws are multiplied, ``[repetition, chain]``.
+        draws: N.
+        stream: of random numbers.
+        learnt: whether the test has to learn.
+    """
+    slow, white = covariances(problem, draws)
+    repetitions, chains = levels.shape
+    pull = np.linalg.solve(slow + white, np.ones(draws))
+    variance = 1 / pull.sum()
+    noise = np.sqrt(variance) * stream.standard_normal(levels.shape)
+    means = levels * (problem.truth + noise)
+    known = means.var(1, ddof=1) / variance
+    dof = 1e4  # as good as χ², and much faster than 1e6
+    if learnt:
+        dof = _freedom_to_learn(slow, white, chains)
+        known = known / (stream.chisquare(dof, repetitions) / dof)
+    return float((f_tail(known, chains - 1, dof) < 1e-3).mean())
+
+
+def _freedom_to_learn(slow: np.ndarray, white: np.ndarray, chains: int) -> float:
+    """2v²/Var(v̂) of the best unbiased v̂, both parts' sizes being unknown."""
+    draws = len(slow)
+    parts = [slow, white] if white.any() else [slow]
+    whole = slow + white
+    pull = np.linalg.solve(whole, np.ones(draws))
+    variance = 1 / pull.sum()
+    slopes = np.array([variance**2 * (pull @ part @ pull) for part in parts])
+    time = np.arange(draws) + 0.5
+    cosines = np.cos(np.pi / draws * np.outer(np.arange(1, draws), time)) * np.sqrt(2 / draws)
+    seen = np.linalg.inv(cosines @ whole @ cosines.T)
+    scores = [seen @ (cosines @ part @ cosines.T) for part in parts]
+    information = np.array([[np.sum(a * b.T) for b in scores] for a in scores])
+    information = (chains - 1) / 2 * information
+    return float(2 * variance**2 / (slopes @ np.linalg.solve(information, slopes)))

@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-import torch
 from transformers.utils import logging
 
 import rllc
+from rllc.models import average
 
 from .settings import Settings
 from .train import WINDOW, measured_steps
@@ -33,14 +33,8 @@ def averaged_checkpoints(settings: Settings, seed: int) -> list[rllc.models.Chec
 def write_average(source: Path, step: int, final: Path) -> None:
     """Write one checkpoint, whole or not at all."""
     members = {checkpoint.step: checkpoint for checkpoint in rllc.checkpoints(source)}
-    model = rllc.load(members[step])
-    before = sorted({round(step * share) for share in WINDOW} - {step})
-    states = [rllc.load(members[other]).state_dict() for other in before]
-    states.append(model.state_dict())
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.stack([state[name] for state in states])
-            parameter.copy_(values.mean(0))
+    before = {round(step * share) for share in WINDOW}
+    model = average(rllc.load(members[other]) for other in sorted(before | {step}))
     logging.disable_progress_bar()
     unfinished = final.with_name(f"{final.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

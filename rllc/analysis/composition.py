@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rllc.analysis.stream import matrices
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
 from rllc.seeds import generator
@@ -152,7 +153,9 @@ def compose(
     (3, 2, 2, 2, 2)
 
     Args:
-        model: any module with TransformerLens's names, such as :class:`rllc.models.AttentionOnly`.
+        model: an :class:`rllc.models.AttentionOnly`, or any transformer with one kind of attention
+            and a known anatomy. What is compared is what heads read of contents: rotary positions
+            and norms of queries and keys come after the maps, and are left out.
         fold: put what a LayerNorm does to its input, up to the division by its norm, into the
             matrices that read it: W ← (I − 11ᵀ/d) diag(w) W for W_Q, W_K and W_V, w being its
             scale. A weight's score then does not depend on where training has put a scale, and what
@@ -162,7 +165,8 @@ def compose(
         seed: of the baseline.
 
     Raises:
-        InputError: the model's parameters are named or shaped in another way.
+        InputError: the model has no heads that are known, or its residual stream is no sum of what
+            heads write (BERT's, which is normalised after each block).
 
     Reference: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; arXiv
     2410.02984, appendix.
@@ -173,12 +177,8 @@ def compose(
     for tensor in _TENSORS:
         names = [f"blocks.{layer}.attn.{tensor}" for layer in layers]
         if not names or any(name not in parameters for name in names):
-            raise InputError(
-                f"compose({type(model).__name__}): expected parameters named like "
-                f"'blocks.0.attn.W_Q', as an rllc.models.AttentionOnly has; for other models stack "
-                f"W_Q, W_K, W_V and W_O as [layer, head, …] and call "
-                f"composition(W_Q, W_K, W_V, W_O)."
-            )
+            whole = matrices(model, f"compose({type(model).__name__})", fold=fold)
+            return composition(*whole, num_random=num_random, seed=seed)
         stacks.append(torch.stack([parameters[name].detach() for name in names]))
     W_Q, W_K, W_V, W_O = stacks
     if fold:

@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,12 +22,9 @@ from rllc.analysis.kinds import KINDS
 from rllc.analysis.multigrams import Multigram
 from rllc.analysis.page_templates import INDEX, PAGE, SCRIPT, STYLE
 from rllc.analysis.patterns import attention_from
-from rllc.analysis.rows import check_model
+from rllc.analysis.rows import check_language_model
 from rllc.errors import InputError
 from rllc.storage.files import write_atomically, writing
-
-if TYPE_CHECKING:
-    from rllc.models import AttentionOnly
 
 _DRAWN_ATTENTION = 0.01
 """Attention below it is not drawn."""
@@ -121,7 +117,7 @@ def page(
     Raises:
         InputError: the model is of another kind, there is no such head, or a number is below 1.
     """
-    model = check_model(model, "page")
+    model = check_language_model(model, "page")
     of_head = result[head]
     _check_count("num_tokens", num_tokens)
     _check_count("context", context)
@@ -194,7 +190,7 @@ def _shown_positions(
 
 
 def _looks(
-    model: AttentionOnly,
+    model: nn.Module,
     of_head: TokensInContext,
     positions: Sequence[np.ndarray],
 ) -> list[list[str]]:
@@ -216,7 +212,7 @@ def _looks(
         [positions[i][place] - 1 for i, place in zip(context_of, place_of, strict=True)]
     )
     head = np.broadcast_to(numbers_of(of_head.heads[0]), (len(query), 2))
-    rows = torch.from_numpy(of_head.rows).long().to(model.embed.W_E.device)
+    rows = torch.from_numpy(of_head.rows).long().to(next(model.parameters()).device)
     for index, pattern in attention_from(
         model,
         rows,

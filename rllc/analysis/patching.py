@@ -10,9 +10,19 @@ import numpy as np
 from torch import Tensor, nn
 
 from rllc.analysis.heads import name_of
+from rllc.analysis.hooked import hooked
+from rllc.analysis.hooked_paths import changes_of
 from rllc.analysis.interventions import from_rows, replace
 from rllc.analysis.paths import Path, all_paths, check_paths
-from rllc.analysis.rows import check_mask, check_model, check_rows, mean_over_tokens, other_rows
+from rllc.analysis.rows import (
+    check_language_model,
+    check_mask,
+    check_model,
+    check_rows,
+    is_own,
+    mean_over_tokens,
+    other_rows,
+)
 from rllc.data.tokens import Tokens
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import new_axes
@@ -119,7 +129,8 @@ def patch_paths(
     >>> patched = patch_paths(model, tokens, ["0:4->1:6.K"])
 
     Args:
-        model: an :class:`rllc.models.AttentionOnly`.
+        model: an :class:`rllc.models.AttentionOnly`; or any causal language model with a known
+            anatomy, where each path is a forward pass of the whole model.
         tokens: the clean rows, whose tokens are to be predicted.
         paths: such as ``"0:4->1:6.K"`` and ``"0:4->logits"``; ``None`` takes every direct path.
         corrupted: rows of the same shape, row by row the corrupted input; ``None`` takes another
@@ -140,7 +151,8 @@ def patch_paths(
     2304.05969).
     """
     caller = "patch_paths"
-    model = check_model(model, caller)
+    subject = None if is_own(model) else hooked(model, caller)
+    model = check_language_model(model, caller)
     rows, name = check_rows(model, tokens, caller)
     chosen = all_paths(model) if paths is None else check_paths(model, paths, caller)
     if score not in ("loss", "kl"):
@@ -150,19 +162,12 @@ def patch_paths(
         corrupted_rows = rows[other_rows(len(rows), seed, caller)]
     else:
         corrupted_rows = _check_corrupted(model, corrupted, rows, caller)
-    readings = replace(
-        model,
-        rows,
-        [[path] for path in chosen],
-        from_rows(model, corrupted_rows),
-        kl=score == "kl",
-        batch_size=batch_size,
-    )
-    if score == "kl":
-        assert readings.kl is not None
-        changes = readings.kl[1:]
+    how: dict[str, Any] = {"kl": score == "kl", "batch_size": batch_size}
+    if subject is None:
+        own = check_model(model, caller)
+        changes = _changes(own, rows, corrupted_rows, chosen, **how)
     else:
-        changes = readings.loss[1:] - readings.loss[:1]
+        changes = changes_of(subject, rows, corrupted_rows, chosen, **how)
     effect, error = mean_over_tokens(changes, mask)
     return Patching(
         effect,
@@ -173,8 +178,32 @@ def patch_paths(
     )
 
 
-def _check_corrupted(
+def _changes(
     model: AttentionOnly,
+    rows: Tensor,
+    corrupted: Tensor,
+    paths: tuple[Path, ...],
+    *,
+    kl: bool,
+    batch_size: int | None,
+) -> np.ndarray:
+    """What each path alone changes, ``[path, row, pos − 1]``, many in a pass."""
+    readings = replace(
+        model,
+        rows,
+        [[path] for path in paths],
+        from_rows(model, corrupted),
+        kl=kl,
+        batch_size=batch_size,
+    )
+    if kl:
+        assert readings.kl is not None
+        return readings.kl[1:]
+    return readings.loss[1:] - readings.loss[:1]
+
+
+def _check_corrupted(
+    model: nn.Module,
     corrupted: Tokens | Tensor,
     rows: Tensor,
     caller: str,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from torch import nn
 
 from rllc.analysis.heads import name_of, names_of_all, numbers_of
-from rllc.analysis.rows import check_model
+from rllc.analysis.rows import check_model, is_own
+from rllc.anatomy import anatomy
 from rllc.errors import InputError, nearest
 from rllc.weights.names import head_name
-
-if TYPE_CHECKING:
-    from rllc.models import AttentionOnly
 
 INPUTS = ("Q", "K", "V")
 """What a head reads the residual stream for: queries, keys, values."""
@@ -88,7 +88,7 @@ class Path(NamedTuple):
 
 
 def check_paths(
-    model: AttentionOnly,
+    model: nn.Module,
     paths: Iterable[str | Path],
     caller: str,
 ) -> tuple[Path, ...]:
@@ -109,7 +109,7 @@ def check_paths(
         raise InputError(
             f"{caller}: no heads or paths; name at least one, such as '0:4' or '0:4->1:6.K'."
         )
-    heads = names_of_all(model.config.n_layers, model.config.n_heads)
+    heads = _heads_of(model)
     for path in parsed:
         _check_heads(path, heads, caller)
     return tuple(dict.fromkeys(parsed))
@@ -128,10 +128,17 @@ def _check_heads(
             )
 
 
-def all_paths(model: AttentionOnly) -> tuple[Path, ...]:
+def _heads_of(model: nn.Module) -> tuple[str, ...]:
+    """The names of a model's heads."""
+    if is_own(model):
+        config = check_model(model, "paths").config
+        return names_of_all(config.n_layers, config.n_heads)
+    return anatomy(model).heads
+
+
+def all_paths(model: nn.Module) -> tuple[Path, ...]:
     """All direct paths: from each head to each input of each later head, and to the logits."""
-    config = check_model(model, "all_paths").config
-    heads = [numbers_of(name) for name in names_of_all(config.n_layers, config.n_heads)]
+    heads = [numbers_of(name) for name in _heads_of(model)]
     paths = []
     for sender in heads:
         for receiver in heads:

@@ -66,7 +66,7 @@ def anatomy(model: nn.Module, row: RowLike = None, *, example: object = None) ->
         kind, rows = (_kind(model), own_rows) if own_rows else rows_of(model)
         found = read(model, rows, kind) if rows else None
         if found is None:
-            raise no_row(model, kind, own_rows)
+            raise no_row(model, kind, own_rows, call)
         verify(model, found, call)
         verified[key] = found
     return verified[key]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from torch import Tensor, nn
 
 from rllc.anatomy.attention import Anatomy, Attention, Letter, Map, Piece
-from rllc.anatomy.rows import AttentionRow, Rows
+from rllc.anatomy.rows import AttentionRow, Fused, Rows
 from rllc.errors import InputError, nearest
 
 _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
@@ -52,16 +52,24 @@ def read(model: nn.Module, rows: Rows, kind: str) -> Anatomy | None:
                 found[each.path] = each
     if not found:
         return None
-    modules = list(found.values())
-    norms = (_path(model, each.row.norm, each.prefix) for each in modules)
-    unembeddings = [_path(model, each.row.unembedding, each.prefix) for each in modules]
-    unembeddings.append(_output_embeddings(model))
+    attentions = []
+    # Each once, in order.
+    blocks: dict[str, None] = {}
+    norms: dict[str, None] = {}
+    unembedding = None
+    for each in found.values():
+        attentions.append(_attention(model, each, kind))
+        blocks[each.block] = None
+        norm = _path(model, each.row.norm, each.prefix)
+        if norm is not None:
+            norms[norm] = None
+        unembedding = unembedding or _path(model, each.row.unembedding, each.prefix)
     return Anatomy(
         kind=kind,
-        attentions=tuple(_attention(model, each, kind) for each in modules),
-        blocks=tuple(dict.fromkeys(each.block for each in modules)),
-        norms=tuple(dict.fromkeys(norm for norm in norms if norm is not None)),
-        unembedding=next((path for path in unembeddings if path is not None), None),
+        attentions=tuple(attentions),
+        blocks=tuple(blocks),
+        norms=tuple(norms),
+        unembedding=unembedding or _output_embeddings(model),
     )
 
 
@@ -70,17 +78,19 @@ def multihead_rows(model: nn.Module, rows: Rows) -> Rows:
 
     Those at one path but for the last number are the layers of one tower.
     """
-    patterns: dict[tuple[str, bool], str] = {}
+    together, apart = rows
+    row_of: dict[tuple[str, bool], AttentionRow] = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            apart = module.in_proj_weight is None
-            patterns[_pattern(path), apart] = _tower(path)
-    towers = set(patterns.values())
-    made = []
-    for (pattern, apart), tower in patterns.items():
-        values = {**vars(rows[apart]), "at": pattern, "tower": tower if len(towers) > 1 else ""}
-        made.append(AttentionRow(**values))
-    return tuple(made)
+            is_apart = module.in_proj_weight is None
+            row = apart if is_apart else together
+            at = _pattern(path)
+            row_of[at, is_apart] = replace(row, at=at, tower=tower_of(path))
+    found = tuple(row_of.values())
+    towers = {row.tower for row in found}
+    if len(towers) > 1:
+        return found
+    return tuple(replace(row, tower="") for row in found)
 
 
 def bridge_rows(model: nn.Module, mixed: tuple[str, ...]) -> Rows:
@@ -100,26 +110,31 @@ def bridge_rows(model: nn.Module, mixed: tuple[str, ...]) -> Rows:
     for path, module in model.named_modules():
         if not is_bridge(module) or not isinstance(heads, int):
             continue
-        paths = {id(inner): name for name, inner in module.named_modules()}
-        maps = {}
-        for letter in ("q", "k", "v", "o"):
-            wrapped = getattr(getattr(module, letter, None), "original_component", None)
-            maps[letter] = paths.get(id(wrapped))
-        if all(maps.values()):
+        maps = _wrapped_maps(module)
+        if maps is not None:
             at = _pattern(path)
-            rows[at] = AttentionRow(
-                at,
-                q=str(maps["q"]),
-                k=str(maps["k"]),
-                v=str(maps["v"]),
-                o=str(maps["o"]),
-                heads=heads,
-                kv_heads=kv_heads,
-                mixed=mixed,
-            )
+            rows[at] = AttentionRow(at, **maps, heads=heads, kv_heads=kv_heads, mixed=mixed)
     if len(rows) < 2:
         return tuple(rows.values())
-    return tuple(replace(row, tower=_tower(row.at.replace("*", "0"))) for row in rows.values())
+    with_towers = []
+    for at, row in rows.items():
+        tower = tower_of(at.replace("*", "0"))
+        with_towers.append(replace(row, tower=tower))
+    return tuple(with_towers)
+
+
+def _wrapped_maps(bridge: nn.Module) -> dict[str, str] | None:
+    """Paths of the linear maps that a bridge's q, k, v and o wrap; ``None``: it lacks some."""
+    paths = {id(inner): name for name, inner in bridge.named_modules()}
+    maps = {}
+    for letter in ("q", "k", "v", "o"):
+        wrapper = getattr(bridge, letter, None)
+        wrapped = getattr(wrapper, "original_component", None)
+        path = paths.get(id(wrapped))
+        if path is None:
+            return None
+        maps[letter] = path
+    return maps
 
 
 def is_bridge(module: nn.Module) -> bool:
@@ -132,19 +147,24 @@ def _pattern(path: str) -> str:
     numbers = list(_NUMBER.finditer(path))
     if not numbers:
         return path or "."
-    return f"{path[: numbers[-1].start()]}*{path[numbers[-1].end() :]}"
+    start, stop = numbers[-1].span()
+    return f"{path[:start]}*{path[stop:]}"
 
 
-def _tower(path: str) -> str:
-    """A path without its last number and the list that the number is of."""
+def tower_of(path: str) -> str:
+    """A path without its last number and its list: heads of several towers are named by it."""
     before, star, after = _pattern(path).partition("*")
     if not star:
         return before
-    outer = before.rstrip(".").rpartition(".")[0]
-    return ".".join(part for part in (outer, after.lstrip(".")) if part)
+    outer, _, _ = before.rstrip(".").rpartition(".")
+    inner = after.lstrip(".")
+    if outer and inner:
+        return f"{outer}.{inner}"
+    return outer or inner
 
 
 def _is_for(model: nn.Module, row: AttentionRow) -> bool:
+    """Whether a model has the settings that a row asks for."""
     config = getattr(model, "config", None)
     return all(getattr(config, name, None) == value for name, value in row.when)
 
@@ -159,16 +179,19 @@ def _modules(model: nn.Module, row: AttentionRow) -> list[_Found]:
     found: dict[int, _Found] = {}
     for path, _ in model.named_modules():
         match = pattern.fullmatch(path)
-        if match is None or (match[1] and not match[1].endswith(".")):
+        if match is None:
             continue
-        layer = int(match[3]) if match[3] else 0
-        block = match[1] + match[2] if star else ""
+        prefix, in_block, digits, _ = match.groups()
+        if prefix and not prefix.endswith("."):
+            continue
+        layer = int(digits or 0)
+        block = prefix + in_block if star else ""
         if layer in found:
             raise InputError(
                 f"anatomy({type(model).__name__}): {row.at!r} is both {found[layer].path!r} and "
                 f"{path!r}; write more of the path in `at`, and a row for each."
             )
-        found[layer] = _Found(row, match[1], layer, path, block)
+        found[layer] = _Found(row, prefix, layer, path, block)
     return [found[layer] for layer in sorted(found)]
 
 
@@ -178,7 +201,11 @@ def _has_maps(model: nn.Module, found: _Found) -> bool:
     row = found.row
     names = {name for name, _ in module.named_modules()}
     names |= {name for name, _ in module.named_parameters()}
-    return all(each.split()[0] in names for each in (row.q, row.k, row.v, row.o))
+    for written in (row.q, row.k, row.v, row.o):
+        first, *_ = written.split()
+        if first not in names:
+            return False
+    return True
 
 
 def _attention(model: nn.Module, found: _Found, kind: str) -> Attention:
@@ -255,8 +282,7 @@ def _place_of_module(
     bias = getattr(module, "bias", None)
     is_linear = isinstance(module, nn.Linear)
     is_map = is_linear or type(module).__name__ == "Conv1D"
-    weight = weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
-    if not is_map or weight is None or weight.dim() != 2:
+    if not is_map or not _is_matrix(weight):
         raise InputError(
             f"{what}: {name!r} is {type(module).__name__}; expected an nn.Linear or transformers' "
             f"Conv1D with a weight [out, in] or [in, out] of its own. Quantised, wrapped and "
@@ -273,13 +299,23 @@ def _place_of_module(
     return _Place(_name(weight, names), weight, _bias(bias, names, writes), bias, axis)
 
 
+def _is_matrix(weight: object) -> TypeGuard[Tensor]:
+    """Whether a weight is ``[out, in]`` in real numbers: quantised ones are not."""
+    if not isinstance(weight, Tensor):
+        return False
+    return weight.dim() == 2 and weight.is_floating_point()
+
+
 def _name(tensor: Tensor, names: Mapping[int, str]) -> str:
+    """A parameter's name in the model."""
     return names[id(tensor)]
 
 
 def _bias(bias: Tensor | None, names: Mapping[int, str], writes: bool) -> str | None:
     """The bias of q, k or v. That of o is added once for all heads."""
-    return None if bias is None or writes else names[id(bias)]
+    if bias is None or writes:
+        return None
+    return names[id(bias)]
 
 
 def _counts(
@@ -292,7 +328,8 @@ def _counts(
     """How many heads, and how many heads of keys and values."""
     queries, keys = places["q"].tensor, places["k"].tensor
     if queries.dim() == 3 and keys.dim() == 3:
-        heads, kv_heads = queries.shape[0], keys.shape[0]
+        heads = queries.shape[0]
+        kv_heads = keys.shape[0]
     else:
         heads = _setting(model, module, found, found.row.heads, what)
         kv_heads = heads
@@ -344,36 +381,67 @@ def _pieces(
     place = places[letter]
     name, size = _extent(place, of_bias)
     number = counts[letter]
-    tensor = place.bias_tensor if of_bias else place.tensor
-    assert tensor is not None
-    if tensor.dim() == (2 if of_bias else 3) and place.tensor.dim() == 3:
+    if place.tensor.dim() == 3 and (not of_bias or _has_heads(place.bias_tensor)):
         if size != number:
             raise InputError(f"{what}: {name} has {size} heads, expected {number}.")
         return tuple((n, n + 1) for n in range(number))
-    together = [x for x in _READ if letter in _READ and _extent(places[x], of_bias)[0] == name]
+    together = _together(letter, places, of_bias)
     if len(together) < 2:
         unit = _unit(size, number, name, row, what)
-        return tuple((n * unit, (n + 1) * unit) for n in range(number))
-    total = sum(counts[x] for x in together)
-    unit = _unit(size, total, name, row, what)
-    if row.fused == "side by side":
-        before = sum(counts[x] for x in together[: together.index(letter)])
-        starts = [(before + n) * unit for n in range(number)]
-    elif row.fused == "interleaved":
-        groups = counts["k"]
-        width = total // groups
-        share = number // groups
-        before = sum(counts[x] // groups for x in together[: together.index(letter)])
-        starts = []
-        for n in range(number):
-            group, within = divmod(n, share)
-            starts.append((group * width + before + within) * unit)
+        starts = [n * unit for n in range(number)]
     else:
-        raise InputError(
-            f"{what}: {' and '.join(together)} are all in {name}, and the row does not say how; "
-            f"write fused='side by side' or fused='interleaved' into it."
-        )
+        total = sum(counts[each] for each in together)
+        unit = _unit(size, total, name, row, what)
+        if not row.fused:
+            raise InputError(
+                f"{what}: {' and '.join(together)} are all in {name}, and the row does not say "
+                f"how; write fused='side by side' or fused='interleaved' into it."
+            )
+        starts = _starts(letter, together, counts, row.fused)
+        starts = [start * unit for start in starts]
     return tuple((start, start + unit) for start in starts)
+
+
+def _has_heads(bias: Tensor | None) -> bool:
+    """Whether a bias has an axis of heads, ``[head, d_head]``."""
+    return bias is not None and bias.dim() == 2
+
+
+def _together(letter: Letter, places: Mapping[Letter, _Place], of_bias: bool) -> list[Letter]:
+    """Those of q, k and v that are in one tensor with a map."""
+    if letter not in _READ:
+        return []
+    name, _ = _extent(places[letter], of_bias)
+    together = []
+    for other in _READ:
+        name_of_other, _ = _extent(places[other], of_bias)
+        if name_of_other == name:
+            together.append(other)
+    return together
+
+
+def _starts(
+    letter: Letter,
+    together: Sequence[Letter],
+    counts: Mapping[Letter, int],
+    fused: Fused,
+) -> list[int]:
+    """Where each head of a map begins in a tensor of several, in heads."""
+    number = counts[letter]
+    earlier = together[: together.index(letter)]
+    if fused == "side by side":
+        before = sum(counts[each] for each in earlier)
+        return [before + n for n in range(number)]
+    # Interleaved: group after group, its queries, its key, its value.
+    groups = counts["k"]
+    width = sum(counts[each] for each in together) // groups
+    before = sum(counts[each] // groups for each in earlier)
+    share = number // groups
+    starts = []
+    for group in range(groups):
+        for within in range(share):
+            starts.append(group * width + before + within)
+    return starts
 
 
 _READ: tuple[Letter, ...] = ("q", "k", "v")
@@ -381,10 +449,11 @@ _READ: tuple[Letter, ...] = ("q", "k", "v")
 
 def _extent(place: _Place, of_bias: bool) -> tuple[str | None, int]:
     """The name of a tensor, and its size along the heads."""
-    if of_bias:
-        size = 0 if place.bias_tensor is None else place.bias_tensor.shape[0]
-        return place.bias, size
-    return place.weight, place.tensor.shape[place.axis]
+    if not of_bias:
+        return place.weight, place.tensor.shape[place.axis]
+    if place.bias_tensor is None:
+        return place.bias, 0
+    return place.bias, place.bias_tensor.shape[0]
 
 
 def _unit(size: int, number: int, name: str | None, row: AttentionRow, what: str) -> int:
@@ -399,10 +468,13 @@ def _unit(size: int, number: int, name: str | None, row: AttentionRow, what: str
 
 def _rest(module: nn.Module, names: Mapping[int, str], maps: Mapping[Letter, Map]) -> Iterator[str]:
     """Parameters of an attention module of which no head has a part."""
-    taken = {each.weight for each in maps.values()} | {each.bias for each in maps.values()}
+    taken: set[str | None] = set()
+    for each in maps.values():
+        taken.update((each.weight, each.bias))
     for parameter in module.parameters():
-        if names[id(parameter)] not in taken:
-            yield names[id(parameter)]
+        name = names[id(parameter)]
+        if name not in taken:
+            yield name
 
 
 def _path(model: nn.Module, name: str, prefix: str) -> str | None:

@@ -293,6 +293,7 @@ def trial_of(
     module = model.get_submodule(attention.module)
     if call is None:
         call = _call_of_all(model, what)
+        what = f"{what} (which a run of the model does not call)"
         config = getattr(model, "config", None)
         is_own = getattr(config, "model_type", None) == "rllc_attention_only"
         unit = _Layer(model, attention.layer) if is_own else model

@@ -22,7 +22,7 @@ changes the output; with its own zeroed, it does not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -103,74 +103,125 @@ def _check(trial: Trial) -> None:
 
 
 def _factor(attention: Attention, letter: Letter) -> float:
-    return -1.0 if letter in attention.mixed else -2.0
+    """By what slices are multiplied; a norm over all heads lets only a sign pass."""
+    if letter in attention.mixed:
+        return -1.0
+    return -2.0
 
 
 def _sets(number: int) -> list[tuple[int, ...]]:
-    """Sets of slices: of any two, one set has the first and not the second."""
+    """Sets of slices: of any two, one set has the first and not the second.
+
+    >>> _sets(5)[:2]
+    [(1, 3), (0, 2, 4)]
+    """
     if number < 5:
         return [(n,) for n in range(number)]
     sets = []
-    for bit in range((number - 1).bit_length()):
-        sets.append(tuple(n for n in range(number) if n >> bit & 1))
-        sets.append(tuple(n for n in range(number) if not n >> bit & 1))
+    num_bits = (number - 1).bit_length()
+    for bit in range(num_bits):
+        having = tuple(n for n in range(number) if n >> bit & 1)
+        lacking = tuple(n for n in range(number) if not n >> bit & 1)
+        sets.append(having)
+        sets.append(lacking)
     return sets
 
 
 def _users(attention: Attention, letter: Letter, numbers: Sequence[int]) -> frozenset[int]:
     """The heads that use some slices of a map."""
-    return frozenset(h for number in numbers for h in attention.heads_of(letter, number))
+    users: set[int] = set()
+    for number in numbers:
+        users.update(attention.heads_of(letter, number))
+    return frozenset(users)
 
 
 def _changed(moved: Tensor, base: Tensor) -> Tensor:
     """Which numbers of z change at some place: ``[head, d_head]``."""
-    return (moved - base).abs().amax(0) > _SAME * base.abs().max()
+    largest_change = (moved - base).abs().amax(0)
+    size = base.abs().max()
+    return largest_change > _SAME * size
 
 
 def _same(left: Tensor, right: Tensor, base: Tensor) -> bool:
-    return bool((left - right).abs().max() <= 10 * _SAME * base.abs().max())
+    """Whether two parts of z are equal, by the size of the whole."""
+    difference = (left - right).abs().max()
+    size = base.abs().max()
+    return bool(difference <= 10 * _SAME * size)
+
+
+class _Problem(NamedTuple):
+    """What moving slices does that it must not, or does not."""
+
+    still: list[int]
+    """Heads that should change and do not."""
+    others: list[int]
+    """Heads that change and should not."""
 
 
 def _check_slices(trial: Trial, letter: Letter, base: Tensor) -> None:
     """Each slice moves what its own heads pass on, and no other head's."""
     attention = trial.attention
-    number = len(attention.map(letter).pieces)
-    for numbers in _sets(number):
-        if _problem(trial, letter, numbers, base) is not None:
+    num_slices = len(attention.map(letter).pieces)
+    for numbers in _sets(num_slices):
+        problem = _problem(trial, letter, numbers, base)
+        if problem is not None:
             _blame(trial, letter, numbers, base)
-    if letter in attention.mixed and number > 1:
-        moved = trial.passed_on(trial.scaled(letter, [0], 3.0))
-        still = [head for head, some in enumerate(_changed(moved, base).any(1)) if not bool(some)]
-        if still:
-            _refuse_mixed(trial, letter, still)
+    if letter in attention.mixed and num_slices > 1:
+        _check_mixed(trial, letter, base)
 
 
-def _problem(
-    trial: Trial, letter: Letter, numbers: Sequence[int], base: Tensor
-) -> tuple[list[int], list[int]] | None:
-    """Heads that should change and do not, and heads that change and should not."""
+def _check_mixed(trial: Trial, letter: Letter, base: Tensor) -> None:
+    """What is normalised over all heads together: scaling one slice changes every head."""
+    changes = trial.scaled(letter, [0], 3.0)
+    changed = _changed(trial.passed_on(changes), base)
+    does_change = changed.any(1).tolist()
+    still = [head for head, changes in enumerate(does_change) if not changes]
+    if still:
+        _refuse_mixed(trial, letter, still)
+
+
+def _problem(trial: Trial, letter: Letter, numbers: Sequence[int], base: Tensor) -> _Problem | None:
+    """What is wrong with some slices of a map, if anything."""
     attention = trial.attention
     factor = _factor(attention, letter)
-    moved = trial.passed_on(trial.scaled(letter, numbers, factor))
-    users = _users(attention, letter, numbers)
+    changes = trial.scaled(letter, numbers, factor)
+    moved = trial.passed_on(changes)
     changed = _changed(moved, base)
-    still = [head for head in sorted(users) if not bool(changed[head].all())]
-    others = [h for h in range(attention.num_heads) if h not in users and bool(changed[h].any())]
+    users = _users(attention, letter, numbers)
+    still = []
+    others = []
+    for head in range(attention.num_heads):
+        if head not in users and changed[head].any():
+            others.append(head)
+        if head in users and not changed[head].all():
+            still.append(head)
     if letter == "v" and not still and not others:
-        for head in sorted(users):
-            z, new_z = base[:, head], moved[:, head]
-            if not (_same(new_z, factor * z, base) or _same(new_z, -z, base)):
-                still.append(head)
-    return (still, others) if still or others else None
+        still = _not_multiplied(moved, base, users, factor)
+    if not still and not others:
+        return None
+    return _Problem(still, others)
+
+
+def _not_multiplied(moved: Tensor, base: Tensor, users: frozenset[int], factor: float) -> list[int]:
+    """Heads of which z is not multiplied, as it must be when their v is: z is linear in v."""
+    heads = []
+    for head in sorted(users):
+        z = base[:, head]
+        new_z = moved[:, head]
+        # A norm lets the sign alone pass.
+        if not _same(new_z, factor * z, base) and not _same(new_z, -z, base):
+            heads.append(head)
+    return heads
 
 
 def _blame(trial: Trial, letter: Letter, numbers: Sequence[int], base: Tensor) -> None:
     """Find the slice that is wrong, and raise."""
-    for number in [*numbers, *range(len(trial.attention.map(letter).pieces))]:
+    num_slices = len(trial.attention.map(letter).pieces)
+    for number in [*numbers, *range(num_slices)]:
         problem = _problem(trial, letter, [number], base)
         if problem is not None:
-            _refuse_slice(trial, letter, number, *problem)
-    _refuse_slice(trial, letter, numbers[0], [], [])
+            _refuse_slice(trial, letter, number, problem)
+    _refuse_slice(trial, letter, numbers[0], _Problem([], []))
 
 
 def _check_order(trial: Trial) -> None:
@@ -179,21 +230,31 @@ def _check_order(trial: Trial) -> None:
     for letter, name in (("q", "queries"), ("k", "keys")):
         own = trial.attention.q if letter == "q" else trial.attention.k
         moved = _with_one_position_moved(trial, own)
-        if base is None or moved is None or base.dim() != 3 or base.shape[1] < 3:
+        if base is None or moved is None:
             continue
-        positions = (moved - base).abs().amax((0, 2)) > _SAME * base.abs().max()
-        elsewhere = bool(positions[0]) or bool(positions[_MOVED + 1 :].any())
+        if base.dim() != 3 or base.shape[1] < 3:
+            continue
+        elsewhere = _changes_elsewhere(moved, base)
         if elsewhere == (letter == "q"):
+            where = "other positions too" if elsewhere else "no other position"
             raise InputError(
                 f"{trial.what}: the row is wrong for this model: {own.written(0)} and what follows "
-                f"are not {name}, as moving them at one position changes "
-                f"{'other positions too' if elsewhere else 'no other position'}. Look at `q` and "
+                f"are not {name}, as moving them at one position changes {where}. Look at `q` and "
                 f"`k` of the row."
             )
 
 
 _MOVED = 1
 """The position that is moved: under a causal mask the first has no choice where to look."""
+
+
+def _changes_elsewhere(moved: Tensor, base: Tensor) -> bool:
+    """Whether z changes at another position than the one that was moved."""
+    largest_change = (moved - base).abs().amax((0, 2))
+    positions = largest_change > _SAME * base.abs().max()
+    before = positions[:_MOVED].any()
+    after = positions[_MOVED + 1 :].any()
+    return bool(before) or bool(after)
 
 
 def _with_one_position_moved(trial: Trial, own: Map) -> Tensor | None:
@@ -218,43 +279,56 @@ def _with_one_position_moved(trial: Trial, own: Map) -> Tensor | None:
 
 def _check_whole_heads(trial: Trial, base: Tensor) -> None:
     """Half of a slice of q or k changes the other half of z, and half of a slice of v does not."""
-    attention = trial.attention
     for letter in INPUTS:
-        own = attention.map(letter)
+        own = trial.attention.map(letter)
         start, stop = own.pieces[0]
-        if stop - start < 2 or attention.d_head < 2:
+        if stop - start < 2 or trial.attention.d_head < 2:
             continue
-        for first_half, near, far in ((True, 0, -1), (False, -1, 0)):
-            changed = _changed(trial.passed_on(_half_moved(trial, own, first_half)), base)
-            right = changed[:, near] & (changed[:, far] == (letter != "v"))
-            if not bool(right.all()):
-                head = int((~right).nonzero()[0])
-                number = head if letter == "q" else attention.kv_head(head)
-                raise InputError(
-                    f"{trial.what}: the row is wrong for this model: halves of "
-                    f"{own.written(number)} are not the {letter} of one head, but of several, by "
-                    f"what {_listed(attention, [head])} passes on. Look at `heads`, `kv_heads` and "
-                    f"`fused` of the row."
-                )
+        for first_half in (True, False):
+            wrong = _torn_heads(trial, letter, first_half, base)
+            if wrong:
+                _refuse_torn(trial, letter, wrong[0])
+
+
+def _torn_heads(trial: Trial, letter: Letter, first_half: bool, base: Tensor) -> list[int]:
+    """Heads whose halves do not depend on a slice as those of one head do."""
+    own = trial.attention.map(letter)
+    changes = _half_moved(trial, own, first_half)
+    changed = _changed(trial.passed_on(changes), base)
+    near, far = (0, -1) if first_half else (-1, 0)
+    reaches_far = letter != "v"
+    wrong = []
+    for head, of_head in enumerate(changed.tolist()):
+        if not of_head[near] or of_head[far] != reaches_far:
+            wrong.append(head)
+    return wrong
 
 
 def _half_moved(trial: Trial, own: Map, first_half: bool) -> dict[str, Tensor]:
     """Half of each slice with another sign."""
-    changed = {own.weight: trial.values[own.weight].clone()}
+    weight = trial.values[own.weight].clone()
     before = (slice(None),) * own.axis
     for piece in own.pieces:
-        changed[own.weight][(*before, _half(piece, first_half))] *= -1
+        half = _half(piece, first_half)
+        weight[(*before, half)] *= -1
+    changed = {own.weight: weight}
     if own.bias is not None:
-        changed[own.bias] = trial.values[own.bias].clone()
+        bias = trial.values[own.bias].clone()
         for piece in own.pieces_of_bias:
-            changed[own.bias][_half(piece, first_half)] *= -1
+            bias[_half(piece, first_half)] *= -1
+        changed[own.bias] = bias
     return changed
 
 
 def _half(piece: tuple[int, int], first: bool) -> slice:
     start, stop = piece
     middle = (start + stop) // 2
-    return slice(start, middle) if first else slice(middle, stop)
+    if first:
+        return slice(start, middle)
+    return slice(middle, stop)
+
+
+# The slices of o.
 
 
 def _check_o(trial: Trial) -> None:
@@ -264,45 +338,64 @@ def _check_o(trial: Trial) -> None:
     if found is None or read is None:
         _check_o_by_output(trial)
         return
-    path, writes = found
-    own = trial.attention.o
+    path, module = found
+    written = _Written(trial, path, module, read)
+    heads = range(trial.attention.num_heads)
+    if not written.differs(heads):
+        return
+    wrong = [head for head in heads if written.differs([head])]
+    head = wrong[0] if wrong else 0
+    raise InputError(
+        f"{trial.what}: the row is wrong for this model: multiplying "
+        f"{trial.attention.o.written(head)} is not the same as multiplying what "
+        f"{_listed(trial.attention, [head])} passes on. Look at `o` and `heads` of the row."
+    )
 
-    def write(z: Tensor, changes: Changes) -> Tensor:
-        values = {**trial.values, **changes}
-        state = {}
-        for name, name_in_model in trial.names.items():
-            if name.startswith(f"{path}."):
-                state[name.removeprefix(f"{path}.")] = values[name_in_model]
-        return first_tensor(functional_call(writes, state, (z,)))
 
-    def differ(numbers: Sequence[int]) -> bool:
+class _Written(NamedTuple):
+    """What the map of o gives, of what it was called on and of other numbers."""
+
+    trial: Trial
+    path: str
+    module: nn.Module
+    read: Tensor
+
+    def differs(self, numbers: Sequence[int]) -> bool:
         """Whether it matters which of the two is multiplied, by another factor for each head."""
-        weights = {own.weight: trial.values[own.weight].clone()}
-        z = read.clone()
+        own = self.trial.attention.o
+        weight = self.trial.values[own.weight].clone()
+        z = self.read.clone()
         for number in numbers:
             factor = number / (number + 1)
             start, stop = own.pieces[number]
-            weights[own.weight][own.slices(number)[own.weight]] *= factor
+            index = own.slices(number)[own.weight]
+            weight[index] *= factor
             z[..., start:stop] *= factor
-        difference = (write(read, weights) - write(z, {})).abs().max()
-        return bool(difference > _SAME * write(read, {}).abs().max())
+        by_weights = self.given(self.read, {own.weight: weight})
+        by_z = self.given(z, {})
+        difference = (by_weights - by_z).abs().max()
+        size = self.given(self.read, {}).abs().max()
+        return bool(difference > _SAME * size)
 
-    if differ(range(trial.attention.num_heads)):
-        wrong = [head for head in range(trial.attention.num_heads) if differ([head])]
-        head = wrong[0] if wrong else 0
-        raise InputError(
-            f"{trial.what}: the row is wrong for this model: multiplying {own.written(head)} is "
-            f"not the same as multiplying what {_listed(trial.attention, [head])} passes on. Look "
-            f"at `o` and `heads` of the row."
-        )
+    def given(self, z: Tensor, changes: Changes) -> Tensor:
+        """What the map gives of z when some of its weights change."""
+        values = {**self.trial.values, **changes}
+        inside = f"{self.path}."
+        state = {}
+        for name, name_in_model in self.trial.names.items():
+            if name.startswith(inside):
+                state[name.removeprefix(inside)] = values[name_in_model]
+        output = functional_call(self.module, state, (z,))
+        return first_tensor(output)
 
 
 def _check_o_by_output(trial: Trial) -> None:
     """Moving a head's queries matters through its slice of o, and through no other."""
+    factor = _factor(trial.attention, "q")
     everyone = frozenset(range(trial.attention.num_heads))
     for numbers in _sets(len(everyone)):
         rest = everyone - frozenset(numbers)
-        if rest and _matters(trial, rest, "q", numbers, _factor(trial.attention, "q")):
+        if rest and _matters(trial, rest, "q", numbers, factor):
             _blame_through_o(trial, "q", numbers)
 
 
@@ -310,31 +403,48 @@ def _check_o_by_output(trial: Trial) -> None:
 
 
 def _check_through_o(trial: Trial) -> None:
-    attention = trial.attention
-    everyone = frozenset(range(attention.num_heads))
     for letter in INPUTS:
-        factor = _factor(attention, letter)
-        for numbers in _sets(len(attention.map(letter).pieces)):
-            rest = everyone - _users(attention, letter, numbers)
-            if rest and _matters(trial, rest, letter, numbers, factor):
-                _blame_through_o(trial, letter, numbers)
-        for head in range(attention.num_heads):
-            number = head if letter == "q" else attention.kv_head(head)
-            if not _matters(trial, frozenset([head]), letter, [number], factor):
-                _refuse_slice(trial, letter, number, [head], [])
-        if letter in attention.mixed and len(attention.map(letter).pieces) > 1:
-            last = frozenset([attention.num_heads - 1])
-            if not _matters(trial, last, letter, [0], 3.0):
-                _refuse_mixed(trial, letter, sorted(last))
+        _check_others_through_o(trial, letter)
+        _check_own_through_o(trial, letter)
+        num_slices = len(trial.attention.map(letter).pieces)
+        if letter in trial.attention.mixed and num_slices > 1:
+            last = trial.attention.num_heads - 1
+            if not _matters(trial, frozenset([last]), letter, [0], 3.0):
+                _refuse_mixed(trial, letter, [last])
+
+
+def _check_others_through_o(trial: Trial, letter: Letter) -> None:
+    """Moving slices does not matter when their heads do not write."""
+    attention = trial.attention
+    factor = _factor(attention, letter)
+    everyone = frozenset(range(attention.num_heads))
+    num_slices = len(attention.map(letter).pieces)
+    for numbers in _sets(num_slices):
+        rest = everyone - _users(attention, letter, numbers)
+        if rest and _matters(trial, rest, letter, numbers, factor):
+            _blame_through_o(trial, letter, numbers)
+
+
+def _check_own_through_o(trial: Trial, letter: Letter) -> None:
+    """Moving a head's slice matters when it writes alone."""
+    attention = trial.attention
+    factor = _factor(attention, letter)
+    for head in range(attention.num_heads):
+        number = head if letter == "q" else attention.kv_head(head)
+        if not _matters(trial, frozenset([head]), letter, [number], factor):
+            _refuse_slice(trial, letter, number, _Problem([head], []))
 
 
 def _matters(
     trial: Trial, heads: frozenset[int], letter: Letter, numbers: Sequence[int], factor: float
 ) -> bool:
     """Whether moving slices changes the output when only some heads write."""
+    changes = trial.scaled(letter, numbers, factor)
     base = trial.output(heads, {})
-    moved = trial.output(heads, trial.scaled(letter, numbers, factor))
-    return bool((moved - base).abs().max() > 0.1 * _SAME * base.abs().max())
+    moved = trial.output(heads, changes)
+    difference = (moved - base).abs().max()
+    size = base.abs().max()
+    return bool(difference > 0.1 * _SAME * size)
 
 
 def _blame_through_o(trial: Trial, letter: Letter, numbers: Sequence[int]) -> None:
@@ -342,48 +452,60 @@ def _blame_through_o(trial: Trial, letter: Letter, numbers: Sequence[int]) -> No
     attention = trial.attention
     factor = _factor(attention, letter)
     for number in numbers:
-        users = _users(attention, letter, [number])
+        users = attention.heads_of(letter, number)
         others = []
         for head in range(attention.num_heads):
-            if head not in users and _matters(trial, frozenset([head]), letter, [number], factor):
+            alone = frozenset([head])
+            if head not in users and _matters(trial, alone, letter, [number], factor):
                 others.append(head)
         if others:
-            _refuse_slice(trial, letter, number, [], others)
-    _refuse_slice(trial, letter, numbers[0], [], [])
+            _refuse_slice(trial, letter, number, _Problem([], others))
+    _refuse_slice(trial, letter, numbers[0], _Problem([], []))
 
 
 # What went wrong.
 
 
 def _listed(attention: Attention, heads: Sequence[int]) -> str:
+    """Names of heads, with the word before them."""
     names = [attention.heads[head] for head in heads]
-    return f"head{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    word = "heads" if len(names) > 1 else "head"
+    return f"{word} {', '.join(names)}"
 
 
-def _refuse_slice(
-    trial: Trial, letter: Letter, number: int, still: Sequence[int], others: Sequence[int]
-) -> None:
+def _refuse_slice(trial: Trial, letter: Letter, number: int, problem: _Problem) -> NoReturn:
     attention = trial.attention
-    users = attention.heads_of(letter, number)
-    problems = []
-    if others:
-        problems.append(f"changes what is passed on by {_listed(attention, others)}")
-    if still:
-        problems.append(
-            f"does not change what is passed on by {_listed(attention, still)} as it must"
-        )
-    does = " and ".join(problems) or "changes other heads too"
+    users = _listed(attention, attention.heads_of(letter, number))
+    does = []
+    if problem.others:
+        others = _listed(attention, problem.others)
+        does.append(f"changes what is passed on by {others}")
+    if problem.still:
+        still = _listed(attention, problem.still)
+        does.append(f"does not change what is passed on by {still} as it must")
+    what = " and ".join(does) or "changes other heads too"
     raise InputError(
         f"{trial.what}: the row is wrong for this model: moving "
-        f"{attention.map(letter).written(number)}, which is to be the {letter} of "
-        f"{_listed(attention, users)}, {does}. Look at `{letter}`, `o`, `fused`, `heads`, "
-        f"`kv_heads` and `mixed` of the row."
+        f"{attention.map(letter).written(number)}, which is to be the {letter} of {users}, {what}. "
+        f"Look at `{letter}`, `o`, `fused`, `heads`, `kv_heads` and `mixed` of the row."
     )
 
 
-def _refuse_mixed(trial: Trial, letter: Letter, still: Sequence[int]) -> None:
+def _refuse_mixed(trial: Trial, letter: Letter, still: Sequence[int]) -> NoReturn:
+    slice_of_first = trial.attention.map(letter).written(0)
     raise InputError(
         f"{trial.what}: the row says that {letter} is normalised over all heads together "
-        f"(`mixed`), but scaling {trial.attention.map(letter).written(0)} leaves "
-        f"{_listed(trial.attention, still)} as before; leave {letter!r} out of `mixed`."
+        f"(`mixed`), but scaling {slice_of_first} leaves {_listed(trial.attention, still)} as "
+        f"before; leave {letter!r} out of `mixed`."
+    )
+
+
+def _refuse_torn(trial: Trial, letter: Letter, head: int) -> NoReturn:
+    attention = trial.attention
+    number = head if letter == "q" else attention.kv_head(head)
+    raise InputError(
+        f"{trial.what}: the row is wrong for this model: halves of "
+        f"{attention.map(letter).written(number)} are not the {letter} of one head, but of "
+        f"several, by what {_listed(attention, [head])} passes on. Look at `heads`, `kv_heads` and "
+        f"`fused` of the row."
     )

@@ -17,9 +17,8 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
-from rllc.arguments import names_checked
 from rllc.calibration import answer, search
-from rllc.errors import InputError, RllcError, must_be
+from rllc.errors import InputError, RllcError
 from rllc.estimates.estimate import Estimate, estimate
 from rllc.estimates.faults import Fault
 from rllc.limits import Limits
@@ -27,7 +26,13 @@ from rllc.losses.contract import LossFunction
 from rllc.samplers import Sampler, from_settings, sgld
 from rllc.sampling.checks import arguments, check_how
 from rllc.sampling.settings import Compute, Sampling
-from rllc.storage.files import load_arrays, reading, save_arrays
+from rllc.storage.files import (
+    check_fields,
+    check_shapes,
+    load_arrays,
+    reading,
+    save_arrays,
+)
 from rllc.tables import Table, duration, label
 from rllc.weights.refinement import DataLike, WeightsLike, named_data
 
@@ -273,6 +278,13 @@ class Calibration:
         """
         arrays, header = load_arrays(path, kind="rllc.Calibration")
         with reading(path):
+            kinds = {"estimates": "list", "limits": "object", "sampling": "object"}
+            check_fields(header, kinds | {"sampler": "object"})
+            check_fields(header["sampler"], {"sampler": "text"})
+            count = len(header["estimates"])
+            if not count:
+                raise ValueError("it has no estimates")
+            check_shapes(arrays, dict.fromkeys(search.Setting._fields, 1), count)
             estimates = []
             for i, its_header in enumerate(header["estimates"]):
                 prefix = f"{i}."
@@ -311,7 +323,6 @@ class _Remade:
         return from_settings({**self.settings, "lr": lr, "localization": localization})
 
 
-@names_checked
 def calibrate(
     model: nn.Module,
     data: DataLike,
@@ -320,16 +331,16 @@ def calibrate(
     loss: LossFunction | None = None,
     sampler: Callable[[float, float], Sampler] = sgld,
     sampling: Sampling | None = None,
-    grid: Mapping[str, float | Sequence[float]] | None = None,
     limits: Limits | None = None,
     compute: Compute | None = None,
+    **grid: float | Sequence[float],
 ) -> Calibration:
     """Find an lr, n_beta and localization with which *all* these refinements can be compared.
 
     >>> import torch
     >>> model, data = torch.nn.Linear(4, 1), torch.eye(4).repeat(16, 1)
-    >>> grid = {"lr": [1e-3, 3e-3], "n_beta": [100.0], "localization": [10.0]}
-    >>> len(calibrate(model, data, loss=lambda m, x: m(x)[:, 0] ** 2, grid=grid))
+    >>> square, values = lambda m, x: m(x)[:, 0] ** 2, {"n_beta": [100.0], "localization": [10.0]}
+    >>> len(calibrate(model, data, loss=square, lr=[1e-3, 3e-3], **values))
     2
 
     A setting is **good** when no refinement has a fault by ``limits``: no chain diverged, steps
@@ -344,16 +355,16 @@ def calibrate(
     only lr·nβ and lr·γ matter. With minibatches a large nβ heats the chains, and where the loss is
     not quadratic a small nβ and γ let them leave the neighbourhood of w*, which no diagnostic can
     see. Where values are to be compared with others', hold the resolution and let lr follow:
-    ``grid={"n_beta": [30.0], "localization": [200.0]}``.
+    ``calibrate(…, n_beta=[30.0], localization=[200.0])``.
 
-    Where ``grid`` has a number the search is open: from there, by decades and then half decades,
-    one setting at a time, in the direction that mends what is wrong. Where steps are too large
-    that is a lower lr; where chains are slow, a larger lr, then γ; where the prior hides most, a
-    smaller γ and a larger nβ in turn; where there is noise, a smaller nβ and γ together, which
-    holds the resolution. When nβ or γ moves and the largest curvature h is known, lr·(nβh + γ) is
-    held, and settings that this h shows to be unstable are not tried. A move is kept when it makes
-    the setting good, or when the error, plus the logarithms of how far it is beyond its limits,
-    falls by a tenth. The search ends when no move of half a decade helps, or after
+    Where no list is given the search is open. It goes by decades and then half decades, one setting
+    at a time, in the direction that mends what is wrong. Where steps are too large that is a lower
+    lr; where chains are slow, a larger lr, then γ; where the prior hides most, a smaller γ and a
+    larger nβ in turn; where there is noise, a smaller nβ and γ together, which holds the
+    resolution. When nβ or γ moves and the largest curvature h is known, lr·(nβh + γ) is held, and
+    settings that this h shows to be unstable are not tried. A move is kept when it makes the
+    setting good, or when the error, plus the logarithms of how far it is beyond its limits, falls
+    by a tenth. The search ends when no move of half a decade helps, or after
     ``limits.max_settings``.
 
     Each setting costs one :func:`rllc.estimate`. Before it begins it says how many there may be,
@@ -366,30 +377,28 @@ def calibrate(
             ``rllc.samplers.rmsprop_sgld``, or one of your own.
         sampling: chains, draws, batches and seed, those to be used later; ``None`` is the paper's.
             Its ``n_beta`` is replaced.
-        grid: ``{"lr": …, "n_beta": …, "localization": …}``. A number is where the search starts; a
-            list holds the values to try and no others. Lists for all three: their product, as it
-            stands. What is left out starts at the paper's 1e-3, 30 and 200.
         limits: when a setting is good; ``None`` is ``Limits.for_calibration()``.
+        grid: ``lr=…, n_beta=…, localization=…``. A number is where the search starts; a list holds
+            the values to try and no others. Lists for all three: their product, as it stands. What
+            is left out starts at the paper's 1e-3, 30 and 200.
 
     Returns:
         :class:`Calibration`; ``rllc.estimate(model, data, weights, **calibration.recommended)``.
         Printed, it leads with its answer in one sentence. :meth:`Calibration.save` keeps it.
 
     Raises:
-        InputError: ``grid`` has other names, or values that are not positive numbers (localization
+        InputError: there are other keywords, or values that are not positive numbers (localization
             may be 0 in a list); ``sampler`` is not a function; and as :func:`rllc.estimate`.
 
     Reference: the criteria are those of the Timaeus sampling guide (2026), with limits.
     """
+    axes = search.axes_of(grid)
     if isinstance(sampler, Sampler | nn.Module | type) or not callable(sampler):
         raise InputError(
             f"calibrate: `sampler` must be a function (lr, localization) -> Sampler, "
             f"such as rllc.sgld without a call; got {sampler!r}."
         )
     check_how(compute, limits)
-    right = grid is None or isinstance(grid, Mapping)
-    must_be("calibrate", "grid", grid, right, "a dict such as {'lr': [1e-4, 1e-3]}")
-    axes = search.axes_of(grid or {})
     limits = limits or Limits.for_calibration()
     sampling = Sampling() if sampling is None else sampling
     sampling = arguments(model, loss, None, sampling)[1]

@@ -79,6 +79,15 @@ class Resolution:
         """``[n_beta][refinement]``: ``"ok"``, or what is wrong there, in words."""
         return tuple(result.status for result in self.estimates)
 
+    def judge(self, limits: Limits | None = None) -> Resolution:
+        """Return this curve with the faults that these limits give, as an estimate's.
+
+        Args:
+            limits: from where on something is a fault; ``None`` is ``Limits()``.
+        """
+        judged = [result.judge(limits) for result in self.estimates]
+        return replace(self, estimates=tuple(judged))
+
     @property
     def names(self) -> Names:
         """The (weights, data) of each refinement."""
@@ -171,7 +180,6 @@ def resolution(
     loss: LossFunction | None = None,
     sampler: Sampler | Callable[[float], Sampler] | Calibration | None = None,
     sampling: Sampling | None = None,
-    limits: Limits | None = None,
     compute: Compute | None = None,
 ) -> Resolution:
     """λ̂ as a curve over nβ: how complexity appears as one looks closer.
@@ -196,7 +204,7 @@ def resolution(
     autocorrelation times of about nβh/γ + 4 draws: ``status`` says where draws are too few.
 
     Args:
-        model: as for :func:`rllc.estimate`; so are ``data``, ``weights``, ``loss``, ``limits`` and
+        model: as for :func:`rllc.estimate`; so are ``data``, ``weights``, ``loss`` and
             ``compute``.
         n_betas: where to look; half decades from 1 to 1000, the range of the literature and one
             decade more.
@@ -209,14 +217,15 @@ def resolution(
 
     Returns:
         :class:`Resolution`, over nβ × refinements. Its table and figure mark where the prior alone
-        gives λ̂, so that there is nothing to be seen of the loss.
+        gives λ̂, so that there is nothing to be seen of the loss; :meth:`Resolution.judge` judges it
+        by other limits.
 
     Raises:
         InputError: ``n_betas`` is empty or not of positive numbers, ``sampler`` is none of these;
             and as :func:`rllc.estimate`.
         RllcError: the calibration has no good setting.
     """
-    check_how(compute, limits)
+    check_how(compute, None)
     right = isinstance(n_betas, Sequence) and not isinstance(n_betas, str | bytes)
     must_be("resolution", "n_betas", n_betas, right, "a list of positive numbers")
     points = sorted({float(n_beta) for n_beta in n_betas if is_number(n_beta, zero=False)})
@@ -250,7 +259,6 @@ def resolution(
             loss=loss,
             sampler=sampler,
             sampling=sampling,
-            limits=limits,
             compute=replace(compute, progress=False),
         )
 

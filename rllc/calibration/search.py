@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rllc.errors import InputError, nearest
+from rllc.arguments import advice
+from rllc.errors import InputError
 from rllc.estimates.diagnose import PARTS
 from rllc.estimates.estimate import Estimate
 from rllc.estimates.faults import Fault, Kind
@@ -74,6 +75,9 @@ HELP: Mapping[Trouble, str] = {
     ),
 }
 """What to change where no setting is good."""
+
+_KEYWORDS = (*Setting._fields, "weights", "loss", "sampler", "sampling", "limits", "compute")
+"""What :func:`rllc.calibrate` can be given by name."""
 
 _CLEARLY = 0.9
 """A move is kept only if its cost is below this share of the last one's. Less is noise."""
@@ -165,7 +169,9 @@ def axes_of(grid: Mapping[str, float | Sequence[float]]) -> tuple[Axis, ...]:
     """
     for name in grid:
         if name not in Setting._fields:
-            raise InputError(f"calibrate: `grid` has {name!r}; {nearest(name, Setting._fields)}")
+            raise InputError(
+                f"calibrate: unexpected keyword argument {name!r}; {advice(name, _KEYWORDS)}"
+            )
     listed = {name: isinstance(grid.get(name), Sequence | np.ndarray) for name in Setting._fields}
     axes = []
     for name in Setting._fields:
@@ -187,7 +193,7 @@ def _numbers(name: str, given: float | Sequence[float], listed: bool) -> tuple[f
     if not values or not all(is_number(value, zero=zero) for value in values):
         least = "from 0 on" if zero else "above 0"
         raise InputError(
-            f"calibrate: `grid[{name!r}]` must be a number above 0, where to start, "
+            f"calibrate: `{name}` must be a number above 0, where to start, "
             f"or a list of numbers {least}, those to try; got {given!r}."
         )
     return tuple(float(value) for value in values)  # type: ignore[arg-type]

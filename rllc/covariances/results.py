@@ -14,7 +14,7 @@ from rllc.errors import InputError, must_be
 from rllc.estimates.estimate import import_xarray
 from rllc.estimates.faults import FINAL, Fault, faults_from_json, faults_to_json, status_of
 from rllc.limits import Limits
-from rllc.sampling.draws import Draws
+from rllc.sampling.draws import Draws, check_settings
 from rllc.statistics.covariance import Covariance
 from rllc.storage.files import load_arrays, reading, save_arrays
 from rllc.storage.same import same
@@ -190,6 +190,7 @@ class Covariances(OfRefinements, AsTable):
             for field in fields(cls):
                 if field.name not in values:
                     values[field.name] = _value_in_file(field.name, arrays, header)
+            _check_read(values)
             return cls(**values)
 
 
@@ -206,6 +207,28 @@ def _value_in_file(name: str, arrays: Mapping[str, np.ndarray], header: Mapping[
     if parts[0] in arrays:
         return Covariance(*(arrays[part] for part in parts))
     return tuple(header[name])
+
+
+def _check_read(values: Mapping[str, Any]) -> None:
+    """See that what was read is one result: equal shapes, and names for all axes.
+
+    Raises:
+        ValueError: it is not.
+    """
+    check_settings(values["settings"])
+    shape = values["value"].shape
+    for name in Covariance._fields:
+        array = values[name]
+        if array.shape != shape or array.dtype.kind not in "fiub":
+            raise ValueError(
+                f"{name} is {list(array.shape)} of {array.dtype}, expected numbers {list(shape)}"
+            )
+    lengths = {"faults": len(values["faults"]), "names": len(values["names"])}
+    if not shape or set(lengths.values()) != {shape[0]}:
+        raise ValueError(f"value has the shape {list(shape)}, but there are {lengths}")
+    axes = values["axes"]
+    if len(axes) != len(shape) - 1 or not all(isinstance(axis, str) for axis in axes):
+        raise ValueError(f"axes {axes!r:.40} are not {len(shape) - 1} names")
 
 
 def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, Result]:

@@ -2,7 +2,8 @@
 
 Runs are folded into the batch (:mod:`rllc.engine.folded`), where that is right. This is not taken
 on trust: :mod:`rllc.engine.trial` evaluates a few rows in this way and one run after the other,
-before the first step of a group.
+before the first step of a group, and :mod:`rllc.engine.company` holds a run against itself alone
+now and then.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from rllc.engine.company import Company
 from rllc.engine.devices import runs_that_fit
 from rllc.engine.folded import DoesNotFold, Evaluated, Folded, Plan, Positions
 from rllc.engine.layout import Group
 from rllc.engine.module import ModuleLoss, rows_of
-from rllc.engine.trial import RANDOM, plan_of
+from rllc.engine.trial import RANDOM, in_float32, plan_of
 from rllc.losses.contract import Batch, Center, Runs
 
 
@@ -32,6 +34,8 @@ class LinearDeltas:
         self.folded = Folded(exact)
         self.plans: dict[int, tuple[Group, Plan | str]] = {}
         """By id of the group: how its runs are evaluated together, or why they are not."""
+        self.companies: dict[int, Company] = {}
+        """By id of the group."""
 
     def center(self, batch: Batch, seed: int) -> Center:  # noqa: D102 (see Loss)
         return self.folded.center(batch, seed)
@@ -55,7 +59,10 @@ class LinearDeltas:
                 self._give_up(group, str(error))
             else:
                 if not self.exact.random:
-                    return _as_runs(together, center, each)
+                    runs = _as_runs(together, center, each)
+                    where = Positions(member, position)
+                    self._compare_with_one_alone(group, plan, runs.losses, where, center, batch)
+                    return runs
                 self._give_up(group, RANDOM)
         alone = center._replace(shared=center.shared.seed)
         asked = {"gradient": gradient, "each": each}
@@ -96,6 +103,42 @@ class LinearDeltas:
 
     def _give_up(self, group: Group, reason: str) -> None:
         self.plans[id(group)] = group, reason
+
+    def _compare_with_one_alone(
+        self,
+        group: Group,
+        plan: Plan,
+        losses: Tensor,
+        where: Positions,
+        center: Center,
+        batch: Batch,
+    ) -> None:
+        """Hold one run against itself alone, where it is time for that.
+
+        Raises:
+            InputError: it has another loss in company.
+        """
+        company = self.companies.setdefault(id(group), Company())
+        runs = len(losses)
+        if not company.is_due(runs):
+            return
+        chosen = company.chosen(losses)
+        member = where.member[chosen : chosen + 1]
+        in_precision = self.exact.autocast is None
+        with in_float32(self.exact):
+            if not in_precision:
+                center = self.center(batch, center.shared.seed)
+                together = self._together(plan, *where, center, batch, False)
+                losses = _as_runs(together, center, each=False).losses
+            by_itself = center._replace(shared=center.shared.seed)
+            options = {"gradient": False, "each": False}
+
+            def alone(position: Tensor) -> float:
+                found = self.exact.runs(group, member, position, by_itself, batch, **options)
+                return float(found.losses[0])
+
+            position = where.position[chosen : chosen + 1]
+            company.compare(float(losses[chosen]), position, alone, runs)
 
     def _together(
         self,

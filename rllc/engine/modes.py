@@ -58,6 +58,55 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = not training
 
 
+@contextmanager
+def leaving_no_batches(model: nn.Module) -> Iterator[None]:
+    """Take back what modules keep of a stacked evaluation.
+
+    A tensor of ``torch.func.vmap`` is of no use once the call is over, and raises where it is used.
+    """
+    before = [(module, dict(vars(module)), _contents(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, contents in before:
+            for container, earlier in contents:
+                _take_back(container, earlier)
+            _take_back(vars(module), attributes)
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """The lists and dicts that a module has as attributes, each with what is in it now."""
+    contents: list[tuple[Any, Any]] = []
+    for name, value in vars(module).items():
+        if name not in _OF_TORCH and isinstance(value, list | dict):
+            contents.append((value, value.copy()))
+    return contents
+
+
+def _take_back(container: Any, earlier: Any) -> None:
+    values = container.values() if isinstance(container, dict) else container
+    if not any(_is_of_a_batch(value) for value in values):
+        return
+    if isinstance(container, list):
+        container[:] = earlier
+        return
+    for name in list(container):
+        if not _is_of_a_batch(container[name]):
+            continue
+        if name in earlier:
+            container[name] = earlier[name]
+        else:
+            del container[name]
+
+
+def _is_of_a_batch(value: object) -> bool:
+    return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
+
+
 def in_precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
     """Do matrix products in ``dtype``; ``None`` leaves them as they are."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -16,6 +16,7 @@ from rllc.engine.modes import (
     GlobalNumbers,
     in_mode,
     in_precision,
+    leaving_no_batches,
     one_arithmetic,
     seeded,
 )
@@ -157,7 +158,8 @@ class ModuleLoss:
             parameter = self.parameters[name]
             changed[name] = stack(moved, parameter).to(parameter.dtype)
         if self.stacked:
-            with _WARNINGS, warnings.catch_warnings():
+            no_batches = leaving_no_batches(self.model)
+            with _WARNINGS, warnings.catch_warnings(), no_batches:
                 warnings.filterwarnings("ignore", message="There is a performance drop")
                 examples = torch.func.vmap(lambda weights: self.losses(weights, batch)[0])(changed)
         else:

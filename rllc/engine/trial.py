@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +32,15 @@ RANDOM = "the loss draws random numbers, which each run draws anew"
 _ROWS = 2
 """Rows of a trial."""
 
-_RUNS = 2
-"""Runs of a trial: two with other weights show whether runs touch one another."""
+_RUNS = 3
+"""Runs of a trial: two with other weights show whether runs touch one another, and a third, far
+away, whether they do so past a threshold."""
+
+_NEAR = 2
+"""The first of them, near w*."""
+
+_FAR = 10.0
+"""So many times as far the others are."""
 
 _SHARE, _LEAST = 0.3, 0.03
 """A weight is moved by so much of the root mean square of its tensor's, and this, at random."""
@@ -69,7 +77,7 @@ def plan_of(folded: Folded, group: Group, batch: Batch, seed: int) -> Plan | str
     trial = _Trial(folded, maps, group, first_rows(batch, _ROWS))
     try:
         # The first pass may draw random numbers before it is known that the loss does.
-        with _in_float32(folded.exact), seeded(seed, folded.exact.device):
+        with in_float32(folded.exact), seeded(seed, folded.exact.device):
             plan = trial.plan(seed)
     except Exception as error:  # see _Trial
         return first_line(error)
@@ -77,7 +85,7 @@ def plan_of(folded: Folded, group: Group, batch: Batch, seed: int) -> Plan | str
 
 
 @contextmanager
-def _in_float32(exact: ModuleLoss) -> Iterator[None]:
+def in_float32(exact: ModuleLoss) -> Iterator[None]:
     """Without autocast, whose rounding would hide what is wrong."""
     before = exact.autocast
     exact.autocast = None
@@ -98,7 +106,7 @@ class _Trial:
         self.folded, self.exact = folded, folded.exact
         self.maps, self.group, self.batch = maps, group, batch
         members = len(maps.origin)
-        member = torch.arange(_RUNS, device=maps.origin.device) * (members - 1)
+        member = torch.tensor([0, members - 1, 0], device=maps.origin.device)
         self.runs = Positions(member, maps.origin[member] + self._displacement())
 
     def plan(self, seed: int) -> Plan:
@@ -128,6 +136,7 @@ class _Trial:
             weights = self.exact.parameters[slot.name].float()
             size = float(weights.square().mean().sqrt())
             noise[:, slot.start : slot.stop] *= _SHARE * size + _LEAST
+        noise[_NEAR:] *= _FAR
         return noise
 
     def _watched(self) -> list[Seen]:
@@ -199,20 +208,25 @@ class _Trial:
         return replace(plan, bytes_per_row=sum(saved.values()) / (_RUNS * rows_of(self.batch)))
 
     def _compare(self, together: Evaluated, center: Center, expected: Runs) -> None:
+        """Hold runs in one pass against runs in turn.
+
+        Raises:
+            Refusal: losses or gradients differ by more than rounding.
+        """
         assert together.gradient is not None
-        losses, slopes = _differences(together.each, together.gradient, expected, center)
-        if losses <= _LOSS_ROUNDING and slopes <= _GRADIENT_ROUNDING:
+        difference = _Difference.of(together.each, together.gradient, expected, center)
+        if difference.fits(_Difference(0.0, 0.0, 0.0)):
             return
         eps = torch.finfo(torch.float32).eps
         beside = self._in_turn(self.runs.position * (1 + eps), center)
         assert beside.gradient is not None
         assert beside.each is not None
-        of_losses, of_slopes = _differences(beside.each, beside.gradient, expected, center)
-        fits = losses <= max(_OF_LAST_BITS * of_losses, _LOSS_ROUNDING)
-        if not (fits and slopes <= max(_OF_LAST_BITS * of_slopes, _GRADIENT_ROUNDING)):
+        of_last_bits = _Difference.of(beside.each, beside.gradient, expected, center)
+        if not difference.fits(of_last_bits):
             raise Refusal(
-                f"together runs give other numbers than in turn (losses by {losses:.2g} of the "
-                f"largest, gradients by {slopes:.2g})"
+                f"together runs give other numbers than in turn (losses by "
+                f"{max(difference.losses, difference.far_losses):.2g} of the largest, gradients by "
+                f"{difference.gradients:.2g})"
             )
 
     def _in_turn(self, position: Tensor, center: Center) -> Runs:
@@ -224,16 +238,42 @@ class Refusal(Exception):
     """What speaks against a plan."""
 
 
-def _differences(
-    each: Tensor, gradient: Tensor, expected: Runs, center: Center
-) -> tuple[float, float]:
-    """The largest differences of losses that count, and of gradients, as shares of the largest."""
-    assert expected.each is not None
-    assert expected.gradient is not None
-    others = expected.each
-    if center.counted is not None:
-        each, others = each[:, center.counted], others[:, center.counted]
-    return _difference(each, others), _difference(gradient, expected.gradient)
+class _Difference(NamedTuple):
+    """The largest differences of what counts, as shares of the largest value."""
+
+    losses: float
+    gradients: float
+    far_losses: float
+    """Of the runs that are far away, whose gradients may be rough."""
+
+    @classmethod
+    def of(cls, each: Tensor, gradient: Tensor, expected: Runs, center: Center) -> _Difference:
+        """Compare with what is expected."""
+        assert expected.each is not None
+        assert expected.gradient is not None
+        others = expected.each
+        if center.counted is not None:
+            each, others = each[:, center.counted], others[:, center.counted]
+        far = 0.0
+        if bool(others[_NEAR:].isfinite().all()):
+            far = _difference(each[_NEAR:], others[_NEAR:])
+        return cls(
+            _difference(each[:_NEAR], others[:_NEAR]),
+            _difference(gradient[:_NEAR], expected.gradient[:_NEAR]),
+            far,
+        )
+
+    def fits(self, of_last_bits: _Difference) -> bool:
+        """Whether it is rounding.
+
+        Args:
+            of_last_bits: what comes of weights that differ in their last bits.
+        """
+        limits = (_LOSS_ROUNDING, _GRADIENT_ROUNDING, _LOSS_ROUNDING)
+        for value, limit, rounding in zip(self, limits, of_last_bits, strict=True):
+            if not value <= max(_OF_LAST_BITS * rounding, limit):
+                return False
+        return True
 
 
 def _difference(values: Tensor, expected: Tensor) -> float:

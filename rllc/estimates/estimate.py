@@ -223,7 +223,7 @@ class Estimate:
         if self.llc is None:
             raise InputError(
                 "estimate.contrast: this estimate has no draws, as one of a trajectory has not; "
-                "use Estimate.of(sweep.draws(step, weights, data)) or rllc.estimate(...)."
+                "use rllc.Sweep.open(store).at(step) or rllc.estimate(...)."
             )
         factors = np.zeros(len(self))
         for key, weight in weights.items():
@@ -358,7 +358,7 @@ class Estimate:
             return self.names.index(*key)
         raise InputError(
             f"estimate[{key!r}]: expected a name, or (weights, data), "
-            f"such as estimate['1:6', 'code']."
+            f"such as estimate['1:6', 'code']; rows by number are estimate.take([0, 1])."
         )
 
     def _llc(self, i: int) -> LLC:

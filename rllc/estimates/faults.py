@@ -192,13 +192,22 @@ Rule = Callable[[Row, Mapping[str, Any], Limits], Fault | None]
 def faults_of(row: Row, settings: Mapping[str, Any], limits: Limits) -> tuple[Fault, ...]:
     """Return what is wrong with one refinement, the severest first.
 
+    Where two rules find a fault of the same kind, only the graver one is told.
+
     Args:
         row: its numbers; NaN where one is not known.
         settings: of sampler and sampling.
         limits: from where on something is wrong.
     """
-    faults = [rule(row, settings, limits) for rule in RULES]
-    return tuple(fault for fault in faults if fault is not None)
+    gravest: dict[Kind, Fault] = {}
+    for rule in RULES:
+        fault = rule(row, settings, limits)
+        if fault is None:
+            continue
+        other = gravest.setdefault(fault.kind, fault)
+        if fault.numbers.get("times", 1.0) > other.numbers.get("times", 1.0):
+            gravest[fault.kind] = fault
+    return tuple(gravest.values())
 
 
 def _too_few_draws(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:

@@ -154,9 +154,9 @@ def predictions_at_home(documents: Documents, values: Tensor, blank: bool | floa
 
 
 def _targets(documents: Documents) -> Tensor:
-    """What is to be predicted, with any id where nothing is."""
+    """What is to be predicted, with any id where nothing is; int64, as cross entropy wants it."""
     labels = documents.tokens if documents.labels is None else documents.labels
-    return torch.where(labels == IGNORED, 0, labels)
+    return torch.where(labels == IGNORED, 0, labels).long()
 
 
 def logits_of(module: nn.Module, batch: Batch, documents: Documents | None = None) -> Tensor:

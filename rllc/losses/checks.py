@@ -15,6 +15,7 @@ from rllc.engine.modes import in_mode, one_arithmetic, seeded
 from rllc.engine.private import private_copy
 from rllc.engine.scene import Scene
 from rllc.errors import InputError
+from rllc.losses.again import check_again
 from rllc.losses.by_name import (
     Distillation,
     check_model_loss,
@@ -274,7 +275,8 @@ def check_origin(chains: Chains) -> None:
     """Refuse a run at w* whose loss is not the loss at w*: λ̂ would be nβ times that difference.
 
     Raises:
-        InputError: gives both losses, and what the difference may come from.
+        InputError: gives both losses, and what the difference may come from; or the loss at w* is
+            another one when it is evaluated again.
     """
     with refusing_reentrant(getattr(chains.loss, "model", None)):
         _check_origin(chains)
@@ -284,6 +286,7 @@ def _check_origin(chains: Chains) -> None:
     for data_set in chains.data_sets:
         scene = data_set.scene(0, chains.loss)
         check_scene(scene, data_set.name)
+        check_again(scene, chains.loss, data_set.name)
         groups: list[Any] = []
         for p in data_set.passes:
             if any(p.group is group for group in groups):

@@ -39,6 +39,8 @@ _SETTINGS = ("config.json", "generation_config.json", SUMS)
 _FILES_OF_FORMS = (
     ("model.safetensors", "model-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model-*.bin"),
+    ("adapter_model.safetensors", "adapter_model-*.safetensors"),
+    ("adapter_model.bin", "adapter_model-*.bin"),
 )
 """What ``save_pretrained`` calls weights in one file, and in several."""
 
@@ -150,7 +152,7 @@ class Checkpoint:
         if self.file is not None and self._is_state_dict:
             patterns = [self.file]
         else:
-            names = ["model*.safetensors", "pytorch_model*.bin", _FINAL]
+            names = ["model*.safetensors", "pytorch_model*.bin", "adapter_model*", _FINAL]
             patterns = self._within(names)
         return frozenset(self._hub.cached(self.revision, patterns))
 
@@ -187,8 +189,9 @@ class Checkpoint:
         folder = self._fetch(place, names)
         if any(folder.glob("model*.safetensors")):
             return folder
-        folder = self._fetch(place, ["pytorch_model*.bin*", "adapter_config.json"])
-        if any(folder.glob("pytorch_model*.bin")):
+        names = ["pytorch_model*.bin*", "adapter_config.json", "adapter_model*"]
+        folder = self._fetch(place, names)
+        if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("adapter_model*")):
             return folder
         return self._fetch(place, [_FINAL])
 
@@ -215,12 +218,6 @@ def weight_files(folder: Path) -> list[Path]:
             f"loading {folder}: it is a distributed checkpoint (.distcp), as FSDP saves one, whose "
             f"index is a pickle. Gather it with python -m "
             f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt"
-        )
-    if (folder / "adapter_config.json").is_file():
-        raise FileError(
-            f"loading {folder}: it holds an adapter alone, without the model it was trained on. "
-            f"Load both with peft and give the model, {{step: model}}, or save the whole with "
-            f"model.merge_and_unload().save_pretrained(folder)."
         )
     files = []
     for path in sorted(folder.glob("*")):

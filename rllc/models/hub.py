@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -177,10 +178,11 @@ class Hub:
         except Exception as error:
             # The client raises its own errors, the operating system's and its HTTP library's, one
             # from the other: pages of them, above the one line that helps.
+            place = _beside(self.repository)
             raise FileError(
-                f"asking the Hugging Face hub for {self.repository!r}: {type(error).__name__}: "
-                f"{first_line(error).rstrip('.')}. There is no local file or folder of that name "
-                f"either; for a local one, check the path."
+                f"{self.repository!r}: there is no such file or folder here{place}, "
+                f"and the Hugging Face hub did not give it either ({type(error).__name__}: "
+                f"{first_line(error).rstrip('.')})."
             ) from None
 
 
@@ -229,6 +231,19 @@ def place_of(
         return Hub(source, cache_dir, token)
     hint = ""
     if path.parent.is_dir():
-        neighbours = sorted(neighbour.name for neighbour in path.parent.iterdir())
-        hint = f" In {path.parent}: {nearest(path.name, neighbours)}"
+        hint = f" In {path.parent}: {nearest(path.name, _names_in(path.parent))}"
     raise FileError(f"loading {source}: there is no such file or folder.{hint}")
+
+
+def _names_in(folder: Path) -> list[str]:
+    return sorted(neighbour.name for neighbour in folder.iterdir())
+
+
+def _beside(source: str) -> str:
+    """In which folder a source was looked for, and what is there of a similar name."""
+    path = Path(source)
+    if not path.parent.is_dir():
+        return f" (there is no folder {str(path.parent)!r} in {Path.cwd()})"
+    similar = difflib.get_close_matches(path.name, _names_in(path.parent), n=1)
+    hint = f"; did you mean {(path.parent / similar[0]).as_posix()!r}?" if similar else ""
+    return f" (in {Path.cwd()}{hint})"

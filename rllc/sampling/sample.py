@@ -18,6 +18,7 @@ from rllc.engine.devices import on_device
 from rllc.engine.layout import stack, unpack
 from rllc.engine.modes import ambient, undisturbed
 from rllc.errors import InputError, ObservationError
+from rllc.losses.again import check_again, is_looked_at_again
 from rllc.losses.checks import check_origin, check_scene
 from rllc.losses.contract import LossFunction
 from rllc.observables import (
@@ -146,6 +147,7 @@ def sample(
     with bar, chosen_for(question.model, num_runs):
         try:
             way = ""
+            bar.set_postfix_str("preparing: checks, and how runs are evaluated")
             for step in run.steps():
                 if run.way != way:  # shown at once: a short run may be over before a next refresh
                     way = run.way
@@ -335,6 +337,8 @@ class _Sample:
                 if draw is not None:
                     moment = self.watch.moment(chains, p, scene, runs, before, step, draw)
                     self.watch.look(moment, p, loss.isfinite(), page)
+            if is_looked_at_again(step):
+                check_again(scene, chains.loss, data_set.name)
         return positions
 
     def keep(self, step: Step) -> None:

@@ -104,6 +104,32 @@ def slow_and_white(
     return amplitude, total - amplitude
 
 
+def cosine_power(x: np.ndarray) -> np.ndarray:
+    """X_k² ``[..., k − 1]``, k = 1 … N − 1, averaged over chains: the squared cosine transform.
+
+    X_k = √(2/N) Σ_t x_t cos(πk(t + ½)/N). With the mean they are an orthonormal basis.
+    """
+    draws = x.shape[-1]
+    # A chain followed by its mirror image has no jump at the end, and only cosines.
+    mirrored = np.concatenate([x, x[..., ::-1]], axis=-1)
+    waves = np.fft.rfft(mirrored, axis=-1)[..., 1:draws]
+    return np.square(np.abs(waves)).mean(-2) / (2 * draws)
+
+
+def cosine_variances(relaxation: float, draws: int) -> np.ndarray:
+    """The variances ``[k − 1]`` of X_k for draws with autocovariances r^lag.
+
+    With θ = πk/N they are 1 + 2Σ_{0<l<N} r^l [(1 − l/N)·cos(lθ) − sin(lθ)/(N sin θ)], the bracket
+    being Σ_t of the product of the k-th cosine's values at t and t + l.
+    """
+    lags = np.arange(draws)
+    memory = relaxation ** lags.astype(np.float64)
+    angles = np.pi * np.arange(1, draws) / draws
+    cosines = np.fft.rfft(memory * (1 - lags / draws), n=2 * draws).real[1:draws]
+    sines = -np.fft.rfft(memory, n=2 * draws).imag[1:draws]
+    return 2 * cosines - 1 - 2 * sines / (draws * np.sin(angles))
+
+
 def pieces(relaxation: float, draws: int) -> float:
     """N(1 − r)/(1 + r): as how many independent draws N draws of a chain count, at least 1."""
     count = draws * (1 - relaxation) / (1 + relaxation)

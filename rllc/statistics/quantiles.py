@@ -115,8 +115,8 @@ def incomplete_beta(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> np.ndarray:
     x = np.asarray(x, dtype=np.float64)
     a = np.asarray(a, dtype=np.float64)
     b = np.asarray(b, dtype=np.float64)
+    front = _beta_front(x, a, b)  # before they grow: logarithms of Γ are slow
     x, a, b = np.broadcast_arrays(x, a, b)
-    front = _beta_front(x, a, b)
     # The fraction converges fast below the mean of the distribution; beyond it, take 1 − I_{1−x}.
     beyond = x > (a + 1) / (a + b + 2)
     near = np.where(beyond, 1 - x, x)

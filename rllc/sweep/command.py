@@ -19,7 +19,7 @@ from rllc.samplers import from_settings
 from rllc.sampling.settings import Compute, Sampling
 from rllc.storage.files import check_fields
 from rllc.sweep.cost import cost_of
-from rllc.sweep.request import ChoiceOfWeights, Request
+from rllc.sweep.request import ChoiceOfWeights, Request, listed
 from rllc.sweep.store import Store
 from rllc.sweep.track import run
 from rllc.weights.selection import heads
@@ -102,8 +102,9 @@ def read_spec(path: Path, compute: Compute) -> Request:
     except (TypeError, InputError) as error:
         raise InputError(f"reading {path}: sampler or sampling: {first_line(error)}") from error
     switches = {name: spec[name] for name in _OF_STORE if name in spec}
-    return Request.of(
-        _read_checkpoints(path, spec),
+    into = _read_function("into", spec.get("into"))
+    request = Request.of(
+        listed(_read_checkpoints(path, spec), into),
         {name: Tokens.load(folder / file) for name, file in spec["data"].items()},
         _read_weights(path, spec.get("weights", "everything")),
         loss=_read_function("loss", spec.get("loss")),
@@ -111,8 +112,8 @@ def read_spec(path: Path, compute: Compute) -> Request:
         sampling=sampling,
         store=Store(folder / spec["store"], **switches),
         compute=compute,
-        into=_read_function("into", spec.get("into")),
     )
+    return request.identified()
 
 
 def _read_fields(path: Path) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from rllc.sweep import parts
 from rllc.sweep.plan import Cell
 from rllc.sweep.planning import Planned, make_plan, share
 from rllc.sweep.pools import num_workers
-from rllc.sweep.request import ChoiceOfWeights, Request
+from rllc.sweep.request import ChoiceOfWeights, Request, listed
 from rllc.sweep.store import Store
 from rllc.sweep.track import ALL, store_or_temporary
 from rllc.tables import duration
@@ -145,7 +145,7 @@ def sweep_cost(
     check_how(compute)
     with store_or_temporary(store) as folder:
         request = Request.of(
-            checkpoints,
+            listed(checkpoints, into),
             data,
             weights,
             loss=loss,
@@ -153,9 +153,9 @@ def sweep_cost(
             sampling=sampling,
             store=folder,
             compute=compute,
-            into=into,
-            lasting=store is not None,
         )
+        if store is not None:
+            request = request.identified()
         return cost_of(request)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,40 +14,70 @@ from torch import nn
 from rllc.engine.private import private_copy
 from rllc.losses.by_name import Distillation, next_token
 from rllc.losses.contract import LossFunction, NamedLoss
-from rllc.models.checkpoints import Checkpoint
+from rllc.models import adapters
+from rllc.models.checkpoints import Checkpoint, checkpoints
 from rllc.storage.contents import NOTES_OF_CONFIG, digest
 from rllc.storage.files import sha256_of
 from rllc.storage.identity import if_known, of_loss, of_model
 
+_SHORT = 16
+"""Digits of the hash of a part, which only tells what has changed."""
 
-def checkpoint_digest(checkpoint: Checkpoint) -> str:
+
+class CheckpointContents(NamedTuple):
+    """What a checkpoint is, wherever it lies."""
+
+    sha256: str
+    """Of all its parts."""
+    parts: dict[str, str]
+    """By name, the hash of each: of the weights, and of what they are the weights of."""
+
+
+def checkpoint_contents(checkpoint: Checkpoint) -> CheckpointContents:
     """Return the SHA-256 of a checkpoint's weights and of what they are the weights of.
 
-    That is the configuration beside them, or the module into which they are loaded. Files are read
-    each time: size and date do not tell whether one was replaced.
+    That is the configuration beside them, the module into which they are loaded, or the base of an
+    adapter. Files are read each time: size and date do not tell whether one was replaced.
 
     Raises:
         FileError: the checkpoint is not there.
         InputError: a module of yours holds something that cannot be looked into.
     """
-    loaded_as: list[str | bytes] = []
+    pieces = _pieces(checkpoint)
+    parts = {name: sha256_of([piece])[:_SHORT] for name, piece in pieces.items()}
+    return CheckpointContents(sha256_of(pieces.values()), parts)
+
+
+def checkpoint_digest(checkpoint: Checkpoint) -> str:
+    """Return the SHA-256 of all of :func:`checkpoint_contents`."""
+    return checkpoint_contents(checkpoint).sha256
+
+
+def _pieces(checkpoint: Checkpoint) -> dict[str, str | bytes]:
+    """What decides which function a checkpoint is, by name; the order enters the SHA-256."""
+    pieces: dict[str, str | bytes] = {}
+    weights = checkpoint.weights
+    if isinstance(weights, nn.Module):
+        pieces["model"] = if_known(of_model)(weights) or checkpoint.sha256()
+    else:
+        pieces["weights"] = checkpoint.sha256()
     if checkpoint.positions is not None:
-        loaded_as.append(f"positions {checkpoint.positions}")
+        pieces["positions"] = f"positions {checkpoint.positions}"
     if checkpoint.into is not None:
-        loaded_as.append(_digest_of_into(checkpoint.into))
-    if isinstance(checkpoint.weights, nn.Module):
-        known = if_known(of_model)(checkpoint.weights)
-        return sha256_of([known or checkpoint.sha256(), *loaded_as])
-    if checkpoint.weights is not None:
-        return sha256_of([checkpoint.sha256(), *loaded_as])
+        pieces["into"] = _digest_of_into(checkpoint.into)
+    if weights is not None:
+        return pieces
     path = checkpoint.path()
     folder = path if path.is_dir() else path.parent
     has_configuration = path.is_dir() or path.name == "model.safetensors"
     file = folder / "config.json"
-    pieces: list[str | bytes] = [checkpoint.sha256(), *loaded_as]
     if has_configuration and file.is_file():
-        pieces.append(_configuration(file.read_bytes()))
-    return sha256_of(pieces)
+        pieces["configuration"] = _configuration(file.read_bytes())
+    if path.is_dir() and adapters.is_adapter(path):
+        pieces["configuration"] = _configuration((path / adapters.CONFIG).read_bytes())
+        base = checkpoints(adapters.base_of(path))[-1]
+        pieces["base of the adapter"] = checkpoint_digest(base)
+    return pieces
 
 
 def _digest_of_into(into: nn.Module | Callable[[], nn.Module]) -> str:

@@ -20,6 +20,8 @@ Chains = tuple[int, int]
 
 _OF_ONE_CELL = ("cell", "identity", "ambient", "fingerprints")
 """Settings that say where numbers come from and change none."""
+_BY_DATA = ("fingerprints", "minibatches")
+"""Settings by the name of the data set."""
 
 COVARIANCE = ".covariance"
 """After an observable's name, where only moments of it are kept."""
@@ -174,6 +176,24 @@ def stacked(parts: Sequence[Draws]) -> Draws:
     )
 
 
+def of_one_checkpoint(parts: Sequence[Draws]) -> Draws:
+    """Return draws of one model as one, whatever their data, their refinements in turn.
+
+    Raises:
+        ValueError: they differ in more than weights and data.
+    """
+    by_data: dict[str, dict[str, Any]] = {name: {} for name in _BY_DATA}
+    of_all = []
+    for draws in parts:
+        for name, merged in by_data.items():
+            merged |= draws.settings.get(name, {})
+        of_all.append(replace(draws, settings={**draws.settings, **dict.fromkeys(_BY_DATA)}))
+    if len({_likeness(draws) for draws in of_all}) > 1:
+        raise ValueError("they differ in more than weights and data")
+    whole = stacked(parts)
+    return replace(whole, settings={**whole.settings, **by_data})
+
+
 def likeness(draws: Draws) -> str | None:
     """Return what draws have in common whose estimates may be made at once; ``None``: nothing.
 
@@ -181,6 +201,10 @@ def likeness(draws: Draws) -> str | None:
     """
     if draws.settings.get("relaxation") is None:
         return None  # what chains forget is then read from all refinements together
+    return _likeness(draws)
+
+
+def _likeness(draws: Draws) -> str:
     settings = dict(draws.settings)
     for name in _OF_ONE_CELL:
         settings.pop(name, None)

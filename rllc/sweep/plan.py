@@ -117,6 +117,7 @@ class Plan:
             cells.append(Cell(**cell))
         checkpoints = {}
         for step, where in fields.pop("checkpoints").items():
+            check_fields({"parts": {}} | where, {"parts": "object"})
             checkpoints[int(step)] = check_fields(where, _CHECKPOINT)
         return cls(**fields, checkpoints=checkpoints, cells=tuple(cells))
 
@@ -226,7 +227,8 @@ def differences(earlier: Sequence[Plan], plan: Plan) -> list[str]:
         sentences += _compared(names, other.settings, plan.settings)
         there, now = _fingerprints(other), _fingerprints(plan)
         # More checkpoints, data and weights are welcome; those in both must be the same.
-        sentences += _compared(there.keys() & now.keys(), there, now)
+        notes = _changed_parts(other, plan)
+        sentences += _compared(there.keys() & now.keys(), there, now, notes)
     for name in ("num_chains", "num_draws"):
         counts = {getattr(other, name) for other in earlier}
         count = getattr(plan, name)
@@ -236,13 +238,59 @@ def differences(earlier: Sequence[Plan], plan: Plan) -> list[str]:
     return list(dict.fromkeys(sentences))
 
 
-def _compared(names: Iterable[str], there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _compared(
+    names: Iterable[str],
+    there: Mapping[str, Any],
+    now: Mapping[str, Any],
+    notes: Mapping[str, str] | None = None,
+) -> list[str]:
     sentences = []
     for name in sorted(set(names)):
         old, new = there.get(name), now.get(name)
         if old != new:
-            sentences.append(f"{name}: {_short(old)} there, {_short(new)} now")
+            note = (notes or {}).get(name, "")
+            sentences.append(f"{name}: {_short(old)} there, {_short(new)} now{note}")
     return sentences
+
+
+def _changed_parts(there: Plan, now: Plan) -> dict[str, str]:
+    """Which parts of a checkpoint are others, by what sentences call its SHA-256."""
+    notes = {}
+    for step in there.checkpoints.keys() & now.checkpoints.keys():
+        old, new = there.checkpoints[step], now.checkpoints[step]
+        changed = changed_parts(old.get("parts", {}), new.get("parts", {}))
+        if changed:
+            notes[_sha256_of(step)] = f" ({changed})"
+    return notes
+
+
+def changed_parts(there: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Say which parts of a checkpoint are not what they were; nothing where they are not known.
+
+    >>> changed_parts({"weights": "1", "into": "2"}, {"weights": "1", "into": "3"})
+    'changed: `into`, the module that the weights are loaded into'
+    """
+    if not there or not now:
+        return ""
+    changed = []
+    for name in dict.fromkeys([*there, *now]):
+        if there.get(name) != now.get(name):
+            changed.append(_PARTS.get(name, name))
+    return f"changed: {' and '.join(changed)}" if changed else ""
+
+
+_PARTS = {
+    "weights": "the weights",
+    "configuration": "the configuration beside the weights",
+    "into": "`into`, the module that the weights are loaded into",
+    "positions": "`positions`",
+    "model": "the model in memory",
+}
+"""What sentences call the parts of a checkpoint."""
+
+
+def _sha256_of(step: int) -> str:
+    return f"checkpoint of step {step}, SHA-256"
 
 
 _IDENTITIES = {
@@ -260,7 +308,7 @@ def _fingerprints(plan: Plan) -> dict[str, Any]:
         fingerprints[_IDENTITIES.get(name, name)] = identity
     for step, where in plan.checkpoints.items():
         if where["sha256"] is not None:
-            fingerprints[f"checkpoint of step {step}, SHA-256"] = where["sha256"]
+            fingerprints[_sha256_of(step)] = where["sha256"]
         elif where.get("commit") is not None:
             fingerprints[f"checkpoint of step {step}, commit"] = where["commit"]
         elif where["revision"] is not None:

@@ -105,14 +105,20 @@ def num_workers(executor: int | Sequence[str] | Executor | None) -> int | None:
 
 
 def _refuse_fork(executor: Executor) -> None:
-    """Refuse processes that begin as copies of this one, whose threads of torch they lack."""
+    """Refuse processes that begin as copies of this one, whose threads of torch they lack.
+
+    Measured: once this process has computed on two threads, a copy of it waits forever in its first
+    product that takes two. A copy that computes on one thread, as torch is set now, waits for none,
+    even if this process used more before.
+    """
     context = getattr(executor, "_mp_context", None)
     forks = context is not None and context.get_start_method() == "fork"
     if isinstance(executor, ProcessPoolExecutor) and forks and torch.get_num_threads() > 1:
         raise InputError(
-            "track: `executor` forks this process, and what is forked from one that computes on "
-            "several threads hangs; give ProcessPoolExecutor(4, "
-            "mp_context=multiprocessing.get_context('spawn')), or Compute(executor=4)."
+            f"track: `executor` forks this process, and a copy of one that computes on "
+            f"{torch.get_num_threads()} threads can hang, since it lacks these threads; give "
+            f"Compute(executor=4), or ProcessPoolExecutor(4, mp_context=multiprocessing."
+            f"get_context('spawn')), or call torch.set_num_threads(1) before."
         )
 
 

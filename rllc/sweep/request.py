@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from rllc.samplers import Sampler
 from rllc.sampling.checks import arguments, check, chosen_weights
 from rllc.sampling.settings import Compute, Sampling
 from rllc.storage.identity import NUMERICS, of_loss, of_sampler
-from rllc.sweep.identity import checkpoint_digest, loss_name, versions
+from rllc.sweep.identity import CheckpointContents, checkpoint_contents, loss_name, versions
 from rllc.sweep.plan import Cell, Plan
 from rllc.sweep.store import Store
 from rllc.sweep.workers import Task
@@ -43,7 +43,7 @@ class Request:
         checkpoints: by step, rising; those on this machine by absolute paths, those of the hub by
             the commit that their branch was at.
         revisions: by step, the branch that was asked for.
-        digests: by step, the SHA-256 of weights and configuration, ``None`` if it is not known yet.
+        contents: by step, what its checkpoint is, ``None`` if it is not known yet.
         data: by name.
         weights: by name.
         masks: by name of the weights.
@@ -53,14 +53,15 @@ class Request:
         store: where cells go.
         compute: how they are computed.
         model: the first checkpoint that can be loaded.
-        identity: of loss and sampler, and the version of the library's numbers.
+        identity: of loss and sampler, and the version of the library's numbers; empty where no
+            later call asks for it.
         cached: with ``delete_downloads``, by step, what the hub's cache had held of the checkpoints
             that were tried for ``model``.
     """
 
     checkpoints: Mapping[int, Checkpoint]
     revisions: Mapping[int, str | None]
-    digests: Mapping[int, str | None]
+    contents: Mapping[int, CheckpointContents | None]
     data: Mapping[str, Data]
     weights: Mapping[str, Weights]
     masks: Mapping[str, Mapping[str, Tensor]]
@@ -76,7 +77,7 @@ class Request:
     @classmethod
     def of(
         cls,
-        checkpoints: CheckpointsLike,
+        checkpoints: Sequence[Checkpoint],
         data: DataLike,
         weights: ChoiceOfWeights,
         *,
@@ -85,29 +86,24 @@ class Request:
         sampling: Sampling | None,
         store: Store,
         compute: Compute | None,
-        into: Into | None = None,
-        lasting: bool = True,
     ) -> Request:
         """Check the arguments of a call.
 
         Args:
-            checkpoints: as for :func:`rllc.track`; so are the others.
-            data: see checkpoints.
-            weights: see checkpoints.
-            loss: see checkpoints.
-            sampler: see checkpoints.
-            sampling: see checkpoints.
-            store: see checkpoints.
-            compute: see checkpoints.
-            into: see checkpoints.
-            lasting: whether a later call may find the store; then loss and sampler must be such
-                that it can be told whether they are the same.
+            checkpoints: what :func:`listed` gives.
+            data: as for :func:`rllc.track`; so are the others.
+            weights: see data.
+            loss: see data.
+            sampler: see data.
+            sampling: see data.
+            store: see data.
+            compute: see data.
 
         Raises:
             InputError: there are no checkpoints, or an argument cannot work.
             FileError: no checkpoint can be loaded.
         """
-        asked = _by_step(checkpoints, into)
+        asked = _by_step(checkpoints)
         if compute is not None and _pickles(compute.executor):
             _check_can_travel(next(iter(asked.values())))
         by_step = _at_commits(asked)
@@ -122,7 +118,7 @@ class Request:
         return cls(
             checkpoints=by_step,
             revisions={step: checkpoint.revision for step, checkpoint in asked.items()},
-            digests={step: _digest(checkpoint) for step, checkpoint in by_step.items()},
+            contents={step: _contents(checkpoint) for step, checkpoint in by_step.items()},
             data={refinement.data_name: refinement.data for refinement in refinements},
             weights={refinement.weights.name: refinement.weights for refinement in refinements},
             masks=dict(zip(names, masks, strict=True)),
@@ -132,9 +128,22 @@ class Request:
             store=store,
             compute=compute or Compute(),
             model=model,
-            identity=_identity(loss, sampler) if lasting else {},
+            identity={},
             cached=cached,
         )
+
+    def identified(self) -> Request:
+        """Return the request for a store that a later call may find.
+
+        Raises:
+            InputError: it could not be told then whether loss and sampler are the same.
+        """
+        identity = {
+            "numerics": NUMERICS,
+            "loss": of_loss(self.loss),
+            "sampler": of_sampler(self.sampler),
+        }
+        return replace(self, identity=identity)
 
     def empty_plan(self) -> Plan:
         """Return the plan of this call, without its cells."""
@@ -147,7 +156,7 @@ class Request:
         checkpoints = {}
         for step, checkpoint in self.checkpoints.items():
             revision = self.revisions[step]
-            checkpoints[step] = _where(checkpoint, revision, self.digests[step])
+            checkpoints[step] = _where(checkpoint, revision, self.contents[step])
         return Plan(
             settings=json.loads(json.dumps(shared)),
             num_draws=self.sampling.num_draws,
@@ -167,6 +176,7 @@ class Request:
         Args:
             earlier: the cell whose chains it goes on with.
         """
+        contents = self.contents[cell.step]
         about = {
             "checkpoint": dict(plan.checkpoints[cell.step]),
             "weights": {name: plan.weights[name] for name in cell.weights},
@@ -179,7 +189,7 @@ class Request:
             cell=cell,
             store=self.store,
             checkpoint=self.checkpoints[cell.step],
-            sha256=self.digests[cell.step],
+            sha256=None if contents is None else contents.sha256,
             data=self.data[cell.data],
             weights=tuple(self.weights[name] for name in cell.weights),
             loss=self.loss,
@@ -200,13 +210,26 @@ class Request:
         return replace(self.compute, timeout=None, executor=None, keep_states=kept, progress=False)
 
 
-def _by_step(source: CheckpointsLike, into: Into | None) -> dict[int, Checkpoint]:
+def listed(source: CheckpointsLike, into: Into | None) -> list[Checkpoint]:
+    """List the checkpoints that an argument names.
+
+    Args:
+        source: as for :func:`rllc.track`; so is ``into``.
+        into: see source.
+
+    Raises:
+        InputError: there are none.
+    """
     check_into("track", into)
-    listed = checkpoints_of(source, into=into)
-    if not listed:
+    found = checkpoints_of(source, into=into)
+    if not found:
         raise InputError(f"track({source!r}): expected at least one checkpoint, got none.")
+    return found
+
+
+def _by_step(checkpoints: Sequence[Checkpoint]) -> dict[int, Checkpoint]:
     by_step: dict[int, Checkpoint] = {}
-    for checkpoint in listed:
+    for checkpoint in checkpoints:
         if checkpoint.step is None:
             raise InputError(
                 f"track: {checkpoint} does not say its step; type {{100: {str(checkpoint)!r}}}, "
@@ -268,10 +291,6 @@ def _at_commits(checkpoints: Mapping[int, Checkpoint]) -> dict[int, Checkpoint]:
     return resolved
 
 
-def _identity(loss: LossFunction | None, sampler: Sampler) -> dict[str, Any]:
-    return {"numerics": NUMERICS, "loss": of_loss(loss), "sampler": of_sampler(sampler)}
-
-
 def _first_model(
     checkpoints: Mapping[int, Checkpoint], cached: dict[int, frozenset[Path]] | None
 ) -> nn.Module:
@@ -300,23 +319,26 @@ def _check_first_chain(sampling: Sampling) -> None:
     raise InputError(f"track: `first_chain` must be 0, got {sampling.first_chain}; {advice}.")
 
 
-def _digest(checkpoint: Checkpoint) -> str | None:
-    """Return the SHA-256 of the weights, unless the worker that fetches them has to find it."""
+def _contents(checkpoint: Checkpoint) -> CheckpointContents | None:
+    """Return what a checkpoint is, unless the worker that fetches it has to find out."""
     if checkpoint.weights is None and not os.path.exists(checkpoint.source):
         return None
     try:
-        return checkpoint_digest(checkpoint)
+        return checkpoint_contents(checkpoint)
     except (FileError, OSError):  # its cells will say so
         return None
 
 
-def _where(checkpoint: Checkpoint, revision: str | None, sha256: str | None) -> dict[str, Any]:
-    """Say where a checkpoint is, with the branch that was asked for."""
+def _where(
+    checkpoint: Checkpoint, revision: str | None, contents: CheckpointContents | None
+) -> dict[str, Any]:
+    """Say where a checkpoint is, with the branch that was asked for, and what it is."""
     return {
         "step": checkpoint.step,
         "source": checkpoint.source,
         "revision": revision,
         "commit": checkpoint.revision if hub.is_commit(checkpoint.revision) else None,
         "file": checkpoint.file,
-        "sha256": sha256,
+        "sha256": None if contents is None else contents.sha256,
+        "parts": {} if contents is None else contents.parts,
     }

@@ -286,6 +286,39 @@ class Sweep:
         draws = [self.store.read_observed(cell.name) for cell in cells]
         return self._joined(draws, cells, [weights])
 
+    def at(self, step: int, limits: Limits | None = None) -> Estimate:
+        """Return the finished estimates of one checkpoint with their draws.
+
+        >>> estimate = sweep.at(8500)                                              # doctest: +SKIP
+        >>> estimate.difference(("1:6", "code"), ("1:6", "prose"))                 # doctest: +SKIP
+
+        An estimate of a trajectory has no draws. These have, so that refinements can be compared
+        draw by draw.
+
+        Args:
+            step: of the checkpoint.
+            limits: as for :meth:`trajectory`.
+
+        Raises:
+            InputError: nothing is finished at this step, or its cells cannot be one estimate.
+            FileError: a file in the store is damaged.
+        """
+        read = []
+        for (of_step, _, cells), weights in self._by_cells():
+            if of_step == step:
+                read.append(self.read(cells, weights))
+        if not read:
+            steps = sorted({key[0] for key in self.finished})
+            raise InputError(f"sweep.at({step}): {nearest(step, steps)}.")
+        try:
+            draws = parts.of_one_checkpoint(read)
+        except ValueError as error:
+            raise InputError(
+                f"sweep.at({step}): its cells cannot be one estimate: {error}; take them one by "
+                f"one: rllc.Estimate.of(sweep.draws({step}, weights, data))."
+            ) from error
+        return Estimate.of(draws, limits)
+
     def read(self, cells: Sequence[Cell], weights: Sequence[str]) -> Draws:
         """Read some weights of cells, their chains together, without what was observed.
 

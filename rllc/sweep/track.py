@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from rllc.arguments import names_checked
 from rllc.errors import FileError, InputError, RllcError
-from rllc.estimates.faults import Limits
+from rllc.limits import Limits
 from rllc.losses.contract import LossFunction
 from rllc.models.checkpoints import CheckpointsLike, Into
 from rllc.samplers import Sampler
@@ -23,7 +23,7 @@ from rllc.sweep.downloads import delete_download, note_download
 from rllc.sweep.plan import Cell, Plan
 from rllc.sweep.planning import announce, make_plan, share
 from rllc.sweep.pools import compute_all
-from rllc.sweep.request import ChoiceOfWeights, Request
+from rllc.sweep.request import ChoiceOfWeights, Request, listed
 from rllc.sweep.store import Store
 from rllc.sweep.sweep import Sweep
 from rllc.sweep.trajectory import Trajectory
@@ -106,7 +106,7 @@ def track(
     check_how(compute, limits)
     with store_or_temporary(store) as folder:
         request = Request.of(
-            checkpoints,
+            listed(checkpoints, into),
             data,
             weights,
             loss=loss,
@@ -114,9 +114,9 @@ def track(
             sampling=sampling,
             store=folder,
             compute=compute,
-            into=into,
-            lasting=store is not None,
         )
+        if store is not None:
+            request = request.identified()
         sweep, _ = run(request)
         return sweep.trajectory(limits)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rllc.errors import InputError, must_be
-from rllc.estimates.estimate import ARRAYS, Estimate, counted, import_xarray
+from rllc.estimates.estimate import ARRAYS, Estimate, Key, counted, import_xarray
 from rllc.estimates.faults import Fault, faults_from_json, faults_to_json, status_of
 from rllc.sampling.draws import check_settings
 from rllc.statistics.uncertainty import Mean, satterthwaite
@@ -214,6 +214,59 @@ class Trajectory:
                 f"the nearest steps are {sorted(by_distance[:3])}."
             )
         return self.steps.index(step)
+
+    def __getitem__(self, key: Key) -> Trajectory:
+        """Return the curves that a key names, at all checkpoints.
+
+        ``trajectory["1:6", "code"]`` is one curve; ``trajectory["1:6"]`` and ``trajectory["1:*"]``
+        are those on every data set.
+
+        Raises:
+            InputError: there is no such refinement.
+        """
+        texts = [key] if isinstance(key, str) else key
+        right = isinstance(texts, list | tuple) and len(texts) in (1, 2)
+        if not (right and all(isinstance(text, str) for text in texts)):
+            raise InputError(
+                f"trajectory[{key!r}]: expected a name, or (weights, data), such as "
+                f"trajectory['1:6', 'code']; a checkpoint is trajectory.at(step)."
+            )
+        return self.select(*texts)
+
+    def select(
+        self,
+        weights: str | Sequence[str] | None = None,
+        data: str | Sequence[str] | None = None,
+        *,
+        layer: int | None = None,
+    ) -> Trajectory:
+        """Return the curves that fit all that is asked for, in their order.
+
+        Args:
+            weights: a name, a pattern such as ``"1:*"``, or a list of these; ``None`` is any.
+            data: alike.
+            layer: heads of this layer only.
+
+        Raises:
+            InputError: there are no such weights, data or layer.
+        """
+        return self.take(self.names.matching(weights, data, layer))
+
+    def take(self, columns: Iterable[int]) -> Trajectory:
+        """Return some curves, by their number, in the order given."""
+        chosen = list(columns)
+        index = np.array(chosen, dtype=int)
+        faults = [tuple(row[column] for column in chosen) for row in self.faults]
+        return replace(
+            self,
+            **{name: getattr(self, name)[:, index] for name in ARRAYS},
+            faults=tuple(faults),
+            names=self.names.take(chosen),
+            diagnostics={name: array[:, index] for name, array in self.diagnostics.items()},
+        )
+
+    # A trajectory has checkpoints and curves. Without this Python would count through it.
+    __iter__ = None
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -27,8 +27,8 @@ from rllc.sampling.observe import Observable
 from rllc.sampling.sample import sample
 from rllc.sampling.settings import Compute, Sampling
 from rllc.sweep.downloads import note_download
-from rllc.sweep.identity import checkpoint_digest, device_kind, versions
-from rllc.sweep.plan import Cell
+from rllc.sweep.identity import CheckpointContents, checkpoint_contents, device_kind, versions
+from rllc.sweep.plan import Cell, changed_parts
 from rllc.sweep.store import Store
 from rllc.sweep.travel import Generator, RowsFile, portable_data, portable_loss
 from rllc.weights.selection import Weights
@@ -126,9 +126,9 @@ class Bench(threading.local):
             with _LOADING:
                 self.model = load(task.checkpoint, into=into, device=task.compute.device)
             # Hashed after it was read, so that what is replaced meanwhile is noticed.
-            digest = checkpoint_digest(task.checkpoint)
-            _refuse_another(task, digest)
-            self.loaded = task.checkpoint, digest
+            contents = checkpoint_contents(task.checkpoint)
+            _refuse_another(task, contents)
+            self.loaded = task.checkpoint, contents.sha256
         assert self.loaded is not None
         return self.model, self.loaded[1]
 
@@ -152,17 +152,19 @@ class Bench(threading.local):
         return self.files[value]
 
 
-def _refuse_another(task: Task, digest: str) -> None:
+def _refuse_another(task: Task, contents: CheckpointContents) -> None:
     if task.sha256 is None and not hub.is_on_hub(task.checkpoint.source):
         raise FileError(
             f"loading {task.checkpoint}: it was not there, or not whole, when the sweep began. "
             f"Call rllc.track again, which looks at what it holds."
         )
-    if task.sha256 not in (None, digest):
+    if task.sha256 not in (None, contents.sha256):
+        before = task.about["checkpoint"].get("parts", {})
+        changed = changed_parts(before, contents.parts) or "changed: its contents"
         raise FileError(
-            f"loading {task.checkpoint}: it was replaced since the sweep began "
-            f"(SHA-256 {digest[:8]}…, then {task.sha256[:8]}…). Put the old one back, or "
-            f"track into another store."
+            f"loading {task.checkpoint}: it was replaced since the sweep began ({changed}; SHA-256 "
+            f"{contents.sha256[:8]}…, then {task.sha256[:8]}…). Put the old one back, or track "
+            f"into another store."
         )
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rllc.errors import FileError, InputError, first_line
 from rllc.models.checkpoint import SUMS
@@ -41,6 +42,9 @@ from rllc.training.reproducible import digest, environment
 from rllc.training.run import Run
 
 _KIND = "rllc.train"
+
+_SHOWN = 300
+"""Characters of what torch says that a message shows."""
 
 
 class RunFolder:
@@ -185,14 +189,14 @@ class RunFolder:
             return {}
         try:
             description = json.loads(path.read_text(encoding="utf-8"))
-            if description["kind"] != _KIND or not isinstance(description["settings"], dict):
+            check_fields(description, {"kind": None})
+            if description["kind"] != _KIND:
                 raise ValueError("it is of another kind")
-            check_fields(description, {"sessions": "list"})
+            check_fields(description, {"settings": "object", "sessions": "list"})
             if not description["sessions"]:
                 raise ValueError("it has no session")
             for session in description["sessions"]:
-                if not isinstance(session["environment"], dict):
-                    raise ValueError("a session has no environment")
+                check_fields(session, {"environment": "object"})
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FileError(
                 f"training: {path} is damaged or was not written by rllc.train ({error}). Give an "
@@ -223,6 +227,7 @@ class RunFolder:
                 raise ValueError("it is of another run")
             check_fields(state, {"step": "count", "losses": None, "model": "object"})
             check_fields(state, {"optimizers": "list"})
+            _check_numbers(state)
         except Exception as error:  # damaged bytes can make the reader fail in any way
             raise FileError(
                 f"training: {path} is damaged ({type(error).__name__}: {first_line(error)}). The "
@@ -238,8 +243,8 @@ class RunFolder:
         except Exception as error:  # torch has many for state dicts of another kind
             raise FileError(
                 f"training: {self.path / 'resume.pt'} is of another model or optimizer "
-                f"({first_line(error)}). Remove it to train again from step 0, or train in another "
-                f"folder."
+                f"({_in_one_line(error)}). Remove it to train again from step 0, or train in "
+                f"another folder."
             ) from error
 
     def _run(self) -> str:
@@ -255,6 +260,27 @@ class RunFolder:
                 f"training: writing {name} in {self.path} failed ({error}). All that was written "
                 f"before is whole; make room and call again to go on from there."
             ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    """What torch says of a state dict, which names the weights in its second line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _check_numbers(state: Mapping[str, Any]) -> None:
+    """See that losses are one a step and weights are finite.
+
+    Raises:
+        ValueError: they are not.
+    """
+    losses, step = state["losses"], state["step"]
+    if not isinstance(losses, Tensor) or losses.shape != (step,):
+        shown = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(f"'losses' is {shown}, expected one number for each of {step} steps")
+    for name, weight in state["model"].items():
+        if isinstance(weight, Tensor) and not bool(weight.isfinite().all()):
+            raise ValueError(f"'model': {name!r} is not finite")
 
 
 def _lock(file: Any, path: Path) -> None:

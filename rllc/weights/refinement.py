@@ -18,6 +18,9 @@ from rllc.weights.selection import Weights, default_weights, everything, head
 WeightsLike = Weights | str | Iterable[Weights | str] | Mapping[str, Weights | str] | None
 """Weights as users give them; see :func:`product`."""
 
+_SHOWN = 60
+"""Characters of a mistyped name that a message shows."""
+
 DataLike = Any
 """Data as users give them: what :func:`rllc.data.as_data` takes, or a dict of it by name."""
 
@@ -105,11 +108,21 @@ def _selection(weights: Weights | str) -> Weights:
     if isinstance(weights, Weights):
         return weights
     if isinstance(weights, str):
+        if head_name(weights) is None and weights.strip():
+            raise InputError(
+                f"`weights`: {_short(weights)} is no head; expected a head such as '1:6' or "
+                f"'L1H6'. For parameters by name, patterns too, type "
+                f"rllc.parameters({_short(weights)})."
+            )
         return head(weights)
     raise InputError(
         f"`weights` must be rllc.Weights, such as rllc.head('1:6') or rllc.parameters('*.W_Q'), "
         f"got {type(weights).__name__}; for boolean masks use rllc.masks({{parameter: mask}})."
     )
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
 
 
 def _check_names(names: list[str]) -> None:

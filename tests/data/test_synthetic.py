@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from reader import read, unit_chances, unmatched
 
-import rllc
 from rllc.data.synthetic import RULES, SHARES, Language, Synthetic
 from rllc.errors import InputError
-from rllc.models import AttentionOnlyConfig
 
 LANGUAGE = Language(
     vocab_size=50,
@@ -297,21 +295,12 @@ def test_samples_that_cannot_be_are_refused() -> None:
 # What it is for.
 
 
-@pytest.fixture(scope="module")
-def trained() -> torch.nn.Module:
-    """A small model of the language."""
-    config = AttentionOnlyConfig(n_layers=2, d_model=64, n_heads=4, d_head=16, n_ctx=64, d_vocab=96)
-    rows = Language().sample(5000, seed=1).tokens
-    training = rllc.Training(num_steps=1300, batch_size=32, lr=1e-2)
-    return rllc.train(config, rows, training=training, progress=False)
-
-
 @pytest.mark.slow
-def test_a_small_model_learns_it(trained: torch.nn.Module) -> None:
+def test_a_small_model_learns_it(of_the_language: torch.nn.Module) -> None:
     sample = Language().sample(200, seed=2)
     rows = sample.tokens.rows.long()
     with torch.no_grad():
-        logits = trained(rows).logits[:, :-1]
+        logits = of_the_language(rows).logits[:, :-1]
     loss = F.cross_entropy(logits.mT, rows[:, 1:], reduction="none").numpy()
     assert loss.mean() < sample.mean_entropy + 0.3
     # No model is better than the entropy but by chance.
@@ -323,11 +312,14 @@ def test_a_small_model_learns_it(trained: torch.nn.Module) -> None:
 
 
 @pytest.mark.slow
-def test_a_small_model_forms_previous_token_and_induction_heads(trained: torch.nn.Module) -> None:
+def test_a_small_model_forms_previous_token_and_induction_heads(
+    of_the_language: torch.nn.Module,
+) -> None:
     sample = Language().sample(100, seed=2, subset="induction")
     rows = sample.tokens.rows
     with torch.no_grad():
-        first, second = trained(rows.long(), output_attentions=True).attentions
+        attentions = of_the_language(rows.long(), output_attentions=True).attentions
+    first, second = attentions
     to_previous = first.diagonal(offset=-1, dim1=-2, dim2=-1)  # [batch, head, query]
     assert to_previous.mean((0, 2)).max() > 0.4
     # From each token that is followed by a known letter: attention to where that letter stood.

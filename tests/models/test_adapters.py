@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,36 @@ def test_an_adapter_is_added_to_its_base(tmp_path, changes, scale: float) -> Non
     for name, parameter in base.named_parameters():
         if name != f"{MODULE}.weight":
             assert torch.equal(merged.get_parameter(name), parameter)
+
+
+def test_a_run_of_adapters_is_tracked_as_the_merged_models_are(tmp_path) -> None:
+    """As transformers' Trainer leaves them: a folder a checkpoint, each with the adapter alone."""
+    adapter, base = write(tmp_path, base_model_name_or_path=str(tmp_path / "base"))
+    run = tmp_path / "run"
+    for step, factor in ((10, 1.0), (20, 3.0)):
+        folder = run / f"checkpoint-{step}"
+        shutil.copytree(adapter, folder)
+        tensors = {name: factor * tensor for name, tensor in matrices().items()}
+        save_file(tensors, folder / "adapter_model.safetensors")
+    rows = torch.randint(0, 7, (6, 5), generator=torch.Generator().manual_seed(0))
+    options = {
+        "sampler": rllc.sgld(lr=1e-5),
+        "sampling": rllc.Sampling(num_chains=2, num_draws=4, batch_size=3, num_probes=0),
+        "compute": rllc.Compute(progress=False),
+    }
+    trajectory = rllc.track(run, rows, store=tmp_path / "store", **options)
+    assert trajectory.steps == (10, 20)
+    assert trajectory.value[0] != trajectory.value[1]
+    for row, step in enumerate((10, 20)):
+        model = rllc.load(run / f"checkpoint-{step}")
+        alone = rllc.estimate(model, rows, **options)
+        assert trajectory.value[row] == pytest.approx(alone.value, rel=1e-4)
+    # The base is part of what was measured.
+    with torch.no_grad():
+        base.get_parameter("transformer.h.0.mlp.c_fc.weight").add_(0.1)
+    base.save_pretrained(tmp_path / "base")
+    with pytest.raises(rllc.InputError, match=r"\(changed: base of the adapter\)"):
+        rllc.track(run, rows, store=tmp_path / "store", **options)
 
 
 def test_a_model_that_is_filled_twice_has_the_adapter_once(tmp_path) -> None:

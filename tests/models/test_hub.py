@@ -38,14 +38,21 @@ def test_hub_client_is_asked_as_it_expects(monkeypatch, tmp_path):
     assert calls == [(("org/name",), {"revision": "step1", "allow_patterns": ["config.json"]})]
 
 
-def test_hub_that_does_not_answer(monkeypatch):
+def test_hub_that_does_not_answer(monkeypatch, tmp_path):
     def refs(repo_id: str):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "list_repo_refs", refs)
-    message = r"hub for 'no/such': ConnectionError: no route.*no local file or folder"
+    there = r"^'no/such': there is no such file or folder here \(there is no folder 'no' in .*\)"
+    message = (
+        there + r", and the Hugging Face hub did not give it either \(ConnectionError: no route"
+    )
     with pytest.raises(FileError, match=message):
         checkpoints("no/such")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileError, match=r"^'run': .* here \(in .*; did you mean 'runs'\?\)"):
+        checkpoints("run")
 
 
 # The cache.

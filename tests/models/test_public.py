@@ -4,6 +4,7 @@ and TransformerLens's toy models."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,35 @@ def test_other_tensors_than_old_masks_are_still_refused(fake_hub: FakeHub) -> No
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(FileError, match=r"'h.0.attn.mask_bias' is unexpected"):
         load("org/odd")
+
+
+# The paper's: one state dict a step, with masks and without settings.
+
+
+def test_the_papers_models(fake_hub: FakeHub) -> None:  # noqa: F811
+    folder = fake_hub.root / "timaeus" / "tetrahedron-3m-og" / "main"
+    folder.mkdir(parents=True)
+    for step in (0, 8500, 50000):
+        state = with_masks(small_model(step, positions="shortformer"))
+        torch.save(state, folder / f"checkpoint_{step:07d}.pth")
+    listed = checkpoints("timaeus/tetrahedron-3m-og")
+    assert [checkpoint.step for checkpoint in listed] == [0, 8500, 50000]
+    with pytest.raises(InputError, match=r"positions='shortformer' \(the paper's models\)"):
+        load("timaeus/tetrahedron-3m-og", 8500)
+    model = load("timaeus/tetrahedron-3m-og", 8500, positions="shortformer")
+    assert are_equal(model, small_model(8500, positions="shortformer"))
+    assert fake_hub.fetched == ["checkpoint_0008500.pth"] * len(fake_hub.fetched)
+    assert len(rllc.heads(model)) == 6
+
+
+# The table of the package's documentation.
+
+
+def test_the_table_of_public_checkpoints_names_what_is_tested() -> None:
+    table = str(rllc.models.__doc__)
+    tests = Path(__file__).read_text(encoding="utf-8")
+    for name in re.findall(r"^``([\w-]+)/", table, re.MULTILINE):
+        assert f'"{name}' in tests, name
 
 
 # TransformerLens's toy models: settings under older names, and one file.

@@ -64,24 +64,46 @@ def changed(header: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture(scope="module")
 def draws() -> rllc.Draws:
-    return rllc.sample(tiny_model(), DATA["a"], ["0:0", "0:1"], **QUICK)
+    observe = {"rows": rllc.losses_on(DATA["a"])}
+    return rllc.sample(tiny_model(), DATA["a"], ["0:0", "0:1"], observe=observe, **QUICK)
 
 
 def results(draws: rllc.Draws) -> dict[str, Any]:
     estimate = rllc.Estimate.of(draws)
     return {
-        "rllc.draws": draws,
-        "rllc.estimate": estimate,
-        "rllc.trajectory": rllc.Trajectory.of({0: estimate, 10: estimate}),
+        "rllc.sampling.draws": draws,
+        "rllc.estimates.estimate": estimate,
+        "rllc.sweep.trajectory": rllc.Trajectory.of({0: estimate, 10: estimate}),
         "rllc.data.tokens": DATA["a"],
+        "rllc.calibration.calibrate": calibration(estimate),
+        "rllc.covariances.results": rllc.covariances.Susceptibilities.of(draws, "rows"),
     }
 
 
+def calibration(estimate: rllc.Estimate) -> rllc.Calibration:
+    """Two settings that were tried."""
+    return rllc.Calibration(
+        lr=np.array([1e-3, 3e-3]),
+        n_beta=np.array([30.0, 30.0]),
+        localization=np.array([200.0, 200.0]),
+        estimates=(estimate, estimate),
+        limits=rllc.Limits(),
+        make=lambda lr, localization: rllc.sgld(lr=lr, localization=localization),
+        sampling=rllc.Sampling(),
+    )
+
+
 USES: dict[str, Callable[[Any], object]] = {
-    "rllc.draws": lambda draws: (repr(draws), rllc.Estimate.of(draws).status),
-    "rllc.estimate": lambda estimate: (repr(estimate), estimate.judge(), estimate.to_dataframe()),
-    "rllc.trajectory": lambda trajectory: (repr(trajectory), trajectory.status),
+    "rllc.sampling.draws": lambda draws: (repr(draws), rllc.Estimate.of(draws).status),
+    "rllc.estimates.estimate": lambda estimate: (
+        repr(estimate),
+        estimate.judge(),
+        estimate.to_dataframe(),
+    ),
+    "rllc.sweep.trajectory": lambda trajectory: (repr(trajectory), trajectory.status),
     "rllc.data.tokens": repr,
+    "rllc.calibration.calibrate": lambda tried: (repr(tried), tried.to_dataframe()),
+    "rllc.covariances.results": lambda chi: (repr(chi), chi.to_dataframe(), chi.status),
 }
 
 

@@ -12,6 +12,7 @@ from small_sweeps import DATA, quick, same
 
 import rllc
 
+pytestmark = pytest.mark.usefixtures("few_looks")
 OBSERVE = {"losses": rllc.observables.minibatch_losses(), "rows": rllc.observables.minibatch_rows()}
 
 
@@ -164,14 +165,14 @@ def test_without_whole_states_a_cell_is_computed_from_the_first_draw(
     assert same(more, rllc.track(run, DATA["a"], "0:1", **quick(num_draws=8)))
 
 
-@pytest.mark.parametrize(("share", "counts"), [(0.9, (60, 100)), (1e9, (40, 100))])
+@pytest.mark.parametrize(("share", "counts"), [(0.9, (60, 80)), (1e9, (40, 80))])
 def test_more_draws_with_target_se_are_of_those_that_have_not_reached_it(
     run, tmp_path, drawn, share, counts
 ) -> None:
     first, both = rllc.checkpoints(run)[:1], ["0:0", "0:1"]
     errors = rllc.track(first, DATA["a"], both, **quick(num_draws=60)).standard_error
     drawn.clear()
-    few, more = (quick(num_draws=n, target_se=share * float(errors.min())) for n in (60, 100))
+    few, more = (quick(num_draws=n, target_se=share * float(errors.min())) for n in (60, 80))
     rllc.track(first, DATA["a"], both, store=tmp_path, **few)
     grown = rllc.track(first, DATA["a"], both, store=tmp_path, **more)
     assert drawn == [(0, 60), counts]

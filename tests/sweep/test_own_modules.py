@@ -89,3 +89,26 @@ def test_a_model_without_its_step(folder, tmp_path) -> None:
         rllc.track(tmp_path / "final.pt", DATA, into=make, **OPTIONS)
     with pytest.raises(rllc.InputError, match=r"track: `into` must be a torch.nn.Module"):
         rllc.track(folder, DATA, into=3, **OPTIONS)
+
+
+@pytest.mark.filterwarnings("ignore:load. removed 'module.'")
+def test_another_module_to_load_into_is_called_that(folder, tmp_path) -> None:
+    class Doubled(torch.nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    path = {3: folder / "ckpt_3.pt"}
+    rllc.track(path, DATA, into=make(), store=tmp_path, **OPTIONS)
+    other = Doubled(*make())
+    message = r"checkpoint of step 3, SHA-256: .* \(changed: `into`, the module that the weights"
+    with pytest.raises(rllc.InputError, match=message):
+        rllc.track(path, DATA, into=other, store=tmp_path, **OPTIONS)
+    with pytest.raises(rllc.InputError, match=r"\(changed: the weights\)"):
+        rllc.track({3: folder / "ckpt_20.pt"}, DATA, into=make(), store=tmp_path, **OPTIONS)
+
+
+def test_arguments_that_belong_elsewhere_are_told_where(folder) -> None:
+    with pytest.raises(rllc.InputError, match=r"rllc.Sweep.open\(store\).trajectory\(limits\)"):
+        rllc.track(folder, DATA, into=make, limits=rllc.Limits(), **OPTIONS)
+    with pytest.raises(rllc.InputError, match=r"rllc.checkpoints\(source, positions=…\)"):
+        rllc.track(folder, DATA, positions="standard", **OPTIONS)

@@ -144,7 +144,8 @@ def no_figures(monkeypatch) -> None:
     """For tests of words: drawing takes most of the time."""
     no_image = '<img alt="{}" src="data:image/svg+xml;base64,">'
     monkeypatch.setattr(MODULE, "image", lambda axes, words: no_image.format(words))
-    monkeypatch.setattr(MODULE, "plot_trajectory", lambda *_, **__: None)
+    for name in ("plot_trajectory", "plot_traces"):
+        monkeypatch.setattr(MODULE, name, lambda *_, **__: None)
 
 
 def triples(rows: list[list[str]]) -> list[tuple[int, str, str]]:

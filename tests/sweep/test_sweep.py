@@ -94,6 +94,30 @@ def test_cells_that_are_summed_up_at_once_are_as_alone(unbroken_store) -> None:
                 assert found == pytest.approx(array[0], rel=1e-9, nan_ok=True)
 
 
+def test_a_checkpoint_has_its_draws_and_is_as_one_estimate(run, tmp_path) -> None:
+    """What a store gives back is what one call gives, contrasts between data sets included."""
+    rllc.track(run, DATA, ["0:0", "1:1"], store=tmp_path, **QUICK)
+    stored = rllc.Sweep.open(tmp_path).at(10)
+    model = rllc.load(run / "step0000010")
+    weights = [rllc.head("0:0"), rllc.head("1:1")]
+    at_once = rllc.Estimate.of(rllc.sample(model, DATA, weights, **QUICK))
+    assert set(stored.names) == set(at_once.names)
+    keys = ("0:0", "a"), ("0:0", "b")
+    assert stored["1:1", "b"].value == pytest.approx(at_once["1:1", "b"].value, rel=1e-5)
+    contrast, expected = stored.difference(*keys), at_once.difference(*keys)
+    assert contrast.value == pytest.approx(expected.value, rel=1e-4)
+    assert contrast.standard_error == pytest.approx(expected.standard_error, rel=1e-4)
+    with pytest.raises(rllc.InputError, match=r"sweep\.at\(5\): known: '0', '10'"):
+        rllc.Sweep.open(tmp_path).at(5)
+
+
+def test_cells_that_are_no_single_estimate_are_refused(run, tmp_path, monkeypatch) -> None:
+    rllc.track(run, DATA, ["0:0"], store=tmp_path, **QUICK)
+    monkeypatch.setattr(parts, "_BY_DATA", ("fingerprints",))
+    with pytest.raises(rllc.InputError, match="differ in more than weights and data; take them"):
+        rllc.Sweep.open(tmp_path).at(10)
+
+
 def test_draws_of_other_settings_or_shapes_are_never_summed_up_at_once(unbroken_store) -> None:
     sweep = rllc.Sweep.open(unbroken_store)
     draws = sweep.draws(10, "0:1", "a")

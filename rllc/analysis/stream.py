@@ -1,0 +1,385 @@
+"""How the attentions of any model read and write the residual stream: found by running it.
+
+An attention reads the stream through a norm, and what its o gives is added to it. Which norm, and
+with which factor, is no setting that models share; so a small batch is run, and what each map is
+called with is compared with what each norm gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rllc.anatomy import Anatomy, Attention, anatomy, inputs
+from rllc.anatomy.attention import Letter
+from rllc.anatomy.trial import first_tensor
+from rllc.engine.modes import in_mode, one_arithmetic
+from rllc.errors import InputError
+
+_SAME = 1e-3
+"""Relative to the largest number: rounding in float32 is 1000 times smaller."""
+
+
+LETTERS: tuple[Letter, ...] = ("q", "k", "v", "o")
+
+
+class Place(NamedTuple):
+    """Where one attention reads the residual stream and writes to it.
+
+    Args:
+        attention: of the anatomy.
+        norm: what it reads the stream through; ``None``: it reads the stream itself.
+        queries: the module of its queries; of its keys and values likewise, perhaps the same one.
+        keys: see queries.
+        values: see queries.
+        writes: the module of o.
+        branch_norm: what normalises the output of o before it is added; mostly ``None``.
+        scale: ``[d_model]``: factors of o's output as it is added.
+    """
+
+    attention: Attention
+    norm: nn.Module | None
+    queries: nn.Module
+    keys: nn.Module
+    values: nn.Module
+    writes: nn.Module
+    branch_norm: nn.Module | None
+    scale: Tensor
+
+    def reader(self, letter: str) -> nn.Module:
+        """The module of ``"Q"``, ``"K"`` or ``"V"``."""
+        return {"Q": self.queries, "K": self.keys, "V": self.values}[letter]
+
+
+@torch.no_grad()
+def places(model: nn.Module, caller: str) -> tuple[Place, ...]:
+    """Where each attention of a model reads and writes.
+
+    Args:
+        model: any transformer with one kind of attention whose anatomy is known.
+        caller: the function that error messages name.
+
+    Raises:
+        InputError: its stream is no sum of what heads write, or its maps are no modules.
+    """
+    found = anatomy(model)
+    _refuse_towers(model, found, caller)
+    for attention in found.attentions:
+        _paths_of_maps(model, attention, caller)
+    with in_mode(model, False), one_arithmetic():
+        example = _example(model, caller)
+        return tuple(_place(model, each, example, caller) for each in found.attentions)
+
+
+def _refuse_towers(model: nn.Module, found: Anatomy, caller: str) -> None:
+    towers = {attention.tower for attention in found.attentions}
+    if len(towers) > 1:
+        raise InputError(
+            f"{caller}: {type(model).__name__} has several kinds of attention "
+            f"({', '.join(sorted(towers))}), which share no one stream; expected a model of one "
+            f"stack."
+        )
+
+
+def _example(model: nn.Module, caller: str) -> inputs.Example:
+    """A small batch that the model can be run on."""
+    problem = None
+    for candidate in inputs.examples(model):
+        problem = inputs.run(model, candidate)
+        if problem is None:
+            return candidate
+    raise InputError(
+        f"{caller}: how {type(model).__name__} reads its residual stream is found by running it, "
+        f"and it could not be run ({problem})."
+    )
+
+
+class _Seen(NamedTuple):
+    """What modules of a block read and give in one run."""
+
+    read: dict[str, Tensor]
+    gave: dict[str, Tensor]
+
+
+def _place(model: nn.Module, attention: Attention, example: inputs.Example, caller: str) -> Place:
+    what = f"{caller}: {attention.module!r} of {type(model).__name__}"
+    paths = _paths_of_maps(model, attention, caller)
+    norms = _norms(model, attention.block)
+    watched = [*paths.values(), *norms, attention.block]
+    seen = _run(model, example, watched)
+    stream = seen.gave[attention.block]
+    if any(_same(seen.gave[path], stream) for path in norms):
+        raise InputError(
+            f"{what}: its residual stream is normalised after each block, so it is no sum of what "
+            f"heads write; expected a model that normalises what blocks read."
+        )
+    norm = _reads_through(seen, norms, paths["q"], attention.block, what)
+    branch_norm = None
+    for path in norms:
+        if _same(seen.read[path], seen.gave[paths["o"]]):
+            branch_norm = model.get_submodule(path)
+            norms = [other for other in norms if other != path]
+    scale = torch.ones(stream.shape[-1], device=stream.device)
+    if branch_norm is None:
+        later = [path for path in norms if path != norm]
+        scale = _scale(model, attention, example, paths["o"], later, seen, what)
+    return Place(
+        attention=attention,
+        norm=None if norm is None else model.get_submodule(norm),
+        queries=model.get_submodule(paths["q"]),
+        keys=model.get_submodule(paths["k"]),
+        values=model.get_submodule(paths["v"]),
+        writes=model.get_submodule(paths["o"]),
+        branch_norm=branch_norm,
+        scale=scale,
+    )
+
+
+def _paths_of_maps(model: nn.Module, attention: Attention, caller: str) -> dict[Letter, str]:
+    """The modules of q, k, v and o, which are hooked."""
+    paths: dict[Letter, str] = {}
+    for letter in LETTERS:
+        weight = attention.map(letter).weight
+        path, _, name = weight.rpartition(".")
+        if name != "weight":
+            raise InputError(
+                f"{caller}: {weight!r} of {type(model).__name__} is no module that is called, so "
+                f"what it reads and gives cannot be seen; expected maps that are modules, or an "
+                f"rllc.models.AttentionOnly."
+            )
+        paths[letter] = path
+    return paths
+
+
+def _norms(model: nn.Module, block: str) -> list[str]:
+    """Paths of the norms in a block."""
+    paths = []
+    for name, module in model.get_submodule(block).named_modules():
+        if name and "norm" in type(module).__name__.lower():
+            paths.append(f"{block}.{name}")
+    return paths
+
+
+def _reads_through(seen: _Seen, norms: list[str], q: str, block: str, what: str) -> str | None:
+    """The path of the norm whose output the queries are made of."""
+    for path in norms:
+        if path in seen.gave and _same(seen.gave[path], seen.read[q]):
+            return path
+    if _same(seen.read[block], seen.read[q]):
+        return None
+    raise InputError(
+        f"{what}: what its queries are made of is neither the residual stream nor a norm of it; "
+        f"expected a model whose attention reads one of both."
+    )
+
+
+def _scale(
+    model: nn.Module,
+    attention: Attention,
+    example: inputs.Example,
+    o: str,
+    norms: list[str],
+    seen: _Seen,
+    what: str,
+) -> Tensor:
+    """By which factors what o gives is added to the stream.
+
+    It is given something else, and looked for where the sum is read: by a later norm of the block,
+    or at its end.
+    """
+    output = seen.gave[o]
+    stream = torch.Generator().manual_seed(0)
+    size = float(output.abs().max()) + 0.1 * float(seen.gave[attention.block].abs().max())
+    added = size * torch.randn(output.shape, generator=stream).to(output)
+    hook = model.get_submodule(o).register_forward_hook(lambda module, args, out: out + added)
+    try:
+        moved = _run(model, example, [*norms, attention.block])
+    finally:
+        hook.remove()
+    changes = [moved.read[path] - seen.read[path] for path in norms if path in seen.read]
+    changes.append(moved.gave[attention.block] - seen.gave[attention.block])
+    for change in changes:
+        if change.numel() != added.numel():
+            continue
+        # OPT's norms read positions without the axis of rows.
+        change = change.reshape(added.shape)
+        flat = added.flatten(0, -2)
+        scale = (change.flatten(0, -2) * flat).sum(0) / flat.square().sum(0)
+        if bool(scale.abs().min() > 0) and _same(scale * added, change):
+            return scale
+    raise InputError(
+        f"{what}: what its heads write is not added to the residual stream as it is, so no term of "
+        f"the stream is one head's."
+    )
+
+
+def _run(model: nn.Module, example: inputs.Example, paths: list[str]) -> _Seen:
+    """Run a model, and note what modules read and give at their first call."""
+    seen = _Seen({}, {})
+    with ExitStack() as stack:
+        for path in dict.fromkeys(paths):
+
+            def note(
+                module: nn.Module,
+                args: tuple[Any, ...],
+                kwargs: dict[str, Any],
+                output: Any,
+                path: str = path,
+            ) -> None:
+                if path not in seen.read:
+                    values = args or (kwargs["hidden_states"],)
+                    seen.read[path] = values[0].detach().clone()
+                    seen.gave[path] = first_tensor(output).detach().clone()
+
+            hook = model.get_submodule(path).register_forward_hook(note, with_kwargs=True)
+            stack.callback(hook.remove)
+        problem = inputs.run(model, example)
+    assert problem is None, problem
+    return seen
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if left.shape != right.shape:
+        return False
+    return bool((left - right).abs().max() <= _SAME * right.abs().max())
+
+
+class Linear(NamedTuple):
+    """What a norm does up to the division: x ↦ (x − mean) · scale, or x ↦ x · scale."""
+
+    scale: Tensor
+    """``[d_model]``."""
+    centres: bool
+
+    def folded(self, weight: Tensor) -> Tensor:
+        """A map ``[…, d_model, d_head]`` that reads the stream itself."""
+        folded = self.scale[:, None] * weight
+        return folded - folded.mean(-2, keepdim=True) if self.centres else folded
+
+
+def linear_part(norm: nn.Module, width: int, what: str) -> Linear:
+    """The linear part of a norm, whatever its class calls it.
+
+    LayerNorm gives (x − mean)/sd · w + b, and an RMS norm x/rms · w. Two inputs tell which, and w.
+
+    Raises:
+        InputError: it is neither.
+    """
+    parameter = next(norm.parameters(), torch.zeros(()))
+    stream = torch.Generator().manual_seed(0)
+    x = torch.randn(8, width, generator=stream).to(parameter)
+    with torch.no_grad():
+        shift = norm(torch.zeros_like(x[:1]))
+        given = norm(x) - shift
+    for centres in (False, True):
+        centred = x - x.mean(-1, keepdim=True) if centres else x
+        unit = centred / centred.square().mean(-1, keepdim=True).sqrt()
+        scale = (given * unit).sum(0) / unit.square().sum(0)
+        if _same(scale * unit, given):
+            return Linear(scale, centres)
+    raise InputError(f"{what}: {type(norm).__name__} is neither a LayerNorm nor an RMS norm.")
+
+
+# The matrices of heads.
+
+
+class Matrices(NamedTuple):
+    """``[layer, head, d_model, d_head]``, of o ``[layer, head, d_head, d_model]``."""
+
+    W_Q: Tensor
+    W_K: Tensor
+    W_V: Tensor
+    W_O: Tensor
+
+
+def matrices(model: nn.Module, caller: str, *, fold: bool) -> Matrices:
+    """What each head reads with and writes with, keys and values repeated where heads share them.
+
+    Args:
+        model: see :func:`places`.
+        caller: the function that error messages name.
+        fold: put the norms' linear parts into the maps.
+
+    Raises:
+        InputError: layers differ in their heads, or see :func:`places`.
+    """
+    parameters = dict(model.named_parameters())
+    layers = []
+    for place in places(model, caller):
+        what = f"{caller}: {place.attention.module!r} of {type(model).__name__}"
+        own = [_stacked(place.attention, letter, parameters) for letter in LETTERS]
+        width = own[3].shape[-1]
+        if fold and place.norm is not None:
+            reads = linear_part(place.norm, width, what)
+            own[:3] = [reads.folded(weight) for weight in own[:3]]
+        own[3] = own[3] * place.scale
+        if fold and place.branch_norm is not None:
+            writes = linear_part(place.branch_norm, width, what)
+            own[3] = writes.folded(own[3].mT).mT
+        if own[0].shape != own[1].shape:
+            raise InputError(
+                f"{what}: its queries have {own[0].shape[-1]} numbers a head and its keys "
+                f"{own[1].shape[-1]}, so they are more than queries (such as gates)."
+            )
+        layers.append(own)
+    shapes = {tuple(own[0].shape) for own in layers}
+    if len(shapes) > 1:
+        raise InputError(
+            f"{caller}: the layers of {type(model).__name__} differ in their heads "
+            f"([head, d_model, d_head] is {' and '.join(map(str, sorted(shapes)))}); stack those "
+            f"that agree and call composition(W_Q, W_K, W_V, W_O)."
+        )
+    return Matrices(*(torch.stack([own[number] for own in layers]) for number in range(4)))
+
+
+def _stacked(attention: Attention, letter: Letter, parameters: dict[str, nn.Parameter]) -> Tensor:
+    """One map, head by head."""
+    own = attention.map(letter)
+    weight = parameters[own.weight].detach()
+    heads = []
+    for head in range(attention.num_heads):
+        number = attention.kv_head(head) if letter in ("k", "v") else head
+        part = weight[own.slices(number)[own.weight]]
+        heads.append(part.movedim(own.axis, 0 if letter == "o" else -1))
+    return torch.stack(heads)
+
+
+# Runs in which one input is changed.
+
+
+@contextmanager
+def reading(place: Place, letter: str, head: int, given: Tensor, z: Tensor) -> Iterator[None]:
+    """Let one head read something else for its queries, keys or values.
+
+    Args:
+        place: its attention.
+        letter: ``"Q"``, ``"K"`` or ``"V"``.
+        head: its number.
+        given: what the map gives for what is read instead, ``[batch, pos, …]``.
+        z: what the heads of the attention pass on otherwise, ``[batch, pos, head, d_head]``: heads
+            that share the key keep it.
+    """
+    attention = place.attention
+    own = {"Q": attention.q, "K": attention.k, "V": attention.v}[letter]
+    number = head if letter == "Q" else attention.kv_head(head)
+    start, stop = own.pieces[number]
+
+    def replace(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        changed = output.clone()
+        changed[..., start:stop] = given[..., start:stop]
+        return changed
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        moved = args[0].unflatten(-1, z.shape[-2:])
+        passed_on = z.clone()
+        passed_on[..., head, :] = moved[..., head, :]
+        return (passed_on.flatten(-2), *args[1:])
+
+    with ExitStack() as stack:
+        stack.callback(place.reader(letter).register_forward_hook(replace).remove)
+        stack.callback(place.writes.register_forward_pre_hook(keep).remove)
+        yield

@@ -1,0 +1,138 @@
+"""Whether a model and a loss give the same each time that they are asked.
+
+A run and its baseline are two evaluations, one after the other. Where the second gives another
+number because it is the second (a counter, a cache, a running mean), λ̂ is wrong by nβ times that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rllc.engine.scene import Scene
+from rllc.errors import InputError
+from rllc.losses.contract import Loss
+
+_LAST_BITS = 16.0
+"""By so many times the last bit of the largest loss two equal evaluations may differ, as where
+threads add in another order."""
+
+_LAST_BITS_ON_GPU = 1e3
+"""The same on a GPU, some of whose kernels add in an order of their own."""
+
+_LAST_BITS_OF_HALF = 1e5
+"""The same for products of 8 or 11 bits."""
+
+_SHOWN = 3
+"""How many attributes that changed are listed."""
+
+
+def is_looked_at_again(step: int) -> bool:
+    """Whether the loss at w* is evaluated a second time at a step: at 1, 2, 4, 8 and so on."""
+    return step > 0 and step & (step - 1) == 0
+
+
+def check_again(scene: Scene, loss: Loss, name: str) -> None:
+    """Evaluate the loss at w* again on the same minibatch, and compare.
+
+    Args:
+        scene: the minibatch, with the loss at w*.
+        loss: bound to the model.
+        name: of the data.
+
+    Raises:
+        InputError: it is another number now; names the state that has changed, if it is in sight.
+    """
+    before = _state(loss)
+    again = loss.center(scene.batch, scene.seed).losses.double()
+    first = scene.center.losses.double()
+    difference = (again - first).abs().nan_to_num(nan=0.0)
+    size = float(first.abs().nan_to_num(nan=0.0).max())
+    largest = float(difference.max())
+    if again.shape == first.shape and largest <= _allowed(loss, first) * size:
+        return
+    raise InputError(
+        f"sampling on data {name!r}: the loss at w* is not the same when it is evaluated again on "
+        f"the same minibatch (a row's differs by {largest:.3g}, of {size:.3g}), so that a run and "
+        f"its baseline could not be compared. {_cause(before, _state(loss))} Make model and loss "
+        f"give the same each time."
+    )
+
+
+def _allowed(loss: Loss, losses: Tensor) -> float:
+    eps = torch.finfo(torch.float32).eps
+    exact: Any = getattr(loss, "exact", loss)
+    if not losses.is_cuda:
+        return _LAST_BITS * eps
+    model: Any = getattr(loss, "model", None)
+    dtypes = set() if model is None else {parameter.dtype for parameter in model.parameters()}
+    is_half = getattr(exact, "autocast", None) is not None or bool(dtypes & _HALVES)
+    return (_LAST_BITS_OF_HALF if is_half else _LAST_BITS_ON_GPU) * eps
+
+
+_HALVES = {torch.bfloat16, torch.float16}
+
+
+def _cause(before: Mapping[str, object], after: Mapping[str, object]) -> str:
+    changed = [name for name, value in after.items() if not _is_same(before.get(name), value)]
+    if not changed:
+        return (
+            "It may come from a state that model or loss keep between calls (a counter, a running "
+            "mean, a list that grows), or from random numbers of a generator of their own."
+        )
+    shown = ", ".join(changed[:_SHOWN]) + (", …" if len(changed) > _SHOWN else "")
+    return f"Each evaluation changes {shown}."
+
+
+def _state(loss: Loss) -> dict[str, object]:
+    """What model and loss hold besides weights and buffers, as far as it can be compared."""
+    state: dict[str, object] = {}
+    model: nn.Module | None = getattr(loss, "model", None)
+    if model is not None:
+        for path, module in model.named_modules():
+            for name, value in _noted(vars(module)):
+                state[f"{type(module).__name__}.{name} of {path or 'the model'!r}"] = value
+    exact: Any = getattr(loss, "exact", loss)
+    for name, value in _noted(_variables(getattr(exact, "loss", None))):
+        state[f"the variable {name!r} of the loss"] = value
+    return state
+
+
+def _variables(function: Any) -> dict[str, object]:
+    """What a function keeps between calls."""
+    closure = getattr(function, "__closure__", None)
+    if not closure:
+        return dict(getattr(function, "__dict__", {}))
+    names = function.__code__.co_freevars
+    variables: dict[str, object] = {}
+    for name, cell in zip(names, closure, strict=True):
+        try:
+            variables[name] = cell.cell_contents
+        except ValueError:  # it has no value yet
+            continue
+    return variables
+
+
+def _noted(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Values that can be compared later, though they be changed in place."""
+    for name, value in values.items():
+        if isinstance(value, _PLAIN):
+            yield name, value
+        elif isinstance(value, Tensor) and not value.is_inference():
+            yield name, (value, value._version)
+        elif isinstance(value, list) or type(value) is dict:
+            parts = value.values() if isinstance(value, dict) else value
+            plain = [part for part in parts if isinstance(part, _PLAIN)]
+            yield name, (len(value), *plain)
+
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def _is_same(before: object, after: object) -> bool:
+    if isinstance(before, tuple) and isinstance(after, tuple) and isinstance(after[0], Tensor):
+        return before[0] is after[0] and before[1] == after[1]
+    return before == after
