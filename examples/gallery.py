@@ -85,10 +85,10 @@ def estimate(count: int, num_data: int = 2, share: float = 1.0, seed: int = 0) -
     stream = np.random.default_rng([count, num_data, seed])
     error = 0.15 + 0.05 * stream.gamma(2.0, size=len(names)) + 0.02 * share * np.array(values)
     value = share * np.array(values) + error * stream.standard_normal(len(names))
-    faults: list[tuple[rllc.Fault, ...]] = [()] * len(names)
+    faults: list[tuple[rllc.estimates.Fault, ...]] = [()] * len(names)
     for i in range(3, len(names), 10):
-        faults[i] = (rllc.Fault("imprecise", {"share": 0.3}, "more draws"),)
-    faults[-1] = (rllc.Fault("diverged", {"chain": 1, "step": 40}, "lower lr"),)
+        faults[i] = (rllc.estimates.Fault("imprecise", {"share": 0.3}, "more draws"),)
+    faults[-1] = (rllc.estimates.Fault("diverged", {"chain": 1, "step": 40}, "lower lr"),)
     value[-1] = error[-1] = np.nan
     per_chain = value[:, None] + 2 * error[:, None] * stream.standard_normal((len(names), 4))
     ratio = np.clip(value / 40, 0, None)
@@ -151,22 +151,22 @@ def made_of(llc: np.ndarray, relaxation: float) -> rllc.Draws:
     )
 
 
-def resolution(count: int) -> rllc.Resolution:
+def resolution(count: int) -> rllc.calibration.Resolution:
     """λ̂ that rises with nβ; where it is small the prior alone gives it; one point is not ok."""
     n_betas = np.array([1.0, 3, 10, 30, 100, 300, 1000])
     estimates = []
     for number, n_beta in enumerate(n_betas):
         share = n_beta / (n_beta + 30)
         one = estimate(count, 1, share, seed=number)
-        prior = rllc.Fault("prior_dominated", {"share": 0.95}, "larger n_beta")
-        spikes = rllc.Fault("spikes", {"draws": 2}, "lower lr")
-        faults: tuple[tuple[rllc.Fault, ...], ...] = ((),) * count
+        prior = rllc.estimates.Fault("prior_dominated", {"share": 0.95}, "larger n_beta")
+        spikes = rllc.estimates.Fault("spikes", {"draws": 2}, "lower lr")
+        faults: tuple[tuple[rllc.estimates.Fault, ...], ...] = ((),) * count
         if n_beta <= 3:
             faults = ((prior,),) * count
         if n_beta == 1000:
             faults = ((spikes,), *faults[1:])
         estimates.append(replace(one, faults=faults))
-    return rllc.Resolution(n_betas, tuple(estimates))
+    return rllc.calibration.Resolution(n_betas, tuple(estimates))
 
 
 def calibration() -> Calibration:

@@ -47,7 +47,7 @@ print(rllc.estimate(model, rows, ["0:1", "1:3"], loss=second_half, sampling=samp
 small_config = AttentionOnlyConfig(
     n_layers=1, d_model=32, n_heads=4, d_head=8, n_ctx=32, d_vocab=100
 )
-loss = rllc.distillation(AttentionOnly(small_config).eval())
+loss = rllc.losses.distillation(AttentionOnly(small_config).eval())
 print(rllc.estimate(model, rows, rllc.heads(model), loss=loss, sampling=sampling))
 
 

@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
             "compute": rllc.Compute(executor=executor, progress=not args.quiet),
         }
         if args.dry_run:
-            print(rllc.sweep_cost(checkpoints, data, rllc.heads, **sweep))
+            print(rllc.sweep.sweep_cost(checkpoints, data, rllc.heads, **sweep))
             return
         trajectory = rllc.track(checkpoints, data, rllc.heads, **sweep)
     print(trajectory)

@@ -34,7 +34,7 @@ class Scale:
     config: AttentionOnlyConfig
     training: rllc.Training
     sampling: rllc.Sampling
-    sampler: rllc.Sampler
+    sampler: rllc.samplers.Sampler
     positions: int
     num_checkpoints: int
     characters: int
@@ -167,7 +167,7 @@ def gain_on_second_copy(model: torch.nn.Module, repeated: rllc.Tokens) -> float:
 
 
 def follow_circuit(
-    checkpoints: list[rllc.Checkpoint], text: rllc.Tokens, device: str | None
+    checkpoints: list[rllc.models.Checkpoint], text: rllc.Tokens, device: str | None
 ) -> dict[str, np.ndarray]:
     """What an induction circuit does, over training."""
     bos = int(text.rows[0, 0])
@@ -235,7 +235,7 @@ def steps_of_window(step: int, window: tuple[float, ...]) -> list[int]:
     return sorted({round(step * share) for share in window} | {step})
 
 
-def near_minimum(checkpoints: dict[int, rllc.Checkpoint], step: int, scale: Scale) -> Any:
+def near_minimum(checkpoints: dict[int, rllc.models.Checkpoint], step: int, scale: Scale) -> Any:
     """The model at a step, averaged with those shortly before it.
 
     While the learning rate is high weights lie on the walls of their minimum, and λ̂ of all heads

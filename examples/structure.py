@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     plot_matrix(found).figure.savefig(args.run / "susceptibilities.png", dpi=110)
     tokenizer = rllc.data.load_tokenizer(args.run / "tokenizer")
     path = args.run / "tokens.html"
-    llc = rllc.token_llc(draws, "probes")
+    llc = rllc.covariances.token_llc(draws, "probes")
     write_token_page(path, probes, llc, draws.names, tokenizer=tokenizer)
     print(f"\nfigures, the table and {path.name} are in {args.run}")
 

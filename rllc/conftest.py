@@ -97,7 +97,7 @@ def _trajectory() -> rllc.Trajectory:
 
 
 @functools.cache
-def _curve() -> rllc.Resolution:
+def _curve() -> rllc.calibration.Resolution:
     model = _model()
     return rllc.resolution(
         model,
@@ -123,7 +123,7 @@ def _calibration() -> rllc.Calibration:
     )
 
 
-def _kernel() -> rllc.LossKernel:
+def _kernel() -> rllc.covariances.LossKernel:
     return rllc.loss_kernel(_model(), _tokens(), _tokens(), sampling=_SHORT, compute=_QUIET)
 
 

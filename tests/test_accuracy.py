@@ -43,7 +43,9 @@ def test_devinterp_runs_the_same_problem() -> None:
     pytest.importorskip("devinterp")
     num_steps = 999
     h = np.geomspace(0.3, 10, 10)
-    problem = Problem("quadratic", modules.Quadratic(h), torch.ones(1, 1), rllc.gaussian(1.0))
+    problem = Problem(
+        "quadratic", modules.Quadratic(h), torch.ones(1, 1), rllc.samplers.gaussian(1.0)
+    )
     value, error, _ = theirs(problem, "sgld", 5e-4, 100.0, draws=num_steps + 1)
     law = theory.SGLDLaw(h, 5e-4, 1.0, 100.0)
     # The first draw is at w*, where the loss above that of w* is zero.

@@ -50,7 +50,10 @@ MODEL, DATA = nn.Linear(2, 1), torch.randn(8, 2)
         (lambda: rllc.track("run", DATA, model=MODEL), "'model'; did you mean 'into'"),
         (lambda: rllc.calibrate(MODEL, DATA, losss=None), "'losss'; did you mean 'loss'"),
         (lambda: rllc.resolution(MODEL, DATA, smapler=None), "'smapler'; did you mean 'sampler'"),
-        (lambda: rllc.sweep_cost("run", DATA, n_jobs=3), r"pass compute=rllc\.Compute\(executor="),
+        (
+            lambda: rllc.sweep.sweep_cost("run", DATA, n_jobs=3),
+            r"pass compute=rllc\.Compute\(executor=",
+        ),
         (lambda: rllc.Compute(gpu=True), "Compute: .* 'gpu'; known: 'device'"),
         (lambda: rllc.Limits(max_rhatt=1), "Limits: .* 'max_rhatt'; did you"),
         (lambda: rllc.loss_kernel(MODEL, DATA, DATA, smapler=None), "did you mean 'sampler'"),
@@ -157,9 +160,9 @@ def test_settings_can_still_be_replaced() -> None:
     assert rllc.Sampling.__name__ == "Sampling"
 
 
-def without_law() -> rllc.Sampler:
+def without_law() -> rllc.samplers.Sampler:
     known = rllc.sgld()
-    return rllc.Sampler("own", known.lr, known.localization, known.init, known.step)
+    return rllc.samplers.Sampler("own", known.lr, known.localization, known.init, known.step)
 
 
 @pytest.mark.parametrize(
@@ -168,13 +171,13 @@ def without_law() -> rllc.Sampler:
         (None, (16, 50)),
         (rllc.sgld(lr=4e-4, localization=200.0), (16, 50)),
         (rllc.sgld(lr=1e-4, localization=200.0), (4, 200)),
-        (rllc.sgld(lr=1e-3, prior=rllc.box(1.0)), (4, 200)),
+        (rllc.sgld(lr=1e-3, prior=rllc.samplers.box(1.0)), (4, 200)),
         (without_law(), (4, 200)),
     ],
     ids=["default", "fast enough", "slow", "in a box", "unknown"],
 )
 def test_many_short_chains_where_they_forget_their_start(
-    sampler: rllc.Sampler | None, chains_and_draws: tuple[int, int]
+    sampler: rllc.samplers.Sampler | None, chains_and_draws: tuple[int, int]
 ) -> None:
     model, rows = nn.Linear(2, 1), torch.randn(40, 2)
     draws = rllc.sample(model, rows, loss=square, sampler=sampler)

@@ -146,7 +146,7 @@ def tracker_called(step: Any, model: Any) -> Any:
 
 
 def loaded(**arguments: Any) -> Any:
-    return rllc.load(rllc.Checkpoint(**arguments))
+    return rllc.load(rllc.models.Checkpoint(**arguments))
 
 
 def settings_of(kind: type, **fits: str) -> Call:
@@ -165,15 +165,15 @@ CALLS: dict[str, Call] = {
     "loss_kernel": for_sampling(rllc.loss_kernel, rows=ROWS),
     "influence": for_sampling(rllc.influence, "compute", rows=ROWS, queries=ROWS),
     "elasticities": Call(
-        rllc.elasticities, {"draws": OBSERVED, "rows": "rows", "distance": "distance"}
+        rllc.covariances.elasticities, {"draws": OBSERVED, "rows": "rows", "distance": "distance"}
     ),
-    "token_llc": Call(rllc.token_llc, {"draws": OBSERVED, "rows": "rows"}),
+    "token_llc": Call(rllc.covariances.token_llc, {"draws": OBSERVED, "rows": "rows"}),
     "singular_fluctuation": Call(
-        rllc.singular_fluctuation, {"draws": OBSERVED, "rows": "rows", "by": "row"}
+        rllc.covariances.singular_fluctuation, {"draws": OBSERVED, "rows": "rows", "by": "row"}
     ),
-    "waic": Call(rllc.waic, {"draws": OBSERVED, "rows": "rows", "by": "row"}),
+    "waic": Call(rllc.covariances.waic, {"draws": OBSERVED, "rows": "rows", "by": "row"}),
     "named": Call(
-        rllc.named,
+        rllc.losses.named,
         {"loss": rllc.next_token, "name": "mine"},
         {"loss": "function, class, module, empty module, on meta", "name": "text, NUL"},
     ),
@@ -192,7 +192,7 @@ CALLS: dict[str, Call] = {
     ),
     "cost": for_sampling(rllc.cost),
     "sweep_cost": for_sampling(
-        rllc.sweep_cost, "model", checkpoints={1: MODEL}, store=None, into=None
+        rllc.sweep.sweep_cost, "model", checkpoints={1: MODEL}, store=None, into=None
     ),
     "Tracker": Call(
         tracked,
@@ -221,7 +221,7 @@ CALLS: dict[str, Call] = {
         },
     ),
     "Checkpoint": Call(loaded, {"step": 1, "source": "/no/such", "revision": None, "file": None}),
-    "distillation": Call(rllc.distillation, {"generator": MODEL}, {"generator": ANY_MODULE}),
+    "distillation": Call(rllc.losses.distillation, {"generator": MODEL}, {"generator": ANY_MODULE}),
     "losses_on": Call(
         rllc.losses_on,
         {"rows": ROWS, "keep": "all"},
@@ -296,13 +296,15 @@ CALLS: dict[str, Call] = {
     ),
     "sgld on a prior": Call(rllc.sgld, {"prior": None}, {"prior": "None"}),
     "rmsprop_sgld": Call(
-        rllc.rmsprop_sgld,
+        rllc.samplers.rmsprop_sgld,
         {"lr": 1e-3, "alpha": 0.9, "eps": 0.1, "num_adaptation_steps": 3},
         {"lr": f"{POSITIVE}, True", "eps": POSITIVE, "num_adaptation_steps": "None, 3"},
     ),
-    "gaussian": Call(rllc.gaussian, {"localization": 1.0}, {"localization": f"{FROM_ZERO}, True"}),
+    "gaussian": Call(
+        rllc.samplers.gaussian, {"localization": 1.0}, {"localization": f"{FROM_ZERO}, True"}
+    ),
     "box": Call(
-        rllc.box,
+        rllc.samplers.box,
         {"half_width": 1.0, "localization": 0.0},
         {"half_width": f"{POSITIVE}, inf", "localization": f"{FROM_ZERO}, True"},
     ),
@@ -338,7 +340,7 @@ CALLS: dict[str, Call] = {
     ),
     "Limits": Call(rllc.Limits, {"max_spikes": 1.0}, {"max_spikes": "0, 3, -1, 1.5, inf, True"}),
     "Store": Call(
-        rllc.Store,
+        rllc.sweep.Store,
         {"folder": "store", "keep_states": True, "observe": {}, "delete_downloads": False},
         {
             "folder": "text",
@@ -490,11 +492,21 @@ def test_the_table_would_see_a_raw_error(no_chain) -> None:
     assert bad_outcomes(only, {"3": 3}) == ["seed=3: a chain ran"]
 
 
+BEHIND_DOORS = {
+    *("Anatomy", "Checkpoint", "Elasticities", "Fault", "LossKernel", "Refinement", "Resolution"),
+    *("Sampler", "Store", "Susceptibilities", "as_data", "box", "distillation", "each_checkpoint"),
+    *("elasticities", "gaussian", "named", "rmsprop_sgld", "singular_fluctuation", "sweep_cost"),
+    "token_llc",
+}
+"""Names of rooms that are public, too."""
+
+
 def test_every_public_name_is_in_the_table() -> None:
-    errors = {"RllcError", "InputError", "FileError", "ObservationError"}
+    errors = {"RllcError", "InputError", "FileError"}
     modules = {name for name in rllc.__all__ if isinstance(getattr(rllc, name), type(rllc))}
     covered = {name.split(".")[0].split(" ")[0] for name in CALLS}
-    assert set(rllc.__all__) - errors - modules - MADE_BY_RLLC - ELSEWHERE == covered
+    public = set(rllc.__all__) | BEHIND_DOORS
+    assert public - errors - modules - MADE_BY_RLLC - ELSEWHERE == covered
 
 
 @pytest.mark.parametrize(

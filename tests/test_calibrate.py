@@ -272,7 +272,7 @@ def by_the_law(known: bool) -> Callable[..., rllc.Estimate]:
     """In place of sampling: what infinitely many chains would show on the quadratic."""
 
     def measure(
-        *_: object, sampler: rllc.Sampler, sampling: rllc.Sampling, **__: object
+        *_: object, sampler: rllc.samplers.Sampler, sampling: rllc.Sampling, **__: object
     ) -> rllc.Estimate:
         n_beta, gamma = sampling.n_beta, sampler.localization
         law = SGLDLaw(CURVATURES, sampler.lr, gamma, n_beta)
@@ -574,7 +574,7 @@ def test_a_file_keeps_the_other_settings_of_a_sampler(
 ) -> None:
     instead_of_sampling(monkeypatch, by_the_law(False))
     calibration = on_the_quadratic(
-        sampler=lambda lr, gamma: rllc.rmsprop_sgld(lr, gamma, eps=1.0), **FINE_GRID
+        sampler=lambda lr, gamma: rllc.samplers.rmsprop_sgld(lr, gamma, eps=1.0), **FINE_GRID
     )
     again = Calibration.load(calibration.save(tmp_path / "calibration.npz"))
     assert again.make(1e-4, 7.0).settings == calibration.make(1e-4, 7.0).settings
@@ -586,9 +586,9 @@ def test_files_that_are_no_calibration(monkeypatch: pytest.MonkeyPatch, tmp_path
         Calibration.load(path)
     instead_of_sampling(monkeypatch, by_the_law(False))
 
-    def own(lr: float, gamma: float) -> rllc.Sampler:
+    def own(lr: float, gamma: float) -> rllc.samplers.Sampler:
         sampler = rllc.sgld(lr, gamma)
-        return rllc.Sampler("own", lr, gamma, sampler.init, sampler.step)
+        return rllc.samplers.Sampler("own", lr, gamma, sampler.init, sampler.step)
 
     saved = on_the_quadratic(sampler=own, **FINE_GRID).save(tmp_path / "calibration.npz")
     with pytest.raises(InputError, match=r"its sampler cannot be made again .* Pass sampler=f"):
@@ -620,7 +620,7 @@ def test_a_sampler_whose_stability_is_not_known(monkeypatch: pytest.MonkeyPatch)
     """No curvature steers the search, only what is wrong. Nothing tells how lr follows nβ."""
     instead_of_sampling(monkeypatch, by_the_law(False))
     calibration = on_the_quadratic(
-        sampler=lambda lr, gamma: rllc.rmsprop_sgld(lr, gamma, eps=1.0),
+        sampler=lambda lr, gamma: rllc.samplers.rmsprop_sgld(lr, gamma, eps=1.0),
         lr=1.0,
         n_beta=[30.0],
     )

@@ -171,7 +171,7 @@ def test_what_cannot_be_looked_into_is_refused_by_its_place(value) -> None:
     def loss(module, x):
         return module(x), value
 
-    message = r"^loss, 'value' in its closure: .*rllc\.named\(loss, 'my loss, version 2'\)"
+    message = r"^loss, 'value' in its closure: .*rllc\.losses\.named\(loss, 'my loss, version 2'\)"
     with pytest.raises(rllc.InputError, match=message):
         digest(loss, "loss")
 
@@ -179,10 +179,12 @@ def test_what_cannot_be_looked_into_is_refused_by_its_place(value) -> None:
 def test_a_loss_that_is_named_is_what_its_name_says() -> None:
     from rllc.storage.identity import of_loss
 
-    names = [of_loss(rllc.named(scaled(f), name)) for f, name in ((1, "a"), (2, "a"), (1, "b"))]
+    names = [
+        of_loss(rllc.losses.named(scaled(f), name)) for f, name in ((1, "a"), (2, "a"), (1, "b"))
+    ]
     assert names[0] == names[1] != names[2]
     assert of_loss(None) == of_loss(rllc.next_token)
     with pytest.raises(rllc.InputError, match="`name` must say what the loss is"):
-        rllc.named(scaled(1), "")
+        rllc.losses.named(scaled(1), "")
     with pytest.raises(rllc.InputError, match="expected a loss to call, got int"):
-        rllc.named(3, "three")
+        rllc.losses.named(3, "three")

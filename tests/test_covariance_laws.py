@@ -66,7 +66,7 @@ def test_kernel_susceptibilities_and_llc(draws: rllc.Draws) -> None:
     chi = Susceptibilities.of(draws, "rows")
     check(chi["0:0"], law.susceptibilities()[:, None])
     assert (chi.marks() == "ok").mean() > 0.8
-    llc = rllc.token_llc(draws)
+    llc = rllc.covariances.token_llc(draws)
     of_refinement = llc._replace(value=llc.value[0], standard_error=llc.standard_error[0])
     check(of_refinement, N_BETA * law.rise()[:, None])
 
@@ -79,7 +79,7 @@ def test_at_errors_of_two_per_cent() -> None:
     check(Susceptibilities.of(many, "rows")["0:0"], law.susceptibilities()[:, None], 0.02)
     HS = law.H @ law.S
     by_n_beta = N_BETA * np.trace(HS) / 2 - N_BETA**2 * np.trace(HS @ HS) / 2
-    check(rllc.elasticities(many).n_beta, np.array([by_n_beta]), 0.02)
+    check(rllc.covariances.elasticities(many).n_beta, np.array([by_n_beta]), 0.02)
 
 
 def test_cross_covariances(draws: rllc.Draws) -> None:
@@ -143,12 +143,12 @@ def test_with_a_reference_over_all_weights(draws: rllc.Draws) -> None:
 def test_elasticities_and_fluctuation(draws: rllc.Draws) -> None:
     law = Law(ALL)
     HS = law.H @ law.S
-    result = rllc.elasticities(draws)
+    result = rllc.covariances.elasticities(draws)
     by_n_beta = N_BETA * np.trace(HS) / 2 - N_BETA**2 * np.trace(HS @ HS) / 2
     by_gamma = -GAMMA * N_BETA / 2 * np.trace(HS @ law.S)
     for mean, truth in ((result.n_beta, by_n_beta), (result.localization, by_gamma)):
         check(mean, np.array([truth]))
-    fluctuation = rllc.singular_fluctuation(draws)
+    fluctuation = rllc.covariances.singular_fluctuation(draws)
     check(fluctuation, np.array([N_BETA / 2 * np.diag(law.kernel()).mean()]))
 
 
@@ -172,11 +172,11 @@ def test_waic_of_a_normal_mean(gamma: float) -> None:
     loss = np.log(2 * np.pi * (1 + variance)) / 2 + away / (2 * (1 + variance))
     truth = loss.mean() + (variance**2 / 2 + away * variance).mean()
     draws = of_a_normal_mean(x, gamma)
-    waic = rllc.waic(draws)
+    waic = rllc.covariances.waic(draws)
     check(waic, np.array([truth]), 1e-3)
     # One number a row: a row is a token.
-    assert rllc.waic(draws, by="token").value == pytest.approx(waic.value)
-    rise = rllc.waic(of_a_normal_mean(x, gamma, "difference"))
+    assert rllc.covariances.waic(draws, by="token").value == pytest.approx(waic.value)
+    rise = rllc.covariances.waic(of_a_normal_mean(x, gamma, "difference"))
     at_the_mean = np.log(2 * np.pi) / 2 + away.mean() / 2
     assert rise.value == pytest.approx(waic.value - at_the_mean)
 
@@ -187,7 +187,9 @@ def test_waic_is_leave_one_out() -> None:
     without = (x.sum() - x) / 59
     variance = 1 + 1 / 59
     left_out = np.log(2 * np.pi * variance) / 2 + np.square(x - without) / (2 * variance)
-    assert rllc.waic(of_a_normal_mean(x, 0.0)).value[0] == pytest.approx(left_out.mean(), abs=2e-3)
+    assert rllc.covariances.waic(of_a_normal_mean(x, 0.0)).value[0] == pytest.approx(
+        left_out.mean(), abs=2e-3
+    )
 
 
 def test_the_limits_are_gradient_similarity_and_the_damped_influence_function() -> None:

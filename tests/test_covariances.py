@@ -120,7 +120,7 @@ def test_elasticities_are_printed_beside_the_llc_and_drawn(draws: rllc.Draws) ->
     assert f"{doubled:+.2g} ± " in lines[0]
     assert list(result.to_dataframe()["status"]) == list(result.status)
     n_beta = np.array([3.0, 6.0, 12.0])
-    curve = rllc.Resolution(n_beta, (rllc.Estimate.of(draws),) * 3)
+    curve = rllc.calibration.Resolution(n_beta, (rllc.Estimate.of(draws),) * 3)
     ax = rllc.plot_resolution(curve, slopes=[result])
     slope = ax.lines[-1]
     x, y = slope.get_xdata(), slope.get_ydata()
@@ -358,7 +358,7 @@ def test_of_a_language_model(tmp_path: Path) -> None:
     again = Susceptibilities.of(draws, "p")
     np.testing.assert_allclose(again.value[0], result["0:1"].value, rtol=1e-2, atol=1e-6)
     assert Susceptibilities.load(result.save(tmp_path / "chi.npz")) == result
-    with pytest.raises(FileError, match=r"as Susceptibilities: it holds rllc\.Draws"):
+    with pytest.raises(FileError, match=r"as covariances\.Susceptibilities: it holds rllc\.Draws"):
         Susceptibilities.load(draws.save(tmp_path / "draws.npz"))
 
     kernel = rllc.loss_kernel(model, rows, probes, heads, **options)
@@ -397,13 +397,15 @@ def test_over_training_and_again(tmp_path: Path) -> None:
     rows, probes = tiny_tokens(), tiny_tokens(3, seed=1, name="probes")
     models = {0: tiny_model(), 10: tiny_model(1)}
     heads = ["0:1", "1:2"]
-    store = rllc.Store(tmp_path / "sweep", observe={"probes": rllc.losses_on(probes)})
+    store = rllc.sweep.Store(tmp_path / "sweep", observe={"probes": rllc.losses_on(probes)})
     options = {"sampling": SHORT, "compute": QUIET}
     rllc.track([(0, models[0])], rows, heads, store=store, **options)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("cells/*.npz")}
     rllc.track(list(models.items()), rows, heads, store=store, **options)
     assert before.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")}.items()
-    over = rllc.each_checkpoint(rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of)
+    over = rllc.covariances.each_checkpoint(
+        rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of
+    )
     assert list(over) == [0, 10]
     for step, model in models.items():
         observe = {"probes": rllc.losses_on(probes)}
@@ -415,7 +417,9 @@ def test_over_training_and_again(tmp_path: Path) -> None:
     # A cell that is not there is NaN, and says so.
     for path in before:
         path.unlink()
-    partly = rllc.each_checkpoint(rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of)
+    partly = rllc.covariances.each_checkpoint(
+        rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of
+    )
     assert np.isnan(partly[0].value).all()
     assert partly[0].status == ("missing", "missing")
     assert set(partly[0].marks().ravel()) == {"no chains"}
@@ -423,7 +427,7 @@ def test_over_training_and_again(tmp_path: Path) -> None:
     for path in tmp_path.rglob("cells/*.npz"):
         path.unlink()
     with pytest.raises(InputError, match="no cell of this sweep is finished"):
-        rllc.each_checkpoint(rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of)
+        rllc.covariances.each_checkpoint(rllc.Sweep.open(tmp_path / "sweep"), Susceptibilities.of)
 
 
 def test_what_cannot_be_told_is_refused() -> None:
@@ -453,7 +457,7 @@ def test_what_cannot_be_told_is_refused() -> None:
     with pytest.raises(InputError, match=r"`phi` must give one number a draw.*got \[3\]"):
         Susceptibilities.of(draws, "rows", phi=lambda draws: np.ones(3))
     with pytest.raises(InputError, match="`sweep` must be what"):
-        rllc.each_checkpoint(draws, Susceptibilities.of)
+        rllc.covariances.each_checkpoint(draws, Susceptibilities.of)
     with pytest.raises(InputError, match="expected the name of an observable, got none"):
         Susceptibilities.of(draws, [])
     flat = replace(far, settings=dict(far.settings) | {"localization": 0.0})

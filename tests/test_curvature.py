@@ -192,7 +192,7 @@ def test_where_the_logits_are_linear_fisher_and_hessian_agree() -> None:
     assert abs(reading.value - trace) < Z * reading.standard_error
 
 
-@pytest.mark.parametrize("loss", [rllc.next_token, rllc.distillation(tiny_model(1))])
+@pytest.mark.parametrize("loss", [rllc.next_token, rllc.losses.distillation(tiny_model(1))])
 def test_tokens_are_drawn_from_the_model_whatever_the_labels_of_its_loss(loss: Any) -> None:
     model = small_transformer()
     expected = fisher_trace(model, TOKENS, "0:1", probing=FEW)["0:1"]

@@ -495,7 +495,7 @@ def test_judging_again_changes_faults_and_no_number() -> None:
 
 @pytest.mark.parametrize(("by_prior", "said"), [(2, True), (1, False)])
 def test_a_line_above_the_table_where_the_prior_dominates_most(by_prior: int, said: bool) -> None:
-    prior = (rllc.Fault("prior_dominated", {"share": 0.97}, "larger n_beta"),)
+    prior = (rllc.estimates.Fault("prior_dominated", {"share": 0.97}, "larger n_beta"),)
     numbers = np.ones(3)
     faults = (prior,) * by_prior + ((),) * (3 - by_prior)
     heads = Names(("0:0", "0:1", "0:2"), ("prose",) * 3)

@@ -142,7 +142,9 @@ def test_balanced(quickstart) -> None:
 
 
 def test_spread(quickstart) -> None:
-    checkpoints = [rllc.Checkpoint(step, "run") for step in rllc.training.schedule(1500, "log")]
+    checkpoints = [
+        rllc.models.Checkpoint(step, "run") for step in rllc.training.schedule(1500, "log")
+    ]
     steps = [checkpoint.step for checkpoint in quickstart.spread(checkpoints, 8)]
     assert len(steps) == 8
     assert steps[-1] == 1500

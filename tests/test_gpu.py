@@ -140,7 +140,7 @@ def test_a_compiled_forward_gives_the_same() -> None:
 
 def test_any_module_and_a_generating_model_come_along() -> None:
     model, generator = tiny_model(0), tiny_model(1)
-    loss = rllc.distillation(generator)
+    loss = rllc.losses.distillation(generator)
     here, on_cpu = (
         rllc.sample(model, TOKENS, rllc.head("0:0"), loss=loss, sampling=SHORT, compute=compute)
         for compute in (HERE, ON_CPU)

@@ -63,13 +63,13 @@ LOSSES = {
     "next token": lambda _: None,
     "closure": in_a_closure,
     "partial": lambda factor: functools.partial(scaled, factor=factor),
-    "distillation": lambda seed: rllc.distillation(tiny_model(int(seed))),
-    "named": lambda factor: rllc.named(in_a_closure(factor), f"times {factor}"),
+    "distillation": lambda seed: rllc.losses.distillation(tiny_model(int(seed))),
+    "named": lambda factor: rllc.losses.named(in_a_closure(factor), f"times {factor}"),
 }
 SAMPLERS = {
     "sgld": lambda lr: rllc.sgld(lr=lr, localization=200.0),
     # One of the user's own that calls itself sgld, with sgld's settings.
-    "own": lambda share: rllc.Sampler("sgld", 1e-3, 200.0, start, Step(share)),
+    "own": lambda share: rllc.samplers.Sampler("sgld", 1e-3, 200.0, start, Step(share)),
 }
 CHOICES: dict[str, list[Any]] = {
     "model": [0, 1],
@@ -179,7 +179,7 @@ def cells_of(call: Call, folder: Path) -> set[str]:
     run = folder / "run" / "step0000010"
     call.make_model().save_pretrained(run)
     checkpoints = rllc.checkpoints(folder / "run")
-    store = rllc.Store(folder / "s")
+    store = rllc.sweep.Store(folder / "s")
     request = Request.of(checkpoints, **call.arguments(), store=store, compute=QUIET)
     request = request.identified()
     with With(call):
@@ -292,13 +292,17 @@ def test_a_loss_that_cannot_be_known_needs_a_name_where_results_are_kept(tmp_pat
 
     arguments = {**call.arguments(), "loss": noisy, "compute": QUIET}
     stored = {**arguments, "store": tmp_path / "s"}
-    with pytest.raises(rllc.InputError, match=r"loss, 'stream' in its closure: .*rllc\.named"):
+    with pytest.raises(
+        rllc.InputError, match=r"loss, 'stream' in its closure: .*rllc\.losses\.named"
+    ):
         rllc.track(tmp_path / "run", **stored)
     assert not (tmp_path / "s").exists()
     rllc.track(tmp_path / "run", **arguments)
-    rllc.track(tmp_path / "run", **stored | {"loss": rllc.named(noisy, "noisy, version 1")})
+    rllc.track(tmp_path / "run", **stored | {"loss": rllc.losses.named(noisy, "noisy, version 1")})
     with pytest.raises(rllc.InputError, match="loss: 'named noisy, version 1' there, 'named"):
-        rllc.track(tmp_path / "run", **stored | {"loss": rllc.named(noisy, "noisy, version 2")})
+        rllc.track(
+            tmp_path / "run", **stored | {"loss": rllc.losses.named(noisy, "noisy, version 2")}
+        )
     with pytest.raises(rllc.InputError, match="cannot be looked into"):
         rllc.Tracker(call.arguments()["data"], loss=noisy, path=tmp_path / "t.npz")
 
@@ -312,7 +316,7 @@ def test_another_observable_of_the_same_name_is_observed(tmp_path) -> None:
             return (moment.position - moment.origin).norm(dim=1) ** power
 
         observable = rllc.Observable(measure)
-        store = rllc.Store(tmp_path / "s", observe={"distance": observable})
+        store = rllc.sweep.Store(tmp_path / "s", observe={"distance": observable})
         rllc.track(tmp_path / "run", **call.arguments(), store=store, compute=QUIET)
         return rllc.Sweep.open(tmp_path / "s").draws(10, "part").observed["distance"]
 
@@ -327,10 +331,10 @@ def test_another_observable_of_the_same_name_is_observed(tmp_path) -> None:
 def test_a_damaged_or_foreign_generating_model_is_set_aside_and_written_again(tmp_path) -> None:
     from rllc.sweep.travel import portable_loss
 
-    store = rllc.Store(tmp_path)
+    store = rllc.sweep.Store(tmp_path)
     folders = []
     for seed in (1, 2):
-        loss = rllc.distillation(tiny_model(seed))
+        loss = rllc.losses.distillation(tiny_model(seed))
         name = rllc.storage.identity.of_loss(loss)
         folders.append(Path(portable_loss(store, loss, name).folder))
     weights = folders[1] / "model.safetensors"

@@ -254,9 +254,12 @@ def test_public_names_are_there_and_documented() -> None:
             assert getattr(rllc, name).__doc__, name
     expected = """
         estimate sample iterate track load checkpoints everything layer head heads parameters
-        masks sgld distillation
+        masks sgld
         Sampling Compute Estimate Draws Trajectory Tracker Tokens Weights plot_heads
         plot_traces plot_trajectory Observable Limits Sweep
         data models
     """
     assert set(expected.split()) <= set(names)
+    doors = [name for name in rllc.__all__ if isinstance(getattr(rllc, name), type(rllc))]
+    assert len(rllc.__all__) - len(doors) <= 50
+    assert "distillation" in rllc.losses.__all__

@@ -20,7 +20,7 @@ CHOICES: dict[str, Any] = {
     "a part of a head": [rllc.parameters("blocks.1.attn.W_O", index=(2, slice(0, 2))).named("o")],
 }
 RAGGED = {"input_ids": [list(range(length)) for length in (8, 5, 8, 3, 8, 6, 7, 8)]}
-DATA = {"all count": tiny_tokens(8, pos=8), "padded": rllc.as_data(RAGGED)}
+DATA = {"all count": tiny_tokens(8, pos=8), "padded": rllc.data.as_data(RAGGED)}
 
 
 def sampled(choice: str, data: str) -> rllc.Draws:

@@ -318,7 +318,7 @@ CASES: dict[str, Callable[[], tuple[nn.Module, list[rllc.Weights], Any, Any]]] =
     "a teacher": lambda: (
         made("gpt2", **OF_GPT2),
         pair(gpt2_head, 1),
-        rllc.distillation(made("llama")),
+        rllc.losses.distillation(made("llama")),
         tokens(),
     ),
     "double precision": lambda: (

@@ -145,7 +145,7 @@ def test_distillation_of_all_runs_equals_one_model_at_a_time(case: str) -> None:
         model_of("shortformer"),
         tiny_model(5, n_layers=1, d_model=8, positions="standard"),
     )
-    bound = bind(model, rllc.distillation(generator))
+    bound = bind(model, rllc.losses.distillation(generator))
     assert isinstance(bound, TokenLoss)
     assert_equals_naive(
         model,
@@ -173,7 +173,12 @@ def test_soft_targets_that_are_one_hot_are_tokens() -> None:
 
     model = model_of("shortformer")
     soft = rllc.sample(
-        model, TOKENS, "1:0", loss=rllc.distillation(Certain()), sampling=SHORT, compute=QUIET
+        model,
+        TOKENS,
+        "1:0",
+        loss=rllc.losses.distillation(Certain()),
+        sampling=SHORT,
+        compute=QUIET,
     )
     hard = rllc.sample(model, TOKENS, "1:0", sampling=SHORT, compute=QUIET)
     assert abs(soft.loss - hard.loss).max() < 1e-5
@@ -187,16 +192,18 @@ def test_distillation_is_the_kl_divergence_plus_the_generators_entropy() -> None
     kl = F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True).sum(-1)
     expected = kl + entropy
     assert torch.allclose(
-        bind(model, rllc.distillation(generator)).center(BATCH, 0).losses.double(),
+        bind(model, rllc.losses.distillation(generator)).center(BATCH, 0).losses.double(),
         expected,
         atol=1e-5,
     )
-    assert torch.allclose(rllc.distillation(generator)(model, BATCH).double(), expected, atol=1e-5)
+    assert torch.allclose(
+        rllc.losses.distillation(generator)(model, BATCH).double(), expected, atol=1e-5
+    )
 
 
 def test_a_model_is_its_own_best_student() -> None:
     model = model_of("shortformer")
-    bound = bind(model, rllc.distillation(model))
+    bound = bind(model, rllc.losses.distillation(model))
     (group,) = groups([rllc.everything().masks(model)])
     origin = center(group, dict(model.named_parameters()))
     runs = bound.runs(
@@ -408,7 +415,7 @@ def test_a_generating_model_of_another_vocabulary_is_refused() -> None:
                 model,
                 TOKENS,
                 "0:0" if model is model_of("shortformer") else None,
-                loss=rllc.distillation(other),
+                loss=rllc.losses.distillation(other),
                 sampling=SHORT,
                 compute=QUIET,
             )

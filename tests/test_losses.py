@@ -236,11 +236,11 @@ def test_an_image_classifier_with_a_loader_in_one_call() -> None:
 def test_distillation_leaves_padding_out() -> None:
     model, generator = tiny_model(), tiny_model(5)
     rows = documents((7, 3, 5))
-    each, mask = rllc.distillation(generator)(model, padded(rows, "left"))
+    each, mask = rllc.losses.distillation(generator)(model, padded(rows, "left"))
     from rllc.engine.bind import bind
 
-    native = bind(model, rllc.distillation(generator)).center(padded(rows, "left"), seed=0)
+    native = bind(model, rllc.losses.distillation(generator)).center(padded(rows, "left"), seed=0)
     for row, ids in enumerate(rows):
-        alone = rllc.distillation(generator)(model, ids[None])
+        alone = rllc.losses.distillation(generator)(model, ids[None])
         assert torch.allclose(each[row][mask[row]], alone[0], atol=1e-5)  # type: ignore[arg-type]
         assert torch.allclose(native.losses[row][mask[row]], alone[0], atol=1e-5)  # type: ignore[arg-type]

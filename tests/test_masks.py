@@ -60,7 +60,7 @@ def test_padded_rows_give_the_llc_of_the_rows_themselves(kind: str, side: str) -
     model = gpt2() if kind == "gpt2" else tiny_model()
     name = "*.h.0.attn.c_attn.weight" if kind == "gpt2" else "blocks.0.attn.W_Q"
     weights = rllc.parameters(name).named("q")
-    data = rllc.as_data(padded(ROWS, side))
+    data = rllc.data.as_data(padded(ROWS, side))
     options = {"sampling": sampling(), "compute": QUIET}
     with_padding = rllc.sample(model, data, weights, **options)
     alone = rllc.sample(model, Unpadded(data.fingerprint), weights, **options)

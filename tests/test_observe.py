@@ -268,7 +268,7 @@ def test_a_covariance_that_fits_nowhere_is_refused(monkeypatch: pytest.MonkeyPat
 # Laws.
 
 
-def renamed(sampler: rllc.Sampler, name: str) -> rllc.Sampler:
+def renamed(sampler: rllc.samplers.Sampler, name: str) -> rllc.samplers.Sampler:
     return replace(sampler, name=name)
 
 
@@ -290,7 +290,7 @@ def test_another_sampler_called_sgld_gets_no_wrong_diagnostics() -> None:
     assert np.isnan(rllc.Estimate.of(draws).diagnostics["acceptance"]).all()
     started = replace(sampling, start="gaussian")
     with pytest.raises(InputError, match="needs a sampler whose law"):
-        observed({}, sampling=started, sampler=renamed(rllc.rmsprop_sgld(), "sgld"))
+        observed({}, sampling=started, sampler=renamed(rllc.samplers.rmsprop_sgld(), "sgld"))
 
 
 def test_a_sampler_without_a_law_is_unknown() -> None:

@@ -90,7 +90,7 @@ def test_values_of_tokens_have_a_page(tmp_path: Path) -> None:
     rows = rllc.Tokens(ROWS)
     observe = {"rows": rllc.losses_on(rows)}
     draws = rllc.sample(model, rows, ["0:1", "1:2"], sampling=SHORT, compute=QUIET, observe=observe)
-    values = rllc.token_llc(draws)
+    values = rllc.covariances.token_llc(draws)
     path = write_token_page(tmp_path / "page.html", rows, values, draws.names)
     spans = [a for _, a in Parsed(path.read_text("utf-8")).elements if "data-value" in a]
     shown = np.array([span["data-value"].split() for span in spans], dtype=float)

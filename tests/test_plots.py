@@ -184,7 +184,7 @@ def test_a_stuck_chain_is_said_to_be_stuck(draws: rllc.Draws) -> None:
 
 
 def with_faults(estimate: rllc.Estimate, wrong: list[int]) -> rllc.Estimate:
-    spikes = (rllc.Fault("spikes", {"draws": 1}, "lower lr"),)
+    spikes = (rllc.estimates.Fault("spikes", {"draws": 1}, "lower lr"),)
     faults = tuple(spikes if row in wrong else () for row in range(len(estimate)))
     return replace(estimate, faults=faults)
 
@@ -310,7 +310,7 @@ def test_settings_are_drawn_into_given_axes(calibration: Calibration) -> None:
 
 def test_the_shade_of_a_prior_that_dominates(estimate: rllc.Estimate) -> None:
     good = without_faults(estimate)
-    prior = (rllc.Fault("prior_dominated", {"share": 0.97}, "larger n_beta"),)
+    prior = (rllc.estimates.Fault("prior_dominated", {"share": 0.97}, "larger n_beta"),)
     by_prior = replace(estimate, faults=(prior,) * len(estimate))
     n_beta = np.array([1.0, 4.0, 16.0])
     ax = plot_resolution(Resolution(n_beta, (by_prior, good, good)))

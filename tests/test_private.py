@@ -128,11 +128,11 @@ def test_a_model_that_is_distilled_from_itself_has_its_entropy_as_baseline() -> 
             return self.table(tokens)
 
     model, rows = Predictor(), torch.arange(24).reshape(8, 3) % 5
-    of_itself = rllc.distillation(model)
+    of_itself = rllc.losses.distillation(model)
     of_another = Predictor()
     of_another.load_state_dict(model.state_dict())
     draws = []
-    for loss in (of_itself, rllc.distillation(of_another)):
+    for loss in (of_itself, rllc.losses.distillation(of_another)):
         draws.append(rllc.sample(model, rows, loss=loss, sampling=SHORT, compute=QUIET))
     assert np.array_equal(draws[0].loss, draws[1].loss)
 

@@ -77,11 +77,11 @@ def test_acceptance_is_the_ratio_written_out() -> None:
     "sampler",
     [
         rllc.samplers.sghmc(),
-        rllc.sgld(prior=rllc.box(0.1)),
-        rllc.samplers.sghmc(prior=rllc.box(0.1)),
+        rllc.sgld(prior=rllc.samplers.box(0.1)),
+        rllc.samplers.sghmc(prior=rllc.samplers.box(0.1)),
     ],
 )
-def test_other_proposals_are_not_judged(sampler: rllc.Sampler) -> None:
+def test_other_proposals_are_not_judged(sampler: rllc.samplers.Sampler) -> None:
     probing = replace(SHORT, num_probes=2)
     draws = rllc.sample(
         tiny_model(), tiny_tokens(), "0:1", sampler=sampler, sampling=probing, compute=QUIET
@@ -208,7 +208,9 @@ def test_the_noise_of_a_minibatch_is_that_over_all_minibatches() -> None:
         energy(state.position)
         return state
 
-    sampler = rllc.Sampler("stay", 1.0, 0.0, lambda position: Stay(position + 0.5), measured)
+    sampler = rllc.samplers.Sampler(
+        "stay", 1.0, 0.0, lambda position: Stay(position + 0.5), measured
+    )
     draws = rllc.sample(
         model,
         (x,),

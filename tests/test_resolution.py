@@ -48,7 +48,7 @@ def test_the_curve_is_the_laws() -> None:
 
 
 def test_the_curve_with_samplers_of_ones_own() -> None:
-    def steady(n_beta: float) -> rllc.Sampler:
+    def steady(n_beta: float) -> rllc.samplers.Sampler:
         return rllc.sgld(0.03 / n_beta, 50.0)
 
     held = on_the_quadratic([3.0, 30.0], num_draws=10, sampler=rllc.sgld(1e-3, 50.0))
@@ -122,7 +122,7 @@ class Calibrated(Calibration):
     def __init__(self, sampling: rllc.Sampling) -> None:
         vars(self)["sampling"] = sampling
 
-    def sampler_at(self, n_beta: float) -> rllc.Sampler:
+    def sampler_at(self, n_beta: float) -> rllc.samplers.Sampler:
         return rllc.sgld(0.03 / n_beta, 2.0)
 
 

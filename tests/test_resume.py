@@ -51,7 +51,7 @@ def assert_same(one: rllc.Draws, other: rllc.Draws) -> None:
 
 SAMPLERS = {
     "sgld": rllc.sgld(),
-    "rmsprop_sgld": rllc.rmsprop_sgld(num_adaptation_steps=5),
+    "rmsprop_sgld": rllc.samplers.rmsprop_sgld(num_adaptation_steps=5),
     "sghmc": rllc.samplers.sghmc(lr=1e-4),
 }
 SWITCHES = [
@@ -158,11 +158,12 @@ def test_what_target_se_has_stopped_stays_stopped_and_the_rest_goes_on() -> None
 
 
 def test_states_go_to_a_file_and_back(tmp_path) -> None:
-    short = draw(5, sampler=rllc.rmsprop_sgld())
+    short = draw(5, sampler=rllc.samplers.rmsprop_sgld())
     again = rllc.Draws.load(short.save(tmp_path / "draws.npz"))
     assert_same(again, replace(short, settings=dict(again.settings)))
     assert_same(
-        draw(9, sampler=rllc.rmsprop_sgld(), resume=again), draw(9, sampler=rllc.rmsprop_sgld())
+        draw(9, sampler=rllc.samplers.rmsprop_sgld(), resume=again),
+        draw(9, sampler=rllc.samplers.rmsprop_sgld()),
     )
 
 
@@ -174,7 +175,7 @@ def test_states_hold_what_is_needed_and_nothing_else() -> None:
     least = {"weights", "random", "sampler.position"}
     assert names() == least
     assert names(sampler=rllc.samplers.sghmc()) == least | {"sampler.momentum"}
-    assert names(sampler=rllc.rmsprop_sgld()) == least | {"sampler.square", "sampler.fed"}
+    assert names(sampler=rllc.samplers.rmsprop_sgld()) == least | {"sampler.square", "sampler.fed"}
     assert names(sampling=replace(SAMPLING, control_variate=True, start="gaussian")) == least | {
         "prepared.control",
         "spread",
@@ -200,7 +201,7 @@ def test_what_cannot_go_on_is_refused() -> None:
             {"model": other},
             "`resume` is of another model or loss: on the minibatch of its last draw from 'a'",
         ),
-        ({"loss": rllc.distillation(other)}, "`resume` is of another model or loss"),
+        ({"loss": rllc.losses.distillation(other)}, "`resume` is of another model or loss"),
         (
             {"resume": draw(5, compute=QUIET)},
             r"has no states of the chains of \('0:1', 'a'\); expected draws of",

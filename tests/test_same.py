@@ -33,7 +33,7 @@ def test_results_equal_themselves_after_a_file(tmp_path) -> None:
     assert est != other
     assert replace(est, settings={**est.settings, "seed": 1}) != est
     assert replace(est, value=est.value + 1e-12) != est
-    assert replace(est, faults=((rllc.Fault("missing"),),)) != est
+    assert replace(est, faults=((rllc.estimates.Fault("missing"),),)) != est
 
 
 def test_same_tells_apart() -> None:

@@ -37,7 +37,7 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-def pure_noise() -> rllc.Sampler:
+def pure_noise() -> rllc.samplers.Sampler:
     """Positions are w* plus this step's standard normal numbers: what it shows are the random
     numbers, bit for bit."""
 
@@ -45,7 +45,7 @@ def pure_noise() -> rllc.Sampler:
         energy(state.position)
         return state._replace(position=state.center + 1e-3 * random.normal())
 
-    return rllc.Sampler("noise", 1.0, 0.0, SGLD.init, step)
+    return rllc.samplers.Sampler("noise", 1.0, 0.0, SGLD.init, step)
 
 
 def half() -> rllc.Weights:
@@ -132,7 +132,7 @@ def test_every_draw_equals_a_loop_over_one_model_at_a_time(
 ) -> None:
     model = tiny_model(positions="standard" if case == "standard" else "shortformer")
     ours: object = {
-        "distillation": rllc.distillation(GENERATOR),
+        "distillation": rllc.losses.distillation(GENERATOR),
         "any module": lambda m, b: rllc.next_token(m, b),
     }.get(case)
     slow = soft_loss if case == "distillation" else token_loss
@@ -180,7 +180,7 @@ def test_the_center_is_never_a_draw_and_burn_in_never_in_the_mean() -> None:
         energy(state.position)
         return state._replace(position=state.position + 1)
 
-    counter = rllc.Sampler("count", 1.0, 0.0, SGLD.init, count)
+    counter = rllc.samplers.Sampler("count", 1.0, 0.0, SGLD.init, count)
     model, x = Quadratic(torch.ones(3)), torch.zeros(8, 3)
     for burnin, between in ((0, 1), (5, 1), (2, 3)):
         sampling = rllc.Sampling(
@@ -599,7 +599,7 @@ def test_model_and_random_states_are_left_as_they_were(call: str) -> None:
             assert call not in ("failing", "refused")
 
 
-@pytest.mark.parametrize("loss", [None, rllc.distillation(GENERATOR)])
+@pytest.mark.parametrize("loss", [None, rllc.losses.distillation(GENERATOR)])
 def test_an_attention_only_and_its_generator_are_left_as_they_were(loss: object) -> None:
     model = tiny_model().train()
     model.embed.W_E.grad = torch.ones_like(model.embed.W_E)
@@ -786,7 +786,10 @@ def broken(change: Callable[[nn.Module], object]) -> nn.Module:
         ),
         ({"data": torch.randn(8, 5)}, r"loss of tokens needs.*torch.float32 \[8, 5\].*pass loss=f"),
         ({"data": (TOKENS.rows,)}, r"loss of tokens needs.*torch.int32 \[12, 7\]"),
-        ({"data": (TOKENS.rows,), "loss": rllc.distillation(GENERATOR)}, "loss of tokens needs"),
+        (
+            {"data": (TOKENS.rows,), "loss": rllc.losses.distillation(GENERATOR)},
+            "loss of tokens needs",
+        ),
         ({"data": {}}, "the dict is empty"),
         ({"data": {"code": TOKENS, "prose": TOKENS[:2]}}, "data 'prose': it has 2 rows"),
         ({"weights": "1:7"}, "no such head; did you mean '1:"),
@@ -808,7 +811,7 @@ def broken(change: Callable[[nn.Module], object]) -> nn.Module:
         ),
         ({"model": nn.ReLU()}, "ReLU: it has no parameters"),
         ({"model": "runs/model"}, r"`model` must be a torch.nn.Module; rllc.load.*got 'runs"),
-        ({"loss": "cross entropy"}, r"`loss` must be None, rllc.distillation.*got 'cross"),
+        ({"loss": "cross entropy"}, r"`loss` must be None, rllc.losses.distillation.*got 'cross"),
         ({"sampler": "sgld"}, r"`sampler` must be a sampler such as rllc.sgld.*got 'sgld'"),
         ({"sampler": rllc.sgld}, r"`sampler` must be a sampler such as rllc.sgld.*got function"),
         ({"sampling": {"num_draws": 3}}, r"`sampling` must be rllc.Sampling.*got dict"),
@@ -824,7 +827,9 @@ def broken(change: Callable[[nn.Module], object]) -> nn.Module:
 def test_what_cannot_work_is_refused_before_any_chain_runs(
     call: Callable, arguments: dict[str, object], message: str
 ) -> None:
-    never = rllc.Sampler("never", 1e-3, 0.0, SGLD.init, lambda *_: pytest.fail("a chain ran"))
+    never = rllc.samplers.Sampler(
+        "never", 1e-3, 0.0, SGLD.init, lambda *_: pytest.fail("a chain ran")
+    )
     good = {
         "model": MODEL,
         "data": TOKENS,

@@ -450,9 +450,9 @@ def test_settings_and_repr() -> None:
         (lambda: box(0.0), "`half_width` must be positive, got 0.0; .* box"),
         (
             lambda: sgld(1e-3, 200.0, prior=box(0.1)),
-            "give one of them. For .*prior=rllc.box\\(0.1, localization=200\\)",
+            "give one of them. For .*prior=rllc.samplers.box\\(0.1, localization=200\\)",
         ),
-        (lambda: mala(prior=0.1), "mala: `prior` must be rllc.gaussian"),
+        (lambda: mala(prior=0.1), "mala: `prior` must be rllc.samplers.gaussian"),
         (lambda: sghmc(momentum=1.0), "sghmc: `momentum` must be .* got 1.0; try"),
         (
             lambda: hmc(num_leapfrog_steps=0),

@@ -108,11 +108,11 @@ def test_a_sampler_of_your_own_runs_in_the_engine() -> None:
         rllc.sample(model, tokens, "0:1", sampler=sampler, sampling=sampling, compute=QUIET)
         for sampler in (
             base,
-            rllc.Sampler("halfway", base.lr, base.localization, base.init, halfway),
+            rllc.samplers.Sampler("halfway", base.lr, base.localization, base.init, halfway),
         )
     ]
     assert (found[0].loss == found[1].loss).all()  # only the first evaluation is measured
-    still = rllc.Sampler(
+    still = rllc.samplers.Sampler(
         "still", 1e-3, 0.0, base.init, lambda state, energy, _: (energy(state.position), state)[1]
     )
     draws = rllc.sample(model, tokens, "0:1", sampler=still, sampling=sampling, compute=QUIET)

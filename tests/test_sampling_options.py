@@ -77,7 +77,7 @@ def test_chains_start_from_the_gaussian_where_a_law_gives_its_width() -> None:
     for sampler in (
         rllc.sgld(),
         rllc.samplers.sghmc(),
-        rllc.rmsprop_sgld(),
+        rllc.samplers.rmsprop_sgld(),
         lawless,
         rllc.sgld(1e-3, 0.0),
     ):
@@ -213,7 +213,7 @@ def test_target_se_is_for_sample_not_for_iterate_and_must_be_positive() -> None:
         rllc.Sampling(target_se=0.0)
 
 
-@pytest.mark.parametrize("loss", [None, rllc.distillation(tiny_model(1))])
+@pytest.mark.parametrize("loss", [None, rllc.losses.distillation(tiny_model(1))])
 def test_bfloat16_products_change_draws_by_rounding_only(loss) -> None:
     model, data = tiny_model(), tiny_tokens()
     exact = rllc.sample(model, data, rllc.heads(model), loss=loss, sampling=SHORT, compute=QUIET)
@@ -289,7 +289,12 @@ def test_the_control_variate_changes_no_expectation_and_shrinks_the_error() -> N
 
 @pytest.mark.parametrize(
     "loss",
-    [None, rllc.distillation(tiny_model(1)), rllc.next_token, lambda m, x: rllc.next_token(m, x)],
+    [
+        None,
+        rllc.losses.distillation(tiny_model(1)),
+        rllc.next_token,
+        lambda m, x: rllc.next_token(m, x),
+    ],
 )
 def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
     """Against plain autograd on the model, for heads, layers and the unembedding, native and

@@ -69,7 +69,7 @@ def test_components_are_those_of_the_patterns() -> None:
 
 def test_the_matrix_is_that_of_susceptibilities() -> None:
     draws, _ = draws_of(num_draws=200)
-    value = rllc.Susceptibilities.of(draws).value.reshape(HEADS, -1).T
+    value = rllc.covariances.Susceptibilities.of(draws).value.reshape(HEADS, -1).T
     scored = (value - value.mean(axis=0)) / value.std(axis=0)
     np.testing.assert_allclose(structure(draws).matrix, scored, atol=1e-9)
 

@@ -154,7 +154,7 @@ def test_what_is_wrong_has_a_colour_and_words() -> None:
 def many_heads(count: int) -> rllc.Estimate:
     heads = tuple(f"{i // 12}:{i % 12}" for i in range(count))
     ones = np.ones(count)
-    spikes = rllc.Fault("spikes", {"draws": 3}, "lower lr")
+    spikes = rllc.estimates.Fault("spikes", {"draws": 3}, "lower lr")
     return rllc.Estimate(
         value=np.arange(count) / 7,
         standard_error=0.123 * ones,
@@ -194,7 +194,7 @@ def test_results_are_html_in_a_notebook(tmp_path: Path) -> None:
     estimate = rllc.estimate(model, tokens, ["0:0", "0:1"], sampling=SHORT, compute=QUIET)
     grid = {"lr": [1e-3, 1e3], "n_beta": [30.0], "localization": [200.0]}
     calibration = calibrate(model, tokens, "0:0", sampling=SHORT, compute=QUIET, **grid)
-    curve = rllc.Resolution(np.array([30.0, 60.0]), (estimate, estimate))
+    curve = rllc.calibration.Resolution(np.array([30.0, 60.0]), (estimate, estimate))
     trajectory = rllc.Trajectory.of({0: estimate, 10: replace(estimate, value=estimate.value + 1)})
     ablation = ablate(model, tokens)
     for result in (estimate, calibration, curve, trajectory, ablation, scores(model)):

@@ -72,7 +72,7 @@ def test_check_loss_passes_token_losses_and_any_module() -> None:
     model, tokens = tiny_model(), tiny_tokens()
     for weights in (None, rllc.head("0:1"), rllc.parameters("unembed.*")):
         check_loss(model, None, tokens, weights)
-    check_loss(model, rllc.distillation(tiny_model(1, n_layers=1)), tokens)
+    check_loss(model, rllc.losses.distillation(tiny_model(1, n_layers=1)), tokens)
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     check_loss(network, square, torch.randn(6, 3))
 

@@ -28,7 +28,7 @@ def spans_of(page: Parsed) -> list[dict]:
 
 
 def test_every_token_has_its_value_for_each_head(draws: rllc.Draws, tmp_path: Path) -> None:
-    llc = rllc.token_llc(draws)
+    llc = rllc.covariances.token_llc(draws)
     path = write_token_page(tmp_path / "page.html", ROWS, llc, draws.names, num_rows=3)
     page = Parsed(path.read_text(encoding="utf-8"))
     spans = spans_of(page)
@@ -51,7 +51,7 @@ def test_every_token_has_its_value_for_each_head(draws: rllc.Draws, tmp_path: Pa
 
 
 def test_no_text_breaks_the_page(draws: rllc.Draws, tmp_path: Path) -> None:
-    llc = rllc.token_llc(draws)
+    llc = rllc.covariances.token_llc(draws)
     names = rllc.weights.names.Names(("<b>0:1", "{style}"), ("x", "x"))
     path = write_token_page(
         tmp_path / "page.html", ROWS, llc, names, tokenizer=Evil(), title="<i>&"
@@ -66,7 +66,7 @@ def test_no_text_breaks_the_page(draws: rllc.Draws, tmp_path: Path) -> None:
 
 
 def test_the_wrong_rows_are_refused(draws: rllc.Draws, tmp_path: Path) -> None:
-    llc = rllc.token_llc(draws)
+    llc = rllc.covariances.token_llc(draws)
     with pytest.raises(
         InputError, match=r"\[refinement, row, pos\] = \[2, 3, 6\].*got \[2, 4, 6\]"
     ):
@@ -81,7 +81,7 @@ def test_pointer_and_keyboard_in_a_browser(
     draws: rllc.Draws,
     tmp_path: Path,
 ) -> None:
-    llc = rllc.token_llc(draws)
+    llc = rllc.covariances.token_llc(draws)
     path = write_token_page(tmp_path / "tokens.html", ROWS, llc, draws.names, tokenizer=Evil())
     walk = """
         document.querySelectorAll("input[name=head]")[1].click();

@@ -156,7 +156,7 @@ def test_from_sampling_the_prior_of_a_box() -> None:
         Crossing(),
         torch.zeros(1, 5),
         loss=lambda module, rows: module(rows),
-        sampler=rllc.sgld(0.3, prior=rllc.box(1.0)),
+        sampler=rllc.sgld(0.3, prior=rllc.samplers.box(1.0)),
         sampling=rllc.Sampling(
             num_chains=100,
             num_draws=100,

@@ -65,7 +65,7 @@ class Subject:
     num_draws: int
 
     def sample(
-        self, weights: Sequence[str], sampler: rllc.Sampler | None = None, **changes: Any
+        self, weights: Sequence[str], sampler: rllc.samplers.Sampler | None = None, **changes: Any
     ) -> rllc.Draws:
         """Draws with these settings changed."""
         settings = {

@@ -167,7 +167,7 @@ def opening(folder: Path, num_cells: int) -> None:
 
 def write_large_sweep(folder: Path, num_cells: int) -> str:
     """The cell of a small sweep, as if there had been many checkpoints, each with other noise."""
-    small = rllc.Store(folder)
+    small = rllc.sweep.Store(folder)
     (plan,) = small.plans()
     (cell,) = plan.cells
     (where,) = plan.checkpoints.values()
@@ -175,7 +175,7 @@ def write_large_sweep(folder: Path, num_cells: int) -> str:
     for step in range(num_cells):
         cells.append(replace(cell, name=f"{step:032x}", step=step))
     checkpoints = {step: {**where, "step": step} for step in range(num_cells)}
-    large = rllc.Store(folder.with_name("large"))
+    large = rllc.sweep.Store(folder.with_name("large"))
     large.announce(replace(plan, cells=tuple(cells), checkpoints=checkpoints))
     draws = small.read(cell.name)
     random = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from .settings import Settings
 from .train import WINDOW, measured_steps
 
 
-def averaged_checkpoints(settings: Settings, seed: int) -> list[rllc.Checkpoint]:
+def averaged_checkpoints(settings: Settings, seed: int) -> list[rllc.models.Checkpoint]:
     """The checkpoints that estimates are made at, as far as training has come.
 
     λ̂ is of a neighbourhood of a minimum. A high learning rate leaves weights on the walls around

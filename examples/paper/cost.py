@@ -43,7 +43,7 @@ def print_cost(settings: Settings, data: Mapping[int, Data]) -> float:
         models = dict.fromkeys(every(steps, plan.every), two_layers.to(device))
         given = arguments(settings, 0, plan, one_layer.to(device))
         given["compute"] = replace(given["compute"], executor=None, progress=False)
-        one = rllc.sweep_cost(models, plan.data, **given)
+        one = rllc.sweep.sweep_cost(models, plan.data, **given)
         hours = num_seeds * one.seconds / 3600
         total += hours
         print(f"sweep of {plan.name}: {num_seeds * one.num_missing} cells: {hours:.2f} h")

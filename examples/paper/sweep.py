@@ -84,7 +84,7 @@ def track(settings: Settings, seed: int, plan: Plan) -> rllc.Trajectory:
         print(f"seed {seed}: sweep of {plan.name}", flush=True)
     folder = settings.folder(settings.one_layer_seed(seed)) / "one_layer"
     one_layer = rllc.load(folder, device=settings.device) if plan.distilled else None
-    observed = rllc.Store(store_of(settings, seed, plan.name), observe={"slope": slope()})
+    observed = rllc.sweep.Store(store_of(settings, seed, plan.name), observe={"slope": slope()})
     return rllc.track(
         every(averaged_checkpoints(settings, seed), plan.every),
         plan.data,
@@ -99,7 +99,7 @@ def arguments(settings: Settings, seed: int, plan: Plan, one_layer: Any) -> dict
     weights: Callable[..., Any] | None = None if plan.whole else rllc.heads
     return {
         "weights": weights,
-        "loss": rllc.distillation(one_layer) if plan.distilled else None,
+        "loss": rllc.losses.distillation(one_layer) if plan.distilled else None,
         "sampler": rllc.sgld(lr=plan.lr or settings.lr, localization=plan.localization),
         "sampling": sampling_of(settings, seed, plan),
         "compute": rllc.Compute(

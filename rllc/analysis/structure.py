@@ -173,9 +173,9 @@ def structure(
     >>> draws = rllc.sample(model, data, rllc.heads(model), observe=observe)       # doctest: +SKIP
     >>> share = structure(draws).share.value
 
-    The matrix has the susceptibilities of each refinement (:class:`rllc.Susceptibilities`),
-    z-scored over tokens, because heads differ in size. Errors are those of leaving each chain out
-    in turn (the jackknife), with components matched to those of all chains. They know of noise in
+    The matrix has the susceptibilities of each refinement (:func:`rllc.susceptibilities`), z-scored
+    over tokens, because heads differ in size. Errors are those of leaving each chain out in turn
+    (the jackknife), with components matched to those of all chains. They know of noise in
     the draws, not of which tokens were probed.
 
     Args:

@@ -45,13 +45,13 @@ def write_token_page(
 
     >>> observe = {"rows": rllc.losses_on(rows)}
     >>> draws = rllc.sample(model, data, rllc.heads(model), observe=observe)       # doctest: +SKIP
-    >>> path = write_token_page("tokens.html", rows, rllc.token_llc(draws), draws.names,
+    >>> path = write_token_page("tokens.html", rows, rllc.covariances.token_llc(draws), draws.names,
     ...                  tokenizer=tokenizer)
 
     Args:
         path: of the file.
         rows: the rows that were observed.
-        values: ``[refinement, row, pos]``, of :func:`rllc.token_llc`, or ``.mean`` of
+        values: ``[refinement, row, pos]``, of :func:`rllc.covariances.token_llc`, or ``.mean`` of
             susceptibilities; position p is the prediction of token p + 1.
         names: of the refinements.
         tokenizer: with ``decode``; ``None`` shows ids.

@@ -118,8 +118,8 @@ def volume(draws: Draws, *, share: float = 0.5, discard: float = 0.2) -> Volume:
       large. ``share=0.5`` stops at the median.
     - **of the prior**, with ``Sampling(n_beta=1e-9)``: weights are 1 and V(t) is a fraction of
       draws. Pass a small ``share`` (0.01 to 0.1), since only the lowest losses are near w*. Prior
-      draws of a box (:func:`rllc.box`) keep V a power of t up to its walls; those of a Gaussian do
-      not.
+      draws of a box (:func:`rllc.samplers.box`) keep V a power of t up to its walls; those of a
+      Gaussian do not.
 
     It needs neither λ̂ nor its settings, so it is a check on both; it is not a better λ̂. Where it
     works, and where not:

@@ -373,8 +373,8 @@ def calibrate(
     Args:
         model: as for :func:`rllc.estimate`; so are ``data``, ``weights``, ``loss`` and
             ``compute``.
-        sampler: a function (lr, localization) -> Sampler: ``rllc.sgld``, ``rllc.rmsprop_sgld``, or
-            one of your own.
+        sampler: a function (lr, localization) -> Sampler: ``rllc.sgld``,
+            ``rllc.samplers.rmsprop_sgld``, or one of your own.
         sampling: chains, draws, batches and seed, those to be used later; ``None`` is the paper's.
             Its ``n_beta`` is replaced.
         limits: when a setting is good; ``None`` is ``Limits.for_calibration()``.

@@ -210,8 +210,8 @@ def resolution(
             decade more.
         sampler: a :class:`rllc.Calibration`, whose γ is held and whose step in the sharpest
             direction is kept (:meth:`rllc.Calibration.sampler_at`); or a function n_beta ->
-            Sampler. ``None`` is sgld with γ = 200 and lr as above. A :class:`rllc.Sampler` is taken
-            as it is at every nβ, lr included.
+            Sampler. ``None`` is sgld with γ = 200 and lr as above. A
+            :class:`rllc.samplers.Sampler` is taken as it is at every nβ, lr included.
         sampling: ``None`` is the calibration's, without one the paper's. Its ``n_beta`` is
             replaced.
 

@@ -153,7 +153,7 @@ class Covariances(OfRefinements, AsTable):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
         arrays: dict[str, np.ndarray] = {}
-        header: dict[str, Any] = {"kind": f"rllc.{type(self).__name__}"}
+        header: dict[str, Any] = {"kind": _kind(type(self))}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, np.ndarray):
@@ -179,7 +179,7 @@ class Covariances(OfRefinements, AsTable):
         Raises:
             FileError: there is no such file, it is damaged, or it holds something else.
         """
-        arrays, header = load_arrays(path, kind=f"rllc.{cls.__name__}")
+        arrays, header = load_arrays(path, kind=_kind(cls))
         with reading(path):
             values: dict[str, Any] = {
                 "faults": tuple(faults_from_json(wrong) for wrong in header["faults"]),
@@ -192,6 +192,11 @@ class Covariances(OfRefinements, AsTable):
                     values[field.name] = _value_in_file(field.name, arrays, header)
             _check_read(values)
             return cls(**values)
+
+
+def _kind(result: type) -> str:
+    """What a file says that it holds: the class as it is typed."""
+    return f"rllc.covariances.{result.__name__}"
 
 
 def _value_in_file(name: str, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Any:
@@ -230,9 +235,10 @@ def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, 
     """Make a result of what was observed at each checkpoint of a sweep.
 
     >>> observe = {"probes": rllc.losses_on(probes)}                               # doctest: +SKIP
-    >>> rllc.track(run, data, rllc.heads, store=rllc.Store("sweep", observe=observe))
+    >>> rllc.track(run, data, rllc.heads, store=rllc.sweep.Store("sweep", observe=observe))
     ...                                                                            # doctest: +SKIP
-    >>> chi = each_checkpoint(rllc.Sweep.open("sweep"), rllc.Susceptibilities.of)  # doctest: +SKIP
+    >>> make = rllc.covariances.Susceptibilities.of                                # doctest: +SKIP
+    >>> chi = each_checkpoint(rllc.Sweep.open("sweep"), make)                      # doctest: +SKIP
 
     Cells that are finished are not computed again: the same call of :func:`rllc.track` goes on.
     Where a cell is missing or has failed, values are NaN and the fault says so. Draws are read

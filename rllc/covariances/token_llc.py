@@ -31,9 +31,9 @@ def token_llc(draws: Draws, rows: str = "rows") -> Mean:
     Raises:
         InputError: the draws did not observe these rows.
     """
-    n_beta = draws.settings["n_beta"]
     of_refinements = []
     for observed in fixed_rows(draws, rows, asked_by="token_llc"):
+        n_beta = draws.settings["n_beta"]
         of_rows = [observed.mean_of_draws(n_beta * losses) for losses in observed.losses]
         of_refinements.append(stacked_means(of_rows))
     return stacked_means(of_refinements)

@@ -62,9 +62,9 @@ _LLM_C: dict[int, np.dtype[Any]] = {20240520: np.dtype("<u2"), 20240801: np.dtyp
 _KINDS = (
     "rllc.Tokens, a tensor or NumPy array of token ids [row, pos], lists of token ids, a "
     "tokenizer's output, (inputs, labels), a DataLoader, a torch or Hugging Face data set, an "
-    "iterable of examples, a list of strings with rllc.as_data(texts, tokenizer=…), a .bin or .npy "
-    "file of ids with rllc.as_data(path, context_length=…), a folder of images, one folder a "
-    "class, other rllc.data.Data, or a dict "
+    "iterable of examples, a list of strings with rllc.data.as_data(texts, tokenizer=…), a .bin or "
+    ".npy file of ids with rllc.data.as_data(path, context_length=…), a folder of images, one "
+    "folder a class, other rllc.data.Data, or a dict "
     "{name: data} of these"
 )
 
@@ -176,7 +176,7 @@ class _Given:
             if self.context_length is None:
                 raise InputError(
                     f"`data` {self.name!r}: one row of {len(source):,} token ids; rows are "
-                    f"[row, pos]. Cut it with rllc.as_data(ids, context_length=…), or write "
+                    f"[row, pos]. Cut it with rllc.data.as_data(ids, context_length=…), or write "
                     f"ids[None] for one row."
                 )
             return self._ids(source.numpy(force=True))
@@ -211,7 +211,7 @@ class _Given:
             raise InputError(
                 f"`data` {self.name!r} must be {_KINDS}; got {type(source).__name__}: "
                 f"{str(source)!r} is no .npy, .npz or .bin file; for one of texts pass a "
-                f"tokenizer: rllc.as_data(path, tokenizer=tokenizer, context_length=…)."
+                f"tokenizer: rllc.data.as_data(path, tokenizer=tokenizer, context_length=…)."
             )
         from rllc.data.pile import load_pile
 
@@ -283,8 +283,8 @@ class _Given:
         if self.tokenizer is None:
             raise InputError(
                 f"`data` {self.name!r} is a list of strings; pass the model's tokenizer: "
-                f"rllc.as_data(texts, tokenizer=tokenizer), each text a row; or pack them with "
-                f"rllc.data.tokenize(texts, tokenizer)."
+                f"rllc.data.as_data(texts, tokenizer=tokenizer), each text a row; or pack them "
+                f"with rllc.data.tokenize(texts, tokenizer)."
             )
         options: dict[str, Any] = {}
         if self.context_length is not None:
@@ -323,7 +323,7 @@ class _Given:
         if not chosen:
             raise InputError(
                 f"`data` {self.name!r}: none of the columns {', '.join(names)} is of numbers or "
-                f"called {', '.join(_TEXTS)}; pass rllc.as_data(dataset, column=…)."
+                f"called {', '.join(_TEXTS)}; pass rllc.data.as_data(dataset, column=…)."
             )
         if len(chosen) == 1 and _is_text(source, chosen[0]):
             rows = list(islice(source, self.num_rows))
@@ -396,12 +396,12 @@ class _Given:
         if not rows:
             raise InputError(
                 f"`data` {self.name!r}: {type(source).__name__} gave no rows; an iterator can be "
-                f"read only once, so give a list, or rllc.as_data(iterator) once."
+                f"read only once, so give a list, or rllc.data.as_data(iterator) once."
             )
         if self.num_rows is None and next(iterator, None) is not None:
             warnings.warn(
                 f"`data` {self.name!r}: {type(source).__name__} has no length; its first "
-                f"{most:,} rows are taken. Say how many: rllc.as_data(source, num_rows=…).",
+                f"{most:,} rows are taken. Say how many: rllc.data.as_data(source, num_rows=…).",
                 stacklevel=4,
             )
         return _of_examples(rows, self.name)
@@ -573,7 +573,7 @@ def _as_tensor(value: Any) -> Tensor:
                 "transform=…, in one of Hugging Face use dataset.with_transform(…)"
             )
         elif isinstance(value, str):
-            advice = "tokenize texts first, or pass rllc.as_data(texts, tokenizer=tokenizer)"
+            advice = "tokenize texts first, or pass rllc.data.as_data(texts, tokenizer=tokenizer)"
         raise InputError(
             f"`data`: an example holds {type(value).__name__}, of which no tensor can be made; "
             f"{advice}."
@@ -703,7 +703,7 @@ def _cut(ids: np.ndarray, context_length: int | None, name: str) -> np.ndarray:
     if context_length is None:
         raise InputError(
             f"`data` {name!r}: a stream of {len(ids):,} token ids; say how long a row is: "
-            f"rllc.as_data(source, context_length=…)."
+            f"rllc.data.as_data(source, context_length=…)."
         )
     if context_length < 2:
         raise InputError(f"`data` {name!r}: `context_length` must be at least 2.")

@@ -31,7 +31,7 @@ def bind(
 
     Args:
         model: any module.
-        loss: yours, a :func:`rllc.distillation`, or ``None`` for :func:`rllc.next_token`.
+        loss: yours, a :func:`rllc.losses.distillation`, or ``None`` for :func:`rllc.next_token`.
         autocast: precision of matrix products, such as ``torch.bfloat16``; ``None``: the model's.
         train_mode: evaluate the module in training mode (dropout and all) instead of eval mode.
         compile: pass the forward through ``torch.compile``.

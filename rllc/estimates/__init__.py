@@ -1,1 +1,8 @@
 """From draws to numbers: λ̂, its error, and what is wrong with it."""
+
+from __future__ import annotations
+
+from rllc.estimates.estimate import Estimate
+from rllc.estimates.faults import Fault
+
+__all__ = ["Estimate", "Fault"]

@@ -573,8 +573,8 @@ def estimate(
 
     Args:
         model: any module. Its weights are the w* that is looked at; nothing of it is changed.
-        data: what :func:`rllc.as_data` takes: :class:`rllc.Tokens`, token ids ``[row, pos]``, a
-            tokenizer's output, (inputs, labels), a DataLoader, a data set, …; or a dict of these
+        data: what :func:`rllc.data.as_data` takes: :class:`rllc.Tokens`, token ids ``[row, pos]``,
+            a tokenizer's output, (inputs, labels), a DataLoader, a data set, …; or a dict of these
             by name.
         weights: :class:`rllc.Weights` (``rllc.head("1:6")``, ``rllc.heads(model)``, …): one, a
             list or a dict. ``None`` is everything; where some weights are frozen
@@ -582,7 +582,7 @@ def estimate(
         loss: ``loss(module, batch)`` that gives per-example or per-token losses, NaN where nothing
             is to be predicted, or ``(losses, mask)``. ``None`` is next-token cross entropy; others
             are in :mod:`rllc.losses.by_name`, such as ``rllc.losses.classification``, and
-            ``rllc.distillation(generating_model)``, the loss against a model's predictions.
+            ``rllc.losses.distillation(generating_model)``, the loss against a model's predictions.
         sampler: ``None`` is ``rllc.sgld(lr=1e-3, localization=200.0)``, the paper's.
         sampling: ``None`` is 16 chains × 50 draws at nβ = 30, in batches of 32 or of all rows where
             these are few. A sampler that does not forget its start in a quarter of 50 steps gets

@@ -11,6 +11,7 @@ from rllc.losses.by_name import (
     next_token,
     regression,
 )
+from rllc.losses.contract import named
 
 __all__ = [
     "Distillation",
@@ -18,6 +19,7 @@ __all__ = [
     "distillation",
     "masked_lm",
     "model_loss",
+    "named",
     "next_token",
     "regression",
 ]

@@ -32,7 +32,7 @@ from rllc.sampling.model_checks import refusing_reentrant
 
 SHIPPED = (
     "rllc.losses.next_token (the default), masked_lm, classification, regression, model_loss, and "
-    "rllc.distillation(model)"
+    "rllc.losses.distillation(model)"
 )
 """The losses that can be had by name, for error messages."""
 

@@ -85,7 +85,7 @@ def checkpoints(
         )
     listed.sort(key=_order)
     _refuse_repeated_steps(source, listed)
-    candidates = {"into": into, "positions": positions}
+    candidates: dict[str, Any] = {"into": into, "positions": positions}
     candidates |= {"cache_dir": options.get("cache_dir"), "token": options.get("token")}
     given: dict[str, Any] = {}
     for name, value in candidates.items():

@@ -51,7 +51,8 @@ def plot_resolution(
         resolution: what :func:`rllc.resolution` gave.
         ax: where to draw; ``None`` makes a figure.
         simultaneous: whether the bands hold together with 95 % at all nβ of all lines.
-        slopes: what :func:`rllc.elasticities` gave for single runs, drawn as short lines.
+        slopes: what :func:`rllc.covariances.elasticities` gave for single runs, drawn as short
+            lines.
     """
     right = isinstance(resolution, Resolution)
     must_be("plot_resolution", "resolution", resolution, right, "what rllc.resolution gave")
@@ -159,10 +160,11 @@ def draw_slopes(slopes: Sequence[Elasticities], ax: Axes) -> Axes:
     draws, or too few nβ.
 
     >>> ax = rllc.plot_resolution(curve)
-    >>> ax = draw_slopes([rllc.elasticities(draws)], ax)
+    >>> ax = draw_slopes([rllc.covariances.elasticities(draws)], ax)
 
     Args:
-        slopes: of :func:`rllc.elasticities`, of the refinements of the curve in the same order.
+        slopes: of :func:`rllc.covariances.elasticities`, of the refinements of the curve in the
+            same order.
         ax: of :func:`rllc.plot_resolution`.
 
     Returns:
@@ -173,7 +175,9 @@ def draw_slopes(slopes: Sequence[Elasticities], ax: Axes) -> Axes:
     """
     right = not isinstance(slopes, Elasticities)
     right = right and all(isinstance(slope, Elasticities) for slope in slopes)
-    must_be("draw_slopes", "slopes", slopes, right, "a list of what rllc.elasticities gave")
+    must_be(
+        "draw_slopes", "slopes", slopes, right, "a list of what rllc.covariances.elasticities gave"
+    )
     for slope in slopes:
         n_beta = slope.settings["n_beta"]
         reach = np.array([1 / _REACH, _REACH])

@@ -42,8 +42,8 @@ def mala(
     Args:
         lr: ε, as in :func:`rllc.sgld`.
         localization: γ of a Gaussian prior; ``None`` is the paper's 200 unless ``prior`` is given.
-        prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``. Proposals
-            are mirrored at the walls of a box, not refused.
+        prior: :func:`rllc.samplers.gaussian` or :func:`rllc.samplers.box`, in place of
+            ``localization``. Proposals are mirrored at the walls of a box, not refused.
 
     Raises:
         InputError: a number is out of its range, or both ``localization`` and ``prior`` are given.
@@ -87,8 +87,8 @@ def hmc(
             that matters.
         jitter: relative spread of η, so that no direction comes back to where it began at every
             step; 0 is none.
-        prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``. Trajectories
-            bounce off the walls of a box.
+        prior: :func:`rllc.samplers.gaussian` or :func:`rllc.samplers.box`, in place of
+            ``localization``. Trajectories bounce off the walls of a box.
 
     Raises:
         InputError: a number is out of its range, or both ``localization`` and ``prior`` are given.

@@ -134,12 +134,13 @@ def chosen(sampler: str, localization: float | None, prior: Prior | None) -> Pri
         return Prior(_LOCALIZATION if localization is None else localization)
     if not isinstance(prior, Prior):
         raise InputError(
-            f"{sampler}: `prior` must be rllc.gaussian(…) or rllc.box(…), got {prior!r}."
+            f"{sampler}: `prior` must be rllc.samplers.gaussian(…) or rllc.samplers.box(…), got "
+            f"{prior!r}."
         )
     if localization is not None:
         raise InputError(
             f"{sampler}: `localization` is short for a Gaussian prior, and `prior` was given too; "
             f"give one of them. For a Gaussian inside a box: "
-            f"prior=rllc.box({prior.half_width:g}, localization={localization:g})."
+            f"prior=rllc.samplers.box({prior.half_width:g}, localization={localization:g})."
         )
     return prior

@@ -75,7 +75,8 @@ def rmsprop_sgld(
             literature's.
         num_adaptation_steps: steps that feed the statistics; the default is their memory. ``None``
             adapts for ever, as the literature does, with the error above.
-        prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``.
+        prior: :func:`rllc.samplers.gaussian` or :func:`rllc.samplers.box`, in place of
+            ``localization``.
 
     Raises:
         InputError: a number is out of its range, or both ``localization`` and ``prior`` are given.

@@ -59,7 +59,8 @@ def sghmc(
         localization: γ of a Gaussian prior; ``None`` is the paper's 200 unless ``prior`` is given.
         momentum: c, what is left of the momentum after a step. In time η a step it is a friction of
             −ln(c)/η. A direction of precision a mixes fastest near c = (1 − √(εa))².
-        prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``.
+        prior: :func:`rllc.samplers.gaussian` or :func:`rllc.samplers.box`, in place of
+            ``localization``.
 
     Raises:
         InputError: a number is out of its range, or both ``localization`` and ``prior`` are given.

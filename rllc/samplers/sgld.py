@@ -35,7 +35,8 @@ def sgld(
     Args:
         lr: ε. The paper's 1e-3 is stable up to curvatures h = (4/ε − γ)/nβ = 127 at its γ and nβ.
         localization: γ of a Gaussian prior; ``None`` is the paper's 200 unless ``prior`` is given.
-        prior: :func:`rllc.gaussian` or :func:`rllc.box`, in place of ``localization``.
+        prior: :func:`rllc.samplers.gaussian` or :func:`rllc.samplers.box`, in place of
+            ``localization``.
 
     Raises:
         InputError: ``lr`` is not positive, ``localization`` is negative, or both it and ``prior``

@@ -56,7 +56,9 @@ def arguments(
     _check_kind("model", model, isinstance(model, nn.Module), loader)
     check_weights_are_there(unwrapped(model))
     check_kind(loss)
-    losses = f"None, rllc.distillation(model) or a function f(module, batch), such as {SHIPPED}"
+    losses = (
+        f"None, rllc.losses.distillation(model) or a function f(module, batch), such as {SHIPPED}"
+    )
     is_function = callable(loss) and not isinstance(loss, type)
     _check_kind("loss", loss, loss is None or is_function, losses)
     samplers = "a sampler such as rllc.sgld(lr=1e-3, localization=200.0)"
@@ -348,7 +350,7 @@ def check_same_identity(resume: Draws, present: Mapping[str, Any]) -> None:
             raise InputError(
                 f"sample: it cannot be told whether `resume` is of the same {name}, because "
                 f"something within it cannot be looked into, or `resume` is of an earlier version "
-                f"of rllc. For a loss of yours use rllc.named(loss, 'my loss, version 1'). "
+                f"of rllc. For a loss of yours use rllc.losses.named(loss, 'my loss, version 1'). "
                 f"{OR_ANEW}"
             )
         if before != value:

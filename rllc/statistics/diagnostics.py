@@ -187,8 +187,8 @@ def _draws(x: ArrayLike) -> np.ndarray:
     real = values.dtype.kind in "iuf"
     if values.ndim < 2 or not real or 0 in values.shape[-2:]:
         raise InputError(
-            f"rllc.diagnostics: expected real numbers [..., chain, draw] with at least one chain "
-            f"and draw; got shape {list(values.shape)}, dtype {values.dtype}. "
+            f"rllc.statistics.diagnostics: expected real numbers [..., chain, draw] with at least "
+            f"one chain and draw; got shape {list(values.shape)}, dtype {values.dtype}. "
             f"For one chain type x[None]."
         )
     return values.astype(np.float64)

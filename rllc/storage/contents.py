@@ -304,7 +304,7 @@ def _unknown(value: object, where: str, problem: str) -> InputError:
     return InputError(
         f"{where}: {type(value).__name__} {problem}, so that it cannot be told whether it is the "
         f"same as before; for a loss of yours give a name that you change with it, "
-        f"rllc.named(loss, 'my loss, version 2')."
+        f"rllc.losses.named(loss, 'my loss, version 2')."
     )
 
 

@@ -18,3 +18,11 @@ finished cell is one file. The folder is described in :mod:`rllc.sweep.store`.
 In order of their use: ``request`` checks what a call asks for, ``planning`` turns it into cells,
 ``track`` has them computed by ``workers`` in ``pools``, and ``sweep`` reads what there is.
 """
+
+from __future__ import annotations
+
+from rllc.sweep.cost import sweep_cost
+from rllc.sweep.store import Store
+from rllc.sweep.sweep import Sweep
+
+__all__ = ["Store", "Sweep", "sweep_cost"]

@@ -128,7 +128,7 @@ def sweep_cost(
 ) -> SweepCost:
     """Say what :func:`rllc.track`, called with the same arguments, would take.
 
-    >>> rllc.sweep_cost("runs/seed0", data, rllc.heads, store="sweep")             # doctest: +SKIP
+    >>> sweep_cost("runs/seed0", data, rllc.heads, store="sweep")                  # doctest: +SKIP
     107 checkpoints × 2 data sets × 16 weights: 428 cells, 0 finished, 428 to compute
     85,600 steps, of each chain: 2,739,200; ...
 
@@ -188,7 +188,8 @@ def cost(
         InputError: as :func:`rllc.estimate`.
     """
     right = isinstance(model, nn.Module)
-    must_be("cost", "model", model, right, "a torch.nn.Module; rllc.sweep_cost takes checkpoints")
+    expected = "a torch.nn.Module; rllc.sweep.sweep_cost takes checkpoints"
+    must_be("cost", "model", model, right, expected)
     return sweep_cost(
         {0: model},
         data,

@@ -70,9 +70,9 @@ _FOLDERS = ("sweeps", "cells", "states", "downloads", "failed", "data", "generat
 class Store:
     """The folder of a sweep, and what is kept in it.
 
-    ``rllc.track(..., store="sweep")`` is short for ``store=rllc.Store("sweep")``.
+    ``rllc.track(..., store="sweep")`` is short for ``store=rllc.sweep.Store("sweep")``.
 
-    >>> rllc.track(run, data, store=rllc.Store("sweep", keep_states=False))        # doctest: +SKIP
+    >>> rllc.track(run, data, store=Store("sweep", keep_states=False))             # doctest: +SKIP
 
     Args:
         folder: need not exist; one for each training run and setting. With workers on other

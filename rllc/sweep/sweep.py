@@ -257,7 +257,7 @@ class Sweep:
         >>> draws.observed["losses"].shape                                         # doctest: +SKIP
         (1, 4, 200, 32, 1023)
 
-        What was observed is what ``rllc.Store(..., observe={"losses": ...})`` asked for.
+        What was observed is what ``rllc.sweep.Store(..., observe={"losses": ...})`` asked for.
 
         Args:
             step: of the checkpoint.

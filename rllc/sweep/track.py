@@ -73,17 +73,18 @@ def track(
 
     Args:
         checkpoints: a folder or hub repository of checkpoints (see :func:`rllc.checkpoints`); a
-            list of :class:`rllc.Checkpoint`, of paths, of ``(step, path)`` or of ``(step, model)``;
-            or a dict ``{100: "ckpt_100.pt"}``.
+            list of :class:`rllc.models.Checkpoint`, of paths, of ``(step, path)`` or of
+            ``(step, model)``; or a dict ``{100: "ckpt_100.pt"}``.
         data: as for :func:`rllc.estimate`.
         weights: as for :func:`rllc.estimate`, or a function of the model that gives them, such as
             ``rllc.heads``.
         loss: as for :func:`rllc.estimate`. A loss or sampler of your own is recognised by its code
             and all that it uses; another one needs another store. A new version of Python may count
-            as another; :func:`rllc.named` lets a loss be recognised by a name instead.
+            as another; :func:`rllc.losses.named` lets a loss be recognised by a name instead.
         sampler: as for :func:`rllc.estimate`.
         sampling: as for :func:`rllc.estimate`.
-        store: a folder, or :class:`rllc.Store` to say what is kept in it. ``None`` keeps nothing.
+        store: a folder, or :class:`rllc.sweep.Store` to say what is kept in it. ``None`` keeps
+            nothing.
         limits: from where on something is a fault; ``None`` is ``rllc.Limits()``. They change no
             number and no file.
         compute: ``rllc.Compute(executor=...)`` says where cells are computed. For other processes
@@ -136,7 +137,7 @@ def store_or_temporary(store: str | PathLike[str] | Store | None) -> Iterator[St
         yield Store(store)
     else:
         raise InputError(
-            f"track: `store` must be a folder, rllc.Store(folder, …) or None, "
+            f"track: `store` must be a folder, rllc.sweep.Store(folder, …) or None, "
             f"got {type(store).__name__}."
         )
 

@@ -133,14 +133,15 @@ def portable_loss(
     model: Any = loss.generator
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise InputError(
-            "track: with an `executor`, the generating model of rllc.distillation must be float32, "
-            "as workers read it; pass rllc.distillation(model.float()), or no executor."
+            "track: with an `executor`, the generating model of rllc.losses.distillation must be "
+            "float32, as workers read it; pass rllc.losses.distillation(model.float()), or no "
+            "executor."
         )
     if not hasattr(model, "save_pretrained"):
         raise InputError(
-            f"track: with an `executor`, the generating model of rllc.distillation must be one of "
-            f"rllc or transformers, which can be saved in the store; got {type(model).__name__}. "
-            f"Without an executor any will do."
+            f"track: with an `executor`, the generating model of rllc.losses.distillation must be "
+            f"one of rllc or transformers, which can be saved in the store; got "
+            f"{type(model).__name__}. Without an executor any will do."
         )
     identity = name.split()[-1]
     folder = store.root / "generators" / identity[:32]

@@ -22,7 +22,7 @@ _SHOWN = 60
 """Characters of a mistyped name that a message shows."""
 
 DataLike = Any
-"""Data as users give them: what :func:`rllc.as_data` takes, or a dict ``{name: data}`` of it."""
+"""Data as users give them: what :func:`rllc.data.as_data` takes, or a dict of it by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ def product(
         weights: one :class:`Weights`, a list of them, or a dict that also names them; a string is a
             head. ``None`` is :func:`rllc.everything`, or :func:`rllc.trainable` if some weights of
             ``model`` are frozen and some are not.
-        data: what :func:`rllc.as_data` takes: token rows, a tokenizer's output, (inputs, labels),
+        data: what :func:`rllc.data.as_data` takes: rows, a tokenizer's output, (inputs, labels),
             a DataLoader, …; or a dict of these that names them.
         model: decides what ``None`` is.
 

@@ -196,8 +196,7 @@ def head(
                 f"head(1, 6)."
             )
         tower, layer, head = parts_of_head(name)
-    numbers = (layer, head)
-    if any(type(number) is not int or number < 0 for number in numbers):
+    if type(layer) is not int or type(head) is not int or layer < 0 or head < 0:
         raise InputError(
             f"head({kind_of(layer)}, {kind_of(head)}): expected a layer and a head from 0 on, as "
             f"in head(1, 6) or head('1:6')."

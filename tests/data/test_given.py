@@ -61,7 +61,7 @@ def assert_is_padded(data: Any) -> None:
     ids=lambda source: type(source).__name__,
 )
 def test_rows_of_ids_are_tokens(source: Any) -> None:
-    data = rllc.as_data(source)
+    data = rllc.data.as_data(source)
     assert isinstance(data, Tokens)
     assert data.rows.equal(IDS.int())
     assert data.fingerprint == Tokens(IDS).fingerprint
@@ -71,7 +71,7 @@ def test_rows_of_ids_are_tokens(source: Any) -> None:
     "source", [RAGGED, {"input_ids": RAGGED}, [{"input_ids": row} for row in RAGGED]]
 )
 def test_rows_of_several_lengths_are_padded_and_masked(source: Any) -> None:
-    assert_is_padded(rllc.as_data(source))
+    assert_is_padded(rllc.data.as_data(source))
 
 
 def test_a_tokenizers_output_is_one_batch(small_tokenizer: Any) -> None:
@@ -89,16 +89,16 @@ def test_a_tokenizers_output_is_one_batch(small_tokenizer: Any) -> None:
         assert batch["attention_mask"].equal(encoded["attention_mask"])
     named = rllc.weights.refinement.product(None, {"a": encoded, "b": tokenizer(texts)})
     assert [r.data_name for r in named] == ["a", "b"]
-    texts_alone = rows_of(rllc.as_data(texts, tokenizer=tokenizer))
+    texts_alone = rows_of(rllc.data.as_data(texts, tokenizer=tokenizer))
     for row, expected in enumerate(ids):
         kept = texts_alone["attention_mask"][row] > 0
         assert texts_alone["input_ids"][row][kept].tolist() == expected
-    short = rllc.as_data(texts, tokenizer=tokenizer, context_length=2)
+    short = rllc.data.as_data(texts, tokenizer=tokenizer, context_length=2)
     assert rows_of(short).tolist() == [row[:2] for row in ids]
     with pytest.raises(InputError, match="pass the model's tokenizer"):
-        rllc.as_data(texts)
+        rllc.data.as_data(texts)
     with pytest.raises(InputError, match=r"tokenizer\(\[text\]\)"):
-        rllc.as_data(tokenizer("the cat"))
+        rllc.data.as_data(tokenizer("the cat"))
 
 
 class Pairs(Dataset[Any]):
@@ -146,7 +146,7 @@ def own_collate(items: list[Any]) -> Any:
     ids=lambda source: type(source).__name__,
 )
 def test_inputs_and_labels(source: Any) -> None:
-    data = rllc.as_data(source)
+    data = rllc.data.as_data(source)
     images, labels = rows_of(data)
     assert images.equal(IMAGES)
     assert labels.equal(LABELS)
@@ -155,7 +155,7 @@ def test_inputs_and_labels(source: Any) -> None:
 
 def test_examples_with_names() -> None:
     for source in (Pairs(dict), {"image": IMAGES, "label": LABELS}, DataLoader(Pairs(dict))):
-        batch = rows_of(rllc.as_data(source))
+        batch = rows_of(rllc.data.as_data(source))
         assert batch["image"].equal(IMAGES)
         assert batch["label"].equal(LABELS)
 
@@ -163,13 +163,13 @@ def test_examples_with_names() -> None:
 def test_a_loader_gives_the_rows_that_its_sampler_takes() -> None:
     chosen = [4, 1, 2]
     loader = DataLoader(Pairs(), sampler=SubsetRandomSampler(chosen))
-    assert rows_of(rllc.as_data(loader))[0].equal(IMAGES[[1, 2, 4]])
-    assert rows_of(rllc.as_data(Subset(Pairs(), chosen)))[0].equal(IMAGES[chosen])
+    assert rows_of(rllc.data.as_data(loader))[0].equal(IMAGES[[1, 2, 4]])
+    assert rows_of(rllc.data.as_data(Subset(Pairs(), chosen)))[0].equal(IMAGES[chosen])
     loader = DataLoader(Pairs(), batch_sampler=[[0, 3], [5]])
-    assert rows_of(rllc.as_data(loader))[1].equal(LABELS[[0, 3, 5]])
+    assert rows_of(rllc.data.as_data(loader))[1].equal(LABELS[[0, 3, 5]])
     for sampler in (RandomSampler(Pairs(), replacement=True), WeightedRandomSampler([1.0] * 6, 20)):
         with pytest.raises(InputError, match="rows have weights"):
-            rllc.as_data(DataLoader(Pairs(), sampler=sampler))
+            rllc.data.as_data(DataLoader(Pairs(), sampler=sampler))
 
 
 def test_a_collator_that_pads_is_asked_for_single_rows() -> None:
@@ -179,7 +179,7 @@ def test_a_collator_that_pads_is_asked_for_single_rows() -> None:
         mask = [[1] * len(item) + [0] * (width - len(item)) for item in items]
         return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
-    assert_is_padded(rllc.as_data(DataLoader(RAGGED, batch_size=2, collate_fn=pad)))  # type: ignore[arg-type]
+    assert_is_padded(rllc.data.as_data(DataLoader(RAGGED, batch_size=2, collate_fn=pad)))  # type: ignore[arg-type]
 
 
 def test_data_that_change_are_refused() -> None:
@@ -188,23 +188,26 @@ def test_data_that_change_are_refused() -> None:
             return torch.rand(2), 1
 
     with pytest.raises(InputError, match="another example each time"):
-        rllc.as_data(DataLoader(Noisy()))
+        rllc.data.as_data(DataLoader(Noisy()))
 
 
 def test_a_data_set_of_hugging_face() -> None:
     datasets = pytest.importorskip("datasets")
     tokens = datasets.Dataset.from_dict({"input_ids": RAGGED, "text": ["a", "b", "c"]})
-    assert_is_padded(rllc.as_data(tokens))
-    assert rows_of(rllc.as_data(tokens, num_rows=2))["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
-    assert_is_padded(rllc.as_data(tokens, column="input_ids"))
-    assert_is_padded(rllc.as_data(tokens.to_iterable_dataset()))
+    assert_is_padded(rllc.data.as_data(tokens))
+    assert rows_of(rllc.data.as_data(tokens, num_rows=2))["input_ids"].tolist() == [
+        [5, 6, 7],
+        [8, 9, 0],
+    ]
+    assert_is_padded(rllc.data.as_data(tokens, column="input_ids"))
+    assert_is_padded(rllc.data.as_data(tokens.to_iterable_dataset()))
     images = datasets.Dataset.from_dict({"x": [[1.0, 2.0], [3.0, 4.0]], "label": [1, 0]})
-    batch = rows_of(rllc.as_data(images))
+    batch = rows_of(rllc.data.as_data(images))
     assert batch["x"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert batch["label"].tolist() == [1, 0]
-    assert rows_of(rllc.as_data(images, column="x")).tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert rows_of(rllc.data.as_data(images, column="x")).tolist() == [[1.0, 2.0], [3.0, 4.0]]
     with pytest.raises(InputError, match="has no column 'y'"):
-        rllc.as_data(images, column="y")
+        rllc.data.as_data(images, column="y")
     splits = rllc.weights.refinement.product(None, datasets.DatasetDict({"a": images, "b": images}))
     assert [r.data_name for r in splits] == ["a", "b"]
 
@@ -212,7 +215,7 @@ def test_a_data_set_of_hugging_face() -> None:
 def test_texts_and_labels_of_hugging_face(small_tokenizer: Any) -> None:
     datasets = pytest.importorskip("datasets")
     texts = datasets.Dataset.from_dict({"text": ["the cat", "the dog in"], "label": [1, 0]})
-    batch = rows_of(rllc.as_data(texts, tokenizer=small_tokenizer))
+    batch = rows_of(rllc.data.as_data(texts, tokenizer=small_tokenizer))
     assert batch["labels"].tolist() == [1, 0]
     first = batch["input_ids"][0][batch["attention_mask"][0] > 0]
     assert first.tolist() == small_tokenizer("the cat")["input_ids"]
@@ -222,41 +225,41 @@ def test_files_of_ids(tmp_path: Path) -> None:
     ids = np.arange(23, dtype=np.uint16)
     ids.tofile(tmp_path / "train.bin")
     expected = torch.arange(20).view(5, 4).int()
-    assert rllc.as_data(tmp_path / "train.bin", context_length=4).rows.equal(expected)  # type: ignore[attr-defined]
+    assert rllc.data.as_data(tmp_path / "train.bin", context_length=4).rows.equal(expected)  # type: ignore[attr-defined]
     np.save(tmp_path / "stream.npy", ids)
     np.save(tmp_path / "rows.npy", IDS.numpy())
-    assert rows_of(rllc.as_data(str(tmp_path / "stream.npy"), context_length=4)).equal(
+    assert rows_of(rllc.data.as_data(str(tmp_path / "stream.npy"), context_length=4)).equal(
         expected.long()
     )
-    assert rows_of(rllc.as_data(tmp_path / "rows.npy")).equal(IDS)
+    assert rows_of(rllc.data.as_data(tmp_path / "rows.npy")).equal(IDS)
     header = np.zeros(256, dtype="<i4")
     header[:3] = 20240520, 1, 600
     long = (np.arange(600) % 50).astype("<u2")
     (tmp_path / "llm.bin").write_bytes(header.tobytes() + long.tobytes())
-    llm_c = rllc.as_data(tmp_path / "llm.bin", context_length=100)
+    llm_c = rllc.data.as_data(tmp_path / "llm.bin", context_length=100)
     assert rows_of(llm_c).flatten().equal(torch.tensor(long.astype(np.int64)))
     Tokens(IDS, "kept").save(tmp_path / "tokens.npz")
-    assert rllc.as_data(tmp_path / "tokens.npz").name == "kept"
+    assert rllc.data.as_data(tmp_path / "tokens.npz").name == "kept"
     with pytest.raises(InputError, match="say how long a row is"):
-        rllc.as_data(tmp_path / "train.bin")
+        rllc.data.as_data(tmp_path / "train.bin")
     (tmp_path / "odd.bin").write_bytes(b"abc")
     with pytest.raises(FileError, match="3 bytes are no row of uint16"):
-        rllc.as_data(tmp_path / "odd.bin", context_length=4)
+        rllc.data.as_data(tmp_path / "odd.bin", context_length=4)
     (tmp_path / "bad.npy").write_bytes(b"abc")
     with pytest.raises(FileError, match=r"not a whole \.npy file"):
-        rllc.as_data(tmp_path / "bad.npy")
+        rllc.data.as_data(tmp_path / "bad.npy")
     with pytest.raises(FileError, match="no such file"):
-        rllc.as_data(tmp_path / "none.bin")
+        rllc.data.as_data(tmp_path / "none.bin")
     header[2] = 700
     (tmp_path / "cut.bin").write_bytes(header.tobytes() + long.tobytes())
     with pytest.raises(FileError, match="promises 700 tokens, but it holds 600"):
-        rllc.as_data(tmp_path / "cut.bin", context_length=4)
+        rllc.data.as_data(tmp_path / "cut.bin", context_length=4)
 
 
 def test_texts_in_a_file_are_packed(tmp_path: Path, small_tokenizer: Any) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": "the cat sees the dog"}) + "\n" for _ in range(9)))
-    data = rllc.as_data(path, tokenizer=small_tokenizer, context_length=8)
+    data = rllc.data.as_data(path, tokenizer=small_tokenizer, context_length=8)
     assert isinstance(data, Tokens)
     assert data.num_positions == 8
 
@@ -264,25 +267,25 @@ def test_texts_in_a_file_are_packed(tmp_path: Path, small_tokenizer: Any) -> Non
 def test_data_larger_than_memory_are_read_by_minibatch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_memory = rllc.as_data(Pairs())
+    in_memory = rllc.data.as_data(Pairs())
     np.arange(24, dtype=np.uint16).tofile(tmp_path / "train.bin")
-    tokens = rllc.as_data(tmp_path / "train.bin", context_length=4)
+    tokens = rllc.data.as_data(tmp_path / "train.bin", context_length=4)
     monkeypatch.setattr(given, "_IN_MEMORY", 10)
-    large = rllc.as_data(DataLoader(Pairs(), batch_size=3))
+    large = rllc.data.as_data(DataLoader(Pairs(), batch_size=3))
     assert isinstance(large, Examples)
     chosen = torch.tensor([4, 0])
     for part, expected in zip(large.take(chosen, CPU), in_memory.take(chosen, CPU), strict=True):
         assert part.equal(expected)
     assert large.shape == (1, 2, 2)
-    assert large.fingerprint == rllc.as_data(Pairs()).fingerprint
-    assert large.fingerprint != rllc.as_data(Subset(Pairs(), [1, 0, 2, 3, 4, 5])).fingerprint
-    mapped = rllc.as_data(tmp_path / "train.bin", context_length=4)
+    assert large.fingerprint == rllc.data.as_data(Pairs()).fingerprint
+    assert large.fingerprint != rllc.data.as_data(Subset(Pairs(), [1, 0, 2, 3, 4, 5])).fingerprint
+    mapped = rllc.data.as_data(tmp_path / "train.bin", context_length=4)
     assert isinstance(mapped, TokenArray)
     assert mapped.take(chosen, CPU).equal(tokens.take(chosen, CPU))
     assert mapped.fingerprint == tokens.fingerprint
     assert mapped.largest_id == 23
     assert pickle.loads(pickle.dumps(mapped)).fingerprint == tokens.fingerprint
-    ragged = rllc.as_data(RAGGED * 2)
+    ragged = rllc.data.as_data(RAGGED * 2)
     assert ragged.shape == (3,)
     lazy = given._Given("data", None, None, None, None)._rows(
         [{"input_ids": row} for row in RAGGED], range(3), given._example
@@ -293,14 +296,14 @@ def test_data_larger_than_memory_are_read_by_minibatch(
 
 
 def test_an_iterable_without_length_is_read_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(rllc.as_data(Stream(), num_rows=4)) == 4
+    assert len(rllc.data.as_data(Stream(), num_rows=4)) == 4
     monkeypatch.setattr(given, "_MOST_ROWS", 5)
     with pytest.warns(UserWarning, match="its first 5 rows are taken"):
-        assert len(rllc.as_data(Stream())) == 5
+        assert len(rllc.data.as_data(Stream())) == 5
     generator = (row for row in IDS)
-    rllc.as_data(generator)
+    rllc.data.as_data(generator)
     with pytest.raises(InputError, match="can be read only once"):
-        rllc.as_data(generator)
+        rllc.data.as_data(generator)
 
 
 @pytest.mark.parametrize(
@@ -319,20 +322,20 @@ def test_an_iterable_without_length_is_read_so_far(monkeypatch: pytest.MonkeyPat
 )
 def test_other_things_are_refused(source: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        rllc.as_data(source)
+        rllc.data.as_data(source)
 
 
 def test_a_table_is_no_data_set() -> None:
     pandas = pytest.importorskip("pandas")
     with pytest.raises(InputError, match=r"DataFrame gives no row 0 \(KeyError"):
-        rllc.as_data(pandas.DataFrame({"x": [1.0, 2.0]}))
+        rllc.data.as_data(pandas.DataFrame({"x": [1.0, 2.0]}))
 
 
 def test_fields_travel_to_other_processes(tmp_path: Path) -> None:
     from rllc.sweep.store import Store
     from rllc.sweep.travel import RowsFile, portable_data
 
-    data = rllc.as_data(RAGGED)
+    data = rllc.data.as_data(RAGGED)
     there = portable_data(Store(tmp_path), data)
     assert isinstance(there, RowsFile)
     loaded = pickle.loads(pickle.dumps(there)).load()
@@ -343,4 +346,4 @@ def test_fields_travel_to_other_processes(tmp_path: Path) -> None:
 def test_pictures_need_a_transform() -> None:
     pillow = pytest.importorskip("PIL.Image")
     with pytest.raises(InputError, match="scaled as in training"):
-        rllc.as_data([(pillow.new("L", (2, 2)), 1)])
+        rllc.data.as_data([(pillow.new("L", (2, 2)), 1)])

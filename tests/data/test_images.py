@@ -28,7 +28,7 @@ def write(folder: Path, shape: tuple[int, ...] = (3, 4, 3)) -> dict[str, np.ndar
 def test_images_are_pixels_from_0_to_1_and_classes_in_order(tmp_path, shape) -> None:
     images = write(tmp_path, shape)
     (tmp_path / "notes.txt").write_text("no image")
-    data = rllc.as_data(tmp_path)
+    data = rllc.data.as_data(tmp_path)
     pixels, labels = data.take(torch.arange(3), torch.device("cpu"))
     assert labels.tolist() == [0, 0, 1]
     channels = 1 if len(shape) == 2 else 3
@@ -54,14 +54,14 @@ def test_images_of_several_sizes_and_damaged_ones_are_named(tmp_path) -> None:
     write(tmp_path)
     Image.fromarray(np.zeros((5, 5, 3), dtype=np.uint8)).save(tmp_path / "dog" / "b.png")
     with pytest.raises(rllc.InputError, match=r"of one size, but .*b\.png is 5 × 5 × 3"):
-        rllc.as_data(tmp_path)
+        rllc.data.as_data(tmp_path)
     (tmp_path / "dog" / "b.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(rllc.FileError, match=r"b\.png: not an image, or damaged"):
-        rllc.as_data(tmp_path)
+        rllc.data.as_data(tmp_path)
 
 
 def test_more_images_than_memory_holds_are_refused(tmp_path, monkeypatch) -> None:
     write(tmp_path)
     monkeypatch.setattr("rllc.data.images._IN_MEMORY", 400)
     with pytest.raises(rllc.InputError, match=r"3 images of 4 × 3 .* give a DataLoader"):
-        rllc.as_data(tmp_path)
+        rllc.data.as_data(tmp_path)

@@ -37,11 +37,11 @@ class Lazy:
         return State(state.position + move, move)
 
 
-def lazy(lr: float = 1e-4, memory: float = 0.5, name: str = "lazy") -> rllc.Sampler:
+def lazy(lr: float = 1e-4, memory: float = 0.5, name: str = "lazy") -> rllc.samplers.Sampler:
     """A sampler without a known law."""
-    return rllc.Sampler(name, lr, 0.0, start, Lazy(lr, memory), {"memory": memory})
+    return rllc.samplers.Sampler(name, lr, 0.0, start, Lazy(lr, memory), {"memory": memory})
 
 
-def renamed(name: str = "mine") -> rllc.Sampler:
+def renamed(name: str = "mine") -> rllc.samplers.Sampler:
     """The paper's sampler under another name; it brings its law along."""
     return replace(rllc.sgld(), name=name)

@@ -129,7 +129,9 @@ def test_a_spec_that_is_none(tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgld", "rmsprop_sgld", "sghmc", "mala", "hmc"])
-@pytest.mark.parametrize("prior", [None, rllc.box(0.1, localization=3.0)], ids=["gaussian", "box"])
+@pytest.mark.parametrize(
+    "prior", [None, rllc.samplers.box(0.1, localization=3.0)], ids=["gaussian", "box"]
+)
 def test_every_sampler_is_made_again_from_its_settings(name: str, prior) -> None:
     sampler = getattr(rllc.samplers, name)(lr=2e-3, prior=prior)
     again = rllc.samplers.from_settings(json.loads(json.dumps(sampler.settings)))

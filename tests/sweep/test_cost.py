@@ -16,7 +16,7 @@ import rllc
 
 def test_it_counts_and_computes_nothing(run, tmp_path, computed) -> None:
     call = {"data": DATA, "weights": rllc.heads, "store": tmp_path / "s"}
-    cost = rllc.sweep_cost(run, **call, **QUICK)
+    cost = rllc.sweep.sweep_cost(run, **call, **QUICK)
     assert not (tmp_path / "s").exists()
     first, steps, memory, disk, hours = str(cost).splitlines()
     assert first == "2 checkpoints × 2 data sets × 4 weights: 8 cells, 0 finished, 8 to compute"
@@ -27,16 +27,16 @@ def test_it_counts_and_computes_nothing(run, tmp_path, computed) -> None:
     assert hours.startswith("about ")
     assert hours.endswith((" s, on 1 worker", " min, on 1 worker"))
     rllc.track(rllc.checkpoints(run)[:1], **call, **QUICK)
-    rest = rllc.sweep_cost(run, **call, **quick(3))
+    rest = rllc.sweep.sweep_cost(run, **call, **quick(3))
     assert (rest.num_cells, rest.num_finished, rest.num_missing, rest.num_steps) == (8, 4, 4, 20)
     assert rest.num_workers == 3
     assert str(rest).endswith("on 3 workers")
     assert rest.hours == pytest.approx(rest.seconds / 3 / 3600)
     rllc.track(run, **call, **QUICK)
-    done = str(rllc.sweep_cost(run, **call, **QUICK))
+    done = str(rllc.sweep.sweep_cost(run, **call, **QUICK))
     assert done.endswith("8 cells, 8 finished, 0 to compute")
     with pytest.raises(rllc.InputError, match="seed: 0 there, 1 now"):
-        rllc.sweep_cost(run, **call, **quick(seed=1))
+        rllc.sweep.sweep_cost(run, **call, **quick(seed=1))
     assert len(computed) == 8
 
 
@@ -45,7 +45,7 @@ def test_without_a_store_it_looks_into_no_folder_that_somebody_may_have_made(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     rllc.track(run, DATA["a"], "0:0", store=tmp_path / "rllc-no-store", **QUICK)
-    cost = rllc.sweep_cost(run, DATA["a"], "0:0", **QUICK)
+    cost = rllc.sweep.sweep_cost(run, DATA["a"], "0:0", **QUICK)
     assert (cost.num_finished, cost.num_missing) == (0, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["rllc-no-store"]
 
@@ -53,14 +53,14 @@ def test_without_a_store_it_looks_into_no_folder_that_somebody_may_have_made(
 def test_second_looks_are_counted(run) -> None:
     """2 chains × 5 steps; and with probes 2 chains × 4 of them, and 13 for the curvature."""
     without, with_probes = (
-        rllc.sweep_cost(run, DATA["a"], "0:0", **quick(num_probes=n)).flops for n in (0, 4)
+        rllc.sweep.sweep_cost(run, DATA["a"], "0:0", **quick(num_probes=n)).flops for n in (0, 4)
     )
     assert with_probes / without == pytest.approx((10 + 2 * 4 + 13) / 10, rel=0.05)
 
 
 def test_flops_are_proportional_to_the_steps(run) -> None:
     few, many = (
-        rllc.sweep_cost(run, DATA["a"], "0:0", **quick(num_draws=n)).flops for n in (5, 50)
+        rllc.sweep.sweep_cost(run, DATA["a"], "0:0", **quick(num_draws=n)).flops for n in (5, 50)
     )
     assert many == pytest.approx(10 * few, rel=0.05)
     assert few > 0
@@ -79,15 +79,15 @@ def test_the_size_on_disk_is_that_of_the_files(run, tmp_path) -> None:
         "losses": rllc.observables.minibatch_losses(),
         "moments": rllc.losses_on(DATA["b"], keep="moments"),
     }
-    store = rllc.Store(tmp_path, observe=observe)
-    cost = rllc.sweep_cost(run, DATA, "0:1", store=store, **QUICK)
+    store = rllc.sweep.Store(tmp_path, observe=observe)
+    cost = rllc.sweep.sweep_cost(run, DATA, "0:1", store=store, **QUICK)
     rllc.track(run, DATA, "0:1", store=store, **QUICK)
     expected = {"states": kept_bytes(tmp_path / "states", ("states",))}
     for name in observe:
         expected[f"observed {name!r}"] = kept_bytes(tmp_path / "observed" / name, (name,))
     assert cost.disk == pytest.approx(expected, rel=0.05)
     nothing_kept = replace(store, keep_states=False, observe={})
-    more = rllc.sweep_cost(run, DATA, "0:1", store=nothing_kept, **quick(num_draws=6))
+    more = rllc.sweep.sweep_cost(run, DATA, "0:1", store=nothing_kept, **quick(num_draws=6))
     assert more.disk == {}
     assert "on disk" not in str(more)
 
@@ -104,6 +104,6 @@ def test_the_cost_of_one_estimate_before_it_is_paid(computed) -> None:
     assert str(cost).startswith("1 checkpoint × 2 data sets × 6 weights: ")
     assert not computed
     with pytest.raises(
-        rllc.InputError, match=r"`model` must be a torch.nn.Module; rllc.sweep_cost"
+        rllc.InputError, match=r"`model` must be a torch.nn.Module; rllc.sweep.sweep_cost"
     ):
         rllc.cost("runs/seed0", data, **call)

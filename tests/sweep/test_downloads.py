@@ -69,8 +69,8 @@ def weights_in(cache: Path) -> list[str]:
     return sorted(steps)
 
 
-def deleting(folder: Path) -> rllc.Store:
-    return rllc.Store(folder, delete_downloads=True)
+def deleting(folder: Path) -> rllc.sweep.Store:
+    return rllc.sweep.Store(folder, delete_downloads=True)
 
 
 def test_downloads_are_deleted_when_all_cells_of_a_checkpoint_are_done(
@@ -125,7 +125,7 @@ def test_a_download_that_cannot_be_deleted_is_no_reason_to_stop(
     def refused(self, but) -> None:
         raise PermissionError("not yours")
 
-    monkeypatch.setattr(rllc.Checkpoint, "delete_cached", refused)
+    monkeypatch.setattr(rllc.models.Checkpoint, "delete_cached", refused)
     message = r"track: org/name@step0 stays in the hub's cache \(not yours\)"
     with pytest.warns(UserWarning, match=message):
         trajectory = rllc.track(

@@ -76,7 +76,7 @@ def results(draws: rllc.Draws) -> dict[str, Any]:
         "rllc.sweep.trajectory": rllc.Trajectory.of({0: estimate, 10: estimate}),
         "rllc.data.tokens": DATA["a"],
         "rllc.calibration.calibrate": calibration(estimate),
-        "rllc.covariances.results": rllc.Susceptibilities.of(draws, "rows"),
+        "rllc.covariances.results": rllc.covariances.Susceptibilities.of(draws, "rows"),
     }
 
 

@@ -29,7 +29,10 @@ def files(folder: Path) -> dict[str, bytes]:
     ("sampler", "changes"),
     [
         (rllc.sgld(), {}),
-        (rllc.rmsprop_sgld(num_adaptation_steps=6), {"num_burnin_steps": 2, "num_chains": 3}),
+        (
+            rllc.samplers.rmsprop_sgld(num_adaptation_steps=6),
+            {"num_burnin_steps": 2, "num_chains": 3},
+        ),
         (rllc.samplers.sghmc(lr=1e-4), {"control_variate": True, "num_probes": 3}),
         (rllc.sgld(), {"start": "gaussian", "num_burnin_steps": 1, "runs_per_pass": 1}),
     ],
@@ -42,7 +45,7 @@ def test_more_draws_leave_the_store_that_one_longer_run_leaves(
     first = rllc.checkpoints(run)[:1]
 
     def track(folder: Path, num_draws: int) -> rllc.Trajectory:
-        store = rllc.Store(folder, observe=OBSERVE)
+        store = rllc.sweep.Store(folder, observe=OBSERVE)
         settings = quick(num_draws=num_draws, **changes)
         return rllc.track(first, DATA["a"], rllc.heads, sampler=sampler, store=store, **settings)
 
@@ -67,7 +70,7 @@ def test_moments_of_more_draws_are_those_of_one_longer_run(run, tmp_path, drawn)
     observe = {"b": rllc.losses_on(DATA["b"], keep="moments")}
 
     def track(folder: Path, num_draws: int) -> rllc.Draws:
-        store = rllc.Store(folder, observe=observe)
+        store = rllc.sweep.Store(folder, observe=observe)
         rllc.track(first, DATA["a"], "0:1", store=store, **quick(num_draws=num_draws))
         return rllc.Sweep.open(folder).draws(0, "0:1")
 
@@ -142,7 +145,7 @@ def test_without_whole_states_a_cell_is_computed_from_the_first_draw(
     run, tmp_path, drawn, kind
 ) -> None:
     none_kept = kind == "none kept"
-    few_store = rllc.Store(tmp_path, keep_states=not none_kept)
+    few_store = rllc.sweep.Store(tmp_path, keep_states=not none_kept)
     rllc.track(run, DATA["a"], "0:1", store=few_store, **quick(num_draws=4))
     if none_kept:
         assert not (tmp_path / "states").exists()
@@ -180,7 +183,7 @@ def test_draws_go_on_in_other_workers_and_the_cost_counts_what_is_left(
     run, tmp_path, drawn
 ) -> None:
     rllc.track(run, DATA["a"], "0:1", store=tmp_path, **quick(num_draws=4))
-    cost = rllc.sweep_cost(run, DATA["a"], "0:1", store=tmp_path, **quick(num_draws=10))
+    cost = rllc.sweep.sweep_cost(run, DATA["a"], "0:1", store=tmp_path, **quick(num_draws=10))
     assert (cost.num_steps, cost.num_chain_steps) == (12, 24)  # 6 of 2 cells, in 2 chains
     with ThreadPoolExecutor(2) as threads:
         settings = quick(threads, num_draws=10)

@@ -14,7 +14,7 @@ from rllc.sweep.store import Store
 SAMPLERS = [lazy(), renamed(), lazy(name="sgld"), rllc.samplers.hmc, rllc.samplers.mala]
 
 
-def settings_of(sampler) -> tuple[rllc.Sampler, dict[str, object]]:
+def settings_of(sampler) -> tuple[rllc.samplers.Sampler, dict[str, object]]:
     """The samplers that see all rows need batches of all rows."""
     if callable(sampler):
         return sampler(lr=1e-4), {"batch_size": len(DATA["a"])}
@@ -53,7 +53,7 @@ def test_it_is_what_is_sampled_and_not_another_of_its_name(run, tmp_path) -> Non
 
 
 def test_a_sampler_that_cannot_travel_is_refused_before_any_cell(run, tmp_path) -> None:
-    own = rllc.Sampler("local", 1e-3, 0.0, lambda position: (position,), lambda *_: None)
+    own = rllc.samplers.Sampler("local", 1e-3, 0.0, lambda position: (position,), lambda *_: None)
     with pytest.raises(rllc.InputError, match="loss or sampler of your own belongs in a module"):
         rllc.track(run, DATA["a"], "0:1", sampler=own, store=tmp_path, **quick(1))
     assert Store(tmp_path).finished() == set()

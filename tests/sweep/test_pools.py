@@ -226,7 +226,7 @@ def test_cells_that_an_executor_gives_up_are_failed(run, unbroken, tmp_path) -> 
 def test_workers_that_cannot_see_the_store_are_found_first(run, tmp_path, computed) -> None:
     class Elsewhere(ThreadPoolExecutor):
         def submit(self, function, /, task):
-            return super().submit(function, replace(task, store=rllc.Store("/nowhere")))
+            return super().submit(function, replace(task, store=rllc.sweep.Store("/nowhere")))
 
     message = "does not see `store` = /nowhere; give a folder"
     with Elsewhere(1) as executor, pytest.raises(rllc.InputError, match=message):
@@ -253,7 +253,7 @@ class Weighing(ThreadPoolExecutor):
 def test_what_travels_is_small_and_holds_no_model(run) -> None:
     """References only, however large the data; a generating model is saved and loaded."""
     large = tiny_tokens(20_000, seed=3)
-    loss = rllc.distillation(tiny_model(7, **SMALL))
+    loss = rllc.losses.distillation(tiny_model(7, **SMALL))
     with Weighing() as executor:
         travelled = rllc.track(run, large, rllc.heads, loss=loss, **quick(executor))
     assert max(executor.sizes) < 5000
@@ -263,7 +263,7 @@ def test_what_travels_is_small_and_holds_no_model(run) -> None:
 def test_observables_travel_once_to_a_process_of_ours(run, tmp_path) -> None:
     """They may hold whole data sets; a task without them computes what one with them does."""
     rows = tiny_tokens(500, seed=3)
-    store = rllc.Store(tmp_path, observe={"on c": rllc.losses_on(rows)})
+    store = rllc.sweep.Store(tmp_path, observe={"on c": rllc.losses_on(rows)})
     tasks = []
 
     class Recording(ThreadPoolExecutor):
@@ -282,7 +282,7 @@ def test_observables_travel_once_to_a_process_of_ours(run, tmp_path) -> None:
 
 
 def test_a_generating_model_that_cannot_be_saved_is_refused(run) -> None:
-    loss = rllc.distillation(torch.nn.Linear(2, 2))
+    loss = rllc.losses.distillation(torch.nn.Linear(2, 2))
     message = r"generating model .* got Linear"
     with ThreadPoolExecutor(1) as executor, pytest.raises(rllc.InputError, match=message):
         rllc.track(run, DATA["a"], "0:0", loss=loss, **quick(executor))

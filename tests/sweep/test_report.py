@@ -531,7 +531,7 @@ def of_a_large_sweep() -> rllc.Trajectory:
     stream = np.random.default_rng(0)
     rise = np.linspace(0, 10, shape[0])[:, None]
     value = rise * stream.uniform(0.5, 2, shape[1]) + stream.normal(size=shape)
-    spikes = rllc.Fault("spikes", {"draws": 3}, "lower lr")
+    spikes = rllc.estimates.Fault("spikes", {"draws": 3}, "lower lr")
     faults = []
     for row in stream.random(shape) < 1 / 3:
         faults.append(tuple((spikes,) if wrong else () for wrong in row))

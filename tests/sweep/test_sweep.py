@@ -180,7 +180,7 @@ OBSERVE = {
 
 def test_what_was_observed_comes_back_as_rllc_sample_gives_it(run, tmp_path) -> None:
     """For chains that came in two cells; and the rows against the data itself."""
-    store, both = rllc.Store(tmp_path, observe=OBSERVE), ["1:0", "1:1"]
+    store, both = rllc.sweep.Store(tmp_path, observe=OBSERVE), ["1:0", "1:1"]
     for num_chains in (2, 3):
         settings = quick(num_chains=num_chains, runs_per_pass=1)
         rllc.track(run, DATA, both, store=store, **settings)
@@ -209,7 +209,7 @@ def test_what_is_observed_is_kept_only_on_request_and_then_of_finished_cells_too
     run, tmp_path, computed
 ) -> None:
     def track(**observe: rllc.Observable) -> rllc.Draws:
-        store = rllc.Store(tmp_path, observe=observe)
+        store = rllc.sweep.Store(tmp_path, observe=observe)
         rllc.track(run, DATA["a"], "0:1", store=store, **QUICK)
         return rllc.Sweep.open(tmp_path).draws(10, "0:1")
 
@@ -227,7 +227,7 @@ def test_what_is_observed_is_kept_only_on_request_and_then_of_finished_cells_too
 
 
 def test_what_is_observed_of_a_diverged_chain_is_no_number(run, tmp_path) -> None:
-    store = rllc.Store(tmp_path, observe={"losses": rllc.observables.minibatch_losses()})
+    store = rllc.sweep.Store(tmp_path, observe={"losses": rllc.observables.minibatch_losses()})
     rllc.track(run, DATA["a"], "0:1", sampler=rllc.sgld(lr=3.0), store=store, **QUICK)
     draws = rllc.Sweep.open(tmp_path).draws(10, "0:1")
     losses = draws.observed["losses"][0]
@@ -237,7 +237,7 @@ def test_what_is_observed_of_a_diverged_chain_is_no_number(run, tmp_path) -> Non
 
 
 def test_an_observable_that_fails_fails_its_cells_and_is_named(run, tmp_path) -> None:
-    store = rllc.Store(tmp_path, observe={"broken": rllc.Observable(broken_measure)})
+    store = rllc.sweep.Store(tmp_path, observe={"broken": rllc.Observable(broken_measure)})
     with pytest.raises(rllc.RllcError, match=r"all 2 cells failed; .*observable 'broken' failed"):
         rllc.track(run, DATA["a"], "0:1", store=store, **QUICK)
     rllc.track(run, DATA["a"], "0:1", store=tmp_path, **QUICK)
@@ -251,7 +251,7 @@ def breaks_late(moment: rllc.Moment) -> torch.Tensor:
 
 
 def test_an_observable_that_fails_late_leaves_the_draws(run, tmp_path) -> None:
-    store = rllc.Store(
+    store = rllc.sweep.Store(
         tmp_path, observe={"late": rllc.Observable(breaks_late), "distance": rllc.distance()}
     )
     with pytest.raises(rllc.RllcError, match=r"all 2 cells failed; .*observable 'late' failed"):
@@ -264,13 +264,13 @@ def test_an_observable_that_fails_late_leaves_the_draws(run, tmp_path) -> None:
     assert "late" not in draws.observed
     # What is lacking is computed by a call with an observable that works.
     mended = {"late": rllc.distance(), "distance": rllc.distance()}
-    rllc.track(run, DATA["a"], "0:1", store=rllc.Store(tmp_path, observe=mended), **QUICK)
+    rllc.track(run, DATA["a"], "0:1", store=rllc.sweep.Store(tmp_path, observe=mended), **QUICK)
     assert "late" in rllc.Sweep.open(tmp_path).draws(10, "0:1").observed
 
 
 def test_observables_with_names_that_no_folder_can_have_are_refused(tmp_path) -> None:
     with pytest.raises(rllc.InputError, match=r"`observe` has the name '\.\./x'; in a store names"):
-        rllc.Store(tmp_path, observe={"../x": rllc.distance()})
+        rllc.sweep.Store(tmp_path, observe={"../x": rllc.distance()})
 
 
 def test_draws_that_are_not_there_are_named(run, tmp_path) -> None:

@@ -153,12 +153,12 @@ def test_a_store_of_something_else_is_refused_by_field(run, tmp_path) -> None:
     cases = [
         ({"sampling": quick(seed=1)["sampling"]}, "seed: 0 there, 1 now"),
         ({"sampler": rllc.sgld(lr=2e-3)}, "lr: 0.001 there, 0.002 now"),
-        ({"sampler": rllc.rmsprop_sgld()}, "sampler: 'sgld' there, 'rmsprop_sgld' now"),
+        ({"sampler": rllc.samplers.rmsprop_sgld()}, "sampler: 'sgld' there, 'rmsprop_sgld' now"),
         ({"data": DATA["b"]}, "data 'tokens', SHA-256: "),
         ({"weights": other_weights}, "weights '0:0', SHA-256: "),
         ({"loss": raises}, "loss: 'next token' there, 'faulty:raises' now"),
         (
-            {"loss": rllc.distillation(other_model)},
+            {"loss": rllc.losses.distillation(other_model)},
             "loss: 'next token' there, 'distillation of ",
         ),
         (
@@ -219,7 +219,7 @@ def test_other_versions_are_warned_of(run, tmp_path, monkeypatch) -> None:
     [
         ({"checkpoints": []}, "expected at least one checkpoint, got none"),
         (
-            {"checkpoints": [rllc.Checkpoint(0, "a"), rllc.Checkpoint(0, "b")]},
+            {"checkpoints": [rllc.models.Checkpoint(0, "a"), rllc.models.Checkpoint(0, "b")]},
             "a and b are both step 0",
         ),
         (quick(first_chain=2), "`first_chain` must be 0, got 2; with a larger num_chains and"),
@@ -229,7 +229,7 @@ def test_other_versions_are_warned_of(run, tmp_path, monkeypatch) -> None:
         (quick("cuda"), "`executor` must be .* got 'cuda'"),
         (quick([]), r"`executor` must be .* got \[\]"),
         (quick(True), "`executor` must be .* got True"),
-        ({"store": 3}, r"`store` must be a folder, rllc.Store\(folder, …\) or None, got int"),
+        ({"store": 3}, r"`store` must be a folder, rllc.sweep.Store\(folder, …\) or None, got int"),
     ],
 )
 def test_errors_come_before_any_chain(run, tmp_path, computed, changes, message) -> None:
@@ -270,7 +270,7 @@ def test_a_loss_is_named_by_where_it_is() -> None:
     assert loss_name(None) == "next token"
     assert loss_name(first_of_pair) == "test_track:first_of_pair"
     assert loss_name(functools.partial(first_of_pair)) == "functools:partial"
-    one, again, other = (loss_name(rllc.distillation(tiny_model(i))) for i in (1, 1, 2))
+    one, again, other = (loss_name(rllc.losses.distillation(tiny_model(i))) for i in (1, 1, 2))
     assert one == again != other
 
 

@@ -202,7 +202,7 @@ def test_a_store_without_rights_is_found_before_any_chain_runs(run, monkeypatch)
                 rllc.heads,
                 loss=None,
                 sampler=None,
-                store=rllc.Store(read_only),
+                store=rllc.sweep.Store(read_only),
                 **QUICK,
             ).identified()
             if os.geteuid() == 0:  # root may write anywhere
@@ -314,7 +314,7 @@ def test_an_interrupt_keeps_what_is_finished(run, tmp_path) -> None:
 def test_memory_stays_flat_over_two_hundred_checkpoints(tmp_path) -> None:
     tiny_model(0, **SMALL).save_pretrained(tmp_path / "one" / "step0000000")
     source = str(tmp_path / "one")
-    checkpoints = [rllc.Checkpoint(step, source, file="step0000000") for step in range(200)]
+    checkpoints = [rllc.models.Checkpoint(step, source, file="step0000000") for step in range(200)]
     data = {"a": tiny_tokens(2000, seed=1)}
     work = rllc.sweep.pools.work
 

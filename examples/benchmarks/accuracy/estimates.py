@@ -89,7 +89,7 @@ def ours(
     settings: Settings,
     model: nn.Module,
     data: Tensor | Mapping[str, Tensor],
-    sampler: rllc.Sampler,
+    sampler: rllc.samplers.Sampler,
     n_beta: float,
     counts: Counts,
     weights: Any = None,
@@ -122,7 +122,7 @@ def law_row(
     settings: Settings,
     problem: Problem,
     n_beta: float,
-    sampler: rllc.Sampler,
+    sampler: rllc.samplers.Sampler,
     counts: Counts,
     truth: float | Callable[[], float] | None = None,
 ) -> Row:
@@ -159,7 +159,7 @@ def ladder(
     settings: Settings,
     problem: Problem,
     rungs: Sequence[float],
-    make: Callable[[float], rllc.Sampler],
+    make: Callable[[float], rllc.samplers.Sampler],
     counts: Counts,
 ) -> Iterator[Row]:
     """λ̂ at each nβ of ``rungs`` by ``make(nβ)``, beside the law if there is one; then λ."""
@@ -195,7 +195,7 @@ def ladder(
     )
 
 
-def remembering(sampler: rllc.Sampler) -> tuple[rllc.Sampler, list[Any]]:
+def remembering(sampler: rllc.samplers.Sampler) -> tuple[rllc.samplers.Sampler, list[Any]]:
     """The same sampler, and a list that always holds its last state."""
     last: list[Any] = []
 

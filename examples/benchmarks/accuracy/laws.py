@@ -85,7 +85,7 @@ def quadratic_target(
 
 
 def sgld_law(
-    curvatures: np.ndarray, sampler: rllc.Sampler, n_beta: float, counts: Mapping[str, int]
+    curvatures: np.ndarray, sampler: rllc.samplers.Sampler, n_beta: float, counts: Mapping[str, int]
 ) -> float:
     """λ̂ of sgld at its step size and from its start on."""
     law = theory.SGLDLaw(curvatures[curvatures > 0], sampler.lr, sampler.localization, n_beta)
@@ -97,7 +97,7 @@ def sgld_law(
 
 
 def rmsprop_sgld_law(
-    curvatures: np.ndarray, sampler: rllc.Sampler, n_beta: float, state: RMSPropSGLDState
+    curvatures: np.ndarray, sampler: rllc.samplers.Sampler, n_beta: float, state: RMSPropSGLDState
 ) -> float:
     """λ̂ of settled rmsprop_sgld chains with the scales in a state."""
     alpha = sampler.options["alpha"]

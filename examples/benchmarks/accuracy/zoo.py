@@ -83,7 +83,7 @@ def quadratic(
     dim: int,
     sgld_counts: Counts,
     rmsprop_counts: Counts,
-    others: Mapping[rllc.Sampler, Counts],
+    others: Mapping[rllc.samplers.Sampler, Counts],
     their_draws: int,
 ) -> Iterator[Row]:
     n_beta = 100.0
@@ -93,14 +93,14 @@ def quadratic(
         f"quadratic, {dim} weights",
         Quadratic(h),
         ONE_ROW,
-        rllc.gaussian(localization),
+        rllc.samplers.gaussian(localization),
         law=target_law(h, localization),
     )
     sgld = rllc.sgld(5e-4, localization)
     truth = sgld_law(h, sgld, n_beta, settings.scaled(sgld_counts))
     yield law_row(settings, problem, n_beta, sgld, sgld_counts, truth)
 
-    rmsprop, last_state = remembering(rllc.rmsprop_sgld(1e-4, localization))
+    rmsprop, last_state = remembering(rllc.samplers.rmsprop_sgld(1e-4, localization))
     yield law_row(
         settings,
         problem,
@@ -120,15 +120,15 @@ def quadratic(
 def crossings(settings: Settings) -> Iterator[Row]:
     """Three normal crossings, uniform in a box."""
     copies = 128
-    prior = rllc.box(1.0)
+    prior = rllc.samplers.box(1.0)
     samplers = {
         rllc.sgld(1e-3, prior=prior): counts(192, 600, 800),
-        rllc.rmsprop_sgld(1e-4, prior=prior): counts(192, 600, 800),
+        rllc.samplers.rmsprop_sgld(1e-4, prior=prior): counts(192, 600, 800),
         rllc.samplers.sghmc(5e-3, prior=prior): counts(64, 300, 200),
         rllc.samplers.mala(3e-3, prior=prior): counts(128, 400, 400),
     }
 
-    def reference(n_beta: float) -> rllc.Sampler:
+    def reference(n_beta: float) -> rllc.samplers.Sampler:
         return rllc.samplers.hmc(min(0.01, 0.2 / n_beta), prior=prior, num_leapfrog_steps=20)
 
     for k in [(1, 1), (1, 2), (2, 1, 1)]:
@@ -166,7 +166,7 @@ def reduced_rank(settings: Settings) -> Iterator[Row]:
             f"reduced rank, case {case}: M={M} N={N} H={H}, at 0, {copies} copies",
             ReducedRank(*placed(M, N, H, 0, 0, 0), copies),
             whitened(M),
-            rllc.gaussian(1.0),
+            rllc.samplers.gaussian(1.0),
             theory.reduced_rank_regression_at(M, N, H, 0, 0, 0),
             law=without_lr(partial(reduced_rank_law, M, N, H, localization=1.0)),
             copies=copies,
@@ -178,7 +178,10 @@ def reduced_rank(settings: Settings) -> Iterator[Row]:
 
 
 def against_law(
-    settings: Settings, problem: Problem, n_beta: float, samplers: Mapping[rllc.Sampler, Counts]
+    settings: Settings,
+    problem: Problem,
+    n_beta: float,
+    samplers: Mapping[rllc.samplers.Sampler, Counts],
 ) -> Iterator[Row]:
     """Each sampler, and devinterp's at the first one's lr, against the law at nβ."""
     for sampler, its_counts in samplers.items():
@@ -187,7 +190,7 @@ def against_law(
     yield from their_rows(settings, problem, "law", n_beta, (lr, lr / 10))
 
 
-def slow_valleys(n_beta: float) -> rllc.Sampler:
+def slow_valleys(n_beta: float) -> rllc.samplers.Sampler:
     """For γ = 1: stable at the steepest walls, with momentum for the flat valleys between them."""
     return rllc.samplers.sghmc(min(3e-3, 0.05 / n_beta), 1.0, momentum=0.97)
 
@@ -203,7 +206,7 @@ def places(settings: Settings) -> Iterator[Row]:
     n_beta = 1e5
     other = reduced_rank_at((3, 1, 1), localization=100.0)
 
-    def sghmc(n_beta: float) -> rllc.Sampler:
+    def sghmc(n_beta: float) -> rllc.samplers.Sampler:
         return rllc.samplers.sghmc(0.2 / n_beta, 100.0)
 
     yield from ladder(settings, other, (n_beta,), sghmc, counts(64, 200, 1000, 4))
@@ -219,7 +222,7 @@ def reduced_rank_at(ranks: tuple[int, int, int], localization: float) -> Problem
         f"{copies} copies",
         ReducedRank(*placed(M, N, H, *ranks), copies),
         whitened(M),
-        rllc.gaussian(localization),
+        rllc.samplers.gaussian(localization),
         theory.reduced_rank_regression_at(M, N, H, *ranks),
         copies=copies,
     )
@@ -249,14 +252,14 @@ def layers(settings: Settings) -> Iterator[Row]:
             f"linear network {widths}, {kind} of layer {layer}",
             model,
             data[kind],
-            rllc.gaussian(localization),
+            rllc.samplers.gaussian(localization),
             law=target_law(h, localization),
             moving=f"W.{layer}",
         )
     moving = {f"W.{layer}": rllc.parameters(f"W.{layer}") for layer in range(3)}
 
     def rows(
-        sampler: rllc.Sampler, counts: Counts, truth: Callable[[np.ndarray], float]
+        sampler: rllc.samplers.Sampler, counts: Counts, truth: Callable[[np.ndarray], float]
     ) -> Iterator[Row]:
         values, errors, seconds = ours(settings, model, data, sampler, n_beta, counts, moving)
         for k, (key, problem) in enumerate(problems.items()):
@@ -324,11 +327,11 @@ def network(
         f"linear network {widths}, rank 5: {num_weights:,} weights",
         LinearNetwork(weights),
         whitened(widths[0]),
-        rllc.gaussian(localization),
+        rllc.samplers.gaussian(localization),
         theory.deep_linear(widths, 5),
     )
 
-    def sghmc(n_beta: float) -> rllc.Sampler:
+    def sghmc(n_beta: float) -> rllc.samplers.Sampler:
         return rllc.samplers.sghmc(0.3 / n_beta, localization)
 
     yield from ladder(settings, problem, rungs, sghmc, counts)
@@ -347,7 +350,7 @@ def large_layer(settings: Settings) -> Iterator[Row]:
         f"linear network {widths}, wrLLC of the layer of 1,000,000 weights",
         LinearNetwork(weights),
         whitened(widths[0]),
-        rllc.gaussian(localization),
+        rllc.samplers.gaussian(localization),
         law=target_law(h[h > 0], localization),
         moving="W.1",
     )
@@ -366,11 +369,11 @@ def attention(settings: Settings) -> Iterator[Row]:
         f"one head, uniform target: {v} tokens, d_head={d_head}",
         OneHead(v, d_head),
         torch.tensor(contexts),
-        rllc.gaussian(1.0),
+        rllc.samplers.gaussian(1.0),
         theory.one_head_attention(v, d_head),
     )
 
-    def hmc(n_beta: float) -> rllc.Sampler:
+    def hmc(n_beta: float) -> rllc.samplers.Sampler:
         return rllc.samplers.hmc(2.0 / n_beta, 1.0, 20)
 
     rungs = (1e2, 1e3, 1e4, 1e5)
