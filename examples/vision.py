@@ -338,7 +338,7 @@ def by_digit(
 
 def highest(final: rllc.Estimate) -> list[str]:
     """The head of each layer with the largest λ̂."""
-    best: dict[str, rllc.LLC] = {}
+    best: dict[str, rllc.estimates.LLC] = {}
     for llc in final:
         layer = llc.weights.split(":")[0]
         if layer not in best or llc.value > best[layer].value:

@@ -80,7 +80,7 @@ def susceptibilities(
     if isinstance(model, Draws):
         raise InputError(
             "susceptibilities: got draws in place of a model; of draws that observed the probes, "
-            "type rllc.Susceptibilities.of(draws, 'probes')."
+            "type rllc.covariances.Susceptibilities.of(draws, 'probes')."
         )
     if data is None or probes is None:
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rllc.estimates.estimate import Estimate
+from rllc.estimates.estimate import LLC, Estimate
 from rllc.estimates.faults import Fault
 
-__all__ = ["Estimate", "Fault"]
+__all__ = ["LLC", "Estimate", "Fault"]
