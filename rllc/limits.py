@@ -24,8 +24,9 @@ class Limits:
             that was thrown out.
         min_stability: least 4/(ε(nβh + γ)), h being the largest curvature. Below 1 the sharpest
             direction blows up.
-        min_acceptance: least mean probability that MALA accepts the steps. Near 0 a chain is not
-            where its law would have it.
+        min_acceptance: least mean probability that MALA accepts the steps, and least share of
+            draws that differ from the one before. Near 0 a chain is not where its law would have
+            it.
         max_acceptance: acceptance above which steps that mix badly are called too small. It only
             changes the advice.
         max_step: largest share of λ̂ that the step size adds. It grows with lr: at 10 %, values

@@ -128,6 +128,21 @@ def test_steps_too_small(dim: int) -> None:
     assert llc.status.startswith(f"too short (flat directions lack 99.9%): {advice}")
 
 
+def test_chains_whose_proposals_are_all_refused() -> None:
+    """From the Gaussian, λ̂ is not 0; each chain keeps the value of its start."""
+    estimate = rllc.estimate(
+        Surface(lambda v: 20 * square(v), dim=4000),
+        (torch.zeros(1, 1),),
+        loss=lambda module, x: module(x),
+        sampler=rllc.samplers.mala(lr=1e-2, localization=50.0),
+        sampling=rllc.Sampling(num_chains=2, num_draws=8, batch_size=1),
+        compute=QUIET,
+    )
+    assert estimate.value[0] > 1000
+    assert estimate.diagnostics["moves"] == 0
+    assert estimate.status[0].startswith("chains do not move: lower lr, or start='gaussian'")
+
+
 def test_a_trace_that_still_rises() -> None:
     llc = estimate_on(Surface(square, dim=3000), 1e-4, 0.0, num_burnin_steps=0)
     assert "still rising: more burn-in, or larger lr" in llc.status

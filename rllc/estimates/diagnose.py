@@ -28,6 +28,7 @@ DIAGNOSTICS: Mapping[str, str] = {
     "disagreement_p": "probability of levels as different in chains that agree",
     "spread": "what chains differ by beyond that, as a share of λ̂",
     "heavy_tails": "share of all squared steps of λ̂'s draws that the largest 2 % hold",
+    "moves": "share of λ̂'s draws that differ from the one before; low where steps are refused",
     "rounding": "what the rounding of float32 alone may give for λ̂",
     "spikes": "number of draws far outside the distribution of the others",
     "acceptance": "mean probability that MALA would accept sgld's steps",
@@ -100,6 +101,7 @@ def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict
     shared = share_minibatches(draws, rows, num_draws)
     relaxation = draws.settings.get("relaxation")
     numbers = {
+        "moves": _moves(llc),
         "spikes": diagnostics.spikes(llc),
         "rounding": _rounding(draws, rows, kept),
         "heavy_tails": heavy_tails(llc),
@@ -115,6 +117,13 @@ def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict
         numbers |= _of_prior(draws, rows, mean)
         numbers |= _of_pairing(draws, rows, num_draws, mean.value)
     return numbers | _of_curvature(draws, rows)
+
+
+def _moves(llc: np.ndarray) -> np.ndarray:
+    if llc.shape[-1] < 2:
+        return np.full(len(llc), np.nan)
+    steps = np.diff(llc, axis=-1)
+    return (steps != 0).mean((1, 2))
 
 
 def _rounding(draws: Draws, rows: np.ndarray, kept: slice) -> np.ndarray:

@@ -345,10 +345,12 @@ class Estimate:
         if by not in columns:
             raise InputError(f"estimate.sort({by!r}): no such column; {nearest(by, columns)}")
         values = columns[by]
-        known = [i for i in range(len(self)) if values[i] == values[i]]
-        unknown = [i for i in range(len(self)) if values[i] != values[i]]
-        known.sort(key=lambda i: values[i], reverse=descending)
-        return self.take([*known, *unknown])
+        rows = range(len(self))
+        # NaN is no equal of itself.
+        sortable = [i for i in rows if values[i] == values[i]]
+        unknown = [i for i in rows if values[i] != values[i]]
+        sortable.sort(key=lambda i: values[i], reverse=descending)
+        return self.take([*sortable, *unknown])
 
     def take(self, rows: Iterable[int]) -> Estimate:
         """Return some rows, by their number, in the order given."""

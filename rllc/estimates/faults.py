@@ -319,11 +319,13 @@ def _heavy_tails(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault
 
 
 def _does_not_move(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
-    if not (row["value"] == 0 and row["standard_error"] == 0):
-        return None
-    if row["control"] == 0:
+    nothing_changes = row["value"] == 0 and row["standard_error"] == 0
+    if nothing_changes and row["control"] == 0:
         return _fault("weights_ignored", "the loss does not depend on these weights")
-    return _fault("does_not_move", "lower lr, or start='gaussian'")
+    # From wherever they start, chains whose proposals are all refused show their start alone.
+    if nothing_changes or row["moves"] < limits.min_acceptance:
+        return _fault("does_not_move", "lower lr, or start='gaussian'", moves=row["moves"])
+    return None
 
 
 def _rounding(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:

@@ -23,16 +23,20 @@ def table_of(estimate: Estimate) -> Table:
     rows = [("weights", "data", "llc", "± se", "R-hat", "ess", "status")]
     for llc in estimate:
         value, error = rounded(llc.value, llc.standard_error)
-        rhat, ess = _written(llc.rhat, ".2f"), _written(llc.ess, ".0f")
-        rows.append((llc.weights, llc.data, value, error, rhat, ess, _in_short(llc.faults)))
+        rhat = _written(llc.rhat, ".2f")
+        ess = _written(llc.ess, ".0f")
+        status = _in_short(llc.faults)
+        rows.append((llc.weights, llc.data, value, error, rhat, ess, status))
     title = f"Estimate of {len(estimate)} LLCs ({sampled(estimate.settings)})"
+    above = [title, *_by_prior(estimate)]
+    below = [*counted(estimate.faults), *_doubling(estimate)]
     wrong = [i for i, faults in enumerate(estimate.faults) if faults]
     return Table(
-        title="\n".join([title, *_by_prior(estimate)]),
+        title="\n".join(above),
         rows=rows,
         left=(0, 1, 6),
         wrong=[(i, 6) for i in wrong],
-        notes=[*counted(estimate.faults), *_doubling(estimate)],
+        notes=below,
         see_all="print(estimate.to_dataframe().to_string()); wrong ones: estimate.select(ok=False)",
     )
 
@@ -48,9 +52,11 @@ def sampled(settings: Mapping[str, Any]) -> str:
         if name in settings:
             parts.append(f"{symbol} = {settings[name]:g}")
     if "num_chains" in settings:
+        chains, draws = settings["num_chains"], settings["num_draws"]
         most = "up to " if settings.get("target_se") else ""
-        parts.append(f"{settings['num_chains']} chains × {most}{settings['num_draws']} draws")
-    return ", ".join([*parts, *_batches(settings.get("minibatches", {}))])
+        parts.append(f"{chains} chains × {most}{draws} draws")
+    parts += _batches(settings.get("minibatches", {}))
+    return ", ".join(parts)
 
 
 def counted(faults: Iterable[Sequence[Fault]]) -> list[str]:
@@ -59,19 +65,26 @@ def counted(faults: Iterable[Sequence[Fault]]) -> list[str]:
     >>> counted([[Fault("spikes")], [], [Fault("spikes"), Fault("negative")]])
     ['2 of 3 are not ok: spikes (2), negative (1)']
     """
-    kinds = [{fault.kind for fault in wrong} for wrong in faults]
-    num_wrong = sum(map(bool, kinds))
+    counts: Counter[str] = Counter()
+    num_wrong = 0
+    num_estimates = 0
+    for wrong in faults:
+        kinds = {fault.kind.replace("_", " ") for fault in wrong}
+        counts.update(sorted(kinds))
+        num_wrong += bool(kinds)
+        num_estimates += 1
     if not num_wrong:
         return []
-    counts = Counter(kind for its_kinds in kinds for kind in sorted(its_kinds))
-    words = [f"{kind.replace('_', ' ')} ({count})" for kind, count in counts.most_common()]
-    return [f"{num_wrong} of {len(kinds)} are not ok: {', '.join(words)}"]
+    words = [f"{kind} ({count})" for kind, count in counts.most_common()]
+    return [f"{num_wrong} of {num_estimates} are not ok: {', '.join(words)}"]
 
 
 def _by_prior(estimate: Estimate) -> list[str]:
     """A line where the prior alone gives most rows."""
-    kinds = [{fault.kind for fault in wrong} for wrong in estimate.faults]
-    by_prior = sum("prior_dominated" in its_kinds for its_kinds in kinds)
+    by_prior = 0
+    for wrong in estimate.faults:
+        kinds = [fault.kind for fault in wrong]
+        by_prior += "prior_dominated" in kinds
     if not by_prior > len(estimate) / 2:
         return []
     return [
@@ -129,9 +142,11 @@ def _batches(minibatches: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not minibatches:
         return []
     sizes = sorted({chosen["batch_size"] for chosen in minibatches.values()})
-    words = ["batches of " + " or ".join(f"{size}" for size in sizes)]
+    listed = " or ".join(f"{size}" for size in sizes)
+    words = [f"batches of {listed}"]
     controlled = [name for name, chosen in minibatches.items() if chosen["control_variate"]]
-    if controlled:
-        on = "" if len(controlled) == len(minibatches) else f" on {', '.join(controlled)}"
-        words.append(f"control variate{on}")
+    if len(controlled) == len(minibatches):
+        words.append("control variate")
+    elif controlled:
+        words.append(f"control variate on {', '.join(controlled)}")
     return words

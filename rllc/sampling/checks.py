@@ -319,17 +319,17 @@ def _json(value: Any) -> str:
     return json.dumps(plain(value), sort_keys=True)
 
 
-def check_same_baseline(at: Center, before: float, name: str) -> None:
+def check_same_baseline(at: Center, earlier: float, name: str) -> None:
     """Refuse another model or loss: it has another loss at w* on the same minibatch.
 
     Raises:
         InputError: gives both losses.
     """
     loss = float(at.mean)
-    if not abs(loss - before) <= _ROUNDING * (1 + abs(before)):
+    if not abs(loss - earlier) <= _ROUNDING * (1 + abs(earlier)):
         raise InputError(
             f"sample: `resume` is of another model or loss: on the minibatch of its last draw from "
-            f"{name!r} the loss at w* was {before:.6g}, and now is {loss:.6g}. {OR_ANEW}"
+            f"{name!r} the loss at w* was {earlier:.6g}, and now is {loss:.6g}. {OR_ANEW}"
         )
 
 
@@ -343,20 +343,20 @@ def check_same_identity(resume: Draws, present: Mapping[str, Any]) -> None:
     Raises:
         InputError: says which differs, or cannot be told.
     """
-    earlier = resume.settings.get("identity", {})
+    of_resumed = resume.settings.get("identity", {})
     for name, value in present.items():
-        before = earlier.get(name)
-        if value is None or before is None:
+        earlier = of_resumed.get(name)
+        if value is None or earlier is None:
             raise InputError(
                 f"sample: it cannot be told whether `resume` is of the same {name}, because "
                 f"something within it cannot be looked into, or `resume` is of an earlier version "
                 f"of rllc. For a loss of yours use rllc.losses.named(loss, 'my loss, version 1'). "
                 f"{OR_ANEW}"
             )
-        if before != value:
+        if earlier != value:
             what = "version of the library's numbers" if name == "numerics" else name
             raise InputError(
-                f"sample: `resume` is of another {what} ({_short(before)} there, {_short(value)} "
+                f"sample: `resume` is of another {what} ({_short(earlier)} there, {_short(value)} "
                 f"now). {OR_ANEW}"
             )
 

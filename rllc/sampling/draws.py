@@ -223,15 +223,15 @@ def check_settings(settings: object, needed: bool = True) -> None:
         ValueError: one is of another kind.
         KeyError: one is missing.
     """
-    known = check_fields(settings, _NEEDED if needed else {})
+    checked = check_fields(settings, _NEEDED if needed else {})
     kinds = _NEEDED | _OPTIONAL
-    given = [name for name in kinds if known.get(name) is not None]
-    check_fields(known, {name: kinds[name] for name in given})
-    if needed and known["num_steps_bw_draws"] == 0:
+    given = [name for name in kinds if checked.get(name) is not None]
+    check_fields(checked, {name: kinds[name] for name in given})
+    if needed and checked["num_steps_bw_draws"] == 0:
         raise ValueError("num_steps_bw_draws is 0, expected at least 1")
-    for of_data in (known.get("minibatches") or {}).values():
+    for of_data in (checked.get("minibatches") or {}).values():
         check_fields(of_data, _OF_MINIBATCHES)
-    for axes in (known.get("observed") or {}).values():
+    for axes in (checked.get("observed") or {}).values():
         check_fields({"observed": axes}, {"observed": "list"})
 
 

@@ -328,14 +328,14 @@ class _Sample:
             check_scene(scene, data_set.name)
             baseline = scene.center.mean
             for p in data_set.passes:
-                before = p.state.position
+                position = p.state.position
                 runs = chains.advance(p, scene, each=draw is not None)
                 loss = chains.judge(p, runs, step)
                 page.put("loss", loss, p.refinement, p.chain)
                 page.put("baseline", baseline.expand_as(loss), p.refinement, p.chain)
-                positions.append((p, before))
+                positions.append((p, position))
                 if draw is not None:
-                    moment = self.watch.moment(chains, p, scene, runs, before, step, draw)
+                    moment = self.watch.moment(chains, p, scene, runs, position, step, draw)
                     self.watch.look(moment, p, loss.isfinite(), page)
             if is_looked_at_again(step):
                 check_again(scene, chains.loss, data_set.name)
