@@ -837,8 +837,8 @@ def child(out: Path, delay: float = 0.0, largest: int = 0) -> Ended:
         try:
             for number, (_, written) in pipes.items():
                 os.dup2(written, number)
-            sys.stdout = open(1, "w", closefd=False)
-            sys.stderr = open(2, "w", closefd=False)
+            sys.stdout = os.fdopen(1, "w")
+            sys.stderr = os.fdopen(2, "w")
             train_to_the_end(out, delay, largest)
             status = 0
         except BaseException:

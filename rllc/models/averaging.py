@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from rllc.errors import InputError, must_be
 
-
 Model = TypeVar("Model", bound=nn.Module)
 
 

@@ -214,9 +214,13 @@ def _split(x: np.ndarray) -> np.ndarray:
 def _normal_scores(x: np.ndarray) -> np.ndarray:
     """Φ⁻¹((rank − 3/8)/(S + 1/4)) of every value among the S of its chains (Blom 1958)."""
     rows = x.reshape(-1, x.shape[-2] * x.shape[-1])
+    order = rows.argsort(-1)
     ranks = np.empty_like(rows)
-    for i, row in enumerate(rows):
-        _, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
+    np.put_along_axis(ranks, order, np.arange(1.0, rows.shape[-1] + 1)[None], axis=-1)
+    rising = np.take_along_axis(rows, order, axis=-1)
+    has_ties = (rising[:, 1:] == rising[:, :-1]).any(-1)
+    for i in np.flatnonzero(has_ties):
+        _, inverse, counts = np.unique(rows[i], return_inverse=True, return_counts=True)
         middle_of_ties = np.cumsum(counts) - (counts - 1) / 2
         ranks[i] = middle_of_ties[inverse]
     share = torch.from_numpy((ranks - 0.375) / (rows.shape[-1] + 0.25))
