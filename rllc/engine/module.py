@@ -170,7 +170,10 @@ class ModuleLoss:
         means = mean_of(examples, counted)
         if not means.requires_grad:
             raise _no_gradient([slot.name for slot in group.slots])
-        return examples.detach(), torch.autograd.grad(means.sum(), position)[0]
+        (slope,) = torch.autograd.grad(means.sum(), position, allow_unused=True)
+        if slope is None:
+            raise _no_gradient([slot.name for slot in group.slots])
+        return examples.detach(), slope
 
     def seeded(
         self, kind: Literal["center", "runs"], seed: int, batch: Batch, evaluate: Callable[[], T]
@@ -259,8 +262,9 @@ def _no_gradient(parameters: Sequence[str]) -> InputError:
     more = ", …" if len(parameters) > 4 else ""
     return InputError(
         f"the loss does not depend on the weights that move ({names}{more}): the model does not "
-        f"use them, or the loss detaches them; choose other weights, and take torch.no_grad() and "
-        f".detach() out of the loss."
+        f"use them, the loss detaches them, or it runs another module than the one that it is "
+        f"given; choose other weights, take torch.no_grad() and .detach() out of the loss, and in "
+        f"f(module, batch) call `module`."
     )
 
 
@@ -350,6 +354,11 @@ def _check_losses(result: object, batch: Batch) -> None:
     losses: Any = result[0] if isinstance(result, tuple) and has_mask else result
     mask: Any = result[1] if isinstance(result, tuple) and has_mask else None
     fits = isinstance(losses, Tensor) and losses.dim() in (1, 2) and len(losses) == rows
+    if fits and losses.is_complex():
+        raise InputError(
+            "`loss(module, batch)` gave complex losses; return real ones, such as losses.real or "
+            "losses.abs()."
+        )
     if fits and (not has_mask or _is_mask(mask, losses.shape)):
         return
     if fits:
