@@ -209,3 +209,25 @@ def test_losses_that_cannot_work_are_refused_by_what_they_do(
     chosen = None if weights is None else rllc.parameters(weights)
     with pytest.raises(rllc.InputError, match=message):
         rllc.sample(model, ROWS, chosen, loss=loss, **SHORT)
+
+
+# What a model cannot take.
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            ROWS.double(),
+            r"evaluating the loss of Linear on the first minibatch \(float64 \[4, 4\]\) failed: "
+            r"RuntimeError: .* the weights are torch.float32: .* data.to\(torch.float32\)",
+        ),
+        (ROWS.half(), r"\(float16 \[4, 4\]\) failed: .* data.to\(torch.float32\)"),
+        (ROWS[:, :3], r"failed: RuntimeError: .* called as loss\(module, batch\)"),
+        ((ROWS, ROWS), r"\(float32 \[4, 4\], float32 \[4, 4\]\) failed: TypeError"),
+        (ROWS.to_sparse(), "a tensor of layout torch.sparse_coo, .* give part.to_dense"),
+    ],
+)
+def test_data_that_a_model_cannot_take_are_an_error_of_ours(data, message: str) -> None:
+    with pytest.raises(rllc.InputError, match=message):
+        rllc.sample(nn.Linear(4, 1), data, loss=square, **SHORT)
