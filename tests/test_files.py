@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+import rllc.storage.files
 from rllc.errors import FileError, InputError
 from rllc.storage.files import (
     bytes_of_tensor,
@@ -270,3 +271,25 @@ def test_the_bytes_of_a_tensor_are_those_of_its_rows_in_order(dtype: torch.dtype
     of_rows = [bytes_of_tensor(row).tobytes() for row in tensor]
     assert numbers.tobytes() == b"".join(of_rows)
     assert bytes_of_tensor(tensor.T.contiguous().T).tobytes() == numbers.tobytes()
+
+
+@pytest.mark.parametrize("comment", [b"", b"sha256:", b"sha256:" + b"0" * 64, b"x" * 71])
+def test_zips_of_others_are_read_as_zipfile_reads_them(tmp_path: Path, comment: bytes) -> None:
+    """One of ours is read without it, and knows itself by the length of its comment."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("stored", b"abc" * 100)
+        archive.writestr("deflated", b"abc" * 100, zipfile.ZIP_DEFLATED)
+        archive.writestr("größe", b"")
+        archive.comment = comment
+    with open(path, "rb") as file, zipfile.ZipFile(path) as archive:
+        entries = rllc.storage.files._entries_in(file)
+        assert [entry.filename for entry in entries] == archive.namelist()
+        for entry in entries:
+            assert rllc.storage.files._unpacked(file, entry) == archive.read(entry.filename)
+        wrong = entries[0]._replace(CRC=entries[0].CRC ^ 1)
+        with pytest.raises(ValueError, match="'stored' does not match its own checksum"):
+            rllc.storage.files._unpacked(file, wrong)
+        longer = entries[1]._replace(file_size=10)
+        with pytest.raises(ValueError, match="'deflated' does not match"):
+            rllc.storage.files._unpacked(file, longer)

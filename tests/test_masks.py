@@ -505,3 +505,30 @@ def test_fields_are_part_of_what_is_refined() -> None:
     assert first.fingerprint != second.fingerprint
     with pytest.raises(InputError, match="expected one name for each of 2 parts"):
         Tensors((ids, ones), fields=("input_ids",))
+
+
+# Masks and fields of other kinds.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"attention_mask": torch.tensor([[0.0, 0.0, 0.0, -torch.inf]] * 8)},
+            r"must be 1 at tokens and 0 at padding, .* got -inf. Of a mask that is added",
+        ),
+        (
+            {"attention_mask": torch.tensor([[1.0, 1.0, 0.0, -1e9]] * 8)},
+            r"got -1e\+09. Of a mask that is added to attention scores, .* give mask == 0",
+        ),
+        ({"attention_mask": torch.zeros(8, 4)}, "8 of its 8 rows have nothing to predict"),
+        (
+            {"document_ids": torch.tensor([[0, 0, 1, 1]] * 8)},
+            r"does not take 'document_ids', .* number the documents of a row 1, 2, … in `atten",
+        ),
+    ],
+)
+def test_masks_of_other_kinds_are_refused_with_what_to_give(changes, message) -> None:
+    ids = torch.randint(1, 11, (8, 4), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=message):
+        rllc.sample(tiny_model(), {"input_ids": ids} | changes, sampling=sampling(), compute=QUIET)

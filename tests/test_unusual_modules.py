@@ -177,3 +177,59 @@ def test_whole_numbers_that_are_no_token_ids_say_how_to_be_features() -> None:
         rllc.estimate(nn.Linear(4, 1), rows, loss=square, **SHORT)
     estimate = rllc.estimate(nn.Linear(4, 1), rows.float(), loss=square, **SHORT)
     assert math.isfinite(estimate.value[0])
+
+
+# Losses of unusual kinds.
+
+
+OTHER = nn.Linear(4, 1)
+LOSSES: dict[str, tuple[Callable[..., object], str]] = {
+    "of another module": (
+        lambda module, x: square(OTHER, x),
+        r"or it runs another module than the one that it is given; .* call `module`",
+    ),
+    "complex": (lambda module, x: square(module, x) + 0j, "gave complex losses; return real ones"),
+    "of one argument": (
+        lambda module: module,
+        r"`loss` is called as loss\(module, batch\), but takes \(module\)",
+    ),
+    "of three arguments": (
+        lambda module, x, y: module(x),
+        r"takes \(module, x, y\) \(missing a required argument: 'y'\); .* functools.partial",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+@pytest.mark.parametrize("weights", [None, "0.weight"])
+def test_losses_that_cannot_work_are_refused_by_what_they_do(
+    case: str, weights: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rllc.engine.module._STACKED_FLOPS", 0.0)
+    loss, message = LOSSES[case]
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    chosen = None if weights is None else rllc.parameters(weights)
+    with pytest.raises(rllc.InputError, match=message):
+        rllc.sample(model, ROWS, chosen, loss=loss, **SHORT)
+
+
+# What a model cannot take.
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            ROWS.double(),
+            r"evaluating the loss of Linear on the first minibatch \(float64 \[4, 4\]\) failed: "
+            r"RuntimeError: .* the weights are torch.float32: .* data.to\(torch.float32\)",
+        ),
+        (ROWS.half(), r"\(float16 \[4, 4\]\) failed: .* data.to\(torch.float32\)"),
+        (ROWS[:, :3], r"failed: RuntimeError: .* called as loss\(module, batch\)"),
+        ((ROWS, ROWS), r"\(float32 \[4, 4\], float32 \[4, 4\]\) failed: TypeError"),
+        (ROWS.to_sparse(), "a tensor of layout torch.sparse_coo, .* give part.to_dense"),
+    ],
+)
+def test_data_that_a_model_cannot_take_are_an_error_of_ours(data, message: str) -> None:
+    with pytest.raises(rllc.InputError, match=message):
+        rllc.sample(nn.Linear(4, 1), data, loss=square, **SHORT)

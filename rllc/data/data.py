@@ -160,6 +160,12 @@ def _check_parts(parts: tuple[Tensor, ...], name: str) -> None:
     expected = "expected a tuple of tensors with one leading dimension of at least 1"
     if not isinstance(parts, tuple) or not all(isinstance(part, Tensor) for part in parts):
         raise InputError(f"`data` {name!r}: {expected}, got {_kinds(parts)}.")
+    for part in parts:
+        if part.layout != torch.strided:
+            raise InputError(
+                f"`data` {name!r}: a part is a tensor of layout {part.layout}, of which no rows "
+                f"can be taken; give part.to_dense()."
+            )
     shapes = [list(part.shape) for part in parts]
     lengths = {shape[0] if shape else 0 for shape in shapes}
     if len(lengths) != 1 or 0 in lengths:

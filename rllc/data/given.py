@@ -27,7 +27,7 @@ from rllc.data.data import Batch, Data, Tensors, to_device
 from rllc.data.images import is_image_folder, read_images
 from rllc.data.packing import without_surrogates
 from rllc.data.tokens import Tokens
-from rllc.errors import FileError, InputError, first_line, nearest
+from rllc.errors import FileError, InputError, RllcError, first_line, nearest
 from rllc.storage.files import bytes_of_tensor, sha256_of
 
 if TYPE_CHECKING:
@@ -147,6 +147,11 @@ class _Given:
         if isinstance(source, bytes | bytearray | set | frozenset):
             # They can be walked, but hold no rows in an order.
             raise self._of_unknown_kind(source)
+        if type(source).__name__ in ("DataFrame", "Series"):
+            raise InputError(
+                f"`data` {self.name!r} is a {type(source).__name__}; say which columns are inputs "
+                f"and which are labels: (frame[inputs].to_numpy(), frame['label'].to_numpy())."
+            )
         if hasattr(source, "column_names") and hasattr(source, "features"):
             return self._columns(source)
         if isinstance(source, DataLoader):
@@ -369,13 +374,8 @@ class _Given:
             rows = rows[: self.num_rows]
         if not len(rows):
             raise InputError(f"`data` {self.name!r}: {type(dataset).__name__} has no rows.")
-        try:
-            first, again = example(dataset[rows[0]]), example(dataset[rows[0]])
-        except (KeyError, IndexError, TypeError) as error:
-            raise InputError(
-                f"`data` {self.name!r}: {type(dataset).__name__} gives no row {rows[0]} "
-                f"({type(error).__name__}: {first_line(error)}); data must be {_KINDS}."
-            ) from error
+        first = self._row(dataset, rows[0], example)
+        again = self._row(dataset, rows[0], example)
         if not _equal(first, again):
             raise InputError(
                 f"`data` {self.name!r}: {type(dataset).__name__} gives another example each time "
@@ -384,10 +384,21 @@ class _Given:
             )
         reading = _Reading()
         for row in rows:
-            reading.add(example(dataset[row]))
+            reading.add(self._row(dataset, row, example))
         if reading.examples is not None:
             return _of_examples(reading.examples, self.name)
         return Examples(dataset, tuple(rows), example, self.name, reading.digest(), reading.width)
+
+    def _row(self, dataset: Any, row: int, example: Callable[[Any], _Example]) -> _Example:
+        try:
+            return example(dataset[row])
+        except RllcError:
+            raise
+        except Exception as error:  # a data set of yours fails in ways of its own
+            raise InputError(
+                f"`data` {self.name!r}: {type(dataset).__name__} gives no row {row} "
+                f"({type(error).__name__}: {first_line(error)}); data must be {_KINDS}."
+            ) from error
 
     def _iterable(self, source: Iterable[Any], example: Callable[[Any], _Example]) -> Data:
         most = _MOST_ROWS if self.num_rows is None else self.num_rows

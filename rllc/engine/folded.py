@@ -149,7 +149,9 @@ class Folded:
         if not losses.requires_grad:
             raise DoesNotFold("the loss does not depend on the weights that move")
         # Runs do not touch one another, so the gradient of their sum holds each run's own.
-        (slope,) = torch.autograd.grad(losses.sum(), position)
+        (slope,) = torch.autograd.grad(losses.sum(), position, allow_unused=True)
+        if slope is None:
+            raise DoesNotFold("the loss does not depend on the weights that move")
         return Evaluated(losses.detach(), each.detach(), slope)
 
     def watched(self, plan: Plan, runs: Positions, batch: Batch, watch: Watch) -> None:

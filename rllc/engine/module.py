@@ -21,9 +21,10 @@ from rllc.engine.modes import (
     seeded,
 )
 from rllc.engine.private import private_copy
-from rllc.errors import InputError
+from rllc.errors import InputError, RllcError, first_line
 from rllc.losses.by_name import Distillation, next_token
 from rllc.losses.contract import Batch, Center, LossFunction, Runs, check_rows_counted, mean_of
+from rllc.losses.documents import shown
 
 T = TypeVar("T")
 
@@ -170,7 +171,10 @@ class ModuleLoss:
         means = mean_of(examples, counted)
         if not means.requires_grad:
             raise _no_gradient([slot.name for slot in group.slots])
-        return examples.detach(), torch.autograd.grad(means.sum(), position)[0]
+        (slope,) = torch.autograd.grad(means.sum(), position, allow_unused=True)
+        if slope is None:
+            raise _no_gradient([slot.name for slot in group.slots])
+        return examples.detach(), slope
 
     def seeded(
         self, kind: Literal["center", "runs"], seed: int, batch: Batch, evaluate: Callable[[], T]
@@ -207,13 +211,34 @@ class ModuleLoss:
 
     def _first(self, changed: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Evaluate for the first time, count the FLOPs, and check what the loss gives."""
-        with Count() as count:
-            result = self._call(changed, batch)
+        try:
+            with Count() as count:
+                result = self._call(changed, batch)
+        except (RllcError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # models and losses of yours fail in ways of their own
+            raise self._fails(error, batch) from error
         _check_losses(result, batch)
         self.stacked = count.flops < _STACKED_FLOPS and not self.random
         if self.compile and self.call is torch.func.functional_call:
             self.stacked, self.call = False, torch.compile(self.call, dynamic=False)
         return _split(result)
+
+    def _fails(self, error: Exception, batch: Batch) -> InputError:
+        """What to look at where model and loss cannot be evaluated at all."""
+        parts = list(batch.values()) if isinstance(batch, dict) else batch
+        parts = [parts] if isinstance(parts, Tensor) else list(parts)
+        of_data = {part.dtype for part in parts if part.is_floating_point()}
+        of_model = {p.dtype for p in self.parameters.values() if p.is_floating_point()}
+        advice = "see the error above"
+        if of_data and len(of_model) == 1 and not of_data <= of_model:
+            (dtype,) = of_model
+            advice = f"the weights are {dtype}: give data of the same kind, data.to({dtype})"
+        return InputError(
+            f"evaluating the loss of {type(self.model).__name__} on the first minibatch "
+            f"({shown(batch)}) failed: {type(error).__name__}: {first_line(error)} The loss is "
+            f"called as loss(module, batch) with this minibatch; {advice}."
+        )
 
     def losses(self, changed: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Evaluate the loss with other weights: losses, and its mask if it gives one."""
@@ -259,8 +284,9 @@ def _no_gradient(parameters: Sequence[str]) -> InputError:
     more = ", …" if len(parameters) > 4 else ""
     return InputError(
         f"the loss does not depend on the weights that move ({names}{more}): the model does not "
-        f"use them, or the loss detaches them; choose other weights, and take torch.no_grad() and "
-        f".detach() out of the loss."
+        f"use them, the loss detaches them, or it runs another module than the one that it is "
+        f"given; choose other weights, take torch.no_grad() and .detach() out of the loss, and in "
+        f"f(module, batch) call `module`."
     )
 
 
@@ -350,6 +376,11 @@ def _check_losses(result: object, batch: Batch) -> None:
     losses: Any = result[0] if isinstance(result, tuple) and has_mask else result
     mask: Any = result[1] if isinstance(result, tuple) and has_mask else None
     fits = isinstance(losses, Tensor) and losses.dim() in (1, 2) and len(losses) == rows
+    if fits and losses.is_complex():
+        raise InputError(
+            "`loss(module, batch)` gave complex losses; return real ones, such as losses.real or "
+            "losses.abs()."
+        )
     if fits and (not has_mask or _is_mask(mask, losses.shape)):
         return
     if fits:

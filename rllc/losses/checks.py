@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -14,7 +15,7 @@ from rllc.engine.chains import Chains
 from rllc.engine.modes import in_mode, one_arithmetic, seeded
 from rllc.engine.private import private_copy
 from rllc.engine.scene import Scene
-from rllc.errors import InputError
+from rllc.errors import InputError, first_line
 from rllc.losses.again import check_again
 from rllc.losses.by_name import (
     Distillation,
@@ -65,6 +66,7 @@ def check_kind(loss: object) -> None:
     Raises:
         InputError: prints the lines to write, and names the losses that are shipped.
     """
+    _check_signature(loss)
     named = loss if hasattr(loss, "__qualname__") else type(loss)
     module = str(getattr(named, "__module__", ""))
     if not module.startswith("torch.nn"):
@@ -85,6 +87,29 @@ def check_kind(loss: object) -> None:
         f"        return {call}\n"
         f"and pass loss=loss.{instead} Losses by name: {SHIPPED}."
     )
+
+
+def _check_signature(loss: Any) -> None:
+    """Refuse a function that cannot be called with a module and a batch.
+
+    Raises:
+        InputError: says what it takes.
+    """
+    is_torchs = str(getattr(loss, "__module__", "")).startswith("torch")
+    if loss is None or not callable(loss) or isinstance(loss, type | nn.Module) or is_torchs:
+        return
+    try:
+        signature = inspect.signature(loss)
+    except (ValueError, TypeError):  # code in C does not say it
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise InputError(
+            f"`loss` is called as loss(module, batch), but takes {signature} ({first_line(error)});"
+            f" write def loss(module, batch): …, and bind further arguments with "
+            f"functools.partial."
+        ) from error
 
 
 # The loss and the data.
@@ -151,6 +176,7 @@ def check_model(model: nn.Module, loss: LossFunction | None, data: Data, name: s
     device = next(model.parameters()).device
     batch = data.take(torch.tensor([0]), device)
     if isinstance(batch, dict):
+        _check_documents_are_told(model, batch, name)
         batch = data.take(torch.arange(min(_FEW_ROWS, len(data))), device)
     is_tokens = isinstance(batch, Tensor) or "input_ids" in batch
     may_look_ahead = is_tokens and _predicts_next_tokens(loss) and not is_attention_only(model)
@@ -164,6 +190,26 @@ def check_model(model: nn.Module, loss: LossFunction | None, data: Data, name: s
                 _warn_if_it_looks_ahead(copied, batch)
     if isinstance(batch, dict) and "input_ids" in batch:
         _check_padding(model, loss, batch, name)
+
+
+def _check_documents_are_told(model: nn.Module, batch: dict[str, Tensor], name: str) -> None:
+    """Refuse numbers of documents that would be left out, since the model does not take them.
+
+    Raises:
+        InputError: says how they are given.
+    """
+    taken = inspect.signature(model.forward).parameters
+    for field in _OF_DOCUMENTS:
+        if field in batch and field not in taken and "input_ids" in batch:
+            raise InputError(
+                f"sampling on data {name!r}: {type(model).__name__} does not take {field!r}, so "
+                f"tokens would see the documents before their own; number the documents of a row "
+                f"1, 2, … in `attention_mask` (0 for padding), or leave {field!r} out."
+            )
+
+
+_OF_DOCUMENTS = ("document_ids", "document_id", "doc_ids", "seq_idx", "segment_ids", "sequence_id")
+"""What people call the numbers of documents that share a row."""
 
 
 def _warn_if_it_looks_ahead(model: nn.Module, batch: Batch) -> None:

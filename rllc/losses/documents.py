@@ -60,6 +60,8 @@ class Documents(NamedTuple):
         """Put ``values [document, pos]`` back to ``[row, pos]``; padding gets ``blank``."""
         if self.home is None:
             return values
+        if not values.numel():
+            return torch.full(self.home.shape, blank, dtype=values.dtype, device=values.device)
         returned = values.flatten()[self.home.clamp(min=0)]
         return torch.where(self.home >= 0, returned, blank)
 
@@ -185,6 +187,12 @@ def _numbers_of_documents(batch: Mapping[str, Tensor]) -> Tensor | None:
         return restarts.long().cumsum(1)
     if mask.dim() > 2:
         return _numbers_of_square_mask(mask, tokens)
+    if bool((mask < 0).any()):
+        raise InputError(
+            f"`attention_mask` [row, pos] must be 1 at tokens and 0 at padding, or number the "
+            f"documents of a row 1, 2, …; got {float(mask.min()):g}. Of a mask that is added to "
+            f"attention scores, 0 and −∞, give mask == 0."
+        )
     numbers = mask.long()
     if bool((numbers == 1).all()) and restarts is None:
         return None

@@ -230,9 +230,13 @@ def _normal_scores(x: np.ndarray) -> np.ndarray:
     chains, draws = x.shape[-2:]
     size = chains * draws
     rows = x.reshape(-1, size)
+    order = rows.argsort(-1)
     ranks = np.empty_like(rows)
-    for i, row in enumerate(rows):
-        _, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
+    np.put_along_axis(ranks, order, np.arange(1.0, size + 1)[None], axis=-1)
+    rising = np.take_along_axis(rows, order, axis=-1)
+    has_ties = (rising[:, 1:] == rising[:, :-1]).any(-1)
+    for i in np.flatnonzero(has_ties):
+        _, inverse, counts = np.unique(rows[i], return_inverse=True, return_counts=True)
         last_of_ties = np.cumsum(counts)
         middle_of_ties = last_of_ties - (counts - 1) / 2
         ranks[i] = middle_of_ties[inverse]

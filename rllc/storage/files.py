@@ -13,14 +13,16 @@ import io
 import json
 import os
 import re
+import struct
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +35,12 @@ _HEADER = "__header__"
 
 _SEAL = 64
 """Characters of a SHA-256 in hexadecimal: the end of the zip's comment, and so of the file."""
+
+_COMMENT = b"sha256:"
+"""The beginning of the zip's comment."""
+
+_LOCAL_HEADER = 30
+"""Bytes before the name of an entry of a zip."""
 
 _NPY = ".npy"
 """What NumPy adds to an array's name in its files."""
@@ -178,7 +186,7 @@ def save_arrays(
         with open(temporary, "wb") as file:
             save(file, **contents)
         with zipfile.ZipFile(temporary, "a") as archive:
-            archive.comment = b"sha256:" + b"0" * _SEAL
+            archive.comment = _COMMENT + b"0" * _SEAL
         with open(temporary, "r+b") as file:
             seal = _sha256_before_seal(file)
             file.seek(-_SEAL, os.SEEK_END)
@@ -265,22 +273,101 @@ def load_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _arrays_in(
     file: BinaryIO, path: str | os.PathLike[str], names: Iterable[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz``, as ``np.load`` reads them, in a fifth of its time.
+    """The arrays of an ``.npz``, as ``np.load`` reads them, in a tenth of its time.
 
     Args:
         file: the file, opened.
         path: its name, for the error.
         names: of those that are read; ``None``: all.
     """
-    file.seek(0)
+    entries = {entry.filename: entry for entry in _entries_in(file)}
+    unpacked = sum(entry.file_size for entry in entries.values())
+    check_unpacked(path, unpacked, os.fstat(file.fileno()).st_size)
     arrays = {}
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        unpacked = sum(entry.file_size for entry in entries)
-        check_unpacked(path, unpacked, os.fstat(file.fileno()).st_size)
-        for name in names or [entry.filename for entry in entries]:
-            arrays[name.removesuffix(_NPY)] = _array_of(archive.read(name))
+    for name in entries if names is None else names:
+        arrays[name.removesuffix(_NPY)] = _array_of(_unpacked(file, entries[name]))
     return arrays
+
+
+class _Entry(NamedTuple):
+    """Where something is in a zip, by the names of :class:`zipfile.ZipInfo`."""
+
+    filename: str
+    flag_bits: int
+    compress_type: int
+    CRC: int
+    compress_size: int
+    file_size: int
+    header_offset: int
+
+
+_END = struct.Struct("<4s4H2LH")
+"""The end of a zip before its comment: how many entries it has, and where they are listed."""
+
+_LISTED = struct.Struct("<4s6H3L5H2L")
+"""The fixed part of an entry in the list."""
+
+_IN_OTHER_FIELD = 0xFFFFFFFF
+"""Says that a size is too large for its field, and stands elsewhere."""
+
+
+def _entries_in(file: BinaryIO) -> list[_Entry]:
+    """What is in a zip. Of one of ours the list is read at once, of others by ``zipfile``."""
+    comment = len(_COMMENT) + _SEAL
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - _END.size - comment, 0))
+    end = file.read(_END.size)
+    if len(end) == _END.size and end.startswith(b"PK\x05\x06"):
+        _, _, _, _, count, length, start, of_comment = _END.unpack(end)
+        if of_comment == comment and count < 0xFFFF:
+            file.seek(start)
+            entries = _listed(file.read(length), count)
+            if not any(_IN_OTHER_FIELD in entry for entry in entries):
+                return entries
+    file.seek(0)
+    with zipfile.ZipFile(file) as archive:
+        found = archive.infolist()
+    return [_Entry(*(getattr(entry, name) for name in _Entry._fields)) for entry in found]
+
+
+def _listed(contents: bytes, count: int) -> list[_Entry]:
+    entries = []
+    at = 0
+    for _ in range(count):
+        fields = _LISTED.unpack_from(contents, at)
+        sign, _, _, flags, packing, _, _, checksum, packed, unpacked = fields[:10]
+        of_name, of_extra, of_comment, _, _, _, offset = fields[10:]
+        if sign != b"PK\x01\x02":
+            raise ValueError("its list of contents is broken")
+        at += _LISTED.size
+        name = contents[at : at + of_name].decode()
+        at += of_name + of_extra + of_comment
+        entries.append(_Entry(name, flags, packing, checksum, packed, unpacked, offset))
+    return entries
+
+
+def _unpacked(file: BinaryIO, entry: _Entry) -> bytes:
+    """The bytes of one entry, which are read in one piece.
+
+    ``zipfile`` reads them in several, so that an entry may be larger than the memory; for thousands
+    of small files that takes longer than all the rest.
+    """
+    file.seek(entry.header_offset)
+    start = file.read(_LOCAL_HEADER)
+    # Behind the fixed part stand a name and further fields, whose lengths are its last numbers.
+    lengths = int.from_bytes(start[-4:-2], "little") + int.from_bytes(start[-2:], "little")
+    if not start.startswith(b"PK\x03\x04") or entry.flag_bits & 1:
+        raise ValueError(f"{entry.filename!r} is no entry that can be read")
+    file.seek(lengths, os.SEEK_CUR)
+    contents = file.read(entry.compress_size)
+    if entry.compress_type == zipfile.ZIP_DEFLATED:
+        # No more than is announced, whatever there is.
+        contents = zlib.decompressobj(-zlib.MAX_WBITS).decompress(contents, entry.file_size + 1)
+    elif entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{entry.filename!r} is packed in a way that rllc does not use")
+    if len(contents) != entry.file_size or zlib.crc32(contents) != entry.CRC:
+        raise ValueError(f"{entry.filename!r} does not match its own checksum")
+    return contents
 
 
 def _array_of(contents: bytes) -> np.ndarray:

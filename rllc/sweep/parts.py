@@ -127,8 +127,10 @@ def joined(parts: Sequence[Draws], chains: Sequence[Chains], weights: Sequence[s
     def together(arrays: Sequence[np.ndarray]) -> np.ndarray:
         new_chains = []
         for array, chosen, skip in zip(arrays, rows, skips, strict=True):
-            new_chains.append(array[chosen][:, skip:])
-        return np.concatenate(new_chains, axis=1)
+            # Most cells are taken whole, and need no copy.
+            taken = array if chosen == list(range(len(array))) else array[chosen]
+            new_chains.append(taken[:, skip:])
+        return new_chains[0] if len(new_chains) == 1 else np.concatenate(new_chains, axis=1)
 
     losses: dict[str, Any] = {}
     for name in ("loss", "baseline", "diverged"):

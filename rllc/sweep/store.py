@@ -124,7 +124,8 @@ class Store:
     @property
     def root(self) -> Path:
         """The folder, as a path."""
-        return Path(self.folder)
+        assert isinstance(self.folder, Path)  # __post_init__ made it one
+        return self.folder
 
     # Plans.
 
@@ -206,7 +207,7 @@ class Store:
 
     def path(self, name: str) -> Path:
         """Return the path of a cell's file, which is there when the cell is finished."""
-        return self.root / "cells" / f"{name}.npz"
+        return self.root.joinpath("cells", f"{name}.npz")
 
     def state_path(self, name: str) -> Path:
         """Return the path of the file with a cell's states."""

@@ -347,3 +347,27 @@ def test_pictures_need_a_transform() -> None:
     pillow = pytest.importorskip("PIL.Image")
     with pytest.raises(InputError, match="scaled as in training"):
         rllc.data.as_data([(pillow.new("L", (2, 2)), 1)])
+
+
+class Failing:
+    """A data set of five rows, of which the last cannot be read."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        if row == 4:
+            raise ValueError("the disk is gone")
+        return torch.ones(3)
+
+
+def test_a_data_set_that_fails_is_an_error_of_ours() -> None:
+    with pytest.raises(InputError, match=r"Failing gives no row 4 \(ValueError: the disk is gone"):
+        rllc.data.as_data(Failing())
+
+
+def test_a_data_frame_gets_the_line_to_write() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"x": [1.0, 2.0], "label": [0, 1]})
+    with pytest.raises(InputError, match=r"is a DataFrame; .*frame\['label'\].to_numpy"):
+        rllc.data.as_data(frame)
