@@ -41,6 +41,8 @@ class Scale:
     annealing_steps: int
     """Of the copy that is estimated, while its rate falls to 0."""
     num_images: int
+    images_of_a_digit: int
+    """On which its λ̂ is read."""
     sampling: rllc.Sampling
 
 
@@ -64,6 +66,7 @@ SMALL = Scale(
     at_steps=(150, 300, 600, 1000, 1500),
     annealing_steps=300,
     num_images=1437,
+    images_of_a_digit=40,
     sampling=rllc.Sampling(
         num_chains=2,
         num_draws=120,
@@ -81,6 +84,7 @@ TINY = Scale(
     at_steps=(0, 4),
     annealing_steps=2,
     num_images=60,
+    images_of_a_digit=2,
     sampling=rllc.Sampling(
         num_chains=2,
         num_draws=4,
@@ -313,37 +317,47 @@ def ranks_within(values: np.ndarray, layers: np.ndarray) -> np.ndarray:
     return ranks
 
 
-# %% By digit: the heads that are highest in their layers, each digit a data set
+# %% By digit: what images of each hold of λ̂
 def by_digit(
-    model: ViTForImageClassification,
-    digits: Digits,
-    heads: list[str],
-    sampling: rllc.Sampling,
-) -> rllc.Estimate:
-    data = {}
-    for digit in range(10):
-        rows = digits.labels == digit
-        data[str(digit)] = (digits.pixels[rows], digits.labels[rows])
-    return rllc.estimate(
+    model: ViTForImageClassification, digits: Digits, scale: Scale, seed: int
+) -> pd.DataFrame:
+    """λ̂ on the images of each digit, along chains on all of them: one line a head and digit.
+
+    Chains on one digit alone leave w* at once, since a loss of ``this digit, always`` is lower.
+    The standard error is that of the means of twelve stretches of the chains.
+    """
+    rows = images_of_each(digits, scale.images_of_a_digit, seed)
+    labels = digits.labels[rows]
+    draws = rllc.sample(
         model,
-        data,
-        heads,
+        (digits.pixels, digits.labels),
+        rllc.heads(model),
         loss=rllc.losses.classification,
         sampler=SAMPLER,
-        sampling=sampling,
-        limits=LIMITS,
+        sampling=scale.sampling,
+        observe={"rows": rllc.losses_on((digits.pixels[rows], labels), by="row")},
         compute=rllc.Compute(progress=False),
     )
+    # [refinement, chain, draw, row]: how far each loss is above that at w*.
+    rise = scale.sampling.n_beta * np.asarray(draws.observed["rows"], dtype=float)
+    lines = []
+    for digit in range(10):
+        of_digit = rise[..., labels.numpy() == digit].mean(-1)
+        for head, values in zip(draws.names.selections, of_digit, strict=True):
+            stretches = [part.mean() for part in np.array_split(values.ravel(), 12)]
+            error = np.std(stretches, ddof=1) / 12**0.5
+            lines.append({"head": head, "digit": digit, "llc": values.mean(), "error": error})
+    return pd.DataFrame(lines)
 
 
-def highest(final: rllc.Estimate) -> list[str]:
-    """The head of each layer with the largest λ̂."""
-    best: dict[str, rllc.estimates.LLC] = {}
-    for llc in final:
-        layer = llc.weights.split(":")[0]
-        if layer not in best or llc.value > best[layer].value:
-            best[layer] = llc
-    return [llc.weights for llc in best.values()]
+def images_of_each(digits: Digits, number: int, seed: int) -> Tensor:
+    """Rows of images, as many of each digit."""
+    order = torch.randperm(len(digits.labels), generator=torch.Generator().manual_seed(seed))
+    chosen = []
+    for digit in range(10):
+        of_digit = order[digits.labels[order] == digit]
+        chosen.append(of_digit[:number])
+    return torch.cat(chosen)
 
 
 # %% The tables and the figure
@@ -385,7 +399,7 @@ def draw(
     trajectory: rllc.Trajectory,
     table: pd.DataFrame,
     related: pd.DataFrame,
-    digits: rllc.Estimate,
+    digits: pd.DataFrame,
     path: Path,
 ) -> None:
     from matplotlib import pyplot as plt
@@ -414,22 +428,24 @@ def draw(
         ax.set_xlabel(MEASURES[measure])
         ax.set_ylabel(r"$\hat\lambda$")
     scatters[0].legend(frameon=False, fontsize="small")
-    for number, head in enumerate(dict.fromkeys(digits.weights)):
-        of_head = [digits[head, str(digit)] for digit in range(10)]
+    for number, layer in enumerate(layers):
+        of_layer = digits[digits["head"].str.startswith(f"{layer}:")]
+        # The share of a digit in what its head has on average.
+        mean = of_layer.groupby("head")["llc"].transform("mean")
+        shares = (of_layer["llc"] / mean).groupby(of_layer["digit"])
         last.errorbar(
-            np.arange(10) + 0.15 * (number - 1),
-            [llc.value for llc in of_head],
-            [1.96 * llc.standard_error for llc in of_head],
-            fmt="o",
-            ms=4,
+            np.arange(10) + 0.2 * (number - 0.5),
+            shares.mean(),
+            shares.std(),
+            fmt=markers[layer],
+            ms=5,
             lw=1,
-            label=f"head {head}",
         )
     last.axhline(0, color="0.7", lw=1)
     last.set_xticks(range(10))
     last.set_xlabel("digit")
-    last.set_ylabel(r"$\hat\lambda$ on images of the digit")
-    last.legend(frameon=False, fontsize="small")
+    last.set_ylabel(r"$\hat\lambda$ on its images / mean of the head")
+    last.set_title("bars: sd over heads", fontsize="medium")
     figure.savefig(path, dpi=90)
 
 
@@ -442,7 +458,7 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     args.out.mkdir(parents=True, exist_ok=True)
     digits = read(scale.num_images, args.seed)
     tracker = rllc.Tracker(
-        rllc.data.as_data((digits.pixels, digits.labels), name="all"),
+        rllc.as_data((digits.pixels, digits.labels), name="all"),
         rllc.heads,
         loss=rllc.losses.classification,
         sampler=SAMPLER,
@@ -463,9 +479,9 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     table.to_csv(args.out / "heads.csv")
     related = correlations(table)
     print(f"\n{table.drop(columns='status').round(3).to_string()}\n\n{related.round(3)}")
-    classes = by_digit(model, digits, highest(final), scale.sampling)
-    classes.to_dataframe(diagnostics=True).to_csv(args.out / "digits.csv", index=False)
-    print(f"\n{classes}")
+    classes = by_digit(model, digits, scale, args.seed)
+    classes.to_csv(args.out / "digits.csv", index=False)
+    print(f"\n{classes.pivot(index='digit', columns='head', values='llc').round(1).to_string()}")
     draw(trajectory, table, related, classes, args.out / "vision.png")
     print(f"\n{time.perf_counter() - begin:.0f} s; all files are in {args.out}")
     return trajectory

@@ -170,10 +170,9 @@ def test_vision(tmp_path) -> None:
     assert list(heads.index) == ["0:0", "0:1", "1:0", "1:1"]
     assert np.isfinite(heads[["llc", "distance", "delta loss"]]).all(axis=None)
     digits = pd.read_csv(tmp_path / "here" / "digits.csv")
-    assert sorted(set(digits["data"])) == list(range(10))
-    # The highest of each layer, and no other.
-    highest = heads["llc"].groupby(heads.index.str[0]).idxmax()
-    assert list(dict.fromkeys(digits["weights"])) == list(highest)
+    assert sorted(set(digits["digit"])) == list(range(10))
+    assert sorted(set(digits["head"])) == list(heads.index)
+    assert np.isfinite(digits[["llc", "error"]]).all(axis=None)
     trajectory = rllc.Trajectory.load(tmp_path / "here" / "trajectory.npz")
     assert trajectory.steps == (0, 4)
     assert (tmp_path / "here" / "vision.png").read_bytes().startswith(b"\x89PNG")
@@ -190,6 +189,13 @@ def test_digits_come_whole_and_test_images_are_others(vision) -> None:
     # Copies differ by noise alone, of 1 each.
     difference = digits.pixels[:20] - digits.pixels[20:40]
     assert float(difference.std()) == pytest.approx(2**0.5, rel=0.1)
+
+
+def test_as_many_images_of_each_digit(vision) -> None:
+    digits = vision.read(200, seed=0)
+    rows = vision.images_of_each(digits, 3, seed=0)
+    assert len(set(rows.tolist())) == 30
+    assert digits.labels[rows].tolist() == [digit for digit in range(10) for _ in range(3)]
 
 
 class Looking(torch.nn.Module):

@@ -1,7 +1,7 @@
 """Where models keep their attention heads: rows of data, and the check that holds them to models.
 
 Rows are in :mod:`rllc.anatomy.rows`; they become slices in :mod:`rllc.anatomy.reading`; slices are
-verified in :mod:`rllc.anatomy.verify`.
+verified in :mod:`rllc.anatomy.verify`. For other types :mod:`rllc.anatomy.guess` tries likely ones.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def anatomy(model: nn.Module, row: RowLike = None, *, example: object = None) ->
         :class:`Anatomy`; its ``heads`` are the names that :func:`rllc.head` takes.
 
     Raises:
-        InputError: the type is not known (the message shows the attention modules and a row to
-            fill in), a row is wrong for this model, or the model cannot be run.
+        InputError: the type is not known (the message shows the attention modules, and a row that
+            was guessed and verified, or is to be filled in), a row is wrong for this model, or the
+            model cannot be run.
     """
     model = unwrapped(model)
     own_rows = as_rows(row)
@@ -63,7 +64,10 @@ def anatomy(model: nn.Module, row: RowLike = None, *, example: object = None) ->
     shapes = tuple((name, tuple(value.shape)) for name, value in model.named_parameters())
     key = (own_rows, shapes)
     if key not in verified:
-        kind, rows = (_kind(model), own_rows) if own_rows else rows_of(model)
+        if own_rows:
+            kind, rows = _kind(model), own_rows
+        else:
+            kind, rows = rows_of(model)
         found = read(model, rows, kind) if rows else None
         if found is None:
             raise no_row(model, kind, own_rows, call)

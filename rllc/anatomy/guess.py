@@ -10,7 +10,7 @@ from torch import nn
 
 from rllc.anatomy.inputs import Example
 from rllc.anatomy.reading import read, tower_of
-from rllc.anatomy.rows import AttentionRow, Fused
+from rllc.anatomy.rows import AttentionRow, Fused, MapNames
 from rllc.anatomy.verify import verify
 from rllc.errors import InputError
 
@@ -124,16 +124,17 @@ def _with_open_places(model: nn.Module, path: str, module: nn.Module) -> str:
     return f"rllc.AttentionRow({path!r}, {named}, heads={number})"
 
 
-def _maps(module: nn.Module) -> dict[str, str]:
+def _maps(module: nn.Module) -> MapNames:
     """The names of q, k, v and o, open where none is usual."""
     names = [name for name, _ in matrices(module)]
     together = _like("qkv", names)
-    if together is not None:
-        maps = dict.fromkeys(("q", "k", "v"), _with_bias(together, module))
-    else:
-        maps = {letter: _like(letter, names) or OPEN for letter in ("q", "k", "v")}
     others = [name for name in names if name != together]
-    return {**maps, "o": _like("o", others) or OPEN}
+    o = _like("o", others) or OPEN
+    if together is not None:
+        qkv = _with_bias(together, module)
+        return MapNames(q=qkv, k=qkv, v=qkv, o=o)
+    q, k, v = (_like(letter, names) or OPEN for letter in ("q", "k", "v"))
+    return MapNames(q=q, k=k, v=v, o=o)
 
 
 def _like(letter: str, names: list[str]) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeGuard
 from torch import Tensor, nn
 
 from rllc.anatomy.attention import Anatomy, Attention, Letter, Map, Piece
-from rllc.anatomy.rows import AttentionRow, Fused, Rows
+from rllc.anatomy.rows import AttentionRow, Fused, MapNames, Rows
 from rllc.errors import InputError, nearest
 
 _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
@@ -123,18 +123,19 @@ def bridge_rows(model: nn.Module, mixed: tuple[str, ...]) -> Rows:
     return tuple(with_towers)
 
 
-def _wrapped_maps(bridge: nn.Module) -> dict[str, str] | None:
+def _wrapped_maps(bridge: nn.Module) -> MapNames | None:
     """Paths of the linear maps that a bridge's q, k, v and o wrap; ``None``: it lacks some."""
     paths = {id(inner): name for name, inner in bridge.named_modules()}
-    maps = {}
+    found = []
     for letter in ("q", "k", "v", "o"):
         wrapper = getattr(bridge, letter, None)
         wrapped = getattr(wrapper, "original_component", None)
         path = paths.get(id(wrapped))
         if path is None:
             return None
-        maps[letter] = path
-    return maps
+        found.append(path)
+    q, k, v, o = found
+    return MapNames(q=q, k=k, v=v, o=o)
 
 
 def is_bridge(module: nn.Module) -> bool:

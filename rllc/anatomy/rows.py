@@ -7,13 +7,22 @@ Layouts were read in transformers 5.24 and TransformerLens 3.9; each is held aga
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from rllc.errors import must_be, one_of
 
 Fused = Literal["", "side by side", "interleaved"]
 
 _FUSED = ("", "side by side", "interleaved")
+
+
+class MapNames(TypedDict):
+    """What the four maps of an attention are called."""
+
+    q: str
+    k: str
+    v: str
+    o: str
 
 
 @dataclass(frozen=True)
