@@ -110,7 +110,7 @@ def _part(config: Any, name: str) -> Any:
 
 def _ids(module: nn.Module, settings: Any) -> Tensor:
     """Token ids that a model with these settings knows."""
-    vocabulary = getattr(settings, "vocab_size", None)
+    vocabulary: Any = getattr(settings, "vocab_size", None)
     if vocabulary is None:
         vocabulary = getattr(settings, "d_vocab", 2)
     context = _context(module, settings)
