@@ -54,5 +54,5 @@ def test_a_hub_that_cannot_be_reached_says_it_in_few_lines() -> None:
         cwd=Path(__file__).parents[1],
     )
     assert done.returncode == 1
-    assert "no local file or folder of that name either" in done.stderr.splitlines()[-1]
+    assert "there is no such file or folder here" in done.stderr.splitlines()[-1]
     assert done.stderr.count("  File ") < 10

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rllc.tables import Table
+from rllc.tables import AsTable, Table
 
 Letter = Literal["q", "k", "v", "o"]
 
@@ -137,7 +137,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Anatomy(AsTable):
     """Where a model keeps its heads; ``print`` it.
 
     Args:
@@ -173,12 +173,6 @@ class Anatomy:
             if (attention.tower, attention.layer) == (tower, layer):
                 return attention
         return None
-
-    def __str__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

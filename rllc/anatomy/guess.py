@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import nn
 
@@ -109,7 +110,7 @@ def matrices(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 def _likely_row(model: nn.Module, path: str, module: nn.Module) -> AttentionRow | None:
     """A row by the usual names; ``None`` where something has none."""
-    maps = _maps(module)
+    maps: Any = _maps(module)
     heads = _setting(model, module)
     if heads is None or OPEN in maps.values():
         return None

@@ -110,7 +110,7 @@ def bridge_rows(model: nn.Module, mixed: tuple[str, ...]) -> Rows:
     for path, module in model.named_modules():
         if not is_bridge(module) or not isinstance(heads, int):
             continue
-        maps = _wrapped_maps(module)
+        maps: Any = _wrapped_maps(module)
         if maps is not None:
             at = _pattern(path)
             rows[at] = AttentionRow(at, **maps, heads=heads, kv_heads=kv_heads, mixed=mixed)

@@ -33,7 +33,7 @@ from rllc.storage.files import (
     reading,
     save_arrays,
 )
-from rllc.tables import Table, duration, label
+from rllc.tables import AsTable, Table, duration, label
 from rllc.weights.refinement import DataLike, WeightsLike, named_data
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Recommended(TypedDict):
     sampling: Sampling
 
 
-@dataclass(frozen=True, eq=False)
-class Calibration:
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibration(AsTable):
     """Settings that were tried, what each gave, and which is best.
 
     :func:`calibrate` makes it, and printing it shows a table.
@@ -211,12 +211,6 @@ class Calibration:
             frame = self.estimates[i].to_dataframe(diagnostics=diagnostics).assign(**columns)
             frames.append(frame[[*columns, *frame.columns.drop(list(columns))]])
         return pd.concat(frames, ignore_index=True)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

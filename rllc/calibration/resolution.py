@@ -22,7 +22,7 @@ from rllc.samplers import Sampler, sgld
 from rllc.sampling.checks import arguments, check_how
 from rllc.sampling.settings import Compute, Sampling
 from rllc.statistics.uncertainty import Mean
-from rllc.tables import Table, label, with_error
+from rllc.tables import AsTable, Table, label, with_error
 from rllc.weights.names import Names
 from rllc.weights.refinement import DataLike, WeightsLike, named_data
 
@@ -33,8 +33,8 @@ N_BETAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Half decades over the range of the literature and one decade more."""
 
 
-@dataclass(frozen=True, eq=False)
-class Resolution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Resolution(AsTable):
     """λ̂ as a curve over nβ; :func:`resolution` makes it.
 
     Args:
@@ -124,12 +124,6 @@ class Resolution:
             frame = result.to_dataframe(diagnostics=diagnostics).assign(**columns)
             frames.append(frame[[*columns, *frame.columns.drop(list(columns))]])
         return pd.concat(frames, ignore_index=True)
-
-    def __repr__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:

@@ -37,7 +37,7 @@ from rllc.statistics.uncertainty import Mean, contrast
 from rllc.storage.files import check_shapes, load_arrays, reading, save_arrays
 from rllc.storage.same import same
 from rllc.tables import with_error
-from rllc.weights.names import Names, is_pattern
+from rllc.weights.names import Names, OfRefinements, is_pattern
 from rllc.weights.refinement import DataLike, WeightsLike
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class LLC:
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class Estimate(OfRefinements):
     """λ̂ of each refinement.
 
     ``estimate["1:6", "code"]`` is an :class:`LLC`, and so is ``estimate["1:6"]`` where there is one
@@ -140,16 +140,6 @@ class Estimate:
             settings=_of_all_steps(draws.settings),
         )
         return estimate.judge(limits)
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """``[refinement]``: the name of each refinement's weights."""
-        return self.names.weights
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        """``[refinement]``: the name of each refinement's data."""
-        return self.names.data
 
     @property
     def status(self) -> tuple[str, ...]:

@@ -14,14 +14,14 @@ import numpy as np
 from rllc.errors import InputError
 from rllc.storage.files import check_fields, check_shapes, load_arrays, reading, save_arrays
 from rllc.storage.same import same
-from rllc.weights.names import Names
+from rllc.weights.names import Names, OfRefinements
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class Draws(OfRefinements):
     """Every draw of every chain of every refinement, as :func:`rllc.sample` makes it.
 
     ``Estimate.of`` sums it up.
@@ -58,16 +58,6 @@ class Draws:
         if not self.lengths:
             lengths = (self.loss.shape[-1],) * len(self.loss)
             object.__setattr__(self, "lengths", lengths)
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """The name of each refinement's weights."""
-        return self.names.weights
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        """The name of each refinement's data."""
-        return self.names.data
 
     @property
     def num_draws(self) -> int:

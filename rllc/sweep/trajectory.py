@@ -26,8 +26,8 @@ from rllc.storage.files import (
     writing,
 )
 from rllc.storage.same import same
-from rllc.tables import Table, with_error
-from rllc.weights.names import Names
+from rllc.tables import AsTable, Table, with_error
+from rllc.weights.names import Names, OfRefinements
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ _DIAGNOSTICS = "diagnostics."
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
+class Trajectory(OfRefinements, AsTable):
     """λ̂ of each refinement at each checkpoint.
 
     :func:`rllc.track`, :meth:`rllc.Sweep.trajectory` and :class:`rllc.Tracker` make it.
@@ -176,16 +176,6 @@ class Trajectory:
         )
 
     @property
-    def weights(self) -> tuple[str, ...]:
-        """Name of each refinement's weights."""
-        return self.names.weights
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        """Name of each refinement's data."""
-        return self.names.data
-
-    @property
     def status(self) -> tuple[tuple[str, ...], ...]:
         """``[checkpoint][refinement]``: the faults in words, ``"ok"`` where there are none."""
         return tuple(tuple(status_of(faults) for faults in row) for row in self.faults)
@@ -284,12 +274,6 @@ class Trajectory:
         num_bad = sum(bool(faults) for row in self.faults for faults in row)
         note = f", {num_bad} of {self.value.size} not ok" if num_bad else ""
         return f"Trajectory({steps}, {size}{note})"
-
-    def __str__(self) -> str:
-        return str(self._table)
-
-    def _repr_html_(self) -> str:
-        return self._table.html()
 
     @property
     def _table(self) -> Table:
