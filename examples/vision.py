@@ -458,7 +458,7 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     args.out.mkdir(parents=True, exist_ok=True)
     digits = read(scale.num_images, args.seed)
     tracker = rllc.Tracker(
-        rllc.as_data((digits.pixels, digits.labels), name="all"),
+        rllc.data.as_data((digits.pixels, digits.labels), name="all"),
         rllc.heads,
         loss=rllc.losses.classification,
         sampler=SAMPLER,
