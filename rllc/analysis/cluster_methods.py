@@ -39,6 +39,18 @@ def package(module: str, needed_for: str) -> Any:
         ) from error
 
 
+def in_order(labels: np.ndarray) -> np.ndarray:
+    """Number the same clusters from 0 on, as they first come.
+
+    >>> in_order(np.array([4, 4, 1]))
+    array([0, 0, 1])
+    """
+    number_of_label: dict[int, int] = {}
+    for label in labels.tolist():
+        number_of_label.setdefault(label, len(number_of_label))
+    return np.array([number_of_label[label] for label in labels.tolist()])
+
+
 def _k_means(values: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
     sklearn = package("sklearn.cluster", "k_means")
     method = sklearn.KMeans(num_clusters, n_init=_STARTS, random_state=seed)

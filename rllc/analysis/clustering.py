@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rllc.analysis.cluster_methods import METHODS, package
+from rllc.analysis.cluster_methods import METHODS, in_order, package
 from rllc.analysis.k_shape import divided, standardised
 from rllc.errors import InputError, nearest
 from rllc.plots.figures import layer_of, lines, log_steps
@@ -290,8 +290,8 @@ def _curves(
             f"checkpoints, got {list(values.shape)}."
         )
     times = None if steps is None else _checked_steps(steps, values.shape[1])
-    finite = np.isfinite(values).all(1)
-    broken = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+    is_broken = ~np.isfinite(values).all(axis=1)
+    broken = [names[row] for row in np.flatnonzero(is_broken)]
     if broken:
         others = " and others" if len(broken) > 6 else ""
         raise InputError(
@@ -311,8 +311,10 @@ def _check_kind(curves: object) -> None:
         )
     if isinstance(curves, Trajectory) or not isinstance(curves, Mapping | list | tuple):
         return
-    listed = list(curves.values()) if isinstance(curves, Mapping) else list(curves)
-    shapes = {np.shape(curve) for curve in listed if isinstance(curve, np.ndarray | list | tuple)}
+    shapes = set()
+    for curve in curves.values() if isinstance(curves, Mapping) else curves:
+        if isinstance(curve, np.ndarray | list | tuple):
+            shapes.add(np.shape(curve))
     if len(shapes) > 1:
         lengths = ", ".join(str(list(shape)) for shape in sorted(shapes)[:4])
         raise InputError(
@@ -323,7 +325,8 @@ def _check_kind(curves: object) -> None:
 
 def _checked_steps(steps: Sequence[int], count: int) -> np.ndarray:
     times = np.asarray(steps, dtype=np.float64)
-    if times.shape != (count,) or (np.diff(times) <= 0).any() or times[0] < 0:
+    is_one_each = times.shape == (count,)
+    if not is_one_each or times[0] < 0 or (np.diff(times) <= 0).any():
         raise InputError(
             f"clustering: `steps` must be {count} rising steps from 0 on, one a checkpoint, "
             f"got {steps!r}."
@@ -377,7 +380,7 @@ def _best_clusters(
             scores[number] = np.nan
         else:
             scores[number] = _silhouette(distances, labels)
-            labels_by_number[number] = _in_order(labels)
+            labels_by_number[number] = in_order(labels)
     if not labels_by_number:
         tried = " or ".join(str(number) for number in numbers)
         raise InputError(
@@ -399,7 +402,8 @@ def _numbers_to_try(num_curves: int, num_clusters: int | None, group: str) -> li
             raise InputError(
                 f"clustering: {curves} are too few to choose a number of clusters; give it."
             )
-        return list(range(2, min(_MOST_CLUSTERS, num_curves - 1) + 1))
+        most = min(_MOST_CLUSTERS, num_curves - 1)
+        return list(range(2, most + 1))
     if not 1 <= num_clusters <= num_curves:
         raise InputError(
             f"clustering: {curves} cannot make `num_clusters` = {num_clusters} clusters."
@@ -413,13 +417,8 @@ def _of(group: str) -> str:
 
 def _silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean silhouette; NaN where it is not defined."""
-    if not 1 < len(set(labels.tolist())) < len(labels):
+    num_clusters = len(set(labels.tolist()))
+    if not 1 < num_clusters < len(labels):
         return float("nan")
     metrics = package("sklearn.metrics", "clustering")
     return float(metrics.silhouette_score(distances, labels, metric="precomputed"))
-
-
-def _in_order(labels: np.ndarray) -> np.ndarray:
-    """Number the same clusters as they first appear."""
-    order = {label: number for number, label in enumerate(dict.fromkeys(labels.tolist()))}
-    return np.array([order[label] for label in labels.tolist()])

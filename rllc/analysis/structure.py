@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rllc.analysis.cluster_methods import METHODS
+from rllc.analysis.cluster_methods import METHODS, in_order
 from rllc.covariances.observed import fixed_rows
 from rllc.errors import InputError, must_be
 from rllc.plots.figures import color_of, new_axes
@@ -59,7 +59,9 @@ class Structure(OfRefinements, AsTable):
             InputError: there are not as many refinements.
         """
         _check_count("clusters_of_heads", num_clusters, len(self.names))
-        return _in_order(METHODS["hierarchical"].labels(self.matrix.T, num_clusters, 0))
+        labels = METHODS["hierarchical"].labels(self.matrix.T, num_clusters, 0)
+        assert labels is not None
+        return in_order(labels)
 
     def clusters_of_tokens(self, num_clusters: int, seed: int = 0) -> np.ndarray:
         """Return a number for each token, ``[token]``: those to which heads answer alike.
@@ -70,7 +72,9 @@ class Structure(OfRefinements, AsTable):
             InputError: there are not as many tokens.
         """
         _check_count("clusters_of_tokens", num_clusters, len(self.matrix))
-        return _in_order(METHODS["k_means"].labels(self.score, num_clusters, seed))
+        labels = METHODS["k_means"].labels(self.score, num_clusters, seed)
+        assert labels is not None
+        return in_order(labels)
 
     def separation(self, component: int, heads: Sequence[str]) -> Separation:
         """Return how well one component sets some heads apart from the others.
@@ -319,15 +323,6 @@ def _jackknife(value: np.ndarray, without: Sequence[np.ndarray]) -> Mean:
 def _check_count(doing: str, num_clusters: int, most: int) -> None:
     right = type(num_clusters) is int and 1 <= num_clusters <= most
     must_be(doing, "num_clusters", num_clusters, right, f"an integer from 1 to {most}")
-
-
-def _in_order(labels: np.ndarray | None) -> np.ndarray:
-    """Numbers from 0 on, in the order in which they come."""
-    assert labels is not None
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=int)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse]
 
 
 def plot_matrix(structure: Structure, ax: Axes | None = None) -> Axes:
