@@ -1,6 +1,6 @@
 """How well errors, intervals and verdicts keep their word, on chains whose laws are known exactly.
 
-    python examples/benchmarks/coverage.py            # below 10 minutes on 2 cores; needs nothing
+    python examples/benchmarks/coverage.py            # 6 minutes of one core; needs nothing
     python examples/benchmarks/coverage.py --parts laws sick --repetitions 100
 
 Prints tables; ``--out`` names a folder that gets them as ``coverage.md``. Parts:

@@ -119,8 +119,8 @@ def mean_of_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = True
       those of Satterthwaite.
 
     On quadratics with known laws (400 directions, 4 × 40 to 16 × 50 draws, lr 1e-3 and 1e-4, full
-    batches and minibatches, prior or loss in charge) the error is 0.95 to 1.17 times the actual
-    one and intervals cover 94 to 99 %, also where a chain is shorter than its relaxation. It is
+    batches and minibatches, prior or loss in charge) the error is 0.95 to 1.16 times the actual
+    one and intervals cover 93 to 98 %, also where a chain is shorter than its relaxation. It is
     on the large side where the loss makes directions relax faster than r, and where it undoes
     within a few steps what minibatches shake alike in all chains.
 
