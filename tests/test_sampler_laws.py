@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -290,6 +291,55 @@ def quartic(position: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
+    ("make", "share"), [(mala, 0.574), (partial(hmc, num_leapfrog_steps=3), 0.8)]
+)
+def test_tuning_finds_the_step_at_which_proposals_are_accepted(
+    make: Callable[..., Sampler], share: float
+) -> None:
+    """From steps a hundred times too large, which are all refused, and too small."""
+    energy, precisions = quadratic([1.0, 400.0] * 200), torch.tensor([11.0, 410.0] * 200)
+    start = torch.zeros(12, 400)
+    stuck = draws(make(1.0, 10.0), energy, start, 40, 0)
+    assert (stuck[1:] == stuck[:-1]).all(2).double().mean() > 0.95
+    for lr in (1.0, 1e-5):
+        found = draws(make(lr, 10.0, num_tuning_steps=150), energy, start, 230, 150)
+        moved = (found[1:] != found[:-1]).any(2).double().mean()
+        assert float(moved) == pytest.approx(share, abs=0.12)
+        sharp = found[:, :, 1::2].square().mean(2) * precisions[1]
+        assert abs(z_scores(sharp, 1.0)) < Z
+
+
+def test_tuning_is_each_runs_own_and_ends() -> None:
+    energy, sampler = quadratic([100.0] * 5), mala(0.5, 10.0, num_tuning_steps=20)
+    both, alone = sampler.init(torch.zeros(2, 5)), sampler.init(torch.zeros(1, 5))
+    streams = [generator("tuning", 0), generator("tuning", 1)]
+    random = Random(streams, 5, torch.device("cpu"))
+    random_alone = Random([generator("tuning", 1)], 5, torch.device("cpu"))
+    factors = []
+    for _ in range(40):
+        both = sampler.step(both, energy, random)
+        alone = sampler.step(alone, energy, random_alone)
+        assert both.position[1:].equal(alone.position)
+        factors.append(both.log_factor)
+    assert not factors[18].equal(factors[19])
+    for factor in factors[20:]:
+        assert factor.equal(factors[19])
+    assert float(factors[19][0]) != float(factors[19][1])
+
+
+def test_tuning_must_be_over_before_the_draws() -> None:
+    with pytest.raises(InputError, match=r"moves for 50 steps.*num_burnin_steps=50"):
+        rllc.sample(
+            torch.nn.Linear(1, 1),
+            LINE,
+            loss=squared,
+            sampler=mala(num_tuning_steps=50),
+            sampling=rllc.Sampling(num_draws=2, num_burnin_steps=49),
+            compute=rllc.Compute(progress=False),
+        )
+
+
+@pytest.mark.parametrize(
     "sampler", [mala(0.5, 1.0), hmc(0.3, 1.0, 3), hmc(0.3, 1.0, 3, jitter=0.0)]
 )
 def test_unbiased_on_a_quartic_at_a_large_step(sampler: Sampler) -> None:
@@ -460,6 +510,7 @@ def test_settings_and_repr() -> None:
         ),
         (lambda: hmc(num_leapfrog_steps=True), "`num_leapfrog_steps`"),
         (lambda: hmc(jitter=1.0), "hmc: `jitter` must be"),
+        (lambda: mala(num_tuning_steps=-1), "mala: `num_tuning_steps` must be a whole number"),
         (lambda: rmsprop_sgld(alpha=1.0), "rmsprop_sgld: `alpha` must be between 0 and 1"),
         (lambda: rmsprop_sgld(eps=0.0), "rmsprop_sgld: `eps` must be a positive number"),
         (

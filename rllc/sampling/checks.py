@@ -177,6 +177,7 @@ def check(
         InputError: the model has weights that are not finite, or data do not fit model, loss,
             sampler or minibatch.
     """
+    _check_tuning(sampler, sampling)
     masks = {r.weights: r.weights.masks(model) for r in refinements}
     for name, parameter in model.named_parameters():
         _check_parameter(model, name, parameter)
@@ -188,6 +189,17 @@ def check(
         check_model(model, loss, data, name)
         check_rows_of_no_numbers(model, loss, data, name)
     return [masks[r.weights] for r in refinements]
+
+
+def _check_tuning(sampler: Sampler, sampling: Sampling) -> None:
+    """Refuse draws from chains whose step size still moves."""
+    steps = sampler.options.get("num_tuning_steps", 0)
+    if steps > sampling.num_burnin_steps:
+        raise InputError(
+            f"sampling with {sampler}: its step size moves for {steps} steps, and draws would "
+            f"begin after {sampling.num_burnin_steps}; while it moves the law does not hold. Type "
+            f"rllc.Sampling(num_burnin_steps={steps}, ...)."
+        )
 
 
 def _check_parameter(model: nn.Module, name: str, parameter: Tensor) -> None:
