@@ -35,6 +35,10 @@ _STACKED_FLOPS = 2e7
 """Forward FLOPs below which runs are stacked; see :class:`ModuleLoss`."""
 
 
+_MISFITS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+"""What PyTorch and Python raise where model, loss and data do not fit together."""
+
+
 class ModuleLoss:
     """A loss of yours, of any module.
 
@@ -214,9 +218,9 @@ class ModuleLoss:
         try:
             with Count() as count:
                 result = self._call(changed, batch)
-        except (RllcError, MemoryError, torch.OutOfMemoryError):
+        except (RllcError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # models and losses of yours fail in ways of their own
+        except _MISFITS as error:
             raise self._fails(error, batch) from error
         _check_losses(result, batch)
         self.stacked = count.flops < _STACKED_FLOPS and not self.random

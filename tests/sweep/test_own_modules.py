@@ -108,7 +108,5 @@ def test_another_module_to_load_into_is_called_that(folder, tmp_path) -> None:
 
 
 def test_arguments_that_belong_elsewhere_are_told_where(folder) -> None:
-    with pytest.raises(rllc.InputError, match=r"rllc.Sweep.open\(store\).trajectory\(limits\)"):
-        rllc.track(folder, DATA, into=make, limits=rllc.Limits(), **OPTIONS)
     with pytest.raises(rllc.InputError, match=r"rllc.checkpoints\(source, positions=…\)"):
         rllc.track(folder, DATA, positions="standard", **OPTIONS)
