@@ -19,7 +19,7 @@ from handmade import induction_model, repeats
 
 import rllc
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def run(name: str, *arguments: str, folder: Path) -> str:

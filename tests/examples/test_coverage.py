@@ -15,7 +15,7 @@ from scipy import stats
 
 from rllc.theory import SGLDLaw
 
-FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
 
 
 @pytest.fixture

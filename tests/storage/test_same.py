@@ -51,7 +51,7 @@ def test_a_hub_that_cannot_be_reached_says_it_in_few_lines() -> None:
         text=True,
         env={"HF_HUB_OFFLINE": "1", "PATH": "", "HOME": "/nowhere", "PYTHONPATH": "."},
         check=False,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 1
     assert "there is no such file or folder here" in done.stderr.splitlines()[-1]

@@ -22,7 +22,7 @@ from rllc.plots.figures import WIDEST
 
 mpl.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "gallery.py"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "gallery.py"
 
 
 @pytest.fixture(scope="module")
