@@ -242,9 +242,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         below.axhline(0, color="0.8", lw=1)
         below.set_xlabel("steps of training")
         below.set_xticks(sorted(of_depth["step"].unique()))
+    # Layers differ tenfold; below 1 the axis is linear, as λ̂ may be negative.
+    axes[0, 0].set_yscale("symlog", linthresh=1)
     for ax in axes[:, 0]:
         ax.set_ylabel(r"$\hat\lambda$ (95 % bars)" if ax is axes[0, 0] else r"$\hat\lambda$")
-    axes[0, -1].legend(frameon=False, fontsize="small", ncols=2)
+    axes[0, -1].legend(frameon=False, fontsize="small", ncols=3)
     figure.savefig(path, dpi=90)
 
 

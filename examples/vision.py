@@ -344,8 +344,9 @@ def by_digit(
     for digit in range(10):
         of_digit = rise[..., labels.numpy() == digit].mean(-1)
         for head, values in zip(draws.names.selections, of_digit, strict=True):
-            stretches = [part.mean() for part in np.array_split(values.ravel(), 12)]
-            error = np.std(stretches, ddof=1) / 12**0.5
+            number = min(12, values.size)
+            stretches = [part.mean() for part in np.array_split(values.ravel(), number)]
+            error = np.std(stretches, ddof=1) / number**0.5
             lines.append({"head": head, "digit": digit, "llc": values.mean(), "error": error})
     return pd.DataFrame(lines)
 
