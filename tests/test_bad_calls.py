@@ -496,7 +496,7 @@ BEHIND_DOORS = {
     *("Anatomy", "Checkpoint", "Elasticities", "Fault", "LossKernel", "Refinement", "Resolution"),
     *("Sampler", "Store", "Susceptibilities", "as_data", "box", "distillation", "each_checkpoint"),
     *("elasticities", "gaussian", "named", "rmsprop_sgld", "singular_fluctuation", "sweep_cost"),
-    "token_llc",
+    *("token_llc", "waic"),
 }
 """Names of rooms that are public, too."""
 

@@ -496,8 +496,13 @@ def layer_zero_falls(runs: Sequence[Run]) -> Claim:
 
 
 def while_forming(runs: Sequence[Run], claim: str, layer: int, sign: int) -> Claim:
-    """The mean change of λ̂ of a layer's multigram heads, relative to its final mean."""
-    scale = ("rise" if sign > 0 else "fall") + " of λ̂ as a share of its mean at the end"
+    """The mean change of λ̂ of a layer's multigram heads, relative to its mean before.
+
+    Without the part of the slope at w*, which is no minimum of ℓ = L1: the better a model is than
+    one layer can be, the further chains run downhill, and the more that part takes off.
+    """
+    word = "rise" if sign > 0 else "fall"
+    scale = f"{word} of λ̂ without the slope's part, as a share of its mean before"
     effects = []
     details = []
     for run in runs:
@@ -505,24 +510,41 @@ def while_forming(runs: Sequence[Run], claim: str, layer: int, sign: int) -> Cla
         window = run.forming()
         if window is None or len(heads) < 2 or "distilled" not in run.llc:
             continue
-        changes = []
-        ends = []
-        for head in heads:
-            steps, value, _ = run.curve("distilled", head)
-            begin = np.flatnonzero(steps <= window[0])[-1]
-            end = np.flatnonzero(steps >= window[1])[0]
-            changes.append(value[end] - value[begin])
-            ends.append(value[-1])
-        relative = sign * np.array(changes) / np.mean(ends)
+        relative, steps = changes_in(run, heads, window, beyond_slope=True)
+        relative = sign * relative
         error = relative.std(ddof=1) / np.sqrt(len(relative))
         effects.append(Effect(float(relative.mean()), float(error), len(relative) - 1))
-        details.append(f"{run.name}: steps {steps[begin]}–{steps[end]}, {relative.mean():+.2f}")
+        as_it_is, _ = changes_in(run, heads, window, beyond_slope=False)
+        details.append(
+            f"{run.name}: steps {steps[0]}–{steps[1]}, {relative.mean():+.2f}, with the slope's "
+            f"part {sign * as_it_is.mean():+.2f}"
+        )
     if not effects:
         return untested(
             claim, scale, "no sweep with ℓ = L1, no circuit, or no two heads of the kind"
         )
     effect = pooled(effects)
     return Claim(claim, effect, scale, judge(effect, 0.1), "; ".join(details))
+
+
+def changes_in(
+    run: Run, heads: Sequence[str], window: tuple[float, float], beyond_slope: bool
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """How much λ̂ against ℓ = L1 changes over a window, relative to the heads' mean before it.
+
+    Returns:
+        The change of each head, and the steps between which it was measured.
+    """
+    before = []
+    after = []
+    for head in heads:
+        steps, value, _ = run.curve("distilled", head, beyond_slope=beyond_slope)
+        begin = np.flatnonzero(steps <= window[0])[-1]
+        end = np.flatnonzero(steps >= window[1])[0]
+        before.append(value[begin])
+        after.append(value[end])
+    change = np.array(after) - np.array(before)
+    return change / abs(np.mean(before)), (int(steps[begin]), int(steps[end]))
 
 
 # The whole model, and the multigram circuit.

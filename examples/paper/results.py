@@ -98,12 +98,17 @@ class Run:
     # λ̂.
 
     def curve(
-        self, sweep: str, head: str, data: str | None = None
+        self, sweep: str, head: str, data: str | None = None, beyond_slope: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Steps, λ̂ and its standard error over training, where there is one, once settled."""
+        """Steps, λ̂ and its standard error over training, where there is one, once settled.
+
+        With ``beyond_slope`` the part of the slope at w* is taken off.
+        """
         trajectory = self.llc[sweep]
         column = trajectory.names.index(head, data or self.base)
         value = trajectory.value[:, column]
+        if beyond_slope:
+            value = value - self.slopes[sweep][:, column]
         steps = np.array(trajectory.steps)
         there = np.isfinite(value) & (steps >= self.settled())
         return steps[there], value[there], trajectory.standard_error[there, column]

@@ -69,7 +69,7 @@ def test_tokens_in_context_and_their_pages(name: str, tmp_path: Path) -> None:
     tokens = rllc.Tokens(torch.cat([ROWS, OTHER]))
     with unchanged(model):
         contexts = tokens_in_context(model, tokens)
-        paths = write_pages(tmp_path, model, contexts, num_tokens=2, context=3)
+        paths = write_pages(tmp_path, model, contexts, num_tokens=2)
     assert tuple(paths) == rllc.anatomy(model).heads
     head = next(head for head in contexts.heads if len(contexts[head]))
     layer, number = (int(part) for part in head.split(":"))

@@ -106,7 +106,7 @@ def test_all_is_put_back_when_a_loss_fails() -> None:
     with unchanged(model):
         try:
             hessian_trace(model, CLASSES, loss=failing, progress=False)
-        except KeyError as error:
+        except rllc.InputError as error:
             # It is kept, and with it, its frames.
             kept = error
         assert model.training

@@ -467,7 +467,7 @@ def test_what_cannot_be_told_is_refused() -> None:
 
 def test_susceptibilities_of_draws_are_made_elsewhere() -> None:
     draws = made_up(rows=losses(1, 2, 8, 3, 1))
-    with pytest.raises(InputError, match=r"type rllc\.Susceptibilities\.of\(draws, 'probes'\)"):
+    with pytest.raises(InputError, match=r"Susceptibilities\.of\(draws, 'probes'\)"):
         rllc.susceptibilities(draws)
     with pytest.raises(InputError, match="expected the data to sample on and the rows to probe"):
         rllc.susceptibilities(torch.nn.Linear(1, 1), torch.zeros(4, 1))

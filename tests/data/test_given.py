@@ -325,12 +325,6 @@ def test_other_things_are_refused(source: Any, message: str) -> None:
         rllc.data.as_data(source)
 
 
-def test_a_table_is_no_data_set() -> None:
-    pandas = pytest.importorskip("pandas")
-    with pytest.raises(InputError, match=r"DataFrame gives no row 0 \(KeyError"):
-        rllc.data.as_data(pandas.DataFrame({"x": [1.0, 2.0]}))
-
-
 def test_fields_travel_to_other_processes(tmp_path: Path) -> None:
     from rllc.sweep.store import Store
     from rllc.sweep.travel import RowsFile, portable_data
