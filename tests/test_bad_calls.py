@@ -180,7 +180,7 @@ CALLS: dict[str, Call] = {
     "calibrate": Call(
         rllc.calibrate,
         FOR_SAMPLING | {"sampler": rllc.sgld, "lr": [1e-3], "limits": None},
-        FITS_SAMPLING | {"sampler": "function", "lr": "3, True"},
+        FITS_SAMPLING | {"sampler": "function", "lr": "3, 1.5, ints"},
     ),
     "resolution": Call(
         rllc.resolution,

@@ -172,7 +172,10 @@ def axes_of(grid: Mapping[str, float | Sequence[float]]) -> tuple[Axis, ...]:
             raise InputError(
                 f"calibrate: unexpected keyword argument {name!r}; {advice(name, _KEYWORDS)}"
             )
-    listed = {name: isinstance(grid.get(name), Sequence | np.ndarray) for name in Setting._fields}
+    listed = {}
+    for name in Setting._fields:
+        given = grid.get(name)
+        listed[name] = isinstance(given, Sequence | np.ndarray) and not isinstance(given, bytes)
     axes = []
     for name in Setting._fields:
         start = getattr(START, name)
@@ -201,7 +204,7 @@ def _numbers(name: str, given: float | Sequence[float], listed: bool) -> tuple[f
 
 def is_number(value: object, zero: bool) -> bool:
     """Whether it is a finite number above 0, or 0 where that will do."""
-    if not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return False
     return bool(0 < value < math.inf or (zero and value == 0))
 

@@ -1,7 +1,5 @@
 """What susceptibilities, influence and loss kernels have in common as results: axes and files."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -102,7 +100,7 @@ class Covariances(OfRefinements, AsTable):
     def __hash__(self) -> int:
         return hash(self.names)
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """Return one row a value: ``weights, data``, the axes, the value by its kind, its error.
 
         ``dof, within, agreement`` and ``status`` follow.

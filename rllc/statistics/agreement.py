@@ -4,8 +4,6 @@ Functions of arrays ``[..., chain, draw]`` that return numbers; limits are the c
 non-finite draw makes every result of its row NaN.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -4,8 +4,6 @@ Susceptibilities, influence functions, loss kernels and elasticities are all cov
 quantities along the same chains. Here are the arrays; what they mean is said elsewhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,7 +55,7 @@ class Covariance(NamedTuple):
         matters = moved > self.standard_error / 2
         return matters & (self.agreement < false_alarm)
 
-    def take(self, index: int) -> Covariance:
+    def take(self, index: int) -> "Covariance":
         """Return one place of the first axis."""
         taken = [numbers[index] for numbers in self]
         return Covariance(*taken)

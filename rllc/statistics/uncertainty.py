@@ -8,8 +8,6 @@ Measured on quadratics of 400 directions with known laws, 4 × 40 to 16 × 50 dr
 1e-4, with and without minibatch noise: see ``examples/benchmarks/coverage.py``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -70,7 +68,7 @@ class Mean(NamedTuple):
         high = self.value + half
         return np.stack([low, high], axis=-1)
 
-    def take(self, columns: Sequence[int]) -> Mean:
+    def take(self, columns: Sequence[int]) -> "Mean":
         """Return the means at some places of the last axis."""
         index = np.array(columns, dtype=int)
         taken = [numbers[..., index] for numbers in self]

@@ -4,8 +4,6 @@ A selection is resolved against a model only when it is used, so one value serve
 of a run, can be printed, compared, hashed and sent to another process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -46,16 +44,16 @@ class Weights:
     name: str
     rule: Rule
 
-    def __or__(self, other: Weights) -> Weights:
+    def __or__(self, other: "Weights") -> "Weights":
         return Weights(f"{self.name} | {other.name}", ("or", self.rule, other.rule))
 
-    def __and__(self, other: Weights) -> Weights:
+    def __and__(self, other: "Weights") -> "Weights":
         return Weights(f"({self.name}) & ({other.name})", ("and", self.rule, other.rule))
 
-    def __invert__(self) -> Weights:
+    def __invert__(self) -> "Weights":
         return Weights(f"~({self.name})", ("not", self.rule))
 
-    def named(self, name: str) -> Weights:
+    def named(self, name: str) -> "Weights":
         """The same selection under another name."""
         return replace(self, name=name)
 
