@@ -185,6 +185,7 @@ def run_flops(args: argparse.Namespace, model: Any, tokens: rllc.Tokens, layer: 
         bound.runs(group, member, position, at, batch, gradient=True, each=False)
 
     evaluate()  # after the trial
+    evaluate()  # and after the comparison with a run alone, which comes at calls 2, 4, 8 and so on
     return count(evaluate)
 
 
