@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
@@ -61,10 +60,8 @@ _OTHER_WORDS = {
 """Words of other libraries and papers for the same things."""
 
 
-_ELSEWHERE = {}
-for _name in ("positions", "revision", "subfolder", "cache_dir", "token"):
-    _ELSEWHERE[_name] = f"it belongs to rllc.checkpoints(source, {_name}=…), which gives a list."
-"""Arguments of other calls: where they are given instead."""
+_OF_CHECKPOINTS = ("positions", "revision", "subfolder", "cache_dir", "token")
+"""Arguments of :func:`rllc.checkpoints`, which are given there and nowhere else."""
 
 
 def names_checked(call: Call) -> Call:
@@ -80,8 +77,7 @@ def names_checked(call: Call) -> Call:
         made: Any = call
         made.__init__ = names_checked(made.__init__)
         return call
-    signature = _with_shared_names(call)
-    known = [name for name in signature.parameters if name != "self"]
+    known = [name for name in inspect.signature(call).parameters if name != "self"]
     name_of_call = call.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(call)
@@ -93,27 +89,7 @@ def names_checked(call: Call) -> Call:
                 )
         return call(*args, **kwargs)
 
-    checked.__signature__ = signature  # type: ignore[attr-defined]
     return cast("Call", checked)
-
-
-def _with_shared_names(call: Callable[..., Any]) -> inspect.Signature:
-    """A signature with the names of ``How`` in place of ``**how: Unpack[How]``."""
-    signature = inspect.signature(call)
-    parameters = list(signature.parameters.values())
-    if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
-        return signature
-    shared = re.fullmatch(r"Unpack\[(\w+)\]", str(parameters[-1].annotation))
-    if shared is None:
-        return signature
-    typed_dict = call.__globals__[shared[1]]
-    spelled_out = parameters[:-1]
-    for name, annotation in typed_dict.__annotations__.items():
-        one = inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-        )
-        spelled_out.append(one)
-    return signature.replace(parameters=spelled_out)
 
 
 def advice(unknown: str, known: Iterable[str]) -> str:
@@ -130,4 +106,6 @@ def advice(unknown: str, known: Iterable[str]) -> str:
         if meant in names:
             typed = f"{maker}({meant}=…)"
             return f"pass {argument}={typed}." if argument in known else f"it belongs to {typed}."
-    return _ELSEWHERE.get(unknown) or nearest(unknown, known)
+    if unknown in _OF_CHECKPOINTS:
+        return f"it belongs to rllc.checkpoints(source, {unknown}=…), which gives a list."
+    return nearest(unknown, known)

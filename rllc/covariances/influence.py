@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Unpack
+from typing import Literal
 
 import numpy as np
 from torch import nn
@@ -13,10 +13,12 @@ from rllc.arguments import names_checked
 from rllc.covariances.observed import FixedRows, faults_of_chains, fixed_rows, moments_only
 from rllc.covariances.results import Covariances
 from rllc.errors import InputError, one_of
+from rllc.losses.contract import LossFunction
 from rllc.observables import losses_on
+from rllc.samplers import Sampler
 from rllc.sampling.draws import Draws
-from rllc.sampling.how import How
 from rllc.sampling.sample import sample
+from rllc.sampling.settings import Compute, Sampling
 from rllc.statistics.covariance import (
     Covariance,
     agreement,
@@ -38,7 +40,11 @@ def loss_kernel(
     data: DataLike,
     rows: DataLike,
     weights: WeightsLike = None,
-    **how: Unpack[How],
+    *,
+    loss: LossFunction | None = None,
+    sampler: Sampler | None = None,
+    sampling: Sampling | None = None,
+    compute: Compute | None = None,
 ) -> LossKernel:
     """Sample, and give the covariance of the losses of each two rows: Cov(ℓ_i, ℓ_j).
 
@@ -58,7 +64,10 @@ def loss_kernel(
         data: what the chains are sampled on.
         rows: one data set of fixed rows, whose losses are taken at every draw without gradients.
         weights: which weights move.
-        how: ``loss``, ``sampler``, ``sampling``, ``compute``.
+        loss: as for :func:`rllc.estimate`; so for the three that follow.
+        sampler: ``None`` is ``rllc.sgld()``.
+        sampling: how much is sampled.
+        compute: how it is run.
 
     Raises:
         InputError: as :func:`rllc.sample`; ``rows`` is not one data set.
@@ -67,7 +76,17 @@ def loss_kernel(
     interpretability, arXiv 2509.26537.
     """
     observe = {_ROWS: losses_on(rows, by="row")}
-    return LossKernel.of(sample(model, data, weights, observe=observe, **how))
+    draws = sample(
+        model,
+        data,
+        weights,
+        loss=loss,
+        sampler=sampler,
+        sampling=sampling,
+        compute=compute,
+        observe=observe,
+    )
+    return LossKernel.of(draws)
 
 
 @names_checked
@@ -77,7 +96,11 @@ def influence(
     rows: DataLike,
     queries: DataLike,
     weights: WeightsLike = None,
-    **how: Unpack[How],
+    *,
+    loss: LossFunction | None = None,
+    sampler: Sampler | None = None,
+    sampling: Sampling | None = None,
+    compute: Compute | None = None,
 ) -> LossKernel:
     """Sample, and give the Bayesian influence of rows on queries: −Cov(ℓ_row, ℓ_query).
 
@@ -96,7 +119,10 @@ def influence(
         rows: one data set, such as training rows.
         queries: one data set, such as test rows.
         weights: which weights move.
-        how: ``loss``, ``sampler``, ``sampling``, ``compute``.
+        loss: as for :func:`rllc.estimate`; so for the three that follow.
+        sampler: ``None`` is ``rllc.sgld()``.
+        sampling: how much is sampled.
+        compute: how it is run.
 
     Raises:
         InputError: as :func:`rllc.loss_kernel`.
@@ -105,7 +131,16 @@ def influence(
     attribution, arXiv 2509.26544.
     """
     observe = {_ROWS: losses_on(rows, by="row"), _QUERIES: losses_on(queries, by="row")}
-    draws = sample(model, data, weights, observe=observe, **how)
+    draws = sample(
+        model,
+        data,
+        weights,
+        loss=loss,
+        sampler=sampler,
+        sampling=sampling,
+        compute=compute,
+        observe=observe,
+    )
     return LossKernel.of(draws, queries=_QUERIES).influence()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Unpack
 
 import numpy as np
 from torch import nn
@@ -19,10 +18,12 @@ from rllc.covariances.observed import (
 )
 from rllc.covariances.results import Covariances
 from rllc.errors import InputError
+from rllc.losses.contract import LossFunction
 from rllc.observables import losses_on
+from rllc.samplers import Sampler
 from rllc.sampling.draws import Draws
-from rllc.sampling.how import How
 from rllc.sampling.sample import sample
+from rllc.sampling.settings import Compute, Sampling
 from rllc.statistics.covariance import (
     Covariance,
     agreement,
@@ -45,7 +46,11 @@ def susceptibilities(
     data: DataLike | None = None,
     probes: DataLike | None = None,
     weights: WeightsLike = None,
-    **how: Unpack[How],
+    *,
+    loss: LossFunction | None = None,
+    sampler: Sampler | None = None,
+    sampling: Sampling | None = None,
+    compute: Compute | None = None,
 ) -> Susceptibilities:
     """Sample each refinement once, and give the susceptibility of its weights to each probe token.
 
@@ -69,7 +74,10 @@ def susceptibilities(
         probes: fixed rows, whose losses are taken at every draw without gradients; one data set, or
             several by name.
         weights: which weights move, such as ``rllc.heads(model)``.
-        how: ``loss``, ``sampler``, ``sampling``, ``compute``.
+        loss: as for :func:`rllc.estimate`; so for the three that follow.
+        sampler: ``None`` is ``rllc.sgld()``.
+        sampling: how much is sampled.
+        compute: how it is run.
 
     Raises:
         InputError: ``data`` or ``probes`` is missing; and as :func:`rllc.sample`.
@@ -93,7 +101,16 @@ def susceptibilities(
         observable = f"probes {probe.data_name}"
         names[observable] = probe.data_name
         observe[observable] = losses_on(probe.data)
-    draws = sample(model, data, weights, observe=observe, **how)
+    draws = sample(
+        model,
+        data,
+        weights,
+        loss=loss,
+        sampler=sampler,
+        sampling=sampling,
+        compute=compute,
+        observe=observe,
+    )
     return Susceptibilities.of(draws, names)
 
 
