@@ -44,10 +44,10 @@ def hooked(model: nn.Module, caller: str) -> Hooked:
     """
     model = unwrapped(model)
     _refuse_pairs(model, caller)
-    found = anatomy(model)
-    writers = tuple(_writer(model, attention, caller) for attention in found.attentions)
+    described = anatomy(model)
+    writers = tuple(_writer(model, attention, caller) for attention in described.attentions)
     d_vocab, n_ctx = sizes(model, caller)
-    result = Hooked(model, found, writers, d_vocab, n_ctx)
+    result = Hooked(model, described, writers, d_vocab, n_ctx)
     _check_causal(result, caller)
     return result
 
@@ -63,11 +63,11 @@ def _refuse_pairs(model: nn.Module, caller: str) -> None:
 def sizes(model: nn.Module, caller: str) -> tuple[int, int]:
     """How many ids and positions a model knows."""
     config: Any = getattr(model, "config", None)
-    found = []
+    numbers = []
     for names in (("d_vocab", "vocab_size"), ("n_ctx", "max_position_embeddings", "max_seq_len")):
         values = [getattr(config, name, None) for name in names]
-        found += [next((value for value in values if type(value) is int), None)]
-    d_vocab, n_ctx = found
+        numbers += [next((value for value in values if type(value) is int), None)]
+    d_vocab, n_ctx = numbers
     if d_vocab is None:
         raise InputError(
             f"{caller}: {type(model).__name__} does not say how many token ids it knows "
@@ -201,9 +201,9 @@ def patterns_of(model: nn.Module, ids: Tensor) -> list[Tensor]:
     with eager(model), one_arithmetic(), in_mode(model, False), torch.no_grad():
         output = any_model(ids, output_attentions=True)
     attentions = getattr(output, "attentions", None) or ()
-    if len(attentions) != number or any(each is None for each in attentions):
+    if len(attentions) != number or any(pattern is None for pattern in attentions):
         raise InputError(
             f"patterns: {type(model).__name__} gives {len(attentions)} attention patterns "
             f"(output_attentions=True) for its {number} attentions; expected one for each."
         )
-    return [each.detach() for each in attentions]
+    return [pattern.detach() for pattern in attentions]

@@ -257,11 +257,11 @@ class _Pass:
 
     def _replace_whole_heads(self, layer: int, outputs: Tensor) -> Tensor:
         """The outputs of a layer, with the replacements of heads that are replaced altogether."""
-        whole = self._select_whole_heads(layer)
-        if not whole:
+        paths_of_run = self._select_whole_heads(layer)
+        if not paths_of_run:
             return outputs
         outputs = self._one_for_each_run(outputs)
-        for run, paths in whole.items():
+        for run, paths in paths_of_run.items():
             for path in paths:
                 _, head = path.sender
                 outputs[run, :, head] = self.replacements[layer][:, head]

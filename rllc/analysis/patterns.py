@@ -93,10 +93,10 @@ def attention_from(
 def _attention_of(model: nn.Module, rows: Tensor) -> Callable[[int, int, int, Tensor], Tensor]:
     """The attention of one layer, row and head from some positions, ``[query, key]``."""
     if not is_own(model):
-        whole = patterns_of(model, rows)
+        patterns = patterns_of(model, rows)
 
         def chosen(layer: int, row: int, head: int, queries: Tensor) -> Tensor:
-            return whole[layer][row, head, queries]
+            return patterns[layer][row, head, queries]
 
         return chosen
     own = check_model(model, "patterns")

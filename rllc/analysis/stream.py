@@ -66,17 +66,17 @@ def places(model: nn.Module, caller: str) -> tuple[Place, ...]:
     Raises:
         InputError: its stream is no sum of what heads write, or its maps are no modules.
     """
-    found = anatomy(model)
-    _refuse_towers(model, found, caller)
-    for attention in found.attentions:
+    described = anatomy(model)
+    _refuse_towers(model, described, caller)
+    for attention in described.attentions:
         _paths_of_maps(model, attention, caller)
     with in_mode(model, False), one_arithmetic():
         example = _example(model, caller)
-        return tuple(_place(model, each, example, caller) for each in found.attentions)
+        return tuple(_place(model, each, example, caller) for each in described.attentions)
 
 
-def _refuse_towers(model: nn.Module, found: Anatomy, caller: str) -> None:
-    towers = {attention.tower for attention in found.attentions}
+def _refuse_towers(model: nn.Module, described: Anatomy, caller: str) -> None:
+    towers = {attention.tower for attention in described.attentions}
     if len(towers) > 1:
         raise InputError(
             f"{caller}: {type(model).__name__} has several kinds of attention "

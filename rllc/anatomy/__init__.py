@@ -68,11 +68,11 @@ def anatomy(model: nn.Module, row: RowLike = None, *, example: object = None) ->
             kind, rows = _kind(model), own_rows
         else:
             kind, rows = rows_of(model)
-        found = read(model, rows, kind) if rows else None
-        if found is None:
+        described = read(model, rows, kind) if rows else None
+        if described is None:
             raise no_row(model, kind, own_rows, call)
-        verify(model, found, call)
-        verified[key] = found
+        verify(model, described, call)
+        verified[key] = described
     return verified[key]
 
 

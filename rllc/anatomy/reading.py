@@ -126,15 +126,15 @@ def bridge_rows(model: nn.Module, mixed: tuple[str, ...]) -> Rows:
 def _wrapped_maps(bridge: nn.Module) -> MapNames | None:
     """Paths of the linear maps that a bridge's q, k, v and o wrap; ``None``: it lacks some."""
     paths = {id(inner): name for name, inner in bridge.named_modules()}
-    found = []
+    paths_of_maps = []
     for letter in ("q", "k", "v", "o"):
         wrapper = getattr(bridge, letter, None)
         wrapped = getattr(wrapper, "original_component", None)
         path = paths.get(id(wrapped))
         if path is None:
             return None
-        found.append(path)
-    q, k, v, o = found
+        paths_of_maps.append(path)
+    q, k, v, o = paths_of_maps
     return MapNames(q=q, k=k, v=v, o=o)
 
 
@@ -177,7 +177,7 @@ def _modules(model: nn.Module, row: AttentionRow) -> list[_Found]:
     before, star, after = row.at.partition("*")
     number = r"(\d+)" if star else "()"
     pattern = re.compile(rf"(.*?)({re.escape(before)}{number})({re.escape(after)})")
-    found: dict[int, _Found] = {}
+    by_layer: dict[int, _Found] = {}
     for path, _ in model.named_modules():
         match = pattern.fullmatch(path)
         if match is None:
@@ -187,13 +187,13 @@ def _modules(model: nn.Module, row: AttentionRow) -> list[_Found]:
             continue
         layer = int(digits or 0)
         block = prefix + in_block if star else ""
-        if layer in found:
+        if layer in by_layer:
             raise InputError(
-                f"anatomy({type(model).__name__}): {row.at!r} is both {found[layer].path!r} and "
+                f"anatomy({type(model).__name__}): {row.at!r} is both {by_layer[layer].path!r} and "
                 f"{path!r}; write more of the path in `at`, and a row for each."
             )
-        found[layer] = _Found(row, prefix, layer, path, block)
-    return [found[layer] for layer in sorted(found)]
+        by_layer[layer] = _Found(row, prefix, layer, path, block)
+    return [by_layer[layer] for layer in sorted(by_layer)]
 
 
 def _has_maps(model: nn.Module, found: _Found) -> bool:
@@ -470,8 +470,8 @@ def _unit(size: int, number: int, name: str | None, row: AttentionRow, what: str
 def _rest(module: nn.Module, names: Mapping[int, str], maps: Mapping[Letter, Map]) -> Iterator[str]:
     """Parameters of an attention module of which no head has a part."""
     taken: set[str | None] = set()
-    for each in maps.values():
-        taken.update((each.weight, each.bias))
+    for one_map in maps.values():
+        taken.update((one_map.weight, one_map.bias))
     for parameter in module.parameters():
         name = names[id(parameter)]
         if name not in taken:

@@ -40,22 +40,22 @@ def no_row(model: nn.Module, kind: str, given: Rows, example: Example | None) ->
     )
 
 
-def _listing(found: Sequence[Guess]) -> str:
+def _listing(listed: Sequence[Guess]) -> str:
     """The attention modules and the matrices that are in each."""
     lines = []
-    for guess in found[:_MOST]:
+    for guess in listed[:_MOST]:
         lines.append(f"  {guess.path}: {type(guess.module).__name__}")
         for name, shape in matrices(guess.module):
             lines.append(f"    {name} {shape}")
-    if len(found) > _MOST:
-        lines.append(f"  … and {len(found) - _MOST} more")
+    if len(listed) > _MOST:
+        lines.append(f"  … and {len(listed) - _MOST} more")
     return "\n".join(lines)
 
 
-def _advice(found: Sequence[Guess]) -> str:
+def _advice(listed: Sequence[Guess]) -> str:
     """The rows that can be pasted, or what they lack."""
-    verified = [guess for guess in found if not guess.problem]
-    others = [guess for guess in found if guess.problem]
+    verified = [guess for guess in listed if not guess.problem]
+    others = [guess for guess in listed if guess.problem]
     lines = [f"    {guess.written}," for guess in verified]
     if verified:
         intro = "This row was guessed from names, and verified by running the model:"

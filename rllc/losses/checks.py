@@ -128,8 +128,8 @@ def check_rows(loss: LossFunction | None, data: Data, name: str) -> None:
         rows = torch.arange(start, min(start + _ROWS, len(data)))
         counted = _counted(loss, data.take(rows, torch.device("cpu")))
         if counted is not None:
-            found = ~counted.reshape(len(counted), -1).any(1)
-            empty += rows[found].tolist()
+            is_empty = ~counted.reshape(len(counted), -1).any(1)
+            empty += rows[is_empty].tolist()
     if empty:
         shown = ", ".join(map(str, empty[:6])) + (", …" if len(empty) > 6 else "")
         raise InputError(

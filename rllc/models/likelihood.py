@@ -71,8 +71,8 @@ def _rows(model: nn.Module, tokens: Any) -> Tensor:
             rows = torch.as_tensor(rows)
         except (TypeError, ValueError, RuntimeError):
             rows = torch.empty(0)
-    whole = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
-    fits = whole and rows.dim() == 2 and rows.shape[1] > 1 and len(rows) > 0
+    is_integer = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
+    fits = is_integer and rows.dim() == 2 and rows.shape[1] > 1 and len(rows) > 0
     fits = fits and int(rows.min()) >= 0
     must_be("load", "tokens", tokens, fits, "rows of token ids [row, pos]")
     device = next(model.parameters()).device

@@ -114,8 +114,8 @@ def stem_of(name: str) -> str:
 def _whole(match: re.Match[str]) -> int | None:
     """The number, if it is a whole one: ``1e9``, ``4B`` and ``1.5k`` are, ``1.5`` is not."""
     value = Decimal(match["number"]) * _SCALES[match["scale"].lower()]
-    whole = value == value.to_integral_value() and value < _MOST
-    return int(value) if whole else None
+    is_whole = value == value.to_integral_value() and value < _MOST
+    return int(value) if is_whole else None
 
 
 def _run(before: str) -> str:

@@ -326,8 +326,8 @@ def _entries_in(file: BinaryIO) -> list[_Entry]:
                 return entries
     file.seek(0)
     with zipfile.ZipFile(file) as archive:
-        found = archive.infolist()
-    return [_Entry(*(getattr(entry, name) for name in _Entry._fields)) for entry in found]
+        members = archive.infolist()
+    return [_Entry(*(getattr(entry, name) for name in _Entry._fields)) for entry in members]
 
 
 def _listed(contents: bytes, count: int) -> list[_Entry]:

@@ -192,8 +192,8 @@ def of_one_checkpoint(parts: Sequence[Draws]) -> Draws:
         of_all.append(replace(draws, settings={**draws.settings, **dict.fromkeys(_BY_DATA)}))
     if len({_likeness(draws) for draws in of_all}) > 1:
         raise ValueError("they differ in more than weights and data")
-    whole = stacked(parts)
-    return replace(whole, settings={**whole.settings, **by_data})
+    together = stacked(parts)
+    return replace(together, settings={**together.settings, **by_data})
 
 
 def likeness(draws: Draws) -> str | None:

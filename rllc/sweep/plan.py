@@ -225,10 +225,10 @@ def differences(earlier: Sequence[Plan], plan: Plan) -> list[str]:
     for other in earlier:
         names = [*other.settings, *plan.settings]
         sentences += _compared(names, other.settings, plan.settings)
-        there, now = _fingerprints(other), _fingerprints(plan)
+        stored, asked = _fingerprints(other), _fingerprints(plan)
         # More checkpoints, data and weights are welcome; those in both must be the same.
         notes = _changed_parts(other, plan)
-        sentences += _compared(there.keys() & now.keys(), there, now, notes)
+        sentences += _compared(stored.keys() & asked.keys(), stored, asked, notes)
     for name in ("num_chains", "num_draws"):
         counts = {getattr(other, name) for other in earlier}
         count = getattr(plan, name)

@@ -206,9 +206,9 @@ def refuse_differences(earlier: Sequence[Plan], plan: Plan, store: Store) -> Non
 def _warn_of_versions(earlier: Plan, plan: Plan, store: Store) -> None:
     changes = []
     for name, version in earlier.versions.items():
-        now = plan.versions.get(name)
-        if version != now:
-            changes.append(f"{name} {version} -> {now}")
+        installed = plan.versions.get(name)
+        if version != installed:
+            changes.append(f"{name} {version} -> {installed}")
     if changes:
         warnings.warn(
             f"track: going on with {store.folder} with {', '.join(changes)}; new cells may differ "

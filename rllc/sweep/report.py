@@ -258,14 +258,14 @@ def _in_short(numbers: np.ndarray, digits: int = 4) -> list[float | None]:
 
 def _traces(sweep: Sweep, trajectory: Trajectory, num_traces: int) -> str:
     rhat = trajectory.rhat
-    known = np.argwhere(~np.isnan(rhat))
-    if not len(known):
+    cells = np.argwhere(~np.isnan(rhat))
+    if not len(cells):
         return note("There is no R-hat yet.")
     if not num_traces:
         return note("None were asked for.")
-    worst_first = np.argsort(-rhat[tuple(known.T)], kind="stable")
+    worst_first = np.argsort(-rhat[tuple(cells.T)], kind="stable")
     shown = []
-    for row, column in known[worst_first][:num_traces]:
+    for row, column in cells[worst_first][:num_traces]:
         step = trajectory.steps[row]
         weights, data = trajectory.weights[column], trajectory.data[column]
         draws = sweep.read(sweep.finished[step, weights, data], [weights])

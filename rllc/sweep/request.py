@@ -221,10 +221,10 @@ def listed(source: CheckpointsLike, into: Into | None) -> list[Checkpoint]:
         InputError: there are none.
     """
     check_into("track", into)
-    found = checkpoints_of(source, into=into)
-    if not found:
+    checkpoints = checkpoints_of(source, into=into)
+    if not checkpoints:
         raise InputError(f"track({source!r}): expected at least one checkpoint, got none.")
-    return found
+    return checkpoints
 
 
 def _by_step(checkpoints: Sequence[Checkpoint]) -> dict[int, Checkpoint]:

@@ -314,17 +314,17 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
     """Refuse to go on with a run of other settings, and list what differs."""
-    before = _flat(old)
-    now = _flat(json.loads(json.dumps(new)))
+    stored = _flat(old)
+    asked = _flat(json.loads(json.dumps(new)))
     lines = []
-    for name in before | now:
+    for name in stored | asked:
         # Other versions of transformers know more or fewer fields of a configuration.
-        if name.startswith("config.") and not (name in before and name in now):
+        if name.startswith("config.") and not (name in stored and name in asked):
             continue
-        if name in ("numerics", "code") and name not in before:
+        if name in ("numerics", "code") and name not in stored:
             continue  # an earlier version wrote neither
-        if before.get(name) != now.get(name):
-            lines.append(f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now\n")
+        if stored.get(name) != asked.get(name):
+            lines.append(f"  {name}: {stored.get(name)!r} there, {asked.get(name)!r} now\n")
     if lines:
         raise InputError(
             f"training: {path} holds a run with other settings or data:\n{''.join(lines)}"

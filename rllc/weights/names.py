@@ -274,8 +274,8 @@ def _fitting(what: str, wanted: Sequence[str], names: Sequence[str]) -> tuple[st
     for one in wanted:
         # A name that holds an asterisk itself is meant as it stands.
         exact = one in names or not is_pattern(one)
-        found = [name for name in names if (name == one if exact else fnmatchcase(name, one))]
-        if not found:
+        matching = [name for name in names if (name == one if exact else fnmatchcase(name, one))]
+        if not matching:
             raise InputError(f"select({one!r}): no such {what}; {nearest(one, names)}")
-        fitting.update(found)
+        fitting.update(matching)
     return tuple(name for name in names if name in fitting)
