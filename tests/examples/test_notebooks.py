@@ -76,12 +76,13 @@ def test_outputs_are_kept(path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # each takes minutes, and CI runs three processes on two cores
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_and_says_the_same(path: Path) -> None:
     stored = nbformat.read(path, as_version=4)
     fresh = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(EXAMPLES)}}
-    nbclient.NotebookClient(fresh, timeout=600, kernel_name="python3", resources=where).execute()
+    nbclient.NotebookClient(fresh, timeout=1400, kernel_name="python3", resources=where).execute()
     for before, after in zip(code_cells(stored), code_cells(fresh), strict=True):
         assert kinds(before) == kinds(after), after.source
         assert likeness(words(before), words(after)) >= LIKENESS, after.source
