@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,25 @@ from torch.utils.data import (
 )
 from torch.utils.data import default_collate as torch_collate
 
-from rllc.data.data import Batch, Data, Tensors, to_device
+from rllc.data.data import Data, Tensors
+from rllc.data.examples import (
+    NOT_INPUTS,
+    Collated,
+    Example,
+    are_equal,
+    as_tensor,
+    is_integer,
+    parts_of,
+    rows_of_examples,
+    rows_of_fields,
+    tensor_of,
+    to_example,
+)
 from rllc.data.images import is_image_folder, read_images
+from rllc.data.large import IN_MEMORY, Examples, Reading, TokenArray
 from rllc.data.packing import without_surrogates
 from rllc.data.tokens import Tokens
 from rllc.errors import FileError, InputError, RllcError, first_line, nearest
-from rllc.storage.files import bytes_of_tensor, sha256_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,21 +50,6 @@ MODEL_INPUTS = ("input_ids", "pixel_values", "inputs_embeds", "input_values", "i
 
 _LABELS = ("labels", "label")
 _TEXTS = ("text", "contents", "content", "code")
-_NOT_INPUTS = frozenset(
-    {
-        "special_tokens_mask",
-        "offset_mapping",
-        "overflow_to_sample_mapping",
-        "overflowing_tokens",
-        "num_truncated_tokens",
-        "length",
-    }
-)
-"""What tokenizers give beside a model's inputs."""
-
-_IN_MEMORY = 2**30
-"""Bytes up to which rows that were read are kept in memory."""
-
 _MOST_ROWS = 10_000
 """Rows that are read of an iterable without a length, unless others are asked for."""
 
@@ -157,9 +154,9 @@ class _Given:
         if isinstance(source, DataLoader):
             return self._loader(source)
         if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-            return self._rows(source, range(len(source)), _example)
+            return self._rows(source, range(len(source)), to_example)
         if isinstance(source, Iterable):
-            return self._iterable(source, _example)
+            return self._iterable(source, to_example)
         raise self._of_unknown_kind(source)
 
     def _of_unknown_kind(self, source: object) -> InputError:
@@ -175,7 +172,7 @@ class _Given:
                 )
             if source.dtype.kind in "iu" and (source.ndim == 2 or self.context_length):
                 return self._ids(source)
-            source = _tensor(source)
+            source = tensor_of(source)
         is_ids = not source.is_floating_point() and not source.is_complex()
         if source.dim() == 1 and is_ids:
             if self.context_length is None:
@@ -192,7 +189,7 @@ class _Given:
     def _ids(self, ids: np.ndarray) -> Data:
         if ids.ndim == 1 or self.context_length is not None:
             ids = _cut(ids.reshape(-1) if ids.ndim == 1 else ids, self.context_length, self.name)
-        if 4 * ids.size <= _IN_MEMORY:
+        if 4 * ids.size <= IN_MEMORY:
             return Tokens(torch.from_numpy(ids.astype(np.int64)), self.name)
         return TokenArray(ids, self.name)
 
@@ -234,7 +231,7 @@ class _Given:
         if all(isinstance(part, Tensor) for part in parts):
             return Tensors(tuple(parts), self.name)
         try:
-            tensors = tuple(_tensor(part) for part in parts)
+            tensors = tuple(tensor_of(part) for part in parts)
         except (TypeError, ValueError, RuntimeError):
             return Tensors(tuple(parts), self.name)
         return Tensors(tensors, self.name)
@@ -248,7 +245,7 @@ class _Given:
             )
         columns = {}
         for field, values in fields.items():
-            if field not in _NOT_INPUTS and values is not None:
+            if field not in NOT_INPUTS and values is not None:
                 columns[field] = values
         ids = columns.get("input_ids")
         if ids is not None and not isinstance(ids, Tensor | np.ndarray):
@@ -261,9 +258,9 @@ class _Given:
             examples = []
             for row in range(count):
                 examples.append({field: values[row] for field, values in columns.items()})
-            return _of_examples([_example(example) for example in examples], self.name)
-        tensors = {field: _tensor(values) for field, values in columns.items()}
-        return _of_fields(tensors, self.name)
+            return rows_of_examples([to_example(example) for example in examples], self.name)
+        tensors = {field: tensor_of(values) for field, values in columns.items()}
+        return rows_of_fields(tensors, self.name)
 
     def _list(self, source: list[Any]) -> Data:
         if not source:
@@ -279,10 +276,10 @@ class _Given:
             if not is_rows and len(lengths) == 1 and -1 not in lengths:
                 return self._parts(source)
         if isinstance(first, list) or _is_row_of_ids(first):
-            rows = [_example(row) for row in source]
-            named: list[_Example] = [{"input_ids": _parts_of(row)[0]} for row in rows]
-            return _of_examples(named, self.name)
-        return self._rows(source, range(len(source)), _example)
+            rows = [to_example(row) for row in source]
+            named: list[Example] = [{"input_ids": parts_of(row)[0]} for row in rows]
+            return rows_of_examples(named, self.name)
+        return self._rows(source, range(len(source)), to_example)
 
     def _texts(self, texts: Sequence[str], labels: Sequence[Any] | None = None) -> Data:
         if self.tokenizer is None:
@@ -320,7 +317,7 @@ class _Given:
         if self.column is not None:
             chosen = [self.column]
         elif any(name in MODEL_INPUTS for name in names):
-            chosen = [name for name in names if name not in _NOT_INPUTS]
+            chosen = [name for name in names if name not in NOT_INPUTS]
             chosen = [name for name in chosen if not _is_text(source, name)]
         else:
             texts = [name for name in _TEXTS if name in names and _is_text(source, name)]
@@ -335,8 +332,8 @@ class _Given:
             labels = None if label is None else [row[label] for row in rows]
             return self._texts([row[chosen[0]] for row in rows], labels)
 
-        def example(row: Mapping[str, Any]) -> _Example:
-            fields = {name: _as_tensor(row[name]) for name in chosen}
+        def example(row: Mapping[str, Any]) -> Example:
+            fields = {name: as_tensor(row[name]) for name in chosen}
             if len(chosen) > 1:
                 return fields
             (only,) = fields.values()
@@ -347,9 +344,9 @@ class _Given:
         return self._iterable(source, example)
 
     def _loader(self, loader: DataLoader[Any]) -> Data:
-        example = _example
+        example = to_example
         if loader.collate_fn is not torch_collate and loader.batch_size is not None:
-            example = _Collated(loader.collate_fn)
+            example = Collated(loader.collate_fn)
         dataset: Any = loader.dataset
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
             return self._iterable(dataset, example)
@@ -369,27 +366,27 @@ class _Given:
             raise InputError(_weighted(self.name, "gives rows more than once"))
         return self._rows(dataset, rows, example)
 
-    def _rows(self, dataset: Any, rows: Sequence[int], example: Callable[[Any], _Example]) -> Data:
+    def _rows(self, dataset: Any, rows: Sequence[int], example: Callable[[Any], Example]) -> Data:
         if self.num_rows is not None:
             rows = rows[: self.num_rows]
         if not len(rows):
             raise InputError(f"`data` {self.name!r}: {type(dataset).__name__} has no rows.")
         first = self._row(dataset, rows[0], example)
         again = self._row(dataset, rows[0], example)
-        if not _equal(first, again):
+        if not are_equal(first, again):
             raise InputError(
                 f"`data` {self.name!r}: {type(dataset).__name__} gives another example each time "
                 f"it is asked for row {rows[0]}, as random augmentation and masking do; the data "
                 f"must stay the same. Switch it off, or store what it gave once."
             )
-        reading = _Reading()
+        reading = Reading()
         for row in rows:
             reading.add(self._row(dataset, row, example))
         if reading.examples is not None:
-            return _of_examples(reading.examples, self.name)
+            return rows_of_examples(reading.examples, self.name)
         return Examples(dataset, tuple(rows), example, self.name, reading.digest(), reading.width)
 
-    def _row(self, dataset: Any, row: int, example: Callable[[Any], _Example]) -> _Example:
+    def _row(self, dataset: Any, row: int, example: Callable[[Any], Example]) -> Example:
         try:
             return example(dataset[row])
         except RllcError:
@@ -400,7 +397,7 @@ class _Given:
                 f"({type(error).__name__}: {first_line(error)}); data must be {_KINDS}."
             ) from error
 
-    def _iterable(self, source: Iterable[Any], example: Callable[[Any], _Example]) -> Data:
+    def _iterable(self, source: Iterable[Any], example: Callable[[Any], Example]) -> Data:
         most = _MOST_ROWS if self.num_rows is None else self.num_rows
         iterator = iter(source)
         rows = [example(item) for item in islice(iterator, most)]
@@ -415,7 +412,7 @@ class _Given:
                 f"{most:,} rows are taken. Say how many: rllc.data.as_data(source, num_rows=…).",
                 stacklevel=4,
             )
-        return _of_examples(rows, self.name)
+        return rows_of_examples(rows, self.name)
 
 
 def is_batch(fields: Mapping[Any, Any]) -> bool:
@@ -424,289 +421,18 @@ def is_batch(fields: Mapping[Any, Any]) -> bool:
     return has_labels or any(name in fields for name in MODEL_INPUTS)
 
 
-# Larger than memory.
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class TokenArray:
-    """Token ids in an array that may lie in a file; only the rows of a minibatch are read.
-
-    Args:
-        ids: ``[row, pos]`` of integers, such as an ``np.memmap``.
-        name: what results are labelled with.
-    """
-
-    ids: np.ndarray
-    name: str = "data"
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __repr__(self) -> str:
-        return f"TokenArray({self.name!r}: {len(self):,} rows x {self.ids.shape[1]:,} positions)"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        return (self.ids.shape[1],)
-
-    @cached_property
-    def largest_id(self) -> int:
-        """The largest id in the rows."""
-        return max(int(block.max()) for block in self._blocks())
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """That of :class:`rllc.Tokens` with the same ids."""
-        shape = f"{len(self)} {self.ids.shape[1]}"
-        blocks = (np.ascontiguousarray(block.astype("<i4")) for block in self._blocks())
-        return sha256_of(_after(shape, blocks))
-
-    def take(self, rows: Tensor, device: torch.device) -> Tensor:
-        """The minibatch of the given rows: ids ``[batch, pos]``, int64, on ``device``."""
-        return to_device(torch.from_numpy(self.ids[rows.numpy()].astype(np.int64)), device)
-
-    def _blocks(self) -> Iterator[np.ndarray]:
-        size = max(1, 2**22 // self.ids.shape[1])
-        for start in range(0, len(self.ids), size):
-            yield self.ids[start : start + size]
-
-
-_Example = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Examples:
-    """Rows of a data set that does not fit into memory; read anew for each minibatch.
-
-    Args:
-        dataset: ``dataset[row]`` gives an example.
-        rows: which of its rows.
-        example: makes tensors of what it gives.
-        name: what results are labelled with.
-        fingerprint: SHA-256 of the contents.
-        width: positions to which rows of tokens are padded.
-    """
-
-    dataset: Any
-    rows: tuple[int, ...]
-    example: Callable[[Any], _Example]
-    name: str
-    fingerprint: str
-    width: int = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        return f"Examples({self.name!r}: {len(self):,} rows of {type(self.dataset).__name__})"
-
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one row of the first part."""
-        batch = self.take(torch.tensor([0]), torch.device("cpu"))
-        parts = _parts_of(batch)
-        return tuple(parts[0].shape[1:])
-
-    def take(self, rows: Tensor, device: torch.device) -> Batch:
-        """The minibatch of the given rows."""
-        chosen = [self.example(self.dataset[self.rows[row]]) for row in rows.tolist()]
-        return _of_examples(chosen, self.name, self.width).take(torch.arange(len(rows)), device)
-
-
-class _Reading:
-    """Examples that are read once: kept while they fit, and hashed for when they do not."""
-
-    def __init__(self) -> None:
-        self.examples: list[_Example] | None = []
-        self.bytes = 0
-        self.width = 0
-        self.pieces: list[str] = []
-
-    def add(self, example: _Example) -> None:
-        """Take the next example."""
-        parts = _parts_of(example)
-        self.bytes += sum(part.numel() * part.element_size() for part in parts)
-        if isinstance(example, dict) and "input_ids" in example:
-            self.width = max(self.width, len(example["input_ids"]))
-        shapes = " ".join(f"{part.dtype} {tuple(part.shape)}" for part in parts)
-        self.pieces.append(sha256_of([shapes, *map(bytes_of_tensor, parts)]))
-        if self.examples is not None:
-            self.examples.append(example)
-            if self.bytes > _IN_MEMORY:
-                self.examples = None
-
-    def digest(self) -> str:
-        """The SHA-256 of all."""
-        return sha256_of(self.pieces)
-
-
-# From examples to tensors.
-
-
-@dataclass(frozen=True)
-class _Collated:
-    """One example by a loader's own collate function, which is asked for one row at a time."""
-
-    collate: Callable[[list[Any]], Any]
-
-    def __call__(self, item: Any) -> _Example:
-        batch = _example(self.collate([item]))
-        if isinstance(batch, dict):
-            return {name: field[0] for name, field in batch.items()}
-        if isinstance(batch, tuple):
-            return tuple(part[0] for part in batch)
-        return batch[0]
-
-
-def _example(item: Any) -> _Example:
-    """An example as a tensor, a tuple of them or a dict."""
-    if isinstance(item, Mapping):
-        fields = {name: value for name, value in item.items() if name not in _NOT_INPUTS}
-        return {str(name): _as_tensor(value) for name, value in fields.items()}
-    if isinstance(item, tuple) or (isinstance(item, list) and _has_arrays(item)):
-        return tuple(_as_tensor(part) for part in item)
-    return _as_tensor(item)
-
-
-def _has_arrays(item: Sequence[Any]) -> bool:
-    return any(isinstance(part, Tensor | np.ndarray) for part in item)
-
-
-def _as_tensor(value: Any) -> Tensor:
-    try:
-        return _tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        advice = "give tensors, arrays or numbers"
-        if hasattr(value, "convert") and hasattr(value, "getpixel"):
-            advice = (
-                "make tensors of images, scaled as in training: in a torchvision data set pass "
-                "transform=…, in one of Hugging Face use dataset.with_transform(…)"
-            )
-        elif isinstance(value, str):
-            advice = "tokenize texts first, or pass rllc.data.as_data(texts, tokenizer=tokenizer)"
-        raise InputError(
-            f"`data`: an example holds {type(value).__name__}, of which no tensor can be made; "
-            f"{advice}."
-        ) from error
-
-
-def _tensor(values: Any) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach()
-    if isinstance(values, np.ndarray):
-        if not values.dtype.isnative:
-            values = values.astype(values.dtype.newbyteorder("="))
-        if values.dtype.kind == "u" and values.dtype.itemsize > 1:
-            values = values.astype(np.int64)
-        with warnings.catch_warnings():
-            # Nothing is written to them.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(values)
-    if isinstance(values, list) and values and isinstance(values[0], np.ndarray | Tensor):
-        return torch.stack([_tensor(value) for value in values])
-    return torch.as_tensor(values)
-
-
-def _of_examples(examples: list[_Example], name: str, width: int = 0) -> Data:
-    """Put examples into rows, padding those of tokens."""
-    first = examples[0]
-    if isinstance(first, dict):
-        columns: dict[str, list[Tensor]] = {field: [] for field in first}
-        for row, example in enumerate(examples):
-            if not isinstance(example, dict) or example.keys() != first.keys():
-                raise InputError(
-                    f"`data` {name!r}: row 0 has {', '.join(first)}, row {row} has "
-                    f"{', '.join(example) if isinstance(example, dict) else 'no names'}."
-                )
-            for field, value in example.items():
-                columns[field].append(value)
-        return _of_fields(_padded(columns, name, width), name)
-    if isinstance(first, tuple):
-        parts = []
-        for number in range(len(first)):
-            column = [example[number] for example in examples]  # type: ignore[index]
-            parts.append(_stacked(column, name, number))
-        return Tensors(tuple(parts), name)
-    rows = _stacked(examples, name, 0)  # type: ignore[arg-type]
-    return Tokens(rows, name) if rows.dim() == 2 and _is_integer(rows) else Tensors((rows,), name)
-
-
-def _padded(columns: Mapping[str, list[Tensor]], name: str, width: int) -> dict[str, Tensor]:
-    ids = columns.get("input_ids")
-    if ids is None or any(row.dim() != 1 for row in ids):
-        return {field: _stacked(rows, name, field) for field, rows in columns.items()}
-    lengths = [len(row) for row in ids]
-    width = max(width, *lengths)
-    tensors = {}
-    for field, rows in columns.items():
-        by_token = [row.shape == token.shape for row, token in zip(rows, ids, strict=True)]
-        if not all(by_token):
-            tensors[field] = _stacked(rows, name, field)
-            continue
-        blank = -100 if field == "labels" else 0
-        out = rows[0].new_full((len(rows), width), blank)
-        for number, row in enumerate(rows):
-            out[number, : len(row)] = row
-        tensors[field] = out
-    if "attention_mask" not in columns and min(lengths) < width:
-        numbers = torch.tensor(lengths)
-        tensors["attention_mask"] = (torch.arange(width) < numbers[:, None]).long()
-    return tensors
-
-
-def _of_fields(tensors: Mapping[str, Tensor], name: str) -> Data:
-    """One data set of named tensors; ``Tokens`` where there is nothing but ids."""
-    ids, mask = tensors.get("input_ids"), tensors.get("attention_mask")
-    shows_all = mask is None or (mask.dim() == 2 and bool((mask == 1).all()))
-    is_bare = set(tensors) <= {"input_ids", "attention_mask"} and shows_all
-    if ids is not None and ids.dim() == 2 and is_bare:
-        return Tokens(ids, name)
-    return Tensors(tuple(tensors.values()), name, tuple(tensors))
-
-
-def _stacked(rows: Sequence[Tensor], name: str, part: int | str) -> Tensor:
-    shapes = {tuple(row.shape) for row in rows}
-    if len(shapes) > 1:
-        got = ", ".join(map(str, sorted(shapes)[:4]))
-        raise InputError(
-            f"`data` {name!r}: part {part!r} of the rows must have one shape, got {got}; only "
-            f"token rows with `input_ids` are padded."
-        )
-    return torch.stack(list(rows))
-
-
-def _parts_of(example: Any) -> tuple[Tensor, ...]:
-    if isinstance(example, dict):
-        return tuple(example.values())
-    return example if isinstance(example, tuple) else (example,)
-
-
-def _equal(first: _Example, second: _Example) -> bool:
-    pairs = zip(_parts_of(first), _parts_of(second), strict=True)
-    for one, other in pairs:
-        same = one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
-        if not same:
-            return False
-    return True
-
-
-def _is_integer(values: Tensor) -> bool:
-    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+# Files and smaller data.
 
 
 def _is_row_of_ids(row: object) -> bool:
     if isinstance(row, Tensor):
-        return row.dim() == 1 and _is_integer(row)
+        return row.dim() == 1 and is_integer(row)
     return isinstance(row, np.ndarray) and row.ndim == 1 and row.dtype.kind in "iu"
 
 
 def _is_text(source: Any, column: str) -> bool:
     feature = (source.features or {}).get(column)
     return str(getattr(feature, "dtype", "")) in ("string", "large_string")
-
-
-# Files and smaller data.
 
 
 def _cut(ids: np.ndarray, context_length: int | None, name: str) -> np.ndarray:
@@ -748,11 +474,6 @@ def _bin(path: Path) -> np.ndarray:
             f"for other types pass np.memmap(path, dtype=…)."
         )
     return np.memmap(path, dtype="<u2", mode="r")
-
-
-def _after(first: str, rest: Iterable[np.ndarray]) -> Iterator[str | np.ndarray]:
-    yield first
-    yield from rest
 
 
 def _weighted(name: str, what: str) -> str:

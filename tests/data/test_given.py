@@ -25,7 +25,8 @@ from torch.utils.data import (
 
 import rllc
 from rllc.data import Tensors, Tokens, given
-from rllc.data.given import Examples, TokenArray
+from rllc.data.examples import to_example
+from rllc.data.large import Examples, TokenArray
 from rllc.errors import FileError, InputError
 
 CPU = torch.device("cpu")
@@ -270,7 +271,8 @@ def test_data_larger_than_memory_are_read_by_minibatch(
     in_memory = rllc.data.as_data(Pairs())
     np.arange(24, dtype=np.uint16).tofile(tmp_path / "train.bin")
     tokens = rllc.data.as_data(tmp_path / "train.bin", context_length=4)
-    monkeypatch.setattr(given, "_IN_MEMORY", 10)
+    monkeypatch.setattr("rllc.data.given.IN_MEMORY", 10)
+    monkeypatch.setattr("rllc.data.large.IN_MEMORY", 10)
     large = rllc.data.as_data(DataLoader(Pairs(), batch_size=3))
     assert isinstance(large, Examples)
     chosen = torch.tensor([4, 0])
@@ -288,7 +290,7 @@ def test_data_larger_than_memory_are_read_by_minibatch(
     ragged = rllc.data.as_data(RAGGED * 2)
     assert ragged.shape == (3,)
     lazy = given._Given("data", None, None, None, None)._rows(
-        [{"input_ids": row} for row in RAGGED], range(3), given._example
+        [{"input_ids": row} for row in RAGGED], range(3), to_example
     )
     assert isinstance(lazy, Examples)
     assert_is_padded(lazy)
