@@ -149,7 +149,8 @@ def test_errors_seeds_names_and_files_know_nothing() -> None:
     assert known("rllc.errors") == set()
     assert known("rllc.seeds") == set()
     assert known("rllc.threads") == set()
-    assert known("rllc.storage.files") <= {"errors"}
+    assert known("rllc.storage.npz") <= {"errors"}
+    assert known("rllc.storage.files") <= {"errors", "storage.npz"}
     assert known("rllc.weights.names") <= {"errors"}
     assert known("rllc.weights.indices") <= {"errors"}
     assert known("rllc.wrappers") <= {"errors"}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rllc.errors import FileError, first_line, nearest
-from rllc.storage.files import check_unpacked
+from rllc.storage.npz import check_unpacked
 
 Document = tuple[str, Any]
 """Where a document stands, in words, and the JSON value that was read."""

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from rllc.errors import FileError, RllcError, nearest
 from rllc.models.checkpoint import SUMS
-from rllc.storage.files import check_unpacked, sha256_of_file
+from rllc.storage.files import sha256_of_file
+from rllc.storage.npz import check_unpacked
 
 _SHOWN = 8
 """How many wrong tensors a message names."""

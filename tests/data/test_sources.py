@@ -363,7 +363,7 @@ def test_a_data_set_that_breaks_is_an_error_that_counts(monkeypatch: pytest.Monk
 def test_what_unpacks_to_far_more_than_a_text_does_is_refused(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rllc.storage.files._UNPACKED", 1_000_000)
+    monkeypatch.setattr("rllc.storage.npz._UNPACKED", 1_000_000)
     text = bytes(20_000_000)
     packed = gzip.compress(text)
     if name.endswith(".zst"):

@@ -199,7 +199,7 @@ def test_numbers_that_are_repeated_by_a_stride_of_zero_are_refused(tmp_path, mon
 
 
 def test_a_checkpoint_that_unpacks_to_a_thousand_times_its_size_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("rllc.storage.files._UNPACKED", 1_000_000)
+    monkeypatch.setattr("rllc.storage.npz._UNPACKED", 1_000_000)
     torch.save({"x": torch.zeros(600_000)}, tmp_path / "plain.pth")
     with (
         zipfile.ZipFile(tmp_path / "plain.pth") as plain,

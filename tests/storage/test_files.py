@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import rllc.storage.files
+import rllc.storage.npz
 from rllc.errors import FileError, InputError
 from rllc.storage.files import (
     bytes_of_tensor,
@@ -152,7 +153,7 @@ def test_what_would_fill_the_memory_is_refused_unless_allowed(
 ) -> None:
     path = tmp_path / "f.npz"
     save_arrays(path, {"x": np.zeros(300_000)}, {})
-    monkeypatch.setattr("rllc.storage.files._UNPACKED", 1_000_000)
+    monkeypatch.setattr("rllc.storage.npz._UNPACKED", 1_000_000)
     message = r"reading .*f.npz: its \d,\d+ bytes unpack to 2,400,\d+, .*RLLC_MAX_UNPACKED=2400\d+ "
     with pytest.raises(FileError, match=message):
         load_arrays(path)
@@ -283,13 +284,13 @@ def test_zips_of_others_are_read_as_zipfile_reads_them(tmp_path: Path, comment: 
         archive.writestr("größe", b"")
         archive.comment = comment
     with open(path, "rb") as file, zipfile.ZipFile(path) as archive:
-        entries = rllc.storage.files._entries_in(file)
+        entries = rllc.storage.npz._entries_in(file)
         assert [entry.filename for entry in entries] == archive.namelist()
         for entry in entries:
-            assert rllc.storage.files._unpacked(file, entry) == archive.read(entry.filename)
+            assert rllc.storage.npz._unpacked(file, entry) == archive.read(entry.filename)
         wrong = entries[0]._replace(CRC=entries[0].CRC ^ 1)
         with pytest.raises(ValueError, match="'stored' does not match its own checksum"):
-            rllc.storage.files._unpacked(file, wrong)
+            rllc.storage.npz._unpacked(file, wrong)
         longer = entries[1]._replace(file_size=10)
         with pytest.raises(ValueError, match="'deflated' does not match"):
-            rllc.storage.files._unpacked(file, longer)
+            rllc.storage.npz._unpacked(file, longer)
