@@ -45,7 +45,8 @@ class Limits:
         max_noise: largest standard error as a share of λ̂. At 1 noise exceeds the signal.
         max_imprecision: largest half length of the 95 % interval as a share of λ̂.
         max_control_ratio: largest ratio of λ̂ to its control, which is λ̂ of the prior alone. At 1
-            the loss does nothing. A single curvature is below 0.8 where nβh > γ/4.
+            the loss does nothing. A single curvature is below 0.8 where nβh > γ/4. A ratio above
+            the inverse, 1.25, by two standard errors is not explained by the prior either.
         max_pairing: largest share of λ̂ that may come from minibatches of one epoch excluding each
             other.
         max_step_and_noise: largest share of λ̂ that the step size adds together with the

@@ -365,9 +365,13 @@ def _above_target(row: Row, settings: Mapping[str, Any], limits: Limits) -> Faul
 
 def _prior_dominated(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
     share = row["control_ratio"]
-    if not share > limits.max_control_ratio:
+    limit = limits.max_control_ratio
+    if not share > limit:
         return None
-    times = _ratio(share, limits.max_control_ratio)
+    # Steps that are too large give several times what the prior alone gives: that is not the prior.
+    if limit < 1 and share - 2 * row["control_ratio_se"] > _ratio(1.0, limit):
+        return None
+    times = _ratio(share, limit)
     return _fault("prior_dominated", "larger n_beta", share=share, times=times)
 
 

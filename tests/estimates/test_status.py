@@ -256,6 +256,21 @@ def test_no_kind_is_told_twice() -> None:
     assert fault.problem == "slow (1.0 relaxation times)"
 
 
+@pytest.mark.parametrize(
+    ("ratio", "error", "is_priors"),
+    [(0.7, 0.2, False), (0.9, 0.1, True), (1.5, 0.2, True), (1.5, 0.1, False), (72.0, 9.0, False)],
+)
+def test_the_prior_explains_what_is_near_its_own_value(
+    ratio: float, error: float, is_priors: bool
+) -> None:
+    """Steps that are too large gave 72 times the prior's value, and it was said to be the prior."""
+    settings = rllc.sgld().settings | rllc.Sampling().settings
+    known = {"value": 1.0, "standard_error": 0.01}
+    row = NOTHING_KNOWN | known | {"control_ratio": ratio, "control_ratio_se": error}
+    kinds_of_row = [fault.kind for fault in faults_of(row, settings, Limits())]
+    assert kinds_of_row == ["prior_dominated"] * is_priors
+
+
 @pytest.mark.parametrize("value", ["1", None, math.nan])
 def test_limits_are_numbers(value: object) -> None:
     with pytest.raises(InputError, match="Limits: `max_step` must be a number, got"):
