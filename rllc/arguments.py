@@ -77,16 +77,15 @@ def names_checked(call: Call) -> Call:
         made: Any = call
         made.__init__ = names_checked(made.__init__)
         return call
-    known = [name for name in inspect.signature(call).parameters if name != "self"]
+    parameters = [name for name in inspect.signature(call).parameters if name != "self"]
     name_of_call = call.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(call)
     def checked(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
-            if name not in known:
-                raise InputError(
-                    f"{name_of_call}: unexpected keyword argument {name!r}; {advice(name, known)}"
-                )
+            if name not in parameters:
+                meant = advice(name, parameters)
+                raise InputError(f"{name_of_call}: unexpected keyword argument {name!r}; {meant}")
         return call(*args, **kwargs)
 
     return cast("Call", checked)

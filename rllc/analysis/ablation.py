@@ -293,9 +293,9 @@ def _places_of_heads(weights: Weights, anatomy: Anatomy) -> dict[int, list[int]]
     towers = [(attention.tower, attention.layer) for attention in anatomy.attentions]
     places: dict[int, list[int]] = {}
     for tower, layer, head in _numbers_of_heads(weights):
-        known = (tower, layer) in towers
-        number = towers.index((tower, layer)) if known else -1
-        if not known or head >= anatomy.attentions[number].num_heads:
+        is_layer = (tower, layer) in towers
+        number = towers.index((tower, layer)) if is_layer else -1
+        if not is_layer or head >= anatomy.attentions[number].num_heads:
             raise InputError(
                 f"ablate: the model has no head of {weights.name!r}; "
                 f"{nearest(weights.name, anatomy.heads)}"

@@ -221,8 +221,8 @@ def _attention_sums(model: AttentionOnly, rows: Tensor) -> np.ndarray:
     residual = model.activations(rows).residual
     shape = (len(SCORES), config.n_layers, batch, config.n_heads)
     sums = residual[0].new_zeros(shape)
-    held = _BLOCK.get(rows.device.type, _BLOCK["cuda"])
-    size = max(16, held // (batch * config.n_heads * pos))
+    numbers_at_once = _BLOCK.get(rows.device.type, _BLOCK["cuda"])
+    size = max(16, numbers_at_once // (batch * config.n_heads * pos))
     for layer in range(config.n_layers):
         q, k = queries_and_keys(model, layer, residual[layer])
         q = q / config.d_head**0.5

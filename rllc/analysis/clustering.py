@@ -99,8 +99,8 @@ class Clusters(AsTable):
             if name not in self.names:
                 raise InputError(f"{doing}: `roles` names {name!r}; {nearest(name, self.names)}")
         if group is not None and group not in self.groups:
-            known = nearest(group, dict.fromkeys(self.groups))
-            raise InputError(f"{doing}: no group {group!r}; {known}")
+            advice = nearest(group, dict.fromkeys(self.groups))
+            raise InputError(f"{doing}: no group {group!r}; {advice}")
         rows = []
         for row, name in enumerate(self.names):
             if name in roles and group in (None, self.groups[row]):
@@ -197,8 +197,8 @@ def cluster(
     if method not in METHODS:
         raise InputError(f"clustering: no method {method!r}; {nearest(method, METHODS)}")
     if normalise not in NORMALISATIONS:
-        known = nearest(normalise, NORMALISATIONS)
-        raise InputError(f"clustering: `normalise` cannot be {normalise!r}; {known}")
+        advice = nearest(normalise, NORMALISATIONS)
+        raise InputError(f"clustering: `normalise` cannot be {normalise!r}; {advice}")
     if method == "k_shape":
         normalise = "standardise"
     names, values, times = _curves(curves, steps, data)

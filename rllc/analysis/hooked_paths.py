@@ -46,8 +46,8 @@ def changes_of(
     Raises:
         InputError: the stream of the model is no sum of what its heads write.
     """
-    found = places(subject.model, "patch_paths")
-    for place in found:
+    attentions = places(subject.model, "patch_paths")
+    for place in attentions:
         _refuse_branch_norms(subject, place)
     final_norm = _final_norm(subject, paths)
     num_rows, num_positions = rows.shape
@@ -55,7 +55,7 @@ def changes_of(
     size = batch_size or max(1, _POSITIONS // num_positions)
     for index in torch.arange(num_rows).split(size):
         # The last token of a row is predicted, but predicts nothing.
-        run = _Run(subject, found, final_norm, rows[index, :-1], corrupted[index, :-1])
+        run = _Run(subject, attentions, final_norm, rows[index, :-1], corrupted[index, :-1])
         targets = rows[index, 1:]
         for number, path in enumerate(paths):
             changes[number, index] = run.change(path, targets, kl).cpu().numpy()

@@ -125,8 +125,7 @@ def tokens_in_context(
             occurrences = members[pattern]
             kind[occurrences] = pattern.kind
             multigram[occurrences] = len(multigrams)
-            found = _multigram(head_name, pattern, row[occurrences], effect[occurrences])
-            multigrams.append(found)
+            multigrams.append(_multigram(head_name, pattern, row[occurrences], effect[occurrences]))
     return TokensInContext(
         heads=ablation.names,
         head=head,

@@ -42,28 +42,28 @@ def read(model: nn.Module, rows: Rows, kind: str) -> Anatomy | None:
     Raises:
         InputError: a module, parameter or setting of a row is missing, or sizes do not agree.
     """
-    found: dict[str, _Found] = {}
+    by_path: dict[str, _Found] = {}
     for row in rows:
         if not _is_for(model, row):
             continue
-        for each in _modules(model, row):
-            taken = found.get(each.path)
-            if taken is None or (not _has_maps(model, taken) and _has_maps(model, each)):
-                found[each.path] = each
-    if not found:
+        for attention in _modules(model, row):
+            taken = by_path.get(attention.path)
+            if taken is None or (not _has_maps(model, taken) and _has_maps(model, attention)):
+                by_path[attention.path] = attention
+    if not by_path:
         return None
     attentions = []
     # Each once, in order.
     blocks: dict[str, None] = {}
     norms: dict[str, None] = {}
     unembedding = None
-    for each in found.values():
-        attentions.append(_attention(model, each, kind))
-        blocks[each.block] = None
-        norm = _path(model, each.row.norm, each.prefix)
+    for attention in by_path.values():
+        attentions.append(_attention(model, attention, kind))
+        blocks[attention.block] = None
+        norm = _path(model, attention.row.norm, attention.prefix)
         if norm is not None:
             norms[norm] = None
-        unembedding = unembedding or _path(model, each.row.unembedding, each.prefix)
+        unembedding = unembedding or _path(model, attention.row.unembedding, attention.prefix)
     return Anatomy(
         kind=kind,
         attentions=tuple(attentions),
@@ -86,11 +86,11 @@ def multihead_rows(model: nn.Module, rows: Rows) -> Rows:
             row = apart if is_apart else together
             at = _pattern(path)
             row_of[at, is_apart] = replace(row, at=at, tower=tower_of(path))
-    found = tuple(row_of.values())
-    towers = {row.tower for row in found}
+    rows_found = tuple(row_of.values())
+    towers = {row.tower for row in rows_found}
     if len(towers) > 1:
-        return found
-    return tuple(replace(row, tower="") for row in found)
+        return rows_found
+    return tuple(replace(row, tower="") for row in rows_found)
 
 
 def bridge_rows(model: nn.Module, mixed: tuple[str, ...]) -> Rows:
@@ -260,10 +260,10 @@ def _place(
         return _place_of_module(inside, first, names, what, writes=writes)
     own = dict(module.named_parameters(remove_duplicate=False))
     if first not in own:
-        known = [name for name in dict(module.named_modules()) if name] + list(own)
+        module_names = [name for name in dict(module.named_modules()) if name] + list(own)
         raise InputError(
             f"{what}: the row names {first!r}, and there is no such module or parameter; "
-            f"{nearest(first, known)}"
+            f"{nearest(first, module_names)}"
         )
     tensor = own[first]
     bias = own.get(others[0]) if others else None

@@ -22,8 +22,8 @@ def no_row(model: nn.Module, kind: str, given: Rows, example: Example | None) ->
     where it does not, what is to be filled in or changed.
     """
     name = type(model).__name__
-    found = guesses(model, kind, example)
-    if not found:
+    candidates = guesses(model, kind, example)
+    if not candidates:
         return InputError(
             f"heads({name}): expected attention, but no module of it looks like one: none has "
             f"'attn' or 'attention' in its class or name, nor parameters named like "
@@ -35,8 +35,8 @@ def no_row(model: nn.Module, kind: str, given: Rows, example: Example | None) ->
         paths = ", ".join(repr(row.at) for row in given)
         problem = f"no module of it is at {paths}"
     return InputError(
-        f"heads({name}): {problem}. It has attention modules at\n{_listing(found)}\n"
-        f"{_advice(found)}\nrllc.heads(model, anatomy=row)"
+        f"heads({name}): {problem}. It has attention modules at\n{_listing(candidates)}\n"
+        f"{_advice(candidates)}\nrllc.heads(model, anatomy=row)"
     )
 
 

@@ -259,10 +259,10 @@ def _changes_elsewhere(moved: Tensor, base: Tensor) -> bool:
 
 def _with_one_position_moved(trial: Trial, own: Map) -> Tensor | None:
     """What o reads when a map's output has another sign at one position."""
-    found = trial.module_of(own)
-    if found is None:
+    path_and_module = trial.module_of(own)
+    if path_and_module is None:
         return None
-    _, module = found
+    _, module = path_and_module
 
     def move(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         moved = output.clone()
@@ -333,12 +333,12 @@ def _half(piece: tuple[int, int], first: bool) -> slice:
 
 def _check_o(trial: Trial) -> None:
     """Multiplying a head's slice of o gives what multiplying its slice of z gives."""
-    found = trial.module_of(trial.attention.o)
+    path_and_module = trial.module_of(trial.attention.o)
     read = trial.read_by_o({})
-    if found is None or read is None:
+    if path_and_module is None or read is None:
         _check_o_by_output(trial)
         return
-    path, module = found
+    path, module = path_and_module
     written = _Written(trial, path, module, read)
     heads = range(trial.attention.num_heads)
     if not written.differs(heads):

@@ -134,8 +134,8 @@ class LinearDeltas:
             options = {"gradient": False, "each": False}
 
             def alone(position: Tensor) -> float:
-                found = self.exact.runs(group, member, position, by_itself, batch, **options)
-                return float(found.losses[0])
+                outcome = self.exact.runs(group, member, position, by_itself, batch, **options)
+                return float(outcome.losses[0])
 
             position = where.position[chosen : chosen + 1]
             company.compare(float(losses[chosen]), position, alone, runs)

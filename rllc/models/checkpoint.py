@@ -226,10 +226,10 @@ def weight_files(folder: Path) -> list[Path]:
     is_one_state = len(files) == 1 or all(is_shard(path.name) for path in files)
     if files and is_one_state:
         return files
-    found = f" Found: {shortened([path.name for path in files])}." if files else ""
+    list_of_files = f" Found: {shortened([path.name for path in files])}." if files else ""
     raise FileError(
         f"loading {folder}: no weights; expected model.safetensors (or pytorch_model.bin) beside "
-        f"config.json, as save_pretrained writes them, or one state dict.{found}"
+        f"config.json, as save_pretrained writes them, or one state dict.{list_of_files}"
     )
 
 

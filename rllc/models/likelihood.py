@@ -39,17 +39,17 @@ def check_loss(model: nn.Module, tokens: Any, allow: bool) -> float:
             losses.append(_losses(model, batch))
     loss = float(torch.cat(losses).mean())
     entropy = unigram_entropy(rows[:, 1:])
-    told = (
+    both_losses = (
         f"load: the loss is {loss:.4g} nats a token on {len(rows)} rows, whose unigram entropy is "
         f"{entropy:.4g}"
     )
     if loss < entropy or allow:
-        print(f"{told}.")
+        print(f"{both_losses}.")
         return loss
     raise InputError(
-        f"{told}: the model predicts no better than a guess that does not look at the context. It "
-        f"was loaded wrongly (positions=, another configuration), the rows are of another "
-        f"tokenizer, or it is not trained; for that, type allow=True."
+        f"{both_losses}: the model predicts no better than a guess that does not look at the "
+        f"context. It was loaded wrongly (positions=, another configuration), the rows are of "
+        f"another tokenizer, or it is not trained; for that, type allow=True."
     )
 
 

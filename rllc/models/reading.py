@@ -139,14 +139,15 @@ def _is_state_dict(value: object) -> bool:
 
 def _nested(path: Path, contents: Mapping[str, Any]) -> Mapping[str, Any]:
     """The one state dict among other things; the contents themselves if there is none."""
-    known = [name for name in _NESTED if _is_state_dict(contents.get(name))]
-    if len(known) > 1:
+    state_dicts = [name for name in _NESTED if _is_state_dict(contents.get(name))]
+    if len(state_dicts) > 1:
         raise FileError(
-            f"loading {path}: it holds several state dicts, {', '.join(map(repr, known))}; read "
-            f"the file yourself and give the one that you mean: {{step: state_dict}}."
+            f"loading {path}: it holds several state dicts, "
+            f"{', '.join(map(repr, state_dicts))}; read the file yourself and give the one that "
+            f"you mean: {{step: state_dict}}."
         )
-    if known:
-        return contents[known[0]]
+    if state_dicts:
+        return contents[state_dicts[0]]
     others = [str(name) for name, value in contents.items() if _is_state_dict(value)]
     if others:
         raise FileError(

@@ -181,9 +181,9 @@ def _needs_positions(path: Path) -> InputError:
 def _check_settings(path: Path, settings: Settings, sizes: Mapping[str, int]) -> None:
     """Refuse what the model class cannot do, and what contradicts the tensors."""
     problems = []
-    known = {**sizes, **settings}
+    all_settings = {**sizes, **settings}
     for name, (is_possible, possible) in _CAN.items():
-        if name in settings and not is_possible(settings[name], known):
+        if name in settings and not is_possible(settings[name], all_settings):
             problems.append(f"{name} is {settings[name]!r}, expected {possible}")
     for name, size in sizes.items():
         value = settings.get(name, size)

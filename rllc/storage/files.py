@@ -221,8 +221,8 @@ def load_arrays(
     if not isinstance(header, dict):
         raise FileError(f"reading {path}: its header is a {type(header).__name__}, no object.")
     if kind is not None and header.get("kind") != kind:
-        held = header.get("kind", "something else")
-        raise FileError(f"reading {path} as {kind.removeprefix('rllc.')}: it holds {held}.")
+        its_kind = header.get("kind", "something else")
+        raise FileError(f"reading {path} as {kind.removeprefix('rllc.')}: it holds {its_kind}.")
     return arrays, header
 
 

@@ -91,10 +91,10 @@ class Trajectory(OfRefinements, AsTable):
         first = ordered[0]
         for step, estimate in zip(steps, ordered, strict=True):
             for what in ("weights", "data", "settings"):
-                there, expected = getattr(estimate, what), getattr(first, what)
-                if there != expected:
+                at_this_step, expected = getattr(estimate, what), getattr(first, what)
+                if at_this_step != expected:
                     raise InputError(
-                        f"Trajectory.of: `{what}` at step {step} are {there}, but at step "
+                        f"Trajectory.of: `{what}` at step {step} are {at_this_step}, but at step "
                         f"{steps[0]} {expected}; a curve compares the same refinements with the "
                         f"same settings."
                     )
