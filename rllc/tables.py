@@ -64,17 +64,22 @@ class Table:
         lines = [header]
         for place, row in enumerate(self._shown):
             if self._num_hidden and place == _FIRST_ROWS:
-                lines.append(("…", *[""] * (len(header) - 1)))
+                blanks = [""] * (len(header) - 1)
+                lines.append(("…", *blanks))
             lines.append(body[row])
-        columns = zip(*lines, strict=True)
-        widths = [max(map(len, column)) for column in columns]
+        widths = []
+        for column_of_cells in zip(*lines, strict=True):
+            longest = max(map(len, column_of_cells))
+            widths.append(longest)
         texts = [self.title]
         for line in lines:
             cells = []
             for column, cell in enumerate(line):
                 width = widths[column]
-                is_left = column in self.left
-                cells.append(cell.ljust(width) if is_left else cell.rjust(width))
+                if column in self.left:
+                    cells.append(cell.ljust(width))
+                else:
+                    cells.append(cell.rjust(width))
             texts.append("  ".join(cells).rstrip())
         return "\n".join([*texts, *self._all_notes])
 
@@ -84,16 +89,18 @@ class Table:
     def html(self) -> str:
         """Return the same as HTML: everything escaped, and nothing fetched or run."""
         header, *body = self._aligned()
-        lines = [f"<thead>{self._html_row(header, 'th', ())}</thead><tbody>"]
+        head = self._html_row(header, "th", ())
+        lines = [f"<thead>{head}</thead><tbody>"]
         for place, shown_row in enumerate(self._shown):
             if self._num_hidden and place == _FIRST_ROWS:
                 lines.append(f'<tr><td colspan="{len(header)}">…</td></tr>')
             wrong = [column for row, column in self.wrong if row == shown_row]
             lines.append(self._html_row(body[shown_row], "td", wrong))
+        written = "\n".join(lines)
+        table = f'<table style="font-variant-numeric:tabular-nums">{written}</tbody></table>'
         above = [_paragraph(line) for line in self.title.splitlines() if line]
         below = [_paragraph(note) for note in self._all_notes]
-        table = '<table style="font-variant-numeric:tabular-nums">' + "\n".join(lines)
-        return "\n".join(["<div>", *above, f"{table}</tbody></table>", *below, "</div>"])
+        return "\n".join(["<div>", *above, table, *below, "</div>"])
 
     def _html_row(self, cells: Sequence[str], tag: str, wrong: Collection[int]) -> str:
         parts = []
@@ -107,7 +114,8 @@ class Table:
             num_blanks = len(cell) - len(content)
             text = escape(content) + _FIGURE_SPACE * num_blanks
             parts.append(f'<{tag} style="{style}">{text}</{tag}>')
-        return f"<tr>{''.join(parts)}</tr>"
+        row = "".join(parts)
+        return f"<tr>{row}</tr>"
 
     def _aligned(self) -> list[tuple[str, ...]]:
         """Return the rows with blanks behind numbers, so that their points stand below each other.
@@ -117,7 +125,8 @@ class Table:
         columns = []
         for number, column in enumerate(zip(*self.rows, strict=True)):
             header, *cells = column
-            if number not in self.left and all(map(_is_number, cells)):
+            are_numbers = all(map(_is_number, cells))
+            if are_numbers and number not in self.left:
                 column = (header, *_aligned_at_point(cells))
             columns.append(column)
         return list(zip(*columns, strict=True))
@@ -141,7 +150,8 @@ class Table:
     def _all_notes(self) -> list[str]:
         notes = list(self.notes)
         if self._num_hidden:
-            cut = f"… {self._num_hidden} of {len(self.rows) - 1} rows are not shown"
+            count = len(self.rows) - 1
+            cut = f"… {self._num_hidden} of {count} rows are not shown"
             notes.append(f"{cut}; all: {self.see_all}")
         return notes
 
@@ -214,9 +224,12 @@ def rounded(value: float, error: float) -> tuple[str, str]:
         value: NaN becomes a dash.
         error: where it is 0 or not known, the number has four digits.
     """
-    if not math.isfinite(error) or error <= 0:
-        return number(value), "0" if error == 0 else UNKNOWN
-    exponent = math.floor(math.log10(float(f"{error:.1e}")))
+    if error == 0:
+        return number(value), "0"
+    if not math.isfinite(error) or error < 0:
+        return number(value), UNKNOWN
+    error_of_two_digits = float(f"{error:.1e}")
+    exponent = math.floor(math.log10(error_of_two_digits))
     decimals = max(1 - exponent, 0)
     if decimals > _MOST_DECIMALS:
         return number(value), f"{error:.1e}"
@@ -229,7 +242,9 @@ def number(value: float, digits: int = 4) -> str:
     >>> number(0.123456), number(float("nan"))
     ('0.1235', '–')
     """
-    return UNKNOWN if math.isnan(value) else f"{value:.{digits}g}"
+    if math.isnan(value):
+        return UNKNOWN
+    return f"{value:.{digits}g}"
 
 
 def with_error(value: float, error: float) -> str:
@@ -247,7 +262,11 @@ def not_ok(statuses: Sequence[str], column: int) -> list[tuple[int, int]]:
     >>> not_ok(["ok", "spikes"], column=4)
     [(1, 4)]
     """
-    return [(row, column) for row, status in enumerate(statuses) if status != "ok"]
+    cells = []
+    for row, status in enumerate(statuses):
+        if status != "ok":
+            cells.append((row, column))
+    return cells
 
 
 def duration(seconds: float) -> str:
@@ -263,7 +282,9 @@ def duration(seconds: float) -> str:
 
 
 def _fixed(value: float, decimals: int) -> str:
-    return UNKNOWN if math.isnan(value) else f"{value:.{decimals}f}"
+    if math.isnan(value):
+        return UNKNOWN
+    return f"{value:.{decimals}f}"
 
 
 def _aligned_at_point(numbers: Sequence[str]) -> list[str]:
@@ -280,7 +301,9 @@ def _aligned_at_point(numbers: Sequence[str]) -> list[str]:
 
 def _digits_behind(number: str) -> int:
     """Return the length of a number from its point on."""
-    return len(number) - number.index(".") if "." in number else 0
+    if "." not in number:
+        return 0
+    return len(number) - number.index(".")
 
 
 def _is_number(text: str) -> bool:

@@ -56,8 +56,11 @@ class Composition(AsTable):
     @property
     def heads(self) -> tuple[str, ...]:
         """Names of the heads, layer by layer."""
-        layers_and_heads = np.ndindex(self.value.shape[1:3])
-        return tuple(f"{layer}:{head}" for layer, head in layers_and_heads)
+        n_layers, n_heads = self.value.shape[1:3]
+        names = []
+        for layer in range(n_layers):
+            names += [f"{layer}:{head}" for head in range(n_heads)]
+        return tuple(names)
 
     def matrix(self, input: str) -> np.ndarray:
         """Return one kind of composition as ``[sender, receiver]``, in the order of :attr:`heads`.
@@ -67,7 +70,9 @@ class Composition(AsTable):
         """
         if input not in INPUTS:
             raise InputError(f"composition: `input` must be 'Q', 'K' or 'V', got {input!r}.")
-        return self.value[INPUTS.index(input)].reshape(len(self.heads), -1)
+        values = self.value[INPUTS.index(input)]
+        num_heads = len(self.heads)
+        return values.reshape(num_heads, num_heads)
 
     def __getitem__(self, key: tuple[str, str, str]) -> float:
         """Return the score of ``(earlier head, later head, "Q", "K" or "V")``.
@@ -88,7 +93,8 @@ class Composition(AsTable):
     def _index(self, head: str) -> int:
         name = head_name(head)
         if name not in self.heads:
-            raise InputError(f"composition[{head!r}]: no such head; {nearest(head, self.heads)}")
+            suggestion = nearest(head, self.heads)
+            raise InputError(f"composition[{head!r}]: no such head; {suggestion}")
         return self.heads.index(name)
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -103,7 +109,8 @@ class Composition(AsTable):
         frames = []
         for input in INPUTS:
             values = self.matrix(input)
-            sender, receiver = np.nonzero(np.isfinite(values))
+            is_score = np.isfinite(values)
+            sender, receiver = np.nonzero(is_score)
             columns = {
                 "sender": heads[sender],
                 "receiver": heads[receiver],
@@ -121,19 +128,22 @@ class Composition(AsTable):
         rows = [("path", "composition", "z")]
         for index in self._largest(_MOST_ROWS_OF_REPR):
             input, sender_layer, sender, receiver_layer, receiver = index
-            heads = f"{sender_layer}:{sender}->{receiver_layer}:{receiver}"
+            earlier = f"{sender_layer}:{sender}"
+            later = f"{receiver_layer}:{receiver}"
+            path = f"{earlier}->{later}.{INPUTS[input]}"
             score = self.value[index]
             z = (score - self.baseline) / self.baseline_sd
-            rows.append((f"{heads}.{INPUTS[input]}", f"{score:.4f}", f"{z:.1f}"))
+            rows.append((path, f"{score:.4f}", f"{z:.1f}"))
         random = f"{self.baseline:.4f} ± {self.baseline_sd:.4f}"
         return Table(f"Composition, largest (random: {random})", rows)
 
     def _largest(self, count: int) -> Iterator[tuple[int, ...]]:
         """Yield the indices of the largest scores."""
         is_score = np.isfinite(self.value)
-        scores = np.where(is_score, self.value, -np.inf).ravel()
-        order = np.argsort(-scores, kind="stable")
-        for flat_index in order[: min(count, int(is_score.sum()))]:
+        scores = np.where(is_score, self.value, -np.inf)
+        order = np.argsort(-scores.ravel(), kind="stable")
+        num_scores = int(is_score.sum())
+        for flat_index in order[: min(count, num_scores)]:
             yield np.unravel_index(flat_index, self.value.shape)
 
 
@@ -172,18 +182,23 @@ def compose(
     2410.02984, appendix.
     """
     parameters = dict(model.named_parameters())
-    layers = range(sum(_is_query_map(name) for name in parameters))
+    num_layers = sum(_is_query_map(name) for name in parameters)
+    layers = range(num_layers)
     stacks = []
     for tensor in _TENSORS:
         names = [f"blocks.{layer}.attn.{tensor}" for layer in layers]
-        if not names or any(name not in parameters for name in names):
-            whole = matrices(model, f"compose({type(model).__name__})", fold=fold)
+        if not names or not parameters.keys() >= set(names):
+            call = f"compose({type(model).__name__})"
+            whole = matrices(model, call, fold=fold)
             return composition(*whole, num_random=num_random, seed=seed)
-        stacks.append(torch.stack([parameters[name].detach() for name in names]))
+        by_layer = [parameters[name].detach() for name in names]
+        stacks.append(torch.stack(by_layer))
     W_Q, W_K, W_V, W_O = stacks
     if fold:
         scales = [parameters.get(f"blocks.{layer}.ln1.w") for layer in layers]
-        W_Q, W_K, W_V = (_fold(W, scales) for W in (W_Q, W_K, W_V))
+        W_Q = _fold(W_Q, scales)
+        W_K = _fold(W_K, scales)
+        W_V = _fold(W_V, scales)
     return composition(W_Q, W_K, W_V, W_O, num_random=num_random, seed=seed)
 
 
@@ -229,14 +244,18 @@ def composition(
     value = torch.full(shape, torch.nan, dtype=W_Q.dtype, device=W_Q.device)
     if n_layers > 1:
         written = _written(W_V, W_O)
-        factors_of_R = ((W_Q, W_K), (W_K, W_Q), (W_V, W_O.mT))  # R = C Dᵀ for Q, K and V
-        read = torch.stack([_read(C, D) for C, D in factors_of_R], 1)
+        # R = C Dᵀ
+        read_by_Q = _read(W_Q, W_K)
+        read_by_K = _read(W_K, W_Q)
+        read_by_V = _read(W_V, W_O.mT)
+        read = torch.stack([read_by_Q, read_by_K, read_by_V], 1)
         num_earlier = [layer * n_heads for layer in range(1, n_layers)]
         senders = written[:-1].flatten(0, 1)
         receivers = read[1:].flatten(1, 2)
         scores = _scores(senders, receivers, num_earlier)
+        scores = scores.unflatten(2, (len(INPUTS), n_heads))
+        scores = scores.unflatten(1, (n_layers - 1, n_heads))
         # [later layer, earlier layer, head, input, head]
-        scores = scores.view(n_layers - 1, n_layers - 1, n_heads, len(INPUTS), n_heads)
         value[:, :-1, :, 1:] = scores.permute(3, 1, 2, 0, 4)
     random = _random_scores(d_model, d_head, num_random, seed)
     return Composition(
@@ -266,7 +285,8 @@ def plot_composition(result: Composition, input: str = "K", ax: Axes | None = No
         raise InputError(
             "plot_composition: the model has one layer, and heads compose across layers only."
         )
-    between_layers = result.matrix(input)[:-n_heads, n_heads:]
+    scores = result.matrix(input)
+    between_layers = scores[:-n_heads, n_heads:]
     values = between_layers - result.baseline
     senders = result.heads[:-n_heads]
     receivers = result.heads[n_heads:]
@@ -293,8 +313,9 @@ def plot_composition(result: Composition, input: str = "K", ax: Axes | None = No
 def _check_shapes(W_Q: Tensor, W_K: Tensor, W_V: Tensor, W_O: Tensor) -> None:
     got = tuple(tuple(W.shape) for W in (W_Q, W_K, W_V, W_O))
     shape = got[0]
-    swapped = (*shape[:2], *reversed(shape[2:]))
-    if len(shape) != 4 or got != (shape, shape, shape, swapped):
+    shape_of_W_O = (*shape[:2], *reversed(shape[2:]))
+    expected = (shape, shape, shape, shape_of_W_O)
+    if len(shape) != 4 or got != expected:
         raise InputError(
             f"composition: expected W_Q, W_K and W_V as [layer, head, d_model, d_head] and "
             f"W_O as [layer, head, d_head, d_model], got {got}."
@@ -328,16 +349,18 @@ def _scores(written: Tensor, read: Tensor, num_earlier: Sequence[int]) -> Tensor
     norms_of_RRt = _gram(read.mT).norm(dim=(2, 3))
     largest = norms_of_LtL[:, None] * norms_of_RRt[:, None]
     rounding = torch.finfo(read.dtype).eps
-    is_inexact = squares < largest * rounding / _PRECISION
+    smallest_exact = largest * rounding / _PRECISION
+    is_inexact = squares < smallest_exact
     for triples in torch.nonzero(is_inexact).split(64):
         layer, sender, receiver = triples.T
         product = written[sender] @ read[layer, receiver].mT
-        exact = product.double().square().sum((-2, -1))
-        squares[layer, sender, receiver] = exact
+        product = product.double()
+        squares[layer, sender, receiver] = product.square().sum((-2, -1))
     norms_of_L = written.norm(dim=2).double().norm(dim=1)
     norms_of_R = read.norm(dim=3).double().norm(dim=2)
     norms = norms_of_L[:, None] * norms_of_R[:, None]
-    scores = squares.clamp(min=0).sqrt() / norms
+    norms_of_LR = squares.clamp(min=0).sqrt()
+    scores = norms_of_LR / norms
     return scores.to(read.dtype)
 
 
@@ -349,20 +372,24 @@ def _squared_norms(written: Tensor, read: Tensor, num_earlier: Sequence[int]) ->
     squares = torch.full(shape, torch.nan, dtype=torch.float64, device=read.device)
     for layer, count in enumerate(num_earlier):
         squares[layer, :count] = 0
-    side = min(96, max(8, -(-d_model // 8)))
+    eighth = -(-d_model // 8)  # ⌈d_model/8⌉
+    side = min(96, max(8, eighth))
     left_factors = _blocks(written, side)
     right_factors = _blocks(read.flatten(0, 1), side)
     right_factors = right_factors.unflatten(1, (n_layers, num_receivers))
+    num_blocks = len(left_factors)
     # The same memory each time, which then is in the cache.
     left = read.new_empty(num_senders, side, side)
     right = read.new_empty(num_receivers, side, side)
-    for i, j in combinations_with_replacement(range(len(left_factors)), 2):
+    flat_left = left.flatten(1)
+    flat_right = right.flatten(1)
+    for i, j in combinations_with_replacement(range(num_blocks), 2):
         times = 1 if i == j else 2
         torch.bmm(left_factors[i].mT, left_factors[j], out=left)
         for layer, count in enumerate(num_earlier):
             torch.bmm(right_factors[i, layer].mT, right_factors[j, layer], out=right)
-            products = left[:count].flatten(1) @ right.flatten(1).T
-            squares[layer, :count] += times * products
+            inner_products = flat_left[:count] @ flat_right.T
+            squares[layer, :count] += times * inner_products
     return squares
 
 
@@ -370,8 +397,8 @@ def _blocks(factors: Tensor, side: int) -> Tensor:
     """Cut ``[head, d_head, d_model]`` into ``[block, head, d_head, side]``; zeros fill the last."""
     num_missing = -factors.shape[-1] % side
     padded = nn.functional.pad(factors, (0, num_missing))
-    blocks = padded.unflatten(-1, (-1, side)).movedim(-2, 0)
-    return blocks.contiguous()
+    blocks = padded.unflatten(-1, (-1, side))  # [head, d_head, block, side]
+    return blocks.movedim(-2, 0).contiguous()
 
 
 def _gram(W: Tensor) -> Tensor:
@@ -396,7 +423,8 @@ def _fold(W: Tensor, scales: Sequence[Tensor | None]) -> Tensor:
     scaled = []
     for W_of_layer, scale in zip(W, scales, strict=True):
         if scale is not None:
-            W_of_layer = W_of_layer * scale.detach()[:, None]
+            scale_of_row = scale.detach()[:, None]
+            W_of_layer = W_of_layer * scale_of_row
         scaled.append(W_of_layer)
     stacked = torch.stack(scaled)
     return stacked - stacked.mean(-2, keepdim=True)
@@ -409,5 +437,5 @@ def _random_scores(d_model: int, d_head: int, count: int, seed: int) -> Tensor:
     A, B, C, D = (torch.randn(shape, generator=stream) for _ in range(4))
     written = _written(A, B.mT)
     read = _read(C, D)
-    (scores,) = _scores(written, read[None], [count])
-    return scores
+    scores = _scores(written, read[None], [count])
+    return scores[0]

@@ -69,18 +69,21 @@ def sample_processes(values: Values, stream: np.random.Generator) -> np.ndarray:
     By Metropolis steps in their logarithms, whose prior is flat between bounds.
     """
     bounds = _bounds(values.x)
-    starts = [start.clip(*bounds.T) for start in _starts(values.x)]
-    place = max(starts, key=lambda start: _log_likelihood(values, start, bounds))
-    height = _log_likelihood(values, place, bounds)
+    lowest, highest = bounds.T
+    starts = [start.clip(lowest, highest) for start in _starts(values.x)]
+    logs = max(starts, key=lambda start: _log_likelihood(values, start, bounds))
+    log_likelihood = _log_likelihood(values, logs, bounds)
     kept = []
-    for step in range(_STEPS_FIRST + _STEPS_BETWEEN * _PROCESSES):
-        proposal = place + stream.standard_normal(3) * _STEP_SIZES
-        height_there = _log_likelihood(values, proposal, bounds)
-        if np.log(stream.random()) < height_there - height:
-            place = proposal
-            height = height_there
+    num_steps = _STEPS_FIRST + _STEPS_BETWEEN * _PROCESSES
+    for step in range(num_steps):
+        proposal = logs + stream.standard_normal(3) * _STEP_SIZES
+        proposed = _log_likelihood(values, proposal, bounds)
+        log_ratio = proposed - log_likelihood
+        if np.log(stream.random()) < log_ratio:
+            logs = proposal
+            log_likelihood = proposed
         if step >= _STEPS_FIRST and step % _STEPS_BETWEEN == 0:
-            kept.append(place)
+            kept.append(logs)
     return np.exp(kept)
 
 
@@ -95,19 +98,25 @@ def smooth(
 
     The variance is that within processes plus that of their means.
     """
-    edges = np.linspace(0, num_samples, len(processes) + 1).round().astype(int)
-    means, variances = [], []
-    slopes, slope_variances = [], []
+    edges = np.linspace(0, num_samples, len(processes) + 1)
+    edges = edges.round().astype(int)
+    samples_of_process = np.diff(edges)
+    means = []
+    variances = []
+    slopes = []
+    slope_variances = []
     samples = []
-    for process, num_own_samples in zip(processes, np.diff(edges), strict=True):
+    for process, count in zip(processes, samples_of_process, strict=True):
         amplitude, length, noise = process
         variance_of_noise = values.known_error**2 + noise**2
         curve = posterior(values.x, values.y, variance_of_noise, amplitude, length, grid)
+        variance = np.diag(curve.covariance)
+        slope_variance = np.diag(curve.slope_covariance)
         means.append(curve.mean)
-        variances.append(np.diag(curve.covariance).clip(0))
+        variances.append(variance.clip(0))
         slopes.append(curve.slope)
-        slope_variances.append(np.diag(curve.slope_covariance).clip(0))
-        samples.append(_sample(curve.slope, curve.slope_covariance, num_own_samples, stream))
+        slope_variances.append(slope_variance.clip(0))
+        samples.append(_sample(curve.slope, curve.slope_covariance, count, stream))
     return Smoothed(
         mean=np.mean(means, 0),
         variance=np.mean(variances, 0) + np.var(means, 0),
@@ -129,15 +138,19 @@ def posterior(
 
     cov(f′(z), f(x)) = −(z − x)/l² k and cov(f′(z), f′(z′)) = (1/l² − (z − z′)²/l⁴) k.
     """
-    root = np.linalg.cholesky(_kernel(x, x, amplitude, length) + np.diag(noise))
+    of_values = _kernel(x, x, amplitude, length) + np.diag(noise)
+    root = np.linalg.cholesky(of_values)
     white = np.linalg.solve(root, y)
     across = _kernel(grid, x, amplitude, length)
-    slope_across = -(grid[:, None] - x[None]) / length**2 * across
+    distance_to_values = grid[:, None] - x[None]
+    slope_across = -distance_to_values / length**2 * across
     prior = _kernel(grid, grid, amplitude, length)
     distance = grid[:, None] - grid[None]
-    slope_prior = (1 / length**2 - distance**2 / length**4) * prior
+    factor = 1 / length**2 - distance**2 / length**4
+    slope_prior = factor * prior
     # Covariances of smooth curves are singular to rounding.
-    slope_prior += 1e-8 * slope_prior[0, 0] * np.eye(len(grid))
+    smallest_variance = 1e-8 * slope_prior[0, 0]
+    slope_prior += smallest_variance * np.eye(len(grid))
     explained = np.linalg.solve(root, across.T)
     slope_explained = np.linalg.solve(root, slope_across.T)
     return Posterior(
@@ -149,16 +162,21 @@ def posterior(
 
 
 def _kernel(x: np.ndarray, z: np.ndarray, amplitude: float, length: float) -> np.ndarray:
-    squares = (x[:, None] - z[None]) ** 2
-    return amplitude**2 * np.exp(-squares / (2 * length**2))
+    distance = x[:, None] - z[None]
+    exponent = -(distance**2) / (2 * length**2)
+    return amplitude**2 * np.exp(exponent)
 
 
 def _bounds(x: np.ndarray) -> np.ndarray:
     """Return the lowest and highest logarithm ``[3, 2]`` of amplitude, length scale and noise."""
     span = x[-1] - x[0]
     # Two values cannot tell a shorter wiggle from noise.
-    shortest = min(2 * float(np.median(np.diff(x))), span / 4)
-    return np.log([(0.05, 20.0), (shortest, 3 * span), (1e-3, 3.0)])
+    usual_gap = float(np.median(np.diff(x)))
+    shortest = min(2 * usual_gap, span / 4)
+    amplitudes = (0.05, 20.0)
+    lengths = (shortest, 3 * span)
+    noises = (1e-3, 3.0)
+    return np.log([amplitudes, lengths, noises])
 
 
 def _starts(x: np.ndarray) -> Iterator[np.ndarray]:
@@ -171,18 +189,21 @@ def _starts(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _log_likelihood(values: Values, logs: np.ndarray, bounds: np.ndarray) -> float:
-    if (logs < bounds[:, 0]).any() or (logs > bounds[:, 1]).any():
+    lowest, highest = bounds.T
+    if np.any(logs < lowest) or np.any(logs > highest):
         return -np.inf
     amplitude, length, noise = np.exp(logs)
+    variance_of_noise = values.known_error**2 + noise**2
     covariance = _kernel(values.x, values.x, amplitude, length)
-    covariance = covariance + np.diag(values.known_error**2 + noise**2)
+    covariance = covariance + np.diag(variance_of_noise)
     try:
         root = np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError:
         # Too smooth for its noise, to rounding.
         return -np.inf
     white = np.linalg.solve(root, values.y)
-    return float(-0.5 * white @ white - np.log(np.diag(root)).sum())
+    half_log_determinant = np.log(np.diag(root)).sum()
+    return float(-0.5 * white @ white - half_log_determinant)
 
 
 def _sample(
@@ -192,5 +213,6 @@ def _sample(
     stream: np.random.Generator,
 ) -> np.ndarray:
     """Draw ``[sample, point]`` from a normal law."""
+    root = np.linalg.cholesky(covariance)
     normal = stream.standard_normal((count, len(mean)))
-    return mean + normal @ np.linalg.cholesky(covariance).T
+    return mean + normal @ root.T

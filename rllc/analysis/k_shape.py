@@ -40,7 +40,8 @@ def k_shape(values: np.ndarray, num_clusters: int, seed: int) -> np.ndarray | No
     for _ in range(_STARTS):
         chosen = stream.choice(len(values), num_clusters, replace=False)
         labels, cost = _run(values, values[chosen])
-        if _count(labels) == num_clusters and cost < lowest_cost:
+        all_have_members = _count(labels) == num_clusters
+        if all_have_members and cost < lowest_cost:
             best_labels = labels
             lowest_cost = cost
     return best_labels
@@ -81,7 +82,8 @@ def divided(values: np.ndarray, start: np.ndarray, spread: np.ndarray) -> np.nda
     largest = np.abs(values).max(axis=1, keepdims=True)
     is_flat = spread <= 1e-12 * largest
     divisor = np.where(is_flat, 1.0, spread)
-    return np.where(is_flat, 0.0, (values - start) / divisor)
+    quotient = (values - start) / divisor
+    return np.where(is_flat, 0.0, quotient)
 
 
 def _run(values: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, float]:
@@ -90,17 +92,20 @@ def _run(values: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, float]:
     for _ in range(_MOST_ROUNDS):
         correlations = _correlations(centers, values)  # [center, curve, shift]
         previous_labels = labels
-        labels = correlations.max(axis=-1).argmax(axis=0)
-        distances = 1 - correlations.max(axis=(0, -1))
+        best_correlations = correlations.max(axis=-1)  # [center, curve]
+        labels = best_correlations.argmax(axis=0)
+        distances = 1 - best_correlations.max(axis=0)
         cost = float((distances**2).sum())
         has_settled = np.array_equal(previous_labels, labels)
-        if has_settled or _count(labels) < len(centers):
+        has_empty_cluster = _count(labels) < len(centers)
+        if has_settled or has_empty_cluster:
             break
         shifts = correlations.argmax(axis=-1)
         shapes = []
-        for center in range(len(centers)):
-            members = labels == center
-            shapes.append(_shape(values[members], shifts[center][members]))
+        for center, shifts_to_center in enumerate(shifts):
+            is_member = labels == center
+            shape = _shape(values[is_member], shifts_to_center[is_member])
+            shapes.append(shape)
         centers = np.stack(shapes)
     return labels, cost
 
@@ -109,14 +114,17 @@ def _shape(curves: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """Return the curve whose squared correlations with the shifted curves have the largest sum."""
     length = curves.shape[1]
     # What is shifted out of a curve leaves zeros.
-    padded = np.concatenate([curves, np.zeros_like(curves)], axis=1)
-    places = (np.arange(length) - shifts[:, None]) % (2 * length)
+    zeros = np.zeros_like(curves)
+    padded = np.concatenate([curves, zeros], axis=1)
+    points = np.arange(length)
+    places = (points - shifts[:, None]) % (2 * length)
     shifted = np.take_along_axis(padded, places, axis=1)
     shifted = standardised(shifted)
     _, vectors = np.linalg.eigh(shifted.T @ shifted)
     shape = vectors[:, -1]
     # An eigenvector has no sign.
-    if (shifted @ shape).sum() < 0:
+    correlations = shifted @ shape
+    if correlations.sum() < 0:
         shape = -shape
     return standardised(shape[None])[0]
 
@@ -128,14 +136,16 @@ def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     spectrum_of_a = _spectrum(a)[:, None]
     spectrum_of_b = _spectrum(b)[None]
-    return np.fft.irfft(spectrum_of_a * spectrum_of_b.conj(), 2 * a.shape[1])
+    cross_spectrum = spectrum_of_a * spectrum_of_b.conj()
+    return np.fft.irfft(cross_spectrum, 2 * a.shape[1])
 
 
 def _spectrum(curves: np.ndarray) -> np.ndarray:
     """Transform curves of unit length, with zeros behind, so that nothing wraps round."""
     norms = np.linalg.norm(curves, axis=1, keepdims=True)
     divisors = np.where(norms > 0, norms, 1)
-    return np.fft.rfft(curves / divisors, 2 * curves.shape[1])
+    of_unit_length = curves / divisors
+    return np.fft.rfft(of_unit_length, 2 * curves.shape[1])
 
 
 def _count(labels: np.ndarray) -> int:

@@ -86,12 +86,14 @@ class Structure(OfRefinements, AsTable):
         Raises:
             InputError: there is no such component or head, or ``heads`` are none or all.
         """
-        right = type(component) is int and 0 <= component < len(self.share.value)
-        expected = f"a number from 0 to {len(self.share.value) - 1}"
+        num_components = len(self.share.value)
+        right = type(component) is int and 0 <= component < num_components
+        expected = f"a number from 0 to {num_components - 1}"
         must_be("separation", "component", component, right, expected)
         chosen = np.zeros(len(self.names), dtype=bool)
         for head in heads:
-            chosen[self.names.index(head, of="structure")] = True
+            refinement = self.names.index(head, of="structure")
+            chosen[refinement] = True
         if not 0 < chosen.sum() < len(chosen):
             raise InputError(
                 f"separation: `heads` must be some of the {len(chosen)} heads, and not all; got "
@@ -101,21 +103,25 @@ class Structure(OfRefinements, AsTable):
         of_chosen = loading[chosen]
         of_others = loading[~chosen]
         differences = of_chosen[:, None] - of_others[None]
-        above = float((differences > 0).mean() + (differences == 0).mean() / 2)
+        above = np.mean(differences > 0)
+        equal = np.mean(differences == 0)
+        probability = float(above + equal / 2)
         gap = float(of_chosen.mean() - of_others.mean())
         variance = np.square(self.loading.standard_error[component])
-        variance_of_gap = _variance_of_mean(variance[chosen]) + _variance_of_mean(variance[~chosen])
+        variance_of_chosen = _variance_of_mean(variance[chosen])
+        variance_of_others = _variance_of_mean(variance[~chosen])
         return Separation(
-            order=max(above, 1 - above),
+            order=max(probability, 1 - probability),
             gap=abs(gap),
-            standard_error=float(np.sqrt(variance_of_gap)),
+            standard_error=float(np.sqrt(variance_of_chosen + variance_of_others)),
         )
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row a component and refinement: its loading, error, and share."""
         import pandas as pd
 
-        component, refinement = np.indices(self.loading.value.shape).reshape(2, -1)
+        indices = np.indices(self.loading.value.shape)
+        component, refinement = indices.reshape(2, -1)
         columns = {
             **self.names.columns(refinement),
             "component": component + 1,
@@ -128,8 +134,10 @@ class Structure(OfRefinements, AsTable):
     @property
     def _table(self) -> Table:
         header = ["weights"]
-        for share, error in zip(self.share.value, self.share.standard_error, strict=True):
-            header.append(f"{100 * share:.1f} ± {100 * error:.1f} %")
+        percent = 100 * self.share.value
+        error_of_percent = 100 * self.share.standard_error
+        for share, error in zip(percent, error_of_percent, strict=True):
+            header.append(f"{share:.1f} ± {error:.1f} %")
         rows = [header]
         for i, name in enumerate(self.labels):
             values = self.loading.value[:, i]
@@ -139,12 +147,14 @@ class Structure(OfRefinements, AsTable):
                 row.append(f"{value:+.2f} ± {error:.2f}")
             rows.append(row)
         size = f"{len(self.matrix)} tokens × {len(self.names)}"
-        return Table(f"Components of {size}; noise {100 * self.noise:.1f} %", rows)
+        noise = f"noise {100 * self.noise:.1f} %"
+        return Table(f"Components of {size}; {noise}", rows)
 
 
 def _variance_of_mean(variances: np.ndarray) -> float:
     """The variance of a mean of independent numbers."""
-    return float(variances.sum() / len(variances) ** 2)
+    count = len(variances)
+    return float(variances.sum() / count**2)
 
 
 @dataclass(frozen=True)
@@ -199,11 +209,13 @@ def structure(
     asked_by = "structure"
     rows = list(range(len(draws.names)))
     if weights is not None:
-        rows = sorted({draws.names.index(name, of="structure") for name in weights})
+        chosen = {draws.names.index(name, of="structure") for name in weights}
+        rows = sorted(chosen)
     parts = []
     for i, observed in enumerate(fixed_rows(draws, probes, asked_by=asked_by)):
         if i in rows:
-            parts.append(_chain_means(observed.flat, observed.mean))
+            means = _chain_means(observed.flat, observed.mean)
+            parts.append(means)
     _check_refinements(draws, rows)
     right = type(num_components) is int and 1 <= num_components <= len(parts)
     expected = f"an integer from 1 to {len(parts)}, the number of refinements"
@@ -218,24 +230,30 @@ def structure(
     loadings = []
     # The jackknife: everything again without each chain.
     for left_out in chains if len(chains) > 1 else ():
-        value = _susceptibilities(parts, chains[chains != left_out])
+        others = chains[chains != left_out]
+        value = _susceptibilities(parts, others)
         matrix_without = _standardised(value[is_predicted], centre_tokens)
-        share_without, loading_without = _matched(_components(matrix_without, len(parts)), loading)
+        components_without = _components(matrix_without, len(parts))
+        share_without, loading_without = _matched(components_without, loading)
         matrices.append(matrix_without)
         shares.append(share_without)
         loadings.append(loading_without)
+    error = _jackknife(matrix, matrices).standard_error
+    sum_of_squared_errors = np.square(error).sum()
+    sum_of_squares = np.square(matrix).sum()
     row_length = 1
     if draws.settings["observed"][probes] != ["row"]:
         row_length = draws.observed[probes].shape[-1]
-    squared_error = np.square(_jackknife(matrix, matrices).standard_error).sum()
     tokens = np.flatnonzero(is_predicted)
+    row_of_token = tokens // row_length
+    position = tokens % row_length
     return Structure(
         matrix=matrix,
         share=_jackknife(share, shares),
         loading=_jackknife(loading, loadings),
         score=matrix @ loading.T,
-        place=np.stack([tokens // row_length, tokens % row_length], axis=1),
-        noise=float(squared_error / np.square(matrix).sum()),
+        place=np.stack([row_of_token, position], axis=1),
+        noise=float(sum_of_squared_errors / sum_of_squares),
         names=draws.names.take(rows),
     )
 
@@ -244,7 +262,10 @@ def _check_refinements(draws: Draws, rows: Sequence[int]) -> None:
     """Refuse a single refinement, and chains that diverged."""
     if len(rows) < 2:
         raise InputError("structure: expected draws of two refinements or more, got one.")
-    diverged = [draws.weights[i] for i in rows if (draws.diverged[i] >= 0).any()]
+    diverged = []
+    for i in rows:
+        if np.any(draws.diverged[i] >= 0):
+            diverged.append(draws.weights[i])
     if diverged:
         raise InputError(
             f"structure: chains of {diverged} diverged; lower lr, or sample the others alone."
@@ -286,8 +307,10 @@ def _standardised(value: np.ndarray, centre_tokens: bool) -> np.ndarray:
 def _components(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Shares ``[component]`` and loadings ``[component, refinement]``."""
     _, lengths, loading = np.linalg.svd(matrix, full_matrices=False)
-    share = lengths**2 / np.square(lengths).sum()
-    sign = np.where(loading.sum(axis=1) < 0, -1.0, 1.0)
+    variance = lengths**2
+    share = variance / variance.sum()
+    sum_of_loadings = loading.sum(axis=1)
+    sign = np.where(sum_of_loadings < 0, -1.0, 1.0)
     loading = loading * sign[:, None]
     return share[:count], loading[:count]
 
@@ -304,9 +327,11 @@ def _matched(
         likeness = np.abs(products[:, component])
         likeness[order] = -1
         nearest = int(likeness.argmax())
+        sign = np.sign(products[nearest, component])
         order.append(nearest)
-        signs.append(np.sign(products[nearest, component]))
-    return share[order], loading[order] * np.array(signs)[:, None]
+        signs.append(sign)
+    sign_of_component = np.array(signs)[:, None]
+    return share[order], loading[order] * sign_of_component
 
 
 def _jackknife(value: np.ndarray, without: Sequence[np.ndarray]) -> Mean:
@@ -322,7 +347,8 @@ def _jackknife(value: np.ndarray, without: Sequence[np.ndarray]) -> Mean:
 
 def _check_count(doing: str, num_clusters: int, most: int) -> None:
     right = type(num_clusters) is int and 1 <= num_clusters <= most
-    must_be(doing, "num_clusters", num_clusters, right, f"an integer from 1 to {most}")
+    expected = f"an integer from 1 to {most}"
+    must_be(doing, "num_clusters", num_clusters, right, expected)
 
 
 def plot_matrix(structure: Structure, ax: Axes | None = None) -> Axes:
@@ -331,13 +357,16 @@ def plot_matrix(structure: Structure, ax: Axes | None = None) -> Axes:
     >>> ax = plot_matrix(structure(draws))
     """
     ax = new_axes(ax, width=4.5, height=4.0)
-    order = np.argsort(structure.score[:, 0])
+    first_score = structure.score[:, 0]
+    order = np.argsort(first_score)
     shown = structure.matrix[order]
     limit = float(np.percentile(np.abs(shown), 98)) or 1.0
-    options = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
-    image = ax.imshow(shown, aspect="auto", **options)  # type: ignore[arg-type]
+    image = ax.imshow(
+        shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+    )
     ax.figure.colorbar(image, ax=ax, label="susceptibility, z-score of each head")
-    ax.set_xticks(range(len(structure.names)), structure.labels, rotation=90, fontsize="small")
+    labels = structure.labels
+    ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize="small")
     ax.set_ylabel("token, by its first score")
     return ax
 
@@ -356,17 +385,23 @@ def plot_components(
     """
     roles = roles or {}
     num_components, count = structure.loading.value.shape
-    ax = new_axes(ax, width=1.5 + 0.25 * count * num_components)
-    kinds = list(dict.fromkeys(roles.values()))
-    ticks: list[float] = []
-    color_of_role = {role: color_of(number) for number, role in enumerate(kinds)}
+    num_bars = count * num_components
+    ax = new_axes(ax, width=1.5 + 0.25 * num_bars)
+    color_of_role: dict[str, str] = {}
+    for role in roles.values():
+        if role not in color_of_role:
+            color_of_role[role] = color_of(len(color_of_role))
     colors = []
     for weights in structure.weights:
-        role = roles.get(weights)
-        colors.append("0.6" if role is None else color_of_role[role])
+        if weights in roles:
+            colors.append(color_of_role[roles[weights]])
+        else:
+            colors.append("0.6")
+    ticks: list[float] = []
     words = []
     for component, share in enumerate(structure.share.value):
-        x = np.arange(count) + component * (count + 2)
+        left = component * (count + 2)
+        x = np.arange(count) + left
         ticks.append(float(x.mean()))
         words.append(f"component {component + 1}\n{100 * share:.1f} %")
         values = structure.loading.value[component]
@@ -377,6 +412,6 @@ def plot_components(
     ax.axhline(0, color="0.3", lw=0.8)
     ax.set_xticks(ticks, words)
     ax.set_ylabel("loading (± se over chains)")
-    if kinds:
+    if color_of_role:
         ax.legend(frameon=False, fontsize="small")
     return ax

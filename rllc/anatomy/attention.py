@@ -45,15 +45,18 @@ class Map:
         {'q.weight': (slice(None, None, None), slice(4, 8, None)), 'q.bias': (slice(4, 8, None),)}
         """
         start, stop = self.pieces[number]
-        index = {self.weight: (slice(None),) * self.axis + (slice(start, stop),)}
+        axes_before = (slice(None),) * self.axis
+        index = {self.weight: (*axes_before, slice(start, stop))}
         if self.bias is not None:
-            index[self.bias] = (slice(*self.pieces_of_bias[number]),)
+            start, stop = self.pieces_of_bias[number]
+            index[self.bias] = (slice(start, stop),)
         return index
 
     def written(self, number: int) -> str:
         """One head's part of the weight, as one would type it."""
         start, stop = self.pieces[number]
-        return f"{self.weight}[{':, ' * self.axis}{start}:{stop}]"
+        axes_before = ":, " * self.axis
+        return f"{self.weight}[{axes_before}{start}:{stop}]"
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,9 @@ class Attention:
     @property
     def name(self) -> str:
         """``"1"``, or ``"decoder.cross.1"``: heads are named by it and their number."""
-        return f"{self.tower}.{self.layer}" if self.tower else str(self.layer)
+        if not self.tower:
+            return str(self.layer)
+        return f"{self.tower}.{self.layer}"
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -115,14 +120,16 @@ class Attention:
         """The heads that use one slice of a map: several, where they share keys and values."""
         if letter in ("q", "o"):
             return (number,)
-        return tuple(head for head in range(self.num_heads) if self.kv_head(head) == number)
+        heads = range(self.num_heads)
+        return tuple(head for head in heads if self.kv_head(head) == number)
 
     def masks(
         self, heads: Iterable[int], kv_heads: Iterable[int], parameters: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Boolean masks of some heads' slices of q and o, and some key-value heads' of k and v."""
-        numbers = {"q": tuple(heads), "k": tuple(kv_heads), "v": tuple(kv_heads)}
-        numbers["o"] = numbers["q"]
+        heads = tuple(heads)
+        kv_heads = tuple(kv_heads)
+        numbers = {"q": heads, "k": kv_heads, "v": kv_heads, "o": heads}
         weights: dict[str, Tensor] = {}
         biases: dict[str, Tensor] = {}
         for letter in ("q", "k", "v", "o"):
@@ -131,7 +138,8 @@ class Attention:
                 for name, index in own.slices(number).items():
                     masks = weights if name == own.weight else biases
                     if name not in masks:
-                        masks[name] = torch.zeros(parameters[name].shape, dtype=torch.bool)
+                        shape = parameters[name].shape
+                        masks[name] = torch.zeros(shape, dtype=torch.bool)
                     masks[name][index] = True
         return weights | biases
 

@@ -48,7 +48,9 @@ def examples(module: nn.Module) -> Iterator[Example]:
     if config is not None and hasattr(module, "main_input_name"):
         yield from _examples_of_transformers(module, config)
         return
-    tokens = _tokens(module, _vocabulary(module), _context(module))
+    vocabulary = _vocabulary(module)
+    context = _context(module)
+    tokens = _tokens(module, vocabulary, context)
     yield Example((tokens,), {})
     yield Example((tokens, tokens), {})
     width = _width(module)
@@ -61,7 +63,8 @@ def examples(module: nn.Module) -> Iterator[Example]:
 def _examples_of_transformers(module: nn.Module, config: Any) -> Iterator[Example]:
     main = str(module.main_input_name)
     arguments = _arguments(module)
-    if main == "input_ids" and "pixel_values" in arguments and _sees(config):
+    takes_pixels = "pixel_values" in arguments and _sees(config)
+    if main == "input_ids" and takes_pixels:
         both = _of_transformers(module, config, ("input_ids", "pixel_values"))
         yield Example((), both)
     alone = _of_transformers(module, config, (main,))
@@ -96,8 +99,10 @@ def _of_transformers(module: nn.Module, config: Any, wanted: tuple[str, ...]) ->
     is_pair = getattr(config, "is_encoder_decoder", False)
     if is_pair and "decoder_input_ids" in arguments:
         ids = _tokens(module, config.vocab_size, POSITIONS)
-        # Sound comes in one row.
-        inputs["decoder_input_ids"] = ids[:1] if "input_features" in inputs else ids
+        if "input_features" in inputs:
+            # Sound comes in one row.
+            ids = ids[:1]
+        inputs["decoder_input_ids"] = ids
     if "use_cache" in arguments:
         inputs["use_cache"] = False
     return inputs
@@ -137,7 +142,9 @@ def _sees(config: Any) -> bool:
 def _pixels(module: nn.Module, config: Any) -> Tensor:
     """Random images."""
     size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    if isinstance(size, int):
+        size = (size, size)
+    height, width = size
     shape = (ROWS, config.num_channels, height, width)
     return _random(module, shape)
 
@@ -146,7 +153,8 @@ def _tokens(module: nn.Module, vocabulary: int, context: int) -> Tensor:
     """Rows of ids, all of them different as far as there are so many."""
     number = ROWS * min(POSITIONS, context)
     # The first ids are often those of padding and of the beginning.
-    ids = (torch.arange(number) + 3) % max(vocabulary, 1)
+    numbers = torch.arange(number) + 3
+    ids = numbers % max(vocabulary, 1)
     return ids.reshape(ROWS, -1).to(_device(module))
 
 
@@ -167,19 +175,24 @@ def _device(module: nn.Module) -> torch.device:
 
 def _vocabulary(module: nn.Module) -> int:
     """How many ids a model knows, by its settings or its embedding."""
-    size = getattr(getattr(module, "cfg", None), "d_vocab", None)
+    settings = getattr(module, "cfg", None)
+    size = getattr(settings, "d_vocab", None)
     if isinstance(size, int):
         return size
     for name, parameter in module.named_parameters():
         if name.endswith("embed.W_E"):
             return int(parameter.shape[0])
-    sizes = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
-    return sizes[0] if sizes else 2
+    for inner in module.modules():
+        if isinstance(inner, nn.Embedding):
+            return inner.num_embeddings
+    return 2
 
 
 def _context(module: nn.Module, config: Any = None) -> int:
     """How many positions a model has, at most."""
-    settings = getattr(module, "cfg", None) if config is None else config
+    settings = config
+    if settings is None:
+        settings = getattr(module, "cfg", None)
     for name in ("n_ctx", "max_position_embeddings", "n_positions", "max_seq_len"):
         size = getattr(settings, name, None)
         if type(size) is int and size > 0:

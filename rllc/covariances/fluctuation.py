@@ -55,8 +55,10 @@ def singular_fluctuation(
         n = observed.independent_draws(observed.mean)
         variance = np.zeros(observed.losses.shape[-2:])
         for surprise in _observations(observed, by):
-            variance += deviations_product(surprise, surprise, n).sum(axis=0)
-        terms = draws.settings["n_beta"] / 2 * variance / tokens
+            squares = deviations_product(surprise, surprise, n)
+            variance += squares.sum(axis=0)
+        n_beta = draws.settings["n_beta"]
+        terms = n_beta / 2 * variance / tokens
         means.append(observed.mean_of_draws(terms))
     return stacked_means(means)
 
@@ -107,9 +109,11 @@ def waic(draws: Draws, rows: str = "rows", *, by: Literal["row", "token"] = "row
             likelihood = np.exp(least - surprise)
             mean = likelihood.mean(axis=(-2, -1), keepdims=True)
             # To first order in how each draw differs, so that the error is that of a mean.
-            loss = least - np.log(mean) + 1 - likelihood / mean
-            penalty = inverse_temperature * deviations_product(surprise, surprise, n)
-            total += (loss + penalty).sum(axis=0)
+            relative = likelihood / mean
+            loss = least - np.log(mean) + 1 - relative
+            squares = deviations_product(surprise, surprise, n)
+            of_observation = loss + inverse_temperature * squares
+            total += of_observation.sum(axis=0)
         means.append(observed.mean_of_draws(total / tokens))
     return stacked_means(means)
 
@@ -128,7 +132,8 @@ def _checked(draws: Draws, rows: str, by: str, *, asked_by: str) -> Iterator[tup
                 f"{asked_by}: of {rows!r} only each row's mean was kept, and how many "
                 f"tokens a row has is not known; observe rllc.losses_on(rows, by='token')."
             )
-        yield observed, int(_counted(observed).sum())
+        num_tokens = int(_counted(observed).sum())
+        yield observed, num_tokens
 
 
 def _counted(observed: FixedRows) -> np.ndarray:
@@ -141,8 +146,10 @@ def _observations(observed: FixedRows, by: str) -> Iterator[np.ndarray]:
     counted = _counted(observed)
     by_row = observed.by_row
     for row, losses in enumerate(observed.losses):
-        tokens = int(counted[row].sum())
+        counted_in_row = counted[row]
+        tokens = int(counted_in_row.sum())
         if by == "token":
-            yield losses[counted[row]]
+            yield losses[counted_in_row]
         elif tokens:
-            yield tokens * by_row[row : row + 1]
+            mean_of_row = by_row[row : row + 1]
+            yield tokens * mean_of_row

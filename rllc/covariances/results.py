@@ -58,7 +58,8 @@ class Covariances(OfRefinements, AsTable):
     @property
     def with_errors(self) -> Covariance:
         """The values of all refinements, with errors."""
-        return Covariance(*(getattr(self, name) for name in Covariance._fields))
+        arrays = [getattr(self, name) for name in Covariance._fields]
+        return Covariance(*arrays)
 
     @property
     def status(self) -> tuple[str, ...]:
@@ -76,12 +77,15 @@ class Covariances(OfRefinements, AsTable):
             limits: ``false_alarm`` is used; ``None`` is ``Limits()``.
         """
         limits = limits or Limits()
+        disagrees = self.with_errors.disagrees(limits.false_alarm)
+        is_constant = (self.value == 0) & (self.standard_error == 0)
+        is_missing = np.isnan(self.value)
         marks = np.full(self.value.shape, "ok", dtype=object)
-        marks[self.with_errors.disagrees(limits.false_alarm)] = "chains disagree"
-        marks[(self.value == 0) & (self.standard_error == 0)] = "constant"
-        marks[np.isnan(self.value)] = "nothing predicted"
-        for i, wrong in enumerate(self.faults):
-            if any(fault.kind in FINAL for fault in wrong):
+        marks[disagrees] = "chains disagree"
+        marks[is_constant] = "constant"
+        marks[is_missing] = "nothing predicted"
+        for i, faults in enumerate(self.faults):
+            if any(fault.kind in FINAL for fault in faults):
                 marks[i] = "no chains"
         return marks
 
@@ -92,7 +96,8 @@ class Covariances(OfRefinements, AsTable):
             InputError: there is no such refinement.
         """
         key = (weights,) if isinstance(weights, str) else weights
-        return self.with_errors.take(self.names.index(*key, of=self.kind))
+        refinement = self.names.index(*key, of=self.kind)
+        return self.with_errors.take(refinement)
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and same(self, other)
@@ -107,7 +112,8 @@ class Covariances(OfRefinements, AsTable):
         """
         import pandas as pd
 
-        refinements, *places = np.indices(self.value.shape).reshape(self.value.ndim, -1)
+        indices = np.indices(self.value.shape)
+        refinements, *places = indices.reshape(self.value.ndim, -1)
         columns: dict[str, Any] = dict(self.names.columns(refinements))
         columns |= zip(self.axes, places, strict=True)
         columns[self.kind] = self.value.ravel()
@@ -134,19 +140,23 @@ class Covariances(OfRefinements, AsTable):
     def _table(self) -> Table:
         rows = [("weights", "lowest", "highest", "median se", "marked", "status")]
         for i, marks in enumerate(self.marks()):
+            num_marked = (marks == "chains disagree").sum()
             row = (
                 label(self.names, i),
                 _shown(self.value[i], np.min, ".3g"),
                 _shown(self.value[i], np.max, ".3g"),
                 _shown(self.standard_error[i], np.median, ".2g"),
-                str((marks == "chains disagree").sum()),
+                str(num_marked),
                 self.status[i],
             )
             rows.append(row)
-        size = " × ".join(map(str, self.value.shape[1:]))
+        lengths = self.value.shape[1:]
+        size = " × ".join(map(str, lengths))
         axes = " × ".join(self.axes)
-        title = f"{type(self).__name__}: {self.kind}, {size} ({axes})"
-        return Table(title, rows, left=(0, 5), wrong=not_ok(self.status, column=5))
+        name = type(self).__name__
+        title = f"{name}: {self.kind}, {size} ({axes})"
+        wrong = not_ok(self.status, column=5)
+        return Table(title, rows, left=(0, 5), wrong=wrong)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one atomic, checksummed file (``.npz``)."""
@@ -179,9 +189,12 @@ class Covariances(OfRefinements, AsTable):
         """
         arrays, header = load_arrays(path, kind=_kind(cls))
         with reading(path):
+            faults = tuple(faults_from_json(written) for written in header["faults"])
+            weights = tuple(header["weights"])
+            data = tuple(header["names of data"])
             values: dict[str, Any] = {
-                "faults": tuple(faults_from_json(wrong) for wrong in header["faults"]),
-                "names": Names(tuple(header["weights"]), tuple(header["names of data"])),
+                "faults": faults,
+                "names": Names(weights, data),
                 "settings": header["settings"],
                 "kind": header["of"],
             }
@@ -199,11 +212,12 @@ def _kind(result: type) -> str:
 
 def _value_in_file(name: str, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Any:
     """A field: an array, a covariance, or names."""
-    parts = [f"{name}.{part}" for part in Covariance._fields]
     if name in arrays:
         return arrays[name]
-    if parts[0] in arrays:
-        return Covariance(*(arrays[part] for part in parts))
+    names_of_parts = [f"{name}.{part}" for part in Covariance._fields]
+    if names_of_parts[0] in arrays:
+        parts = [arrays[name_of_part] for name_of_part in names_of_parts]
+        return Covariance(*parts)
     return tuple(header[name])
 
 
@@ -225,8 +239,10 @@ def _check_read(values: Mapping[str, Any]) -> None:
     if not shape or set(lengths.values()) != {shape[0]}:
         raise ValueError(f"value has the shape {list(shape)}, but there are {lengths}")
     axes = values["axes"]
-    if len(axes) != len(shape) - 1 or not all(isinstance(axis, str) for axis in axes):
-        raise ValueError(f"axes {axes!r:.40} are not {len(shape) - 1} names")
+    num_axes = len(shape) - 1
+    are_names = all(isinstance(axis, str) for axis in axes)
+    if len(axes) != num_axes or not are_names:
+        raise ValueError(f"axes {axes!r:.40} are not {num_axes} names")
 
 
 def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, Result]:
@@ -260,7 +276,8 @@ def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, 
     must_be("each_checkpoint", "make", make, callable(make), "a function of draws")
     made: dict[tuple[int, str, str], Result] = {}
     for step, weights, data in sweep.finished:
-        made[step, weights, data] = make(sweep.draws(step, weights, data))
+        draws = sweep.draws(step, weights, data)
+        made[step, weights, data] = make(draws)
     if not made:
         raise InputError(
             "each_checkpoint: no cell of this sweep is finished; call rllc.track again."
@@ -277,7 +294,8 @@ def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, 
             fault = Fault("missing")
             if cell in sweep.failed:
                 fault = Fault("failed", {}, sweep.failed[cell])
-            parts.append(_absent(like, Names((weights,), (data,)), fault))
+            names = Names((weights,), (data,))
+            parts.append(_absent(like, names, fault))
         results[step] = joined(parts)
     return results
 
@@ -297,7 +315,8 @@ def joined(parts: Sequence[Result]) -> Result:
     for part in parts:
         faults += part.faults
         pairs += part.names
-    return replace(parts[0], faults=tuple(faults), names=Names.of(pairs), **together)
+    names = Names.of(pairs)
+    return replace(parts[0], faults=tuple(faults), names=names, **together)
 
 
 def _absent(like: Result, names: Names, fault: Fault) -> Result:
@@ -316,4 +335,6 @@ def _absent(like: Result, names: Names, fault: Fault) -> Result:
 def _shown(values: np.ndarray, summary: Callable[[np.ndarray], Any], digits: str) -> str:
     """A summary of the finite values, or a dash."""
     finite = values[np.isfinite(values)]
-    return f"{summary(finite):{digits}}" if finite.size else "–"
+    if not finite.size:
+        return "–"
+    return f"{summary(finite):{digits}}"

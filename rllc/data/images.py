@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +55,13 @@ def read_images(folder: Path, name: str) -> Tensors:
     for _, path in images:
         try:
             with Image.open(path) as image:
-                shape = (*image.size, len(image.getbands()))
+                num_bands = len(image.getbands())
+                shape = (*image.size, num_bands)
                 first = first or shape
                 _check(folder, name, path, shape, first, len(images))
-                mode = "RGB" if len(image.getbands()) > 1 else "L"
-                pixels.append(np.asarray(image.convert(mode), dtype=np.uint8))
+                mode = "RGB" if num_bands > 1 else "L"
+                converted = image.convert(mode)
+                pixels.append(np.asarray(converted, dtype=np.uint8))
         except InputError:
             raise
         except Exception as error:  # damaged bytes make Pillow raise nearly anything
@@ -66,9 +69,12 @@ def read_images(folder: Path, name: str) -> Tensors:
                 f"reading {path}: not an image, or damaged ({first_line(error)})."
             ) from error
     stacked = torch.from_numpy(np.stack(pixels)).float() / 255
-    stacked = stacked[:, None] if stacked.dim() == 3 else stacked.permute(0, 3, 1, 2)
+    if stacked.dim() == 3:
+        by_channel = stacked[:, None]
+    else:
+        by_channel = stacked.permute(0, 3, 1, 2)
     labels = torch.tensor([classes.index(label) for label, _ in images])
-    return Tensors((stacked.contiguous(), labels), name)
+    return Tensors((by_channel.contiguous(), labels), name)
 
 
 def _check(
@@ -76,12 +82,14 @@ def _check(
 ) -> None:
     """Refuse an image of another size, and more of them than fit, before its pixels are read."""
     if shape != first:
+        size = " × ".join(map(str, shape))
+        size_of_others = " × ".join(map(str, first))
         raise InputError(
-            f"`data` {name!r}: images must be of one size, but {path} is {shape[0]} × {shape[1]} × "
-            f"{shape[2]} and others in {folder} are {first[0]} × {first[1]} × {first[2]}; give a "
-            f"DataLoader that resizes them as in training."
+            f"`data` {name!r}: images must be of one size, but {path} is {size} and others in "
+            f"{folder} are {size_of_others}; give a DataLoader that resizes them as in training."
         )
-    if 4 * count * shape[0] * shape[1] * shape[2] > _IN_MEMORY:
+    bytes_of_image = 4 * math.prod(shape)
+    if count * bytes_of_image > _IN_MEMORY:
         raise InputError(
             f"`data` {name!r}: {count:,} images of {shape[0]} × {shape[1]} in {folder} are more "
             f"than memory should hold; give a DataLoader of them, or a folder of fewer."

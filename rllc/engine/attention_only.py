@@ -37,10 +37,14 @@ class TokenLoss:
         if generator is not None:
             check_vocabularies(generator.config.d_vocab, model.config.d_vocab)
         model = private_copy(model)
-        self.model, self.generator, self.autocast = model, generator, autocast
+        self.model = model
+        self.generator = generator
+        self.autocast = autocast
         self.parameters = dict(model.named_parameters())
         self.to_hidden = _ToHidden(model)
-        self.hidden = torch.compile(model.hidden, dynamic=False) if compile else model.hidden
+        self.hidden = model.hidden
+        if compile:
+            self.hidden = torch.compile(model.hidden, dynamic=False)
 
     @torch.no_grad()
     def center(self, batch: Batch, seed: int) -> Center:  # noqa: D102 (see Loss)
@@ -51,11 +55,13 @@ class TokenLoss:
             at = self.model.activations(tokens[:, :-1])
             target = self._target(documents)
             hidden = self.model.normalise("ln_final", at.residual[-1], {})
-        W_U, b_U = self.frozen("unembed.W_U"), self.frozen("unembed.b_U")
+        W_U = self.frozen("unembed.W_U")
+        b_U = self.frozen("unembed.b_U")
         _, each = mean_and_each(hidden, W_U, b_U, target, self.autocast)
-        if target.home is None:
-            return Center(each[0], (at, target))
-        return Center(each[0], (at, target), target.home >= 0)
+        counted = None
+        if target.home is not None:
+            counted = target.home >= 0
+        return Center(each[0], (at, target), counted)
 
     def runs(  # noqa: D102 (see Loss)
         self,
@@ -73,28 +79,34 @@ class TokenLoss:
             position = position.detach().requires_grad_(gradient)
             moved = unpack(group, position, member, self.parameters)
             losses, tokens = self._losses(moved, at, target)
-            # Runs do not touch one another, so the gradient of their sum holds each run's own.
-            slope = torch.autograd.grad(losses.sum(), position)[0] if gradient else None
-        losses = losses.detach().expand(len(position))
-        return Runs(losses, slope, tokens.expand(len(position), -1, -1) if each else None)
+            slope = None
+            if gradient:
+                # Runs do not touch one another, so the gradient of their sum holds each run's own.
+                (slope,) = torch.autograd.grad(losses.sum(), position)
+        num_runs = len(position)
+        losses = losses.detach().expand(num_runs)
+        losses_of_tokens = None
+        if each:
+            losses_of_tokens = tokens.expand(num_runs, -1, -1)
+        return Runs(losses, slope, losses_of_tokens)
 
     def gradient(  # noqa: D102 (see Loss)
         self, names: Collection[str], center: Center, batch: Batch, seed: int
     ) -> dict[str, Tensor]:
         at, target = center.shared
-        leaves = {name: self.parameters[name].detach().requires_grad_() for name in names}
+        leaves = {}
+        for name in names:
+            leaves[name] = self.parameters[name].detach().requires_grad_()
         changed = {f"model.{name}": leaf for name, leaf in leaves.items()}
+        W_U = self.frozen("unembed.W_U")
+        b_U = self.frozen("unembed.b_U")
         with torch.enable_grad(), in_precision(at.tokens.device, self.autocast):
             hidden = torch.func.functional_call(self.to_hidden, changed, (at.tokens,))
-            W_U = leaves["unembed.W_U"][None] if "unembed.W_U" in leaves else None
-            b_U = leaves["unembed.b_U"][None] if "unembed.b_U" in leaves else None
-            mean, _ = mean_and_each(
-                hidden,
-                self.frozen("unembed.W_U") if W_U is None else W_U,
-                self.frozen("unembed.b_U") if b_U is None else b_U,
-                target,
-                self.autocast,
-            )
+            if "unembed.W_U" in leaves:
+                W_U = leaves["unembed.W_U"][None]
+            if "unembed.b_U" in leaves:
+                b_U = leaves["unembed.b_U"][None]
+            mean, _ = mean_and_each(hidden, W_U, b_U, target, self.autocast)
             gradients = torch.autograd.grad(
                 mean.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
             )
@@ -104,16 +116,21 @@ class TokenLoss:
         config = self.model.config
         positions = batch_shape[0] * batch_shape[1]
         width = max(config.d_model, config.n_heads * config.d_head)
-        first = max(self.model.first_block([slot.name for slot in group.slots]), 0)
+        names = [slot.name for slot in group.slots]
+        first = max(self.model.first_block(names), 0)
         blocks = config.n_layers - first
         # Kept for the backward pass: about 16 activations as wide as the model a block, and the
         # hidden state with its gradient. Chain state, noise, gradient and a second look: about 12
         # numbers a weight, the gradients of a moved unembedding one of them.
         # Heads of the last block alone: what they write as logits, and its gradient. A selected
         # head has about 4·d_model·d_head numbers.
-        columns = group.num_weights // (4 * config.d_model) if blocks == 1 else 0
-        each = positions * width * (16 * blocks + 4) + 12 * group.num_weights
-        return 4 * (each + 3 * columns * config.d_vocab)
+        columns = 0
+        if blocks == 1:
+            columns = group.num_weights // (4 * config.d_model)
+        of_activations = positions * width * (16 * blocks + 4)
+        of_weights = 12 * group.num_weights
+        of_columns = 3 * columns * config.d_vocab
+        return 4 * (of_activations + of_weights + of_columns)
 
     @property
     def ways(self) -> list[str]:  # noqa: D102 (see Loss)
@@ -131,7 +148,8 @@ class TokenLoss:
             return self._losses_of_last_heads(heads, moved, at, target)
         with in_precision(at.tokens.device, self.autocast):
             hidden = self.hidden(moved, at)
-        W_U, b_U = self.model.weight("unembed.W_U", moved), self.model.weight("unembed.b_U", moved)
+        W_U = self.model.weight("unembed.W_U", moved)
+        b_U = self.model.weight("unembed.b_U", moved)
         return mean_and_each(hidden, W_U, b_U, target, self.autocast)
 
     def _few_columns(self, heads: Tensor, at: Activations, target: Target) -> bool:
@@ -140,19 +158,22 @@ class TokenLoss:
         On a GPU products are cheap beside the passes over the logits, of which it takes more.
         """
         config = self.model.config
-        plain = self.autocast is None and self.hidden == self.model.hidden
-        narrow = 2 * heads.shape[1] * config.d_head <= config.d_model
-        many = at.tokens.numel() >= config.d_model
-        return plain and narrow and many and target.ids is not None and heads.device.type == "cpu"
+        num_columns = heads.shape[1] * config.d_head
+        is_narrow = 2 * num_columns <= config.d_model
+        has_many_positions = at.tokens.numel() >= config.d_model
+        if not is_narrow or not has_many_positions or heads.device.type != "cpu":
+            return False
+        is_compiled = self.hidden != self.model.hidden
+        return self.autocast is None and not is_compiled and target.ids is not None
 
     def _losses_of_last_heads(
         self, heads: Tensor, moved: dict[str, Moved], at: Activations, target: Target
     ) -> tuple[Tensor, Tensor]:
         model = self.model
         last = model.config.n_layers - 1
-        numbers = [tuple(row) for row in heads.tolist()]
-        different = list(dict.fromkeys(numbers))
-        first_runs = [numbers.index(place) for place in different]
+        heads_of_run = [tuple(row) for row in heads.tolist()]
+        different = list(dict.fromkeys(heads_of_run))
+        first_runs = [heads_of_run.index(place) for place in different]
         old_z, old_W_O = model.unmoved_heads(last, heads[first_runs], at)
         z, W_O = model.moved_heads(last, heads, moved, at)
         writes = Writes(
@@ -160,7 +181,7 @@ class TokenLoss:
             W_O=W_O.flatten(1, 2),
             old_z=_by_position(old_z),
             old_W_O=old_W_O.flatten(1, 2),
-            place=[different.index(place) for place in numbers],
+            place=[different.index(place) for place in heads_of_run],
             residual=at.residual[last + 1][0].flatten(0, 1),
         )
         unembedding = Unembedding(
@@ -173,7 +194,9 @@ class TokenLoss:
         return mean_and_each_of_heads(writes, unembedding, target)
 
     def _target(self, documents: Documents) -> Target:
-        labels = documents.tokens if documents.labels is None else documents.labels
+        labels = documents.labels
+        if labels is None:
+            labels = documents.tokens
         target = self._target_of_all(documents.tokens, labels)
         wanted = documents.wanted()[:, 1:]
         if documents.home is None and bool(wanted.all()):
@@ -181,7 +204,8 @@ class TokenLoss:
         kept = wanted.flatten().nonzero()[:, 0]
         number = torch.full((wanted.numel(),), -1, device=kept.device)
         number[kept] = torch.arange(len(kept), device=kept.device)
-        home = predictions_at_home(documents, number.view(wanted.shape), -1)
+        number = number.view(wanted.shape)
+        home = predictions_at_home(documents, number, -1)
         check_rows_counted(home >= 0)
         return target.of_kept(kept, home)
 
@@ -190,15 +214,18 @@ class TokenLoss:
             return Target.next_tokens(labels)
         generator = self.generator
         residual = generator.activations(tokens[:, :-1]).residual[-1]
-        hidden = generator.normalise("ln_final", residual, {})[0].flatten(0, 1).float()
-        unembed = generator.unembed
-        softmax = (hidden, unembed.W_U.detach(), unembed.b_U.detach())
-        return Target((tokens.shape[0], tokens.shape[1] - 1), None, softmax)
+        hidden = generator.normalise("ln_final", residual, {})[0]
+        hidden = hidden.flatten(0, 1).float()
+        W_U = generator.unembed.W_U.detach()
+        b_U = generator.unembed.b_U.detach()
+        num_rows, num_tokens = tokens.shape
+        return Target((num_rows, num_tokens - 1), None, (hidden, W_U, b_U))
 
 
 def _by_position(z: Tensor) -> Tensor:
     """Outputs of heads, ``[run, batch, head, pos, d_head]``, as ``[run, batch · pos, column]``."""
-    return z.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    by_position = z.transpose(2, 3)  # [run, batch, pos, head, d_head]
+    return by_position.flatten(3, 4).flatten(1, 2)
 
 
 class _ToHidden(nn.Module):

@@ -61,18 +61,22 @@ class Pass:
 
     def without(self, stopped: Collection[int]) -> Pass | None:
         """The pass without the runs of some refinements; ``None`` if nothing is left."""
-        kept = [run for run, row in enumerate(self.refinement.tolist()) if row not in stopped]
+        kept = []
+        for run, row in enumerate(self.refinement.tolist()):
+            if row not in stopped:
+                kept.append(run)
         if not kept:
             return None
         runs = torch.tensor(kept, device=self.chain.device)
         streams = [self.random.streams[run] for run in kept]
+        parts_of_state = [part[runs] for part in self.state]
         return replace(
             self,
             member=self.member[runs],
             refinement=self.refinement[runs],
             chain=self.chain[runs],
             random=Random(streams, self.random.dim, self.random.device),
-            state=type(self.state)(*(part[runs] for part in self.state)),
+            state=type(self.state)(*parts_of_state),
             prepared={name: values[runs] for name, values in self.prepared.items()},
         )
 
@@ -94,11 +98,15 @@ class DataSet:
 
     def without(self, stopped: Collection[int]) -> DataSet | None:
         """The data set without some refinements; ``None`` if nothing is left."""
-        passes = [part for p in self.passes if (part := p.without(stopped)) is not None]
+        passes = []
+        for p in self.passes:
+            left = p.without(stopped)
+            if left is not None:
+                passes.append(left)
         if not passes:
             return None
-        refinements = torch.cat([p.refinement for p in passes]).unique()
-        return replace(self, passes=passes, refinements=refinements)
+        refinement_of_run = torch.cat([p.refinement for p in passes])
+        return replace(self, passes=passes, refinements=refinement_of_run.unique())
 
 
 class Chains:
@@ -124,15 +132,19 @@ class Chains:
         sampling: Sampling,
         runs_per_pass: int | None,
     ) -> None:
-        self.refinements, self.loss = refinements, loss
-        self.sampler, self.sampling = sampler, sampling
+        self.refinements = refinements
+        self.loss = loss
+        self.sampler = sampler
+        self.sampling = sampling
         self.digests = [digest(selected) for selected in masks]
-        self.device = next(iter(parameters.values())).device
+        first_parameter = next(iter(parameters.values()))
+        self.device = first_parameter.device
         shape = (len(refinements), sampling.num_chains)
         self.diverged = torch.full(shape, -1, device=self.device)
         self.data_sets: list[DataSet] = []
         for name in dict.fromkeys(r.data_name for r in refinements):
-            self.data_sets.append(self._plan(name, masks, parameters, runs_per_pass))
+            data_set = self._plan(name, masks, parameters, runs_per_pass)
+            self.data_sets.append(data_set)
 
     @property
     def passes(self) -> list[Pass]:
@@ -162,7 +174,8 @@ class Chains:
             assert runs.gradient is not None
             return runs.losses, runs.gradient
 
-        p.state = self.sampler.step(p.state, Energy(loss, self.sampling.n_beta), p.random)
+        energy = Energy(loss, self.sampling.n_beta)
+        p.state = self.sampler.step(p.state, energy, p.random)
         return first[0]
 
     def judge(self, p: Pass, runs: Runs, step: int) -> Tensor:
@@ -173,12 +186,16 @@ class Chains:
         run away either: one draw is judged as many are.
         """
         distance = (p.state.position - p.origin).square().mean(1)
-        limit = _FREE_WALKS**2 * (self.sampler.lr * (step + 1) + p.spread)
-        broken = ~runs.losses.isfinite() | ~(distance <= limit)
+        free_walk = self.sampler.lr * (step + 1)
+        limit = _FREE_WALKS**2 * (free_walk + p.spread)
+        is_near = distance <= limit
+        is_broken = ~runs.losses.isfinite() | ~is_near
         where = (p.refinement, p.chain)
-        newly_broken = broken & (self.diverged[where] < 0)
-        self.diverged[where] = torch.where(newly_broken, step, self.diverged[where])
-        return torch.where(self.diverged[where] < 0, runs.losses, torch.nan)
+        diverged = self.diverged[where]
+        newly_broken = is_broken & (diverged < 0)
+        diverged = torch.where(newly_broken, step, diverged)
+        self.diverged[where] = diverged
+        return torch.where(diverged < 0, runs.losses, torch.nan)
 
     def stop(self, stopped: Collection[int]) -> None:
         """Drop the runs of some refinements."""
@@ -202,7 +219,8 @@ class Chains:
                 deviation = law.deviation(precision)
                 scatter = deviation[p.member] * p.random.normal()
                 p.state = p.state._replace(position=p.state.position + scatter)
-                p.spread = float(deviation.square().mean(1).max())
+                variance = deviation.square().mean(1)
+                p.spread = float(variance.max())
 
     def states(self) -> dict[tuple[str, str], dict[str, np.ndarray]]:
         """What the chains of each refinement need to go on.
@@ -211,22 +229,30 @@ class Chains:
         """
         states: dict[tuple[str, str], dict[str, np.ndarray]] = {}
         for p in self.passes:
-            parts = {f"sampler.{name}": part for name, part in p.state._asdict().items()}
-            parts["random"] = torch.stack([stream.get_state() for stream in p.random.streams])
+            parts = {}
+            for name, part in p.state._asdict().items():
+                parts[f"sampler.{name}"] = part
+            states_of_streams = [stream.get_state() for stream in p.random.streams]
+            parts["random"] = torch.stack(states_of_streams)
             if p.spread:
-                parts["spread"] = torch.full((len(p.chain),), p.spread, dtype=torch.float64)
+                num_runs = len(p.chain)
+                parts["spread"] = torch.full((num_runs,), p.spread, dtype=torch.float64)
             for row in p.refinement.unique().tolist():
+                refinement = self.refinements[row].name
                 identity = {"weights": np.array([self.digests[row]])}
-                state = states.setdefault(self.refinements[row].name, identity)
-                runs = (p.refinement == row).nonzero()[:, 0]
+                state = states.setdefault(refinement, identity)
+                is_of_row = p.refinement == row
+                runs = is_of_row.nonzero()[:, 0]
                 self._collect(state, p, runs, parts)
                 for name, values in p.prepared.items():
-                    state[f"prepared.{name}"] = values[runs[0]].cpu().numpy()
+                    of_refinement = values[runs[0]]
+                    state[f"prepared.{name}"] = of_refinement.cpu().numpy()
         for p in self.passes:
-            for row, member in zip(p.refinement.tolist(), p.member.tolist(), strict=True):
+            rows_and_members = zip(p.refinement.tolist(), p.member.tolist(), strict=True)
+            for row, member in rows_and_members:
                 state = states[self.refinements[row].name]
-                beginning = self.sampler.init(p.centers[[member]])._asdict()
-                _leave_out(state, beginning, self.sampling.num_chains)
+                beginning = self.sampler.init(p.centers[[member]])
+                _leave_out(state, beginning._asdict(), self.sampling.num_chains)
         return states
 
     def put_back(
@@ -239,8 +265,10 @@ class Chains:
             prepared: the observables whose preparation is put back, too.
         """
         for p in self.passes:
-            runs = list(zip(p.refinement.tolist(), p.chain.tolist(), strict=True))
-            kept = [(states[self.refinements[row].name], chain) for row, chain in runs]
+            kept = []
+            for row, chain in zip(p.refinement.tolist(), p.chain.tolist(), strict=True):
+                refinement = self.refinements[row].name
+                kept.append((states[refinement], chain))
             fields = {}
             for name, part in p.state._asdict().items():
                 values = []
@@ -249,13 +277,16 @@ class Chains:
                     if array is None:
                         values.append(beginning)
                     else:
-                        values.append(torch.as_tensor(array[chain]).to(beginning))
+                        value = torch.as_tensor(array[chain])
+                        values.append(value.to(beginning))
                 fields[name] = torch.stack(values)
             p.state = type(p.state)(**fields)
+            p.spread = 0.0
             for stream, (state, chain) in zip(p.random.streams, kept, strict=True):
-                stream.set_state(torch.from_numpy(state["random"][chain]))
-            spreads = [float(state["spread"][chain]) for state, chain in kept if "spread" in state]
-            p.spread = max(spreads, default=0.0)
+                state_of_stream = torch.from_numpy(state["random"][chain])
+                stream.set_state(state_of_stream)
+                if "spread" in state:
+                    p.spread = max(p.spread, float(state["spread"][chain]))
             for name in prepared:
                 values = [torch.from_numpy(state[f"prepared.{name}"]) for state, _ in kept]
                 p.prepared[name] = torch.stack(values).to(self.device)
@@ -266,7 +297,8 @@ class Chains:
         """Put a pass's part of a refinement's chains where it belongs."""
         chains = p.chain[runs].cpu().numpy()
         for name, part in parts.items():
-            values = part[runs.to(part.device)].cpu().numpy()
+            of_runs = part[runs.to(part.device)]
+            values = of_runs.cpu().numpy()
             if name not in state:
                 shape = (self.sampling.num_chains, *values.shape[1:])
                 state[name] = np.empty(shape, values.dtype)
@@ -285,18 +317,21 @@ class Chains:
         sampling = self.sampling.of_rows(len(data), full_batch=self.sampler.full_batch)
         assert sampling.batch_size is not None
         minibatches = Minibatches(len(data), sampling.batch_size, seed=sampling.seed)
-        planned = [to(group, self.device) for group in groups([masks[i] for i in rows])]
+        masks_of_rows = [masks[i] for i in rows]
+        planned = [to(group, self.device) for group in groups(masks_of_rows)]
         passes: list[Pass] = []
         for group in planned:
             size = runs_per_pass
             if size is None:
                 memory = self.loss.memory(group, (sampling.batch_size, *data.shape))
                 size = runs_that_fit(memory, self.device)
-            members = range(len(group.members))
-            runs = [(member, chain) for member in members for chain in range(sampling.num_chains)]
+            runs: list[tuple[int, int]] = []
+            for member in range(len(group.members)):
+                runs += [(member, chain) for chain in range(sampling.num_chains)]
             centers = center(group, parameters)
             for start in range(0, len(runs), size):
-                passes.append(self._pass(group, centers, runs[start : start + size], rows, data))
+                runs_of_pass = runs[start : start + size]
+                passes.append(self._pass(group, centers, runs_of_pass, rows, data))
         surroundings = Surroundings(self.loss, data, planned, sampling, self.device)
         refinements = torch.tensor(rows, device=self.device)
         return DataSet(name, data, minibatches, refinements, passes, surroundings)
@@ -309,24 +344,28 @@ class Chains:
         rows: Sequence[int],
         data: Data,
     ) -> Pass:
-        sampling, device = self.sampling, self.device
+        sampling = self.sampling
+        device = self.device
         streams = []
-        for m, c in runs:
-            mask = self.digests[rows[group.members[m]]]
-            chain = sampling.first_chain + c
-            key: tuple[object, ...] = ("noise", sampling.seed, mask, data.fingerprint, chain)
+        rows_of_runs = []
+        for member, chain in runs:
+            row = rows[group.members[member]]
+            rows_of_runs.append(row)
+            mask = self.digests[row]
+            number = sampling.first_chain + chain
+            key: tuple[object, ...] = ("noise", sampling.seed, mask, data.fingerprint, number)
             if sampling.common_noise:
-                key = ("common noise", sampling.seed, mask, chain)
+                key = ("common noise", sampling.seed, mask, number)
             streams.append(generator(*key, device=device))
-        member = torch.tensor([m for m, _ in runs], device=device)
+        members = torch.tensor([member for member, _ in runs], device=device)
         return Pass(
             group=group,
-            member=member,
-            refinement=torch.tensor([rows[group.members[m]] for m, _ in runs], device=device),
-            chain=torch.tensor([c for _, c in runs], device=device),
+            member=members,
+            refinement=torch.tensor(rows_of_runs, device=device),
+            chain=torch.tensor([chain for _, chain in runs], device=device),
             centers=centers,
             random=Random(streams, group.dim, device),
-            state=self.sampler.init(centers[member]),
+            state=self.sampler.init(centers[members]),
         )
 
 
@@ -348,12 +387,13 @@ def check_states(chains: Chains, states: Mapping[tuple[str, str], State]) -> Non
                     f"sample: `resume` has no states of the chains of {name}; expected draws of "
                     f"rllc.sample(…, compute=rllc.Compute(keep_states=True)). {OR_ANEW}"
                 )
-            if str(states[name]["weights"][0]) != chains.digests[row]:
+            state = states[name]
+            if str(state["weights"][0]) != chains.digests[row]:
                 raise InputError(
                     f"sample: in `resume`, {name[0]!r} are other weights of the same name. "
                     f"{OR_ANEW}"
                 )
-            if states[name]["random"].shape[1:] != stream.shape:
+            if state["random"].shape[1:] != stream.shape:
                 raise InputError(
                     f"sample: `resume` was drawn on another kind of device, whose random numbers "
                     f"cannot be continued on this. {OR_ANEW}"

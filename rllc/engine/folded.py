@@ -79,7 +79,8 @@ class Folded:
     """
 
     def __init__(self, exact: ModuleLoss) -> None:
-        self.exact, self.model = exact, exact.model
+        self.exact = exact
+        self.model = exact.model
         self.kept_names: list[str] = []
         """Modules whose calls are kept at each centre; it only grows."""
         self.logits = Call(self.model, run_model)
@@ -96,7 +97,8 @@ class Folded:
         self.kept_names += [name for name in unmoved.names if name not in self.kept_names]
         missing = self.kept_names[len(shared.kept) :]
         if missing:
-            shared.kept.extend(self.kept_by(missing, batch).kept)
+            keeper = self.kept_by(missing, batch)
+            shared.kept.extend(keeper.kept)
         return dict(zip(self.kept_names, shared.kept, strict=True))
 
     def kept_by(self, names: list[str], batch: Batch) -> Keeper:
@@ -177,8 +179,11 @@ class Folded:
         for name, has_rows in plan.unmoved.modules.items():
             forwards[name] = _replayed(name, kept[name], has_rows, runs)
         for name, change in changes.items():
-            shared = kept[name][0] if name in plan.unmoved.maps else None
-            forwards[name] = _moved(name, plan.maps.maps[name], change, runs, shared, leading)
+            map = plan.maps.maps[name]
+            shared = None
+            if name in plan.unmoved.maps:
+                shared = kept[name][0]
+            forwards[name] = _moved(name, map, change, runs, shared, leading)
         return forwards
 
     def _own_losses(self, batch: Batch, runs: int) -> Tensor:
@@ -214,7 +219,9 @@ class Folded:
         W = module.weight.detach()
         if type(module).__name__ == "Conv1D":
             W = W.T
-        b = None if module.bias is None else module.bias.detach()
+        b = None
+        if module.bias is not None:
+            b = module.bias.detach()
         losses, each = VocabularyLoss.apply(states, W, b, asked.ids, head, self.exact.autocast)
         return losses, asked.at_home(each)
 
@@ -239,10 +246,13 @@ class Asked(NamedTuple):
             documents: of the minibatch.
             next_tokens: for the former.
         """
-        labels = documents.tokens if documents.labels is None else documents.labels
+        labels = documents.labels
+        if labels is None:
+            labels = documents.tokens
         wanted = documents.wanted()
         if next_tokens:
-            labels, wanted = labels[:, 1:], wanted[:, 1:]
+            labels = labels[:, 1:]
+            wanted = wanted[:, 1:]
         kept = wanted.flatten().nonzero()[:, 0]
         number = torch.full((wanted.numel(),), -1, device=kept.device)
         number[kept] = torch.arange(len(kept), device=kept.device)
@@ -252,12 +262,16 @@ class Asked(NamedTuple):
         else:
             home = documents.at_home(number, -1)
         ids = labels.flatten()[kept]
-        return cls(next_tokens, ids, None if bool(wanted.all()) else kept, home)
+        if bool(wanted.all()):
+            return cls(next_tokens, ids, None, home)
+        return cls(next_tokens, ids, kept, home)
 
     def at_home(self, each: Tensor) -> Tensor:
         """Put ``each [run, position]`` where its token is, ``[run, row, pos]``; else NaN."""
-        returned = each[:, self.home.clamp(min=0)]
-        return torch.where(self.home >= 0, returned, torch.nan)
+        is_predicted = self.home >= 0
+        place = self.home.clamp(min=0)
+        returned = each[:, place]
+        return torch.where(is_predicted, returned, torch.nan)
 
 
 def repeated(batch: Batch, runs: int) -> Any:
@@ -266,7 +280,8 @@ def repeated(batch: Batch, runs: int) -> Any:
         return {name: repeated(field, runs) for name, field in batch.items()}
     if isinstance(batch, tuple):
         return tuple(repeated(part, runs) for part in batch)
-    return batch.repeat(runs, *[1] * (batch.dim() - 1))
+    other_axes = [1] * (batch.dim() - 1)
+    return batch.repeat(runs, *other_axes)
 
 
 def first_rows(batch: Batch, number: int) -> Any:
@@ -279,7 +294,9 @@ def first_rows(batch: Batch, number: int) -> Any:
 
 
 def _repeated_documents(documents: Documents, runs: int) -> Documents:
-    real = None if documents.real is None else repeated(documents.real, runs)
+    real = documents.real
+    if real is not None:
+        real = repeated(real, runs)
     return documents._replace(
         tokens=repeated(documents.tokens, runs),
         real=real,
@@ -330,7 +347,8 @@ def _moved(
 
     def call(x: Tensor) -> Tensor:
         if shared is not None:
-            alone, (frozen,) = shared.first_input, shared.values
+            alone = shared.first_input
+            (frozen,) = shared.values
             assert alone is not None
             inputs = alone.reshape(1, -1, alone.shape[-1])
             frozen = frozen.reshape(1, -1, frozen.shape[-1])

@@ -55,23 +55,31 @@ def mean_and_each_of_heads(
         unembedding: what follows them.
         target: token ids; positions that it leaves out are not computed.
     """
-    z, residual, old_z = writes.z, writes.residual, writes.old_z
+    z = writes.z
+    residual = writes.residual
+    old_z = writes.old_z
     if target.kept is not None:
-        z, residual, old_z = z[:, target.kept], residual[target.kept], old_z[:, target.kept]
+        z = z[:, target.kept]
+        residual = residual[target.kept]
+        old_z = old_z[:, target.kept]
     unmoved = residual - torch.matmul(old_z, writes.old_W_O)
     hidden = unmoved[writes.place] + torch.matmul(z, writes.W_O)
-    scale = (hidden.var(2, correction=0) + unembedding.eps).rsqrt()
+    variance = hidden.var(2, correction=0)
+    scale = (variance + unembedding.eps).rsqrt()
     # Centring is linear: it is done once, to the unembedding.
     weighted = unembedding.w[:, None] * unembedding.W_U
     centred = weighted - weighted.mean(0)
     bias = unembedding.b @ unembedding.W_U + unembedding.b_U
+    columns = writes.W_O @ centred
     old_columns = writes.old_W_O @ centred
     shared = _Shared(residual, old_z, old_columns, writes.place, centred, bias)
-    mean, each = _HeadsLoss.apply(z, writes.W_O @ centred, scale, shared, target)
+    mean, each = _HeadsLoss.apply(z, columns, scale, shared, target)
     if target.home is None:
         return mean, each.unflatten(1, target.shape)
-    returned = each[:, target.home.clamp(min=0)]
-    return mean, torch.where(target.home >= 0, returned, torch.nan)
+    is_predicted = target.home >= 0
+    place = target.home.clamp(min=0)
+    returned = each[:, place]
+    return mean, torch.where(is_predicted, returned, torch.nan)
 
 
 class _Shared(NamedTuple):
@@ -99,31 +107,39 @@ class _HeadsLoss(torch.autograd.Function):
         assert target.ids is not None
         each = z.new_empty(runs, count)
         wanted = any(ctx.needs_input_grad[:3])
-        d_z, d_scale = torch.empty_like(z), torch.empty_like(scale)
-        d_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
+        d_z = torch.empty_like(z)
+        d_scale = torch.empty_like(scale)
+        d_columns = None
+        if ctx.needs_input_grad[1]:
+            d_columns = torch.zeros_like(columns)
         pieces = list(chunks(count, vocab, z.device))
         rooms = z.new_empty(4, pieces[0].stop, vocab)
         for rows in pieces:
             ids = target.ids[rows]
+            id_column = ids[:, None]
             of_all, of_place, raw_room, room = rooms[:, : len(ids)]
             torch.matmul(shared.residual[rows], shared.W, out=of_all)
             for place, old_z in enumerate(shared.old_z):
                 old = shared.old_columns[place]
                 torch.addmm(of_all, old_z[rows], old, alpha=-1, out=of_place)
                 for run in _runs_at(place, shared.place):
-                    C, u, s = columns[run], z[run, rows], scale[run, rows, None]
+                    C = columns[run]
+                    u = z[run, rows]
+                    s = scale[run, rows, None]
                     raw = torch.addmm(of_place, u, C, out=raw_room)
                     logits = torch.addcmul(shared.bias, raw, s, out=room)
-                    at_target = logits.gather(1, ids[:, None])
+                    at_target = logits.gather(1, id_column)
                     top = logits.amax(1, keepdim=True)
                     total = logits.sub_(top).exp_().sum(1, keepdim=True)
-                    each[run, rows] = (top + total.log() - at_target)[:, 0]
+                    log_normaliser = top + total.log()
+                    each[run, rows] = (log_normaliser - at_target)[:, 0]
                     if not wanted:
                         continue
                     back = (logits @ C.T).div_(total)
                     d_z[run, rows] = s * (back - C.T[ids])
                     expected = torch.linalg.vecdot(logits, raw) / total[:, 0]
-                    d_scale[run, rows] = expected - raw.gather(1, ids[:, None])[:, 0]
+                    raw_at_target = raw.gather(1, id_column)[:, 0]
+                    d_scale[run, rows] = expected - raw_at_target
                     if d_columns is not None:
                         scaled = u * s
                         d_columns[run].addmm_((scaled / total).T, logits)
@@ -139,7 +155,9 @@ class _HeadsLoss(torch.autograd.Function):
         d_z, d_columns, d_scale = ctx.gradients
         if d_columns is not None:
             d_columns = d_columns * weight[:, None, None]
-        return d_z * weight[:, None, None], d_columns, d_scale * weight[:, None], None, None
+        d_z = d_z * weight[:, None, None]
+        d_scale = d_scale * weight[:, None]
+        return d_z, d_columns, d_scale, None, None
 
 
 def _runs_at(place: int, places: list[int]) -> list[int]:

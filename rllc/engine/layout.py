@@ -68,8 +68,10 @@ class Group:
     @property
     def num_weights(self) -> int:
         """How many weights move, each in its own way or along fewer directions."""
-        sizes = [math.prod(slot.shape) for slot in self.slots if slot.basis is not None]
-        return sum(sizes) if sizes else self.dim
+        along = [slot for slot in self.slots if slot.basis is not None]
+        if not along:
+            return self.dim
+        return sum(math.prod(slot.shape) for slot in along)
 
 
 def groups(masks: Sequence[Mapping[str, Tensor]]) -> list[Group]:
@@ -88,14 +90,18 @@ def groups(masks: Sequence[Mapping[str, Tensor]]) -> list[Group]:
         patterns = []
         for name in sorted(selected):
             mask = selected[name]
-            directions = 0
+            num_rows = len(_touched_rows(mask))
+            num_weights = int(mask.sum())
+            num_directions = 0
             if isinstance(selected, Directions):
-                directions = selected.basis[name].shape[1]
-            patterns.append(Pattern(name, len(_touched_rows(mask)), int(mask.sum()), directions))
-        members_of.setdefault(tuple(patterns), []).append(refinement)
+                num_directions = selected.basis[name].shape[1]
+            patterns.append(Pattern(name, num_rows, num_weights, num_directions))
+        members = members_of.setdefault(tuple(patterns), [])
+        members.append(refinement)
     grouped = []
     for patterns_of_group, members in members_of.items():
-        grouped.append(_group(members, patterns_of_group, [masks[i] for i in members]))
+        masks_of_group = [masks[i] for i in members]
+        grouped.append(_group(members, patterns_of_group, masks_of_group))
     return grouped
 
 
@@ -109,13 +115,16 @@ def center(group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
     if along:
         return torch.stack(along).sum(0)
     for slot in group.slots:
-        values = _with_rows(parameters[slot.name].detach().float())
+        parameter = parameters[slot.name].detach().float()
+        values = _with_rows(parameter)
         if slot.rows is None:
             block = values.expand(len(group.members), *values.shape)
         else:
             block = values[slot.rows]
         weights = block.flatten(1)
-        parts.append(weights if slot.within is None else weights.gather(1, slot.within))
+        if slot.within is not None:
+            weights = weights.gather(1, slot.within)
+        parts.append(weights)
     return torch.cat(parts, 1)
 
 
@@ -139,30 +148,38 @@ def unpack(
     for slot in group.slots:
         rows = None
         if slot.rows is not None:
-            if id(slot.rows) not in gathered:
-                gathered[id(slot.rows)] = slot.rows[member]
-            rows = gathered[id(slot.rows)]
+            identity = id(slot.rows)
+            if identity not in gathered:
+                gathered[identity] = slot.rows[member]
+            rows = gathered[identity]
         block = position[:, slot.start : slot.stop]
         values = _with_rows(parameters[slot.name].detach())
         if slot.within is not None:
-            frozen = values.expand(runs, *values.shape) if rows is None else values[rows]
+            if rows is None:
+                frozen = values.expand(runs, *values.shape)
+            else:
+                frozen = values[rows]
             frozen = frozen.flatten(1).to(block.dtype)
             block = frozen.scatter(1, slot.within[member], block)
-        moved[slot.name] = Moved(block.reshape(runs, -1, *values.shape[1:]), rows)
+        other_axes = values.shape[1:]
+        moved[slot.name] = Moved(block.reshape(runs, -1, *other_axes), rows)
     return moved
 
 
 def _coordinates(slot: Slot, parameters: Mapping[str, Tensor]) -> Tensor:
     """A parameter's part of the coordinates Bᵀw, ``[refinement, direction]``."""
     assert slot.basis is not None
-    weights = parameters[slot.name].detach().double().flatten()
-    return torch.einsum("rwd,w->rd", slot.basis.double(), weights).float()
+    parameter = parameters[slot.name].detach()
+    weights = parameter.double().flatten()
+    coordinates = torch.einsum("rwd,w->rd", slot.basis.double(), weights)
+    return coordinates.float()
 
 
 def _unpack_directions(
     group: Group, position: Tensor, member: Tensor, parameters: Mapping[str, Tensor]
 ) -> dict[str, Moved]:
     """The weights w* + B(z − Bᵀw*) at coordinates z."""
+    runs = len(member)
     away = position - center(group, parameters)[member]
     moved = {}
     for slot in group.slots:
@@ -174,7 +191,7 @@ def _unpack_directions(
             step = torch.einsum("rwd,rd->rw", slot.basis[member], away)
         frozen = _with_rows(parameters[slot.name].detach())
         block = frozen.flatten() + step
-        moved[slot.name] = Moved(block.reshape(len(member), *frozen.shape), None)
+        moved[slot.name] = Moved(block.reshape(runs, *frozen.shape), None)
     return moved
 
 
@@ -185,9 +202,10 @@ def stack(moved: Moved, parameter: Tensor) -> Tensor:
     if rows is None:
         return block.reshape(runs, *parameter.shape)
     base = _with_rows(parameter.detach())
-    one_a_row = rows.shape + (1,) * (base.dim() - 1)
-    index = rows.reshape(one_a_row).expand_as(block)
-    stacked = base.to(block.dtype).expand(runs, *base.shape).scatter(1, index, block)
+    other_axes = (1,) * (base.dim() - 1)
+    index = rows.reshape(*rows.shape, *other_axes).expand_as(block)
+    unmoved = base.to(block.dtype).expand(runs, *base.shape)
+    stacked = unmoved.scatter(1, index, block)
     return stacked.reshape(runs, *parameter.shape)
 
 
@@ -198,13 +216,16 @@ def to(group: Group, device: torch.device) -> Group:
     def move(index: Tensor | None) -> Tensor | None:
         if index is None:
             return None
-        if id(index) not in moved:
-            moved[id(index)] = index.to(device)
-        return moved[id(index)]
+        identity = id(index)
+        if identity not in moved:
+            moved[identity] = index.to(device)
+        return moved[identity]
 
     slots = []
     for slot in group.slots:
-        rows, within, basis = move(slot.rows), move(slot.within), move(slot.basis)
+        rows = move(slot.rows)
+        within = move(slot.within)
+        basis = move(slot.basis)
         slots.append(replace(slot, rows=rows, within=within, basis=basis))
     return replace(group, slots=tuple(slots))
 
@@ -216,13 +237,18 @@ def digest(masks: Mapping[str, Tensor]) -> str:
     """
     checksum = hashlib.sha256()
     for name in sorted(masks):
-        checksum.update(f"{name} {tuple(masks[name].shape)}".encode())
-        checksum.update(np.packbits(masks[name].numpy()).tobytes())
+        mask = masks[name]
+        shape = tuple(mask.shape)
+        bits = np.packbits(mask.numpy())
+        checksum.update(f"{name} {shape}".encode())
+        checksum.update(bits.tobytes())
     if isinstance(masks, Directions):
         for name in sorted(masks):
             basis = masks.basis[name]
-            checksum.update(f"along {name} {tuple(basis.shape)}".encode())
-            checksum.update(basis.contiguous().numpy().tobytes())
+            shape = tuple(basis.shape)
+            numbers = basis.contiguous().numpy()
+            checksum.update(f"along {name} {shape}".encode())
+            checksum.update(numbers.tobytes())
     return checksum.hexdigest()
 
 
@@ -247,27 +273,33 @@ def _group(
     for name, num_rows, num_weights, _ in patterns:
         shape = tuple(masks[0][name].shape)
         with_rows = [_with_rows(selected[name]) for selected in masks]
-        touched = torch.stack([_touched_rows(selected[name]) for selected in masks])
-        rows = None if num_rows == len(with_rows[0]) else _shared(touched, slots)
+        touched = torch.stack([_touched_rows(mask) for mask in with_rows])
+        rows = None
+        if num_rows < len(with_rows[0]):
+            rows = _shared(touched, slots)
         selected_in_rows = []
         for mask, touched_rows in zip(with_rows, touched, strict=True):
             selected_in_rows.append(mask[touched_rows].flatten())
         selected = torch.stack(selected_in_rows)
         within = None
         if not bool(selected.all()):
-            within = torch.stack([mask.nonzero().squeeze(1) for mask in selected])
-        slots.append(Slot(name, shape, start, start + num_weights, rows, within))
-        start += num_weights
+            places = [mask.nonzero().squeeze(1) for mask in selected]
+            within = torch.stack(places)
+        stop = start + num_weights
+        slots.append(Slot(name, shape, start, stop, rows, within))
+        start = stop
     return Group(tuple(members), tuple(slots), start)
 
 
 def _group_of_directions(members: list[int], along: Sequence[Directions]) -> Group:
     slots = []
     dim = 0
-    for name in sorted(along[0]):
+    masks = along[0]
+    for name in sorted(masks):
+        shape = tuple(masks[name].shape)
         basis = torch.stack([selected.basis[name] for selected in along])
         dim = basis.shape[2]
-        slots.append(Slot(name, tuple(along[0][name].shape), 0, dim, None, None, basis))
+        slots.append(Slot(name, shape, 0, dim, None, None, basis))
     return Group(tuple(members), tuple(slots), dim)
 
 
@@ -281,11 +313,15 @@ def _shared(rows: Tensor, slots: Sequence[Slot]) -> Tensor:
 
 def _touched_rows(mask: Tensor) -> Tensor:
     """The rows of a parameter with a selected weight."""
-    return _with_rows(mask).flatten(1).any(1).nonzero().squeeze(1)
+    rows = _with_rows(mask).flatten(1)
+    has_weight = rows.any(1)
+    return has_weight.nonzero().squeeze(1)
 
 
 def _with_rows(values: Tensor) -> Tensor:
     """Values with a row axis and one more: a scalar is one row, a vector has rows of one."""
     if values.dim() == 0:
         return values.reshape(1, 1)
-    return values[:, None] if values.dim() == 1 else values
+    if values.dim() == 1:
+        return values[:, None]
+    return values

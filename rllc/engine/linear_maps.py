@@ -42,19 +42,28 @@ class Part:
     def of(cls, slot: Slot) -> Part:
         """Find the smallest part that holds the weights of a slot, in each member of its group."""
         width = math.prod(slot.shape[1:])
-        num_rows = slot.shape[0] if slot.rows is None else slot.rows.shape[1]
+        if slot.rows is None:
+            num_rows = slot.shape[0]
+        else:
+            num_rows = slot.rows.shape[1]
         if slot.within is None:
-            return cls(slot, slot.rows, None, None, (num_rows, width))
-        row, column = slot.within // width, slot.within % width
+            size = (num_rows, width)
+            return cls(slot, slot.rows, None, None, size)
+        row = slot.within // width
+        column = slot.within % width
         columns = _touched(column, width)
         if columns is None:
-            at, num_columns = column, width
+            column_in_part = column
+            num_columns = width
         else:
-            at, num_columns = torch.searchsorted(columns, column), columns.shape[1]
+            column_in_part = torch.searchsorted(columns, column)
+            num_columns = columns.shape[1]
         places = None
-        if slot.within.shape[1] < num_rows * num_columns:
-            places = row * num_columns + at
-        return cls(slot, slot.rows, columns, places, (num_rows, num_columns))
+        num_weights = slot.within.shape[1]
+        if num_weights < num_rows * num_columns:
+            places = row * num_columns + column_in_part
+        size = (num_rows, num_columns)
+        return cls(slot, slot.rows, columns, places, size)
 
     @property
     def is_whole(self) -> bool:
@@ -72,9 +81,11 @@ class Part:
         runs = len(weights)
         if self.places is None:
             return weights.view(runs, *self.size)
+        unmoved = around.to(weights.dtype).expand(self.size).reshape(1, -1)
         # Each run has a part of its own to put its weights into.
-        part = around.to(weights.dtype).expand(self.size).reshape(1, -1).expand(runs, -1)
-        return part.scatter(1, self.places[member], weights).view(runs, *self.size)
+        unmoved = unmoved.expand(runs, -1)
+        part = unmoved.scatter(1, self.places[member], weights)
+        return part.view(runs, *self.size)
 
 
 class Change(NamedTuple):
@@ -119,11 +130,14 @@ class LinearMap:
             part = self.weight
             is_whole = part.is_whole
             matrix = self._matrix(part, position, origin, member)
-            rows, columns = _of_runs(part.rows, member), _of_runs(part.columns, member)
+            rows = _of_runs(part.rows, member)
+            columns = _of_runs(part.columns, member)
             if self.is_transposed:
-                outputs, inputs = columns, rows
+                outputs = columns
+                inputs = rows
             else:
-                outputs, inputs = rows, columns
+                outputs = rows
+                inputs = columns
                 matrix = matrix.mT
         bias = bias_outputs = None
         if self.bias is not None:
@@ -137,8 +151,9 @@ class LinearMap:
         if part.is_whole:
             weight: Any = self.module.weight
             return part.put(position[:, at], member, weight.detach())
-        nothing = position.new_zeros(())
-        return part.put(position[:, at] - origin[:, at], member, nothing)
+        zero = position.new_zeros(())
+        step = position[:, at] - origin[:, at]
+        return part.put(step, member, zero)
 
     def output(self, change: Change, x: Tensor, frozen: Tensor | None) -> Tensor:
         """What the map gives for each run, ``[run, n, output]``.
@@ -148,13 +163,18 @@ class LinearMap:
             x: ``[run, n, input]``, or ``[1, n, input]`` where it is the same for all runs.
             frozen: what the unmoved map gives for it; ``None`` where the whole matrix moves.
         """
-        matrix, bias = change.matrix, change.bias
-        runs = len(matrix) if matrix is not None else len(bias) if bias is not None else len(x)
+        matrix = change.matrix
+        bias = change.bias
+        runs = len(x)
+        if bias is not None:
+            runs = len(bias)
         if matrix is not None:
+            runs = len(matrix)
             matrix = matrix.to(x.dtype)
         if change.is_whole:
             assert matrix is not None
-            frozen, matrix = _product(x, matrix), None
+            frozen = _product(x, matrix)
+            matrix = None
             unmoved: Any = self.module.bias
             if unmoved is not None:
                 frozen = frozen + unmoved
@@ -162,12 +182,16 @@ class LinearMap:
         if frozen.shape[0] != runs:
             frozen = frozen.expand(runs, -1, -1)
         if matrix is None:
-            return frozen if bias is None else _add(frozen, change.bias_outputs, bias[:, None])
-        added = _product(_chosen(x, change.inputs), matrix)
-        if bias is not None and self.bias_goes_along:
-            added, bias = added + bias[:, None].to(added.dtype), None
-        y = _add(frozen, change.outputs, added)
-        return y if bias is None else _add(y, change.bias_outputs, bias[:, None])
+            y = frozen
+        else:
+            added = _product(_chosen(x, change.inputs), matrix)
+            if bias is not None and self.bias_goes_along:
+                added = added + bias[:, None].to(added.dtype)
+                bias = None
+            y = _add(frozen, change.outputs, added)
+        if bias is None:
+            return y
+        return _add(y, change.bias_outputs, bias[:, None])
 
 
 class Maps:
@@ -182,12 +206,17 @@ class Maps:
     def __init__(
         self, maps: dict[str, LinearMap], attentions: dict[str, Attention], origin: Tensor
     ) -> None:
-        self.maps, self.attentions, self.origin = maps, attentions, origin
+        self.maps = maps
+        self.attentions = attentions
+        self.origin = origin
 
     def changes(self, position: Tensor, member: Tensor) -> dict[str, Change]:
         """How each map differs in runs at ``position [run, dim]``."""
         origin = self.origin[member]
-        return {name: map.change(position, origin, member) for name, map in self.maps.items()}
+        changes = {}
+        for name, map in self.maps.items():
+            changes[name] = map.change(position, origin, member)
+        return changes
 
 
 def maps_of(group: Group, model: nn.Module) -> Maps | str:
@@ -208,7 +237,8 @@ def maps_of(group: Group, model: nn.Module) -> Maps | str:
         module = model.get_submodule(owner)
         if kind.startswith("in_proj_") and isinstance(module, nn.MultiheadAttention):
             attentions[owner] = Attention(module)
-            owner, kind = f"{owner}.in_proj", kind.removeprefix("in_proj_")
+            owner = f"{owner}.in_proj"
+            kind = kind.removeprefix("in_proj_")
             module = model.get_submodule(owner)
         above = owner.rpartition(".")[0]
         around = model.get_submodule(above)
@@ -235,11 +265,13 @@ def _acts_as_linear(module: nn.Module) -> bool:
         return False
     if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
         return True
-    weight, bias = module.weight.detach(), module.bias
-    x = torch.linspace(-1, 1, 2 * module.in_features).to(weight).view(2, -1)
+    weight = module.weight.detach()
+    numbers = torch.linspace(-1, 1, 2 * module.in_features)
+    x = numbers.to(weight).view(2, -1)
     with torch.no_grad():
-        expected = F.linear(x, weight, bias)
-        return torch.allclose(module.forward(x), expected, rtol=1e-4, atol=1e-5)
+        expected = F.linear(x, weight, module.bias)
+        y = module.forward(x)
+        return torch.allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -282,7 +314,8 @@ def _chosen(x: Tensor, inputs: Tensor | None) -> Tensor:
         return x
     if len(x) == 1:
         return x[0][:, inputs].transpose(0, 1)
-    return x.gather(2, inputs[:, None].expand(-1, x.shape[1], -1))
+    index = inputs[:, None].expand(-1, x.shape[1], -1)
+    return x.gather(2, index)
 
 
 def _product(x: Tensor, matrix: Tensor) -> Tensor:
@@ -292,7 +325,8 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
         return torch.bmm(x, matrix)
     # One product for all runs, whose inputs are the same.
     beside = matrix.transpose(0, 1).reshape(num_inputs, runs * num_outputs)
-    return F.linear(x[0], beside.T).view(-1, runs, num_outputs).transpose(0, 1)
+    y = F.linear(x[0], beside.T)
+    return y.view(-1, runs, num_outputs).transpose(0, 1)
 
 
 def _add(y: Tensor, outputs: Tensor | None, added: Tensor) -> Tensor:
@@ -300,5 +334,6 @@ def _add(y: Tensor, outputs: Tensor | None, added: Tensor) -> Tensor:
     added = added.to(y.dtype)
     if outputs is None:
         return y + added
-    shape = (-1, y.shape[1], -1)
-    return y.scatter_add(2, outputs[:, None].expand(*shape), added.expand(*shape))
+    n = y.shape[1]
+    index = outputs[:, None].expand(-1, n, -1)
+    return y.scatter_add(2, index, added.expand(-1, n, -1))

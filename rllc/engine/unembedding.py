@@ -40,7 +40,9 @@ class Goal(NamedTuple):
         if self.q is not None:
             return p.sub_(self.q)
         assert self.ids is not None
-        return p.scatter_add_(1, self.ids[:, None], p.new_full((len(p), 1), -1.0))
+        column = self.ids[:, None]
+        minus_one = p.new_full((len(p), 1), -1.0)
+        return p.scatter_add_(1, column, minus_one)
 
 
 class Target(NamedTuple):
@@ -61,7 +63,9 @@ class Target(NamedTuple):
     @classmethod
     def next_tokens(cls, batch: Tensor) -> Target:
         """Make the target of token rows ``[batch, pos]``."""
-        return cls((batch.shape[0], batch.shape[1] - 1), batch[:, 1:].flatten(), None)
+        num_rows, num_tokens = batch.shape
+        next_ids = batch[:, 1:].flatten()
+        return cls((num_rows, num_tokens - 1), next_ids, None)
 
     def of_kept(self, kept: Tensor, home: Tensor) -> Target:
         """Return the target of some positions only."""
@@ -78,7 +82,8 @@ class Target(NamedTuple):
             assert self.ids is not None
             return Goal(self.ids[rows], None)
         hidden, W_U, b_U = self.generator
-        return Goal(None, torch.addmm(b_U, hidden[rows], W_U).softmax(-1))
+        logits = torch.addmm(b_U, hidden[rows], W_U)
+        return Goal(None, logits.softmax(-1))
 
 
 def mean_and_each(
@@ -97,8 +102,10 @@ def mean_and_each(
         return UnembedLoss.apply(hidden, W, b, target, autocast)
     chosen = hidden.flatten(1, 2)[:, None, target.kept]
     mean, each = UnembedLoss.apply(chosen, W, b, target, autocast)
-    returned = each[:, 0, target.home.clamp(min=0)]
-    return mean, torch.where(target.home >= 0, returned, torch.nan)
+    is_predicted = target.home >= 0
+    place = target.home.clamp(min=0)
+    returned = each[:, 0, place]
+    return mean, torch.where(is_predicted, returned, torch.nan)
 
 
 class UnembedLoss(torch.autograd.Function):
@@ -130,32 +137,51 @@ class UnembedLoss(torch.autograd.Function):
         count = batch * pos
         x = hidden.reshape(len(hidden), count, -1)
         each = x.new_empty(runs, count)
-        d_x = torch.empty_like(x) if want_x else None
-        d_W = W.new_zeros(runs, *W.shape[1:], dtype=torch.float32) if want_W else None
-        d_b = b.new_zeros(runs, *b.shape[1:], dtype=torch.float32) if want_b else None
-        low_W = W if autocast is None else W.to(autocast)
-        low_b = b if autocast is None else b.to(autocast)
+        d_x = d_W = d_b = None
+        if want_x:
+            d_x = torch.empty_like(x)
+        if want_W:
+            d_W = W.new_zeros(runs, *W.shape[1:], dtype=torch.float32)
+        if want_b:
+            d_b = b.new_zeros(runs, *b.shape[1:], dtype=torch.float32)
+        low_W = W
+        low_b = b
+        if autocast is not None:
+            low_W = W.to(autocast)
+            low_b = b.to(autocast)
         # Products and look-ups are faster along rows.
-        W_T, low_W_T = W.mT.contiguous(), low_W.mT.contiguous()
+        W_T = W.mT.contiguous()
+        low_W_T = low_W.mT.contiguous()
         pieces = list(chunks(count, W.shape[-1], x.device))
         # One chunk's logits, whose memory all chunks use.
         room = x.new_empty(pieces[0].stop, W.shape[-1], dtype=low_W.dtype)
         for rows in pieces:
             goal = target.at(rows)
-            shared_pull = goal.pull(W_T[0]) if len(W) == 1 else None
+            shared_pull = None
+            if len(W) == 1:
+                shared_pull = goal.pull(W_T[0])
             for run in range(runs):
                 x_run = _of_run(x, run)[rows]
-                W_run, W_back = _of_run(low_W, run), _of_run(low_W_T, run)
-                pull = goal.pull(_of_run(W_T, run)) if shared_pull is None else shared_pull
+                low_W_run = _of_run(low_W, run)
+                low_W_T_run = _of_run(low_W_T, run)
+                low_b_run = _of_run(low_b, run)
+                if shared_pull is None:
+                    pull = goal.pull(_of_run(W_T, run))
+                else:
+                    pull = shared_pull
                 logits = room[: len(x_run)]
-                torch.addmm(_of_run(low_b, run), x_run.to(W_run.dtype), W_run, out=logits)
+                torch.addmm(low_b_run, x_run.to(low_W.dtype), low_W_run, out=logits)
                 z = logits.float()
                 top = z.amax(1, keepdim=True)
                 total = z.sub_(top).exp_().sum(1, keepdim=True)
+                log_normaliser = (top + total.log())[:, 0]
+                # The target's logit is the sum of these two.
+                from_x = (x_run * pull).sum(1)
                 lift = goal.lift(_of_run(b, run))
-                each[run, rows] = (top + total.log())[:, 0] - (x_run * pull).sum(1) - lift
+                each[run, rows] = log_normaliser - from_x - lift
                 if d_x is not None:
-                    back = (z.to(W_back.dtype) @ W_back).float().div_(total)
+                    back = z.to(low_W_T.dtype) @ low_W_T_run
+                    back = back.float().div_(total)
                     torch.sub(back, pull, out=d_x[run, rows])
                 if d_W is not None or d_b is not None:
                     p_minus_q = goal.subtract_from(z.div_(total))
@@ -163,11 +189,14 @@ class UnembedLoss(torch.autograd.Function):
                         d_W[run].addmm_(x_run.T, p_minus_q)
                     if d_b is not None:
                         d_b[run].add_(p_minus_q.sum(0))
-        ctx.gradients = None if d_x is None else d_x.view(hidden.shape), d_W, d_b
+        if d_x is not None:
+            d_x = d_x.view(hidden.shape)
+        ctx.gradients = (d_x, d_W, d_b)
         ctx.count = count
         each = each.view(runs, batch, pos)
         ctx.mark_non_differentiable(each)
-        return each.double().flatten(1).mean(1), each
+        mean = each.double().flatten(1).mean(1)
+        return mean, each
 
     @staticmethod
     def backward(ctx: Any, d_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
@@ -176,14 +205,18 @@ class UnembedLoss(torch.autograd.Function):
         def scaled(gradient: Tensor | None) -> Tensor | None:
             if gradient is None:
                 return None
-            return gradient * weight.view(-1, *(1,) * (gradient.dim() - 1))
+            other_axes = (1,) * (gradient.dim() - 1)
+            return gradient * weight.view(-1, *other_axes)
 
-        return *(scaled(gradient) for gradient in ctx.gradients), None, None
+        d_x, d_W, d_b = ctx.gradients
+        return scaled(d_x), scaled(d_W), scaled(d_b), None, None
 
 
 def _of_run(values: Tensor, run: int) -> Tensor:
     """One run's values; those that all runs share have a run axis of length 1."""
-    return values[run if len(values) > 1 else 0]
+    if len(values) == 1:
+        return values[0]
+    return values[run]
 
 
 def chunks(count: int, vocab: int, device: torch.device) -> Iterator[slice]:

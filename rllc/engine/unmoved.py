@@ -38,15 +38,21 @@ class Kept(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """All tensors in it."""
         tensors = [value for value in self.values if isinstance(value, Tensor)]
-        return tensors if self.first_input is None else [*tensors, self.first_input]
+        if self.first_input is not None:
+            tensors.append(self.first_input)
+        return tensors
 
     def repeated(self, runs: int, has_rows: Sequence[bool]) -> Any:
         """The same for several runs, one after the other, in memory of its own."""
         values = []
         for value, repeat in zip(self.values, has_rows, strict=True):
             if isinstance(value, Tensor):
-                # A later module may write into what it is given.
-                value = value.repeat(runs, *[1] * (value.dim() - 1)) if repeat else value.clone()
+                if repeat:
+                    other_axes = [1] * (value.dim() - 1)
+                    value = value.repeat(runs, *other_axes)
+                else:
+                    # A later module may write into what it is given.
+                    value = value.clone()
             values.append(value)
         return tree_unflatten(values, self.structure)
 
@@ -99,13 +105,15 @@ class Watch:
         """
         watched = {}
         for name, module in self.model.named_modules():
-            watched[name] = self._watched(name, instead.get(name, module.forward))
+            forward = instead.get(name, module.forward)
+            watched[name] = self._watched(name, forward)
         return watched
 
     def _watched(self, name: str, forward: Forward) -> Forward:
         @wraps(forward, assigned=(), updated=())  # losses look at a model's arguments
         def call(*args: Any, **kwargs: Any) -> Any:
-            number, parent = len(self.calls), self.within[-1]
+            number = len(self.calls)
+            parent = self.within[-1]
             first = first_tensor(args, kwargs)
             seen = Seen(name, parent, True, _moves(first), _shape(first), [])
             self.calls.append(seen)
@@ -113,10 +121,12 @@ class Watch:
             result = forward(*args, **kwargs)
             self.within.pop()
             values, _ = tree_flatten(result)
-            plain = all(isinstance(value, _SIMPLE) for value in values)
-            moves = not plain or any(_moves(value) for value in values)
-            shapes = [tuple(v.shape) if isinstance(v, Tensor) else None for v in values]
-            self.calls[number] = seen._replace(moves=moves, shapes=shapes)
+            can_be_replaced = all(isinstance(value, _SIMPLE) for value in values)
+            moves = any(_moves(value) for value in values)
+            self.calls[number] = seen._replace(
+                moves=moves or not can_be_replaced,
+                shapes=[_shape_if_tensor(value) for value in values],
+            )
             return result
 
         return call
@@ -126,7 +136,8 @@ class Keeper:
     """Keeps what some modules give on a minibatch alone, call by call."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self.model, self.names = model, names
+        self.model = model
+        self.names = names
         self.kept: list[list[Kept]] = [[] for _ in names]
         self.versions: list[list[int]] = [[] for _ in names]
 
@@ -134,7 +145,8 @@ class Keeper:
         """The forwards of these modules, that keep what they give."""
         forwards = {}
         for number, name in enumerate(self.names):
-            forwards[name] = self._keeping(number, self.model.get_submodule(name))
+            module = self.model.get_submodule(name)
+            forwards[name] = self._keeping(number, module)
         return forwards
 
     def _keeping(self, number: int, module: nn.Module) -> Forward:
@@ -182,7 +194,8 @@ def candidates(calls: Sequence[Seen], moved: Sequence[str]) -> tuple[list[str], 
         of_module.setdefault(call.name, []).append(call)
     same = []
     for name, own in of_module.items():
-        if name not in moved and not any(call.moves for call in own):
+        gives_what_moves = any(call.moves for call in own)
+        if name not in moved and not gives_what_moves:
             same.append(name)
     maps = []
     for name in moved:
@@ -212,13 +225,17 @@ def unmoved(calls: Sequence[Seen], moved: Sequence[str], keeper: Keeper, runs: i
         flags = _with_rows(own, kept.get(name, []), runs)
         if flags is not None:
             has_rows[name] = flags
-    covered = _covered(calls, has_rows)
-    outermost = {name: flags for name, flags in has_rows.items() if name not in covered}
+    outermost = dict(has_rows)
+    for name in _covered(calls, has_rows):
+        outermost.pop(name, None)
     shared = []
     for name in maps:
         (call,) = (call for call in calls if call.name == name)
         alone = kept.get(name, [])
-        if len(alone) == 1 and _repeats(call.input_shape, _shape(alone[0].first_input), runs):
+        if len(alone) != 1:
+            continue
+        shape_alone = _shape(alone[0].first_input)
+        if _repeats(call.input_shape, shape_alone, runs):
             shared.append(name)
     return Unmoved(outermost, frozenset(shared))
 
@@ -233,7 +250,7 @@ def _with_rows(own: list[Seen], alone: list[Kept], runs: int) -> list[list[bool]
             return None
         flags_of_call = []
         for shape, value in zip(call.shapes, kept.values, strict=True):
-            single = tuple(value.shape) if isinstance(value, Tensor) else None
+            single = _shape_if_tensor(value)
             repeats = single is not None and _repeats(shape, single, runs)
             if not repeats and shape != single:
                 return None
@@ -247,8 +264,10 @@ def _covered(calls: Sequence[Seen], chosen: Mapping[str, object]) -> set[str]:
     covered = set()
     inside: list[bool] = []
     for call in calls:
-        parent = call.parent
-        is_inside = parent >= 0 and (inside[parent] or calls[parent].name in chosen)
+        is_inside = False
+        if call.parent >= 0:
+            parent = calls[call.parent]
+            is_inside = inside[call.parent] or parent.name in chosen
         inside.append(is_inside)
         if is_inside:
             covered.add(call.name)
@@ -257,9 +276,11 @@ def _covered(calls: Sequence[Seen], chosen: Mapping[str, object]) -> set[str]:
 
 def _repeats(shape: tuple[int, ...] | None, single: tuple[int, ...], runs: int) -> bool:
     """Whether a shape is that of one run, but for ``runs`` times the rows."""
-    if not shape or not single or len(shape) != len(single):
+    if not shape or not single:
         return False
-    return shape[0] == runs * single[0] and shape[1:] == single[1:]
+    num_rows, *other_axes = shape
+    num_rows_of_single, *other_axes_of_single = single
+    return num_rows == runs * num_rows_of_single and other_axes == other_axes_of_single
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -276,3 +297,7 @@ def _moves(value: object) -> bool:
 
 def _shape(value: Tensor | None) -> tuple[int, ...]:
     return () if value is None else tuple(value.shape)
+
+
+def _shape_if_tensor(value: object) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None

@@ -35,7 +35,9 @@ class Head(NamedTuple):
         """Return the logits where the map gives ``z``."""
         if self.scale != 1:
             z = z * self.scale
-        return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
+        if self.cap is None:
+            return z
+        return self.cap * torch.tanh(z / self.cap)
 
 
 def heads_of_config(model: nn.Module) -> Iterator[Head]:
@@ -55,7 +57,9 @@ def heads_of_config(model: nn.Module) -> Iterator[Head]:
 
 def _number(config: object, name: str) -> list[float]:
     value = getattr(config, name, None)
-    return [float(value)] if isinstance(value, int | float) and value else []
+    if not isinstance(value, int | float) or not value:
+        return []
+    return [float(value)]
 
 
 class VocabularyLoss(torch.autograd.Function):
@@ -84,32 +88,41 @@ class VocabularyLoss(torch.autograd.Function):
         x = hidden.reshape(-1, width).to(W.dtype)
         targets = ids.repeat(runs)
         each = x.new_empty(len(x))
-        gradient = torch.empty_like(x) if want_gradient else None
+        gradient = None
+        if want_gradient:
+            gradient = torch.empty_like(x)
         on_cpu = x.device.type == "cpu"
         size = _CPU_POSITIONS if on_cpu else _GPU_POSITIONS
         with torch.autocast(x.device.type, enabled=False):
             for start in range(0, len(x), size):
                 rows = slice(start, start + size)
                 tile = _Tile.swept(x[rows], W, b, head, autocast, want_gradient)
-                W_y = W[targets[rows]]
+                y = targets[rows]
+                W_y = W[y]
                 z_y = (x[rows] * W_y).sum(1, keepdim=True)
                 if b is not None:
-                    z_y = z_y + b[targets[rows], None]
+                    z_y = z_y + b[y, None]
                 z_y = head.logits(z_y)
-                each[rows] = (tile.top + tile.total.log() - z_y)[:, 0]
+                log_normaliser = tile.top + tile.total.log()
+                each[rows] = (log_normaliser - z_y)[:, 0]
                 if gradient is not None:
                     pull = tile.pull.div_(tile.total)
                     pull.addcmul_(W_y, _slope(z_y, head), value=-1.0)
                     torch.mul(pull, head.scale, out=gradient[rows])
-        ctx.gradient = None if gradient is None else gradient.view(hidden.shape)
+        if gradient is not None:
+            gradient = gradient.view(hidden.shape)
+        ctx.gradient = gradient
         each = each.view(runs, count)
         ctx.mark_non_differentiable(each)
-        return each.double().mean(1), each
+        mean = each.double().mean(1)
+        return mean, each
 
     @staticmethod
     def backward(ctx: Any, d_means: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        weight = (d_means / ctx.gradient.shape[1]).to(ctx.gradient.dtype)
-        return ctx.gradient * weight[:, None, None], None, None, None, None, None
+        count = ctx.gradient.shape[1]
+        weight = (d_means / count).to(ctx.gradient.dtype)
+        d_hidden = ctx.gradient * weight[:, None, None]
+        return d_hidden, None, None, None, None, None
 
 
 class _Tile(NamedTuple):
@@ -134,19 +147,25 @@ class _Tile(NamedTuple):
     ) -> _Tile:
         size = _CPU_TILE if x.device.type == "cpu" else _GPU_TILE
         top = x.new_full((len(x), 1), -torch.inf)
-        total, pull = torch.zeros_like(top), torch.zeros_like(x)
+        total = torch.zeros_like(top)
+        pull = torch.zeros_like(x)
         low_x = x if autocast is None else x.to(autocast)
         for start in range(0, len(W), size):
-            W_tile = W[start : start + size].to(low_x.dtype)
-            b_tile = None if b is None else b[start : start + size].to(low_x.dtype)
+            ids = slice(start, start + size)
+            W_tile = W[ids].to(low_x.dtype)
+            b_tile = None
+            if b is not None:
+                b_tile = b[ids].to(low_x.dtype)
             z = head.logits(F.linear(low_x, W_tile, b_tile).to(x.dtype))
-            higher = torch.maximum(top, z.amax(1, keepdim=True))
+            top_of_tile = z.amax(1, keepdim=True)
+            higher = torch.maximum(top, top_of_tile)
             shrink = (top - higher).exp_()
             slope = None if head.cap is None else _slope(z, head)
             p = z.sub_(higher).exp_()
             total.mul_(shrink).add_(p.sum(1, keepdim=True))
             if want_gradient:
-                p = p if slope is None else p.mul_(slope)
+                if slope is not None:
+                    p.mul_(slope)
                 if autocast is None:
                     pull = torch.addmm(pull.mul_(shrink), p, W_tile, out=pull)
                 else:

@@ -67,12 +67,13 @@ def numbers_of(draws: Draws) -> dict[str, Any]:
     diagnosed = {name: np.full(len(llc), np.nan) for name in DIAGNOSTICS}
     per_chain = np.full(llc.shape[:2], np.nan)
     lengths = np.array(draws.lengths)
+    relaxation = draws.settings.get("relaxation")
     # Refinements that reached their target_se have fewer draws, and NaN behind them.
     for num_draws in set(draws.lengths):
         rows = np.flatnonzero(lengths == num_draws)
         drawn = llc[rows, :, :num_draws]
         shared = share_minibatches(draws, rows, num_draws)
-        mean = mean_of_draws(drawn, draws.settings.get("relaxation"), shared=shared)
+        mean = mean_of_draws(drawn, relaxation, shared=shared)
         numbers["value"][rows] = mean.value
         numbers["standard_error"][rows] = mean.standard_error
         numbers["dof"][rows] = mean.dof
@@ -100,15 +101,19 @@ def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict
     llc = draws.llc[rows, :, kept]
     shared = share_minibatches(draws, rows, num_draws)
     relaxation = draws.settings.get("relaxation")
+    draws_of_all_chains = llc.shape[1] * num_draws
+    autocorrelation_time = draws_of_all_chains / diagnostics.ess(llc, method="mean")
     numbers = {
         "moves": _moves(llc),
         "spikes": diagnostics.spikes(llc),
         "rounding": _rounding(draws, rows, kept),
         "heavy_tails": heavy_tails(llc),
-        "relaxation": llc.shape[1] * num_draws / diagnostics.ess(llc, method="mean"),
+        "relaxation": autocorrelation_time,
     }
-    # Where no law tells what chains forget, their own autocorrelation has to.
-    memory = _memory(numbers["relaxation"]) if relaxation is None else relaxation
+    memory = relaxation
+    if memory is None:
+        # Where no law tells what chains forget, their own autocorrelation has to.
+        memory = _memory(autocorrelation_time)
     numbers |= _of_start(draws.settings, num_draws, len(rows))
     with np.errstate(divide="ignore", invalid="ignore"):
         numbers |= _of_levels(llc, relaxation, memory, shared)
@@ -122,8 +127,8 @@ def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict
 def _moves(llc: np.ndarray) -> np.ndarray:
     if llc.shape[-1] < 2:
         return np.full(len(llc), np.nan)
-    steps = np.diff(llc, axis=-1)
-    return (steps != 0).mean((1, 2))
+    has_moved = np.diff(llc, axis=-1) != 0
+    return has_moved.mean((1, 2))
 
 
 def _rounding(draws: Draws, rows: np.ndarray, kept: slice) -> np.ndarray:
@@ -195,15 +200,19 @@ def _of_pairing(
     draws: Draws, rows: np.ndarray, num_draws: int, value: np.ndarray
 ) -> dict[str, np.ndarray]:
     """What the pairing of minibatches adds; with a control variate it has been subtracted."""
-    if "pairing" not in draws.observed:
+    pairing = draws.observed.get("pairing")
+    if pairing is None:
         return {}
-    return {"pairing": draws.observed["pairing"][rows] / value}
+    return {"pairing": pairing[rows] / value}
 
 
 def share_minibatches(draws: Draws, rows: np.ndarray, num_draws: int) -> bool:
     """Whether chains may have noise in common, which they have not on full batches."""
     noise = draws.observed.get("minibatch_variance")
-    return noise is None or bool(noise[rows, :, :num_draws].any())
+    if noise is None:
+        return True
+    of_rows = noise[rows, :, :num_draws]
+    return bool(of_rows.any())
 
 
 def parts_of_error(
@@ -268,19 +277,21 @@ def _share_of_sharpest(curvature: np.ndarray, settings: Mapping[str, Any]) -> np
 def _step_part(value: np.ndarray, numbers: Mapping[str, np.ndarray]) -> np.ndarray:
     added = np.nan_to_num(numbers["discretisation"])
     added = np.clip(added, 0, 0.99)
-    heat = np.nan_to_num(numbers["minibatch_variance"] / (2 * value))
+    heat = numbers["minibatch_variance"] / (2 * value)
+    heat = np.nan_to_num(heat)
     heat = np.maximum(heat, 0)
     return np.log1p(added * heat) - np.log1p(-added)
 
 
 def _lacking_at_start(relaxation: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
     """Share of λ̂ that draws lack because chains start at w*."""
+    if settings["start"] != "center":
+        return np.zeros_like(relaxation)
     time = relaxation.clip(min=1)
     decay = (time - 1) / (time + 1)
+    num_draws = settings["num_draws"]
     burnin = settings["num_burnin_steps"] / settings["num_steps_bw_draws"]
-    lacking = decay / (1 - decay) / settings["num_draws"] * decay**burnin
-    if settings["start"] != "center":
-        return np.zeros_like(lacking)
+    lacking = decay / (1 - decay) / num_draws * decay**burnin
     return np.clip(lacking, 0, 0.99)
 
 
@@ -313,15 +324,17 @@ def _of_steps(
     count = sum(draw < num_draws for draw in looked_at)
     steps: dict[str, np.ndarray] = {}
     if "acceptance" in draws.observed:
-        acceptance = draws.observed["acceptance"][rows, :, :count]
+        acceptance = draws.observed["acceptance"]
+        acceptance = acceptance[rows, :, :count]
         steps["acceptance"] = acceptance.mean((1, 2))
     if "discretisation" in draws.observed and count:
-        added = draws.observed["discretisation"][rows, :, :count]
+        added = draws.observed["discretisation"]
+        added = added[rows, :, :count]
         share = added.mean((1, 2)) / mean.value
         # A minibatch's noise widens a chain; see the part "step" of parts_of_error.
         noise = numbers.get("minibatch_variance", np.zeros(len(rows)))
-        heat = np.nan_to_num(noise)
-        without = corrected(mean, added, share * heat / 2)
+        added_by_heat = share * np.nan_to_num(noise) / 2
+        without = corrected(mean, added, added_by_heat)
         steps["discretisation"] = share
         steps["corrected"] = without.value
         steps["corrected_se"] = without.standard_error
@@ -329,5 +342,8 @@ def _of_steps(
 
 
 def _of_curvature(draws: Draws, rows: np.ndarray) -> dict[str, np.ndarray]:
-    names = [name for name in ("max_curvature", "stability") if name in draws.observed]
-    return {name: draws.observed[name][rows] for name in names}
+    numbers = {}
+    for name in ("max_curvature", "stability"):
+        if name in draws.observed:
+            numbers[name] = draws.observed[name][rows]
+    return numbers

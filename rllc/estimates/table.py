@@ -27,7 +27,8 @@ def table_of(estimate: Estimate) -> Table:
         ess = _written(llc.ess, ".0f")
         status = _in_short(llc.faults)
         rows.append((llc.weights, llc.data, value, error, rhat, ess, status))
-    title = f"Estimate of {len(estimate)} LLCs ({sampled(estimate.settings)})"
+    settings = sampled(estimate.settings)
+    title = f"Estimate of {len(estimate)} LLCs ({settings})"
     above = [title, *_by_prior(estimate)]
     below = [*counted(estimate.faults), *_doubling(estimate)]
     wrong = [i for i, faults in enumerate(estimate.faults) if faults]
@@ -52,7 +53,8 @@ def sampled(settings: Mapping[str, Any]) -> str:
         if name in settings:
             parts.append(f"{symbol} = {settings[name]:g}")
     if "num_chains" in settings:
-        chains, draws = settings["num_chains"], settings["num_draws"]
+        chains = settings["num_chains"]
+        draws = settings["num_draws"]
         most = "up to " if settings.get("target_se") else ""
         parts.append(f"{chains} chains × {most}{draws} draws")
     parts += _batches(settings.get("minibatches", {}))
@@ -76,7 +78,8 @@ def counted(faults: Iterable[Sequence[Fault]]) -> list[str]:
     if not num_wrong:
         return []
     words = [f"{kind} ({count})" for kind, count in counts.most_common()]
-    return [f"{num_wrong} of {num_estimates} are not ok: {', '.join(words)}"]
+    listed = ", ".join(words)
+    return [f"{num_wrong} of {num_estimates} are not ok: {listed}"]
 
 
 def _by_prior(estimate: Estimate) -> list[str]:
@@ -101,20 +104,23 @@ def _doubling(estimate: Estimate) -> list[str]:
     with np.errstate(divide="ignore", invalid="ignore"):
         share = change / estimate.value
         uncertainty = error / estimate.value
-    clear = _sampled_at_n_beta(estimate) & np.isfinite(share)
-    clear = clear & (uncertainty > 0) & (uncertainty < _CLEAR)
-    rows = np.flatnonzero(clear)
+    has_share = _sampled_at_n_beta(estimate) & np.isfinite(share)
+    is_clear = (uncertainty > 0) & (uncertainty < _CLEAR)
+    rows = np.flatnonzero(has_share & is_clear)
     if not rows.size:
         return []
     if len(estimate) == 1:
         return [f"doubling nβ would change λ̂ by {change[0]:+.2g} ± {error[0]:.1g}"]
     least = rows[share[rows].argmin()]
     most = rows[share[rows].argmax()]
-    lowest = f"{share[least]:+.0%} ({label(estimate.names, least)})"
-    highest = f"{share[most]:+.0%} ({label(estimate.names, most)})"
+    name_of_least = label(estimate.names, least)
+    name_of_most = label(estimate.names, most)
+    lowest = f"{share[least]:+.0%} ({name_of_least})"
+    highest = f"{share[most]:+.0%} ({name_of_most})"
+    usual_error = np.median(uncertainty[rows])
     return [
         f"doubling nβ would change λ̂ by {lowest} to {highest}, "
-        f"± {np.median(uncertainty[rows]):.0%}; see estimate.elasticity"
+        f"± {usual_error:.0%}; see estimate.elasticity"
     ]
 
 
@@ -128,9 +134,12 @@ def _in_short(faults: Sequence[Fault]) -> str:
     """The severest fault, what to do about it, and how many others there are."""
     if not faults:
         return "ok"
+    severest = faults[0].text
     others = len(faults) - 1
-    more = f"; and {others} more fault{'s' * (others > 1)}" if others else ""
-    return faults[0].text + more
+    if not others:
+        return severest
+    plural = "s" if others > 1 else ""
+    return f"{severest}; and {others} more fault{plural}"
 
 
 def _written(value: float, form: str) -> str:
@@ -141,12 +150,13 @@ def _batches(minibatches: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Say of which size the minibatches were, and whether a control variate was subtracted."""
     if not minibatches:
         return []
-    sizes = sorted({chosen["batch_size"] for chosen in minibatches.values()})
-    listed = " or ".join(f"{size}" for size in sizes)
+    sizes = {chosen["batch_size"] for chosen in minibatches.values()}
+    listed = " or ".join(str(size) for size in sorted(sizes))
     words = [f"batches of {listed}"]
     controlled = [name for name, chosen in minibatches.items() if chosen["control_variate"]]
     if len(controlled) == len(minibatches):
         words.append("control variate")
     elif controlled:
-        words.append(f"control variate on {', '.join(controlled)}")
+        names = ", ".join(controlled)
+        words.append(f"control variate on {names}")
     return words

@@ -32,7 +32,8 @@ _SHOWN = 3
 
 def is_looked_at_again(step: int) -> bool:
     """Whether the loss at w* is evaluated a second time at a step: at 1, 2, 4, 8 and so on."""
-    return step > 0 and step & (step - 1) == 0
+    is_power_of_2 = step & (step - 1) == 0
+    return step > 0 and is_power_of_2
 
 
 def check_again(scene: Scene, loss: Loss, name: str) -> None:
@@ -47,44 +48,57 @@ def check_again(scene: Scene, loss: Loss, name: str) -> None:
         InputError: it is another number now; names the state that has changed, if it is in sight.
     """
     before = _state(loss)
-    again = loss.center(scene.batch, scene.seed).losses.double()
+    center = loss.center(scene.batch, scene.seed)
+    again = center.losses.double()
     first = scene.center.losses.double()
     difference = (again - first).abs().nan_to_num(nan=0.0)
-    size = float(first.abs().nan_to_num(nan=0.0).max())
+    magnitude = first.abs().nan_to_num(nan=0.0)
+    size = float(magnitude.max())
     largest = float(difference.max())
-    if again.shape == first.shape and largest <= _allowed(loss, first) * size:
+    allowed = _allowed(loss, first) * size
+    if again.shape == first.shape and largest <= allowed:
         return
+    cause = _cause(before, _state(loss))
     raise InputError(
         f"sampling on data {name!r}: the loss at w* is not the same when it is evaluated again on "
         f"the same minibatch (a row's differs by {largest:.3g}, of {size:.3g}), so that a run and "
-        f"its baseline could not be compared. {_cause(before, _state(loss))} Make model and loss "
-        f"give the same each time."
+        f"its baseline could not be compared. {cause} Make model and loss give the same each time."
     )
 
 
 def _allowed(loss: Loss, losses: Tensor) -> float:
-    eps = torch.finfo(torch.float32).eps
-    exact: Any = getattr(loss, "exact", loss)
+    last_bit = torch.finfo(torch.float32).eps
     if not losses.is_cuda:
-        return _LAST_BITS * eps
+        return _LAST_BITS * last_bit
+    exact: Any = getattr(loss, "exact", loss)
+    has_autocast = getattr(exact, "autocast", None) is not None
     model: Any = getattr(loss, "model", None)
-    dtypes = set() if model is None else {parameter.dtype for parameter in model.parameters()}
-    is_half = getattr(exact, "autocast", None) is not None or bool(dtypes & _HALVES)
-    return (_LAST_BITS_OF_HALF if is_half else _LAST_BITS_ON_GPU) * eps
+    dtypes = set()
+    if model is not None:
+        dtypes = {parameter.dtype for parameter in model.parameters()}
+    if has_autocast or dtypes & _HALVES:
+        return _LAST_BITS_OF_HALF * last_bit
+    return _LAST_BITS_ON_GPU * last_bit
 
 
 _HALVES = {torch.bfloat16, torch.float16}
 
 
 def _cause(before: Mapping[str, object], after: Mapping[str, object]) -> str:
-    changed = [name for name, value in after.items() if not _is_same(before.get(name), value)]
+    changed = []
+    for name, value in after.items():
+        if not _is_same(before.get(name), value):
+            changed.append(name)
     if not changed:
         return (
             "It may come from a state that model or loss keep between calls (a counter, a running "
             "mean, a list that grows), or from random numbers of a generator of their own."
         )
-    shown = ", ".join(changed[:_SHOWN]) + (", …" if len(changed) > _SHOWN else "")
-    return f"Each evaluation changes {shown}."
+    shown = changed[:_SHOWN]
+    if len(changed) > _SHOWN:
+        shown.append("…")
+    names = ", ".join(shown)
+    return f"Each evaluation changes {names}."
 
 
 def _state(loss: Loss) -> dict[str, object]:
@@ -93,10 +107,13 @@ def _state(loss: Loss) -> dict[str, object]:
     model: nn.Module | None = getattr(loss, "model", None)
     if model is not None:
         for path, module in model.named_modules():
+            kind = type(module).__name__
+            owner = path or "the model"
             for name, value in _noted(vars(module)):
-                state[f"{type(module).__name__}.{name} of {path or 'the model'!r}"] = value
+                state[f"{kind}.{name} of {owner!r}"] = value
     exact: Any = getattr(loss, "exact", loss)
-    for name, value in _noted(_variables(getattr(exact, "loss", None))):
+    variables = _variables(getattr(exact, "loss", None))
+    for name, value in _noted(variables):
         state[f"the variable {name!r} of the loss"] = value
     return state
 

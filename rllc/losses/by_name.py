@@ -63,8 +63,7 @@ def next_token(module: nn.Module, batch: Batch) -> Losses:
     documents = documents_of(batch)
     logits = logits_of(module, batch, documents)[:, :-1]
     targets = _targets(documents)[:, 1:]
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    losses = losses.view(targets.shape)
+    losses = _cross_entropy(logits, targets)
     if isinstance(batch, Tensor):
         return losses
     return predictions_at_home(documents, losses), next_tokens_counted(documents)
@@ -93,9 +92,10 @@ def masked_lm(module: nn.Module, batch: Batch) -> Losses:
         )
     logits = logits_of(module, batch, documents)
     targets = _targets(documents)
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    losses = documents.at_home(losses.view(targets.shape), 0.0)
-    return losses, documents.at_home(documents.wanted(), False)
+    losses = _cross_entropy(logits, targets)
+    losses = documents.at_home(losses, 0.0)
+    counted = documents.at_home(documents.wanted(), False)
+    return losses, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,8 @@ class Distillation:
         """Per-token losses ``[batch, pos - 1]``, in nats, of any module that gives logits."""
         documents = documents_of(batch)
         with torch.no_grad(), in_mode(self.generator, training=False):
-            target = logits_of(self.generator, batch, documents)[:, :-1].softmax(-1)
+            target = logits_of(self.generator, batch, documents)[:, :-1]
+            target = target.softmax(-1)
         logits = logits_of(module, batch, documents)[:, :-1]
         check_vocabularies(target.shape[-1], logits.shape[-1])
         losses = -(target * logits.log_softmax(-1)).sum(-1)
@@ -141,7 +142,8 @@ def distillation(generator: nn.Module) -> Distillation:
 
 def next_tokens_counted(documents: Documents) -> Tensor:
     """Which next tokens count, ``[row, pos - 1]``: in column t token t + 1."""
-    return predictions_at_home(documents, documents.wanted()[:, 1:], False)
+    wanted = documents.wanted()[:, 1:]
+    return predictions_at_home(documents, wanted, False)
 
 
 def predictions_at_home(documents: Documents, values: Tensor, blank: bool | float = 0.0) -> Tensor:
@@ -149,14 +151,25 @@ def predictions_at_home(documents: Documents, values: Tensor, blank: bool | floa
     if documents.home is None:
         return values
     # The first token of a document is not predicted.
-    by_token = torch.cat([torch.full_like(values[:, :1], blank), values], 1)
-    return documents.at_home(by_token, blank)[:, 1:]
+    of_first = torch.full_like(values[:, :1], blank)
+    by_token = torch.cat([of_first, values], 1)
+    returned = documents.at_home(by_token, blank)
+    return returned[:, 1:]
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss at each position, in the shape of the targets ``[document, pos]``."""
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return losses.view(targets.shape)
 
 
 def _targets(documents: Documents) -> Tensor:
     """What is to be predicted, with any id where nothing is; int64, as cross entropy wants it."""
-    labels = documents.tokens if documents.labels is None else documents.labels
-    return torch.where(labels == IGNORED, 0, labels).long()
+    labels = documents.labels
+    if labels is None:
+        labels = documents.tokens
+    targets = torch.where(labels == IGNORED, 0, labels)
+    return targets.long()
 
 
 def logits_of(module: nn.Module, batch: Batch, documents: Documents | None = None) -> Tensor:
@@ -233,10 +246,14 @@ def classification(module: nn.Module, batch: Batch) -> Losses:
         )
     labels = labels.long()
     by_token = documents is not None and labels.dim() == 2
-    if labels.dim() == 2 and labels.shape[1] == 1 and output.dim() == 2:
+    is_column = labels.dim() == 2 and labels.shape[1] == 1
+    if is_column and output.dim() == 2:
         labels = labels[:, 0]
-    scores = output.movedim(-1, 1) if by_token and output.dim() == 3 else output
-    if scores.dim() != labels.dim() + 1 or scores.shape[2:] != labels.shape[1:]:
+    scores = output
+    if by_token and output.dim() == 3:
+        scores = output.movedim(-1, 1)
+    has_class_axis = scores.dim() == labels.dim() + 1
+    if not has_class_axis or scores.shape[2:] != labels.shape[1:]:
         raise InputError(
             f"classification: scores must be [batch, class] with labels [batch], or [batch, class, "
             f"…] with labels [batch, …]; got {shown(output)} with {shown(labels)}."
@@ -245,16 +262,20 @@ def classification(module: nn.Module, batch: Batch) -> Losses:
     _check_classes(labels, counted, scores.shape[1])
     losses = F.cross_entropy(scores.float(), labels.clamp(min=0), reduction="none")
     if by_token and documents is not None:
-        return documents.at_home(losses, 0.0), documents.at_home(counted, False)
+        losses = documents.at_home(losses, 0.0)
+        counted = documents.at_home(counted, False)
+        return losses, counted
     if losses.dim() > 1:
         return losses.flatten(1), counted.flatten(1)
     return losses, counted
 
 
 def _check_classes(labels: Tensor, counted: Tensor, num_classes: int) -> None:
-    wrong = counted & ((labels < 0) | (labels >= num_classes))
+    is_class = (labels >= 0) & (labels < num_classes)
+    wrong = counted & ~is_class
     if bool(wrong.any()):
-        example = int(labels[wrong].flatten()[0])
+        wrong_labels = labels[wrong].flatten()
+        example = int(wrong_labels[0])
         raise InputError(
             f"classification: the model has {num_classes} classes (0 to {num_classes - 1}), but a "
             f"label is {example}; labels that are not to count must be −100."
@@ -281,14 +302,16 @@ def regression(module: nn.Module, batch: Batch) -> Losses:
     # [batch] beside [batch, 1] would be broadcast to [batch, batch].
     one_each = output.numel() == len(output) and targets.numel() == len(targets)
     if one_each and len(output) == len(targets):
-        output, targets = output.reshape(-1), targets.reshape(-1)
+        output = output.reshape(-1)
+        targets = targets.reshape(-1)
     if output.shape != targets.shape:
         raise InputError(
             f"regression: outputs and targets must have one shape, got {shown(output)} and "
             f"{shown(targets)}."
         )
     counted = ~targets.isnan()
-    losses = (output.float() - targets.nan_to_num().to(output).float()).square()
+    difference = output.float() - targets.nan_to_num().to(output).float()
+    losses = difference.square()
     if losses.dim() > 2:
         return losses.flatten(1), counted.flatten(1)
     return losses, counted
@@ -315,8 +338,11 @@ def model_loss(module: nn.Module, batch: Batch) -> Losses:
             f"model_loss: the data must be a dict of the model's inputs, such as "
             f"{{'input_ids': …, 'labels': …}}, got {shown(batch)}."
         )
-    num_rows = len(next(iter(batch.values())))
-    losses = [_loss_of_rows(module, batch, slice(row, row + 1)) for row in range(num_rows)]
+    first_field = next(iter(batch.values()))
+    losses = []
+    for row in range(len(first_field)):
+        one_row = slice(row, row + 1)
+        losses.append(_loss_of_rows(module, batch, one_row))
     return torch.stack(losses)
 
 
@@ -329,7 +355,9 @@ def check_model_loss(module: nn.Module, batch: dict[str, Tensor]) -> None:
     together = float(_loss_of_rows(module, batch, slice(None)))
     rows = [float(loss) for loss in model_loss(module, batch)]
     mean = sum(rows) / len(rows)
-    if not abs(together - mean) <= 1e-3 * (abs(mean) + max(map(abs, rows))):
+    largest = max(map(abs, rows))
+    rounding = 1e-3 * (abs(mean) + largest)
+    if not abs(together - mean) <= rounding:
         raise InputError(
             f"model_loss: the loss of {type(module).__name__} is no mean over rows: {together:.6g} "
             f"for {len(rows)} rows together, {mean:.6g} on average one by one. Rows with different "
@@ -344,16 +372,21 @@ def _loss_of_rows(module: nn.Module, batch: Mapping[str, Tensor], rows: slice) -
         documents = documents_of(chosen, own_padding=True)
         extras = dict(documents.extras)
         if "labels" in chosen:
-            labels = chosen["labels"] if documents.labels is None else documents.labels
-            extras["labels"] = labels
+            extras["labels"] = chosen["labels"]
+        if documents.labels is not None:
+            extras["labels"] = documents.labels
         output = run_model(module, documents._replace(extras=extras))
     else:
         output = module(**_accepted(module, chosen))
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+    else:
+        loss = getattr(output, "loss", None)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
+        names = ", ".join(batch)
         raise InputError(
-            f"model_loss: {type(module).__name__} gave no `loss` for the inputs "
-            f"{', '.join(batch)}; give `labels`, or pass another loss of rllc.losses."
+            f"model_loss: {type(module).__name__} gave no `loss` for the inputs {names}; give "
+            f"`labels`, or pass another loss of rllc.losses."
         )
     return loss.reshape(())
 
@@ -369,12 +402,14 @@ def _predictions(
             raise InputError(
                 f"{task}: the data needs `labels` beside the model's inputs, got {shown(batch)}."
             )
-        targets = batch[name]
-        fields = {field: value for field, value in batch.items() if field != name}
+        fields = dict(batch)
+        targets = fields.pop(name)
         if "input_ids" in batch:
             documents = documents_of(fields | {"labels": targets}, own_padding=True)
-            targets = targets if documents.labels is None else documents.labels
-            if len(documents.tokens) != documents.num_rows and targets.dim() == 1:
+            if documents.labels is not None:
+                targets = documents.labels
+            one_a_row = len(documents.tokens) == documents.num_rows
+            if not one_a_row and targets.dim() == 1:
                 raise InputError(f"{task}: rows hold several documents, but have one label.")
             output = run_model(module, documents)
         elif len(fields) == 1 and not _accepts(module, *fields):
@@ -407,7 +442,8 @@ def _accepted(module: nn.Module, fields: Mapping[str, Tensor]) -> dict[str, Tens
 def _accepts(module: nn.Module, *names: str) -> bool:
     """Whether a module can be called with these arguments."""
     parameters = _parameters(module)
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    kinds = {parameter.kind for parameter in parameters.values()}
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
     return takes_any or all(name in parameters for name in names)
 
 

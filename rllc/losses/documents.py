@@ -45,7 +45,9 @@ class Documents(NamedTuple):
     @property
     def num_rows(self) -> int:
         """Rows of the minibatch."""
-        return len(self.tokens) if self.home is None else len(self.home)
+        if self.home is None:
+            return len(self.tokens)
+        return len(self.home)
 
     def wanted(self) -> Tensor:
         """Positions that are to be predicted, ``[document, pos]``."""
@@ -62,8 +64,10 @@ class Documents(NamedTuple):
             return values
         if not values.numel():
             return torch.full(self.home.shape, blank, dtype=values.dtype, device=values.device)
-        returned = values.flatten()[self.home.clamp(min=0)]
-        return torch.where(self.home >= 0, returned, blank)
+        is_token = self.home >= 0
+        place = self.home.clamp(min=0)
+        returned = values.flatten()[place]
+        return torch.where(is_token, returned, blank)
 
 
 def documents_of(batch: Batch, own_padding: bool = False) -> Documents:
@@ -111,28 +115,33 @@ def documents_of(batch: Batch, own_padding: bool = False) -> Documents:
         # Labels of whole rows are not the tokens'.
         labels = None
     if numbers is None:
-        _check_positions(batch, torch.arange(tokens.shape[1], device=tokens.device))
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        _check_positions(batch, positions)
         del by_position["tokens"]
         by_position.pop("labels", None)
         return Documents(tokens, None, _long(labels), extras | by_position, None)
     places = _Places.of(numbers)
-    _check_positions(batch, places.home % max(places.source.shape[1], 1), numbers > 0)
-    if extras and len(places.starts) != len(tokens):
+    width = max(places.source.shape[1], 1)
+    _check_positions(batch, places.home % width, numbers > 0)
+    one_a_row = len(places.starts) == len(numbers)
+    if extras and not one_a_row:
+        names = ", ".join(map(repr, extras))
         raise InputError(
-            f"rows with several documents: {', '.join(map(repr, extras))} is of whole rows; leave "
-            f"it out, or give one document a row."
+            f"rows with several documents: {names} is of whole rows; leave it out, or give one "
+            f"document a row."
         )
     moved = {name: places.move(field) for name, field in by_position.items()}
     tokens = moved.pop("tokens")
     labels = moved.pop("labels", None)
-    real = places.real
-    if not own_padding or len(places.starts) != len(numbers):
-        tokens = tokens.masked_fill(~real, 0)
+    is_padding = ~places.real
+    if not own_padding or not one_a_row:
+        tokens = tokens.masked_fill(is_padding, 0)
     if labels is not None:
-        labels = labels.long().masked_fill(~real, IGNORED)
-    return Documents(
-        tokens, None if bool(real.all()) else real, labels, extras | moved, places.home
-    )
+        labels = labels.long().masked_fill(is_padding, IGNORED)
+    real = None
+    if bool(is_padding.any()):
+        real = places.real
+    return Documents(tokens, real, labels, extras | moved, places.home)
 
 
 class _Places(NamedTuple):
@@ -153,34 +162,45 @@ class _Places(NamedTuple):
             numbers: ``[row, pos]``: 0 for padding; another number for each document of a row.
         """
         num_rows, length = numbers.shape
-        real = numbers > 0
-        before = torch.nn.functional.pad(numbers, (1, 0))[:, :-1]
-        begins = real & (numbers != before)
-        starts = begins.flatten().nonzero()[:, 0]
-        document = begins.flatten().cumsum(0) - 1
-        lengths = torch.bincount(document[real.flatten()], minlength=len(starts))
+        real = (numbers > 0).flatten()
+        begins = real & (numbers != _before(numbers)).flatten()
+        starts = begins.nonzero()[:, 0]
+        document = begins.cumsum(0) - 1
+        lengths = torch.bincount(document[real], minlength=len(starts))
         width = int(lengths.max()) if len(lengths) else 0
         offset = torch.arange(width, device=numbers.device)
         in_document = offset < lengths[:, None]
+        start_of_row = starts // length * length
+        start_in_row = starts - start_of_row
         # Behind a document comes the rest of its row, round the corner: its padding, if it has any.
-        first = starts // length * length
-        source = first[:, None] + (starts[:, None] - first[:, None] + offset) % length
-        position = torch.arange(num_rows * length, device=numbers.device)
-        home = document * width + position - starts[document.clamp(min=0)] if width else document
-        home = torch.where(real.flatten(), home, -1).view(num_rows, length)
-        return cls(starts, source, in_document, home)
+        place_in_row = (start_in_row[:, None] + offset) % length
+        source = start_of_row[:, None] + place_in_row
+        home = document
+        if width:
+            position = torch.arange(num_rows * length, device=numbers.device)
+            start = starts[document.clamp(min=0)]
+            home = document * width + position - start
+        home = torch.where(real, home, -1)
+        return cls(starts, source, in_document, home.view(num_rows, length))
 
     def move(self, field: Tensor) -> Tensor:
         """Put a field ``[row, pos]`` into documents ``[document, pos]``."""
         return field.flatten()[self.source]
 
 
+def _before(numbers: Tensor) -> Tensor:
+    """The number at the position before each one of ``[row, pos]``; 0 before the first."""
+    return torch.nn.functional.pad(numbers, (1, 0))[:, :-1]
+
+
 def _numbers_of_documents(batch: Mapping[str, Tensor]) -> Tensor | None:
     """``[row, pos]``: 0 for padding, else the number of the document; ``None``: one whole a row."""
-    tokens, mask = batch["input_ids"], batch.get("attention_mask")
+    tokens = batch["input_ids"]
+    mask = batch.get("attention_mask")
     restarts = None
     if "position_ids" in batch:
-        restarts = _restarts(batch["position_ids"].long().expand(tokens.shape))
+        positions = batch["position_ids"].long()
+        restarts = _restarts(positions.expand(tokens.shape))
     if mask is None:
         if restarts is None or not bool(restarts[:, 1:].any()):
             return None
@@ -194,11 +214,11 @@ def _numbers_of_documents(batch: Mapping[str, Tensor]) -> Tensor | None:
             f"attention scores, 0 and −∞, give mask == 0."
         )
     numbers = mask.long()
-    if bool((numbers == 1).all()) and restarts is None:
+    is_one_document = bool((numbers == 1).all())
+    if is_one_document and restarts is None:
         return None
     real = numbers > 0
-    shifted = torch.nn.functional.pad(numbers, (1, 0))[:, :-1]
-    begins = real & (numbers != shifted)
+    begins = real & (numbers != _before(numbers))
     if restarts is not None:
         begins = begins | (real & restarts)
     else:
@@ -214,7 +234,8 @@ def _restarts(positions: Tensor) -> Tensor:
 def _check_no_holes(numbers: Tensor, begins: Tensor) -> None:
     """Refuse tokens that are hidden between others of one document."""
     for number in numbers.unique().tolist():
-        pieces = (begins & (numbers == number)).sum(1)
+        begins_here = begins & (numbers == number)
+        pieces = begins_here.sum(1)
         if number and int(pieces.max()) > 1:
             row = int(pieces.argmax())
             raise InputError(
@@ -234,14 +255,19 @@ def _numbers_of_square_mask(mask: Tensor, tokens: Tensor) -> Tensor:
             f"`attention_mask` must be [row, pos] or [row, pos, pos] = "
             f"{[len(tokens), length, length]}, got {list(mask.shape)}."
         )
+    is_additive = mask.is_floating_point() and bool((mask < 0).any())
     # Additive masks are 0 where attention is allowed.
-    allowed = mask == 0 if mask.is_floating_point() and bool((mask < 0).any()) else mask > 0
+    allowed = mask == 0 if is_additive else mask > 0
     real = allowed.diagonal(dim1=1, dim2=2)
-    sees_previous = torch.nn.functional.pad(allowed.diagonal(-1, dim1=1, dim2=2), (1, 0))
+    of_previous = allowed.diagonal(-1, dim1=1, dim2=2)
+    sees_previous = torch.nn.functional.pad(of_previous, (1, 0))
     begins = real & ~sees_previous
     numbers = begins.long().cumsum(1) * real
-    same = (numbers[:, :, None] == numbers[:, None, :]) & real[:, None, :] & real[:, :, None]
-    if not torch.equal(same.tril(), (allowed & real[:, :, None]).tril()):
+    both_real = real[:, None, :] & real[:, :, None]
+    same_document = numbers[:, :, None] == numbers[:, None, :]
+    expected = same_document & both_real
+    allowed_of_real = allowed & real[:, :, None]
+    if not torch.equal(expected.tril(), allowed_of_real.tril()):
         raise InputError(
             "`attention_mask` [row, pos, pos] must let each token see all of its own document "
             "before it and nothing else; other masks are not supported. Write a loss of your own, "
@@ -252,15 +278,16 @@ def _numbers_of_square_mask(mask: Tensor, tokens: Tensor) -> Tensor:
 
 def _check_fields(batch: Mapping[str, Tensor]) -> None:
     tokens = batch["input_ids"]
-    labels = batch.get("labels")
     if tokens.dim() != 2:
         raise InputError(f"`input_ids` must be [row, pos], got shape {list(tokens.shape)}.")
     for name in ("attention_mask", "position_ids", "labels"):
         field = batch.get(name)
         if field is None:
             continue
-        fits = field.shape[:2] == tokens.shape or (name == "attention_mask" and field.dim() == 4)
-        if not fits and not (name == "labels" and labels is not None and labels.dim() == 1):
+        by_position = field.shape[:2] == tokens.shape
+        is_square_mask = name == "attention_mask" and field.dim() == 4
+        is_label_of_row = name == "labels" and field.dim() == 1
+        if not (by_position or is_square_mask or is_label_of_row):
             raise InputError(
                 f"`{name}` must be [row, pos] = {list(tokens.shape)} as `input_ids`, got "
                 f"{list(field.shape)}."
@@ -274,7 +301,9 @@ def _check_positions(
     if "position_ids" not in batch:
         return
     differ = batch["position_ids"].long() != expected
-    if bool((differ if real is None else differ & real).any()):
+    if real is not None:
+        differ = differ & real
+    if bool(differ.any()):
         raise InputError(
             "`position_ids` must count 0, 1, 2, … in each document; leave them out, and they do."
         )
@@ -287,9 +316,11 @@ def _long(labels: Tensor | None) -> Tensor | None:
 def shown(batch: object) -> str:
     """A minibatch in an error message: types and shapes."""
     if isinstance(batch, Tensor):
-        return f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+        dtype = str(batch.dtype).removeprefix("torch.")
+        return f"{dtype} {list(batch.shape)}"
     if isinstance(batch, Mapping):
-        return ", ".join(f"{name}: {shown(field)}" for name, field in batch.items())
+        fields = [f"{name}: {shown(field)}" for name, field in batch.items()]
+        return ", ".join(fields)
     if isinstance(batch, tuple):
         return ", ".join(map(shown, batch))
     return type(batch).__name__

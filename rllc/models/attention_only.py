@@ -140,13 +140,19 @@ class AttentionOnly(PreTrainedModel):
         patterns: list[Tensor] | None = [] if output_attentions else None
         activations = self.activations(input_ids, patterns)
         hidden = self.normalise("ln_final", activations.residual[-1], {})
-        logits = (hidden @ self.unembed.W_U + self.unembed.b_U)[0]
-        hidden_states = tuple(residual[0] for residual in activations.residual)
+        logits = hidden @ self.unembed.W_U + self.unembed.b_U
+        logits = logits[0]
+        loss = None
+        if labels is not None:
+            loss = _mean_loss(logits, labels)
+        hidden_states = None
+        if output_hidden_states:
+            hidden_states = tuple(residual[0] for residual in activations.residual)
+        attentions = None
+        if patterns is not None:
+            attentions = tuple(patterns)
         output = CausalLMOutput(
-            loss=None if labels is None else _mean_loss(logits, labels),
-            logits=logits,
-            hidden_states=hidden_states if output_hidden_states else None,
-            attentions=None if patterns is None else tuple(patterns),
+            loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions
         )
         if return_dict is None:
             return_dict = self.config.return_dict
@@ -171,9 +177,10 @@ class AttentionOnly(PreTrainedModel):
         residual = [self._embed(tokens, {})]
         head_outputs = []
         for layer in range(self.config.n_layers):
-            z = self._heads(layer, residual[-1], {}, patterns)
+            x = residual[-1]
+            z = self._heads(layer, x, {}, patterns)
             head_outputs.append(z)
-            residual.append(residual[-1] + self.write(layer, z, {}))
+            residual.append(x + self.write(layer, z, {}))
         return Activations(tokens, residual, head_outputs)
 
     def hidden(self, moved: Mapping[str, Moved], at: Activations) -> Tensor:
@@ -188,7 +195,10 @@ class AttentionOnly(PreTrainedModel):
             ``[run, batch, pos, d_model]`` (``[1, …]`` when nothing before the unembedding moved).
         """
         first = self.first_block(moved)
-        x = self._embed(at.tokens, moved) if first < 0 else at.residual[first]
+        if first < 0:
+            x = self._embed(at.tokens, moved)
+        else:
+            x = at.residual[first]
         for layer in range(max(first, 0), self.config.n_layers):
             rows = heads_that_moved(moved, layer)
             if layer == first and rows is not None:
@@ -229,33 +239,40 @@ class AttentionOnly(PreTrainedModel):
         base = self._tensor(name)
         if name in moved:
             return stack(moved[name], base)
-        return base.detach()[None] if moved else base[None]
+        if moved:
+            base = base.detach()
+        return base[None]
 
     def normalise(self, name: str, x: Tensor, moved: Mapping[str, Moved]) -> Tensor:
         """LayerNorm over d_model with the scale and bias called ``name``."""
         w = self.weight(f"{name}.w", moved)
         b = self.weight(f"{name}.b", moved)
         eps = self.config.layer_norm_eps
-        if w.shape[0] == b.shape[0] == 1:
-            return F.layer_norm(x, x.shape[-1:], w[0], b[0], eps)
-        normalised = F.layer_norm(x, x.shape[-1:], eps=eps)
-        return normalised * w[:, None, None] + b[:, None, None]
+        shape = x.shape[-1:]
+        if len(w) == len(b) == 1:
+            return F.layer_norm(x, shape, w[0], b[0], eps)
+        w = w[:, None, None]
+        b = b[:, None, None]
+        return F.layer_norm(x, shape, eps=eps) * w + b
 
     def _embed(self, tokens: Tensor, moved: Mapping[str, Moved]) -> Tensor:
         x = self.weight("embed.W_E", moved)[:, tokens]
         if self.config.positions == "standard":
-            x = x + self._positions(tokens.shape[-1], moved)
+            length = tokens.shape[-1]
+            x = x + self._positions(length, moved)
         return x
 
     def _positions(self, length: int, moved: Mapping[str, Moved]) -> Tensor:
-        return self.weight("pos_embed.W_pos", moved)[:, None, :length]  # [run, 1, pos, d_model]
+        W_pos = self.weight("pos_embed.W_pos", moved)
+        return W_pos[:, None, :length]  # [run, 1, pos, d_model]
 
     def _inputs(self, layer: int, x: Tensor, moved: Mapping[str, Moved]) -> tuple[Tensor, Tensor]:
         """The inputs of Q and K, and of V."""
         u = self.normalise(f"blocks.{layer}.ln1", x, moved)
         if self.config.positions == "standard":
             return u, u
-        return u + self._positions(x.shape[2], moved), u
+        length = x.shape[2]
+        return u + self._positions(length, moved), u
 
     def _heads(
         self,
@@ -265,11 +282,12 @@ class AttentionOnly(PreTrainedModel):
         patterns: list[Tensor] | None = None,
     ) -> Tensor:
         """Outputs of all heads before W_O, ``[run, batch, head, pos, d_head]``."""
+        attn = f"blocks.{layer}.attn."
         qk, u = self._inputs(layer, x, moved)
         projected = []
         for letter, inputs in (("Q", qk), ("K", qk), ("V", u)):
-            W = self.weight(f"blocks.{layer}.attn.W_{letter}", moved)
-            b = self.weight(f"blocks.{layer}.attn.b_{letter}", moved)
+            W = self.weight(f"{attn}W_{letter}", moved)
+            b = self.weight(f"{attn}b_{letter}", moved)
             projected.append(_project(inputs, W, b))
         q, k, v = projected
         return self.attend(q, k, v, patterns)
@@ -290,9 +308,10 @@ class AttentionOnly(PreTrainedModel):
         """
         attn = f"blocks.{layer}.attn."
         qk, u = self._inputs(layer, x, {})
-        W = self._tensor(f"{attn}W_{letter}")[heads][None]
-        b = self._tensor(f"{attn}b_{letter}")[heads][None]
-        return _project(u if letter == "V" else qk, W, b)
+        W = self._tensor(f"{attn}W_{letter}")[heads]
+        b = self._tensor(f"{attn}b_{letter}")[heads]
+        inputs = u if letter == "V" else qk
+        return _project(inputs, W[None], b[None])
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, patterns: list[Tensor] | None = None
@@ -324,8 +343,9 @@ class AttentionOnly(PreTrainedModel):
     def write(self, layer: int, z: Tensor, moved: Mapping[str, Moved]) -> Tensor:
         """What the heads add to the residual stream: Σ_head z W_O + b_O."""
         attn = f"blocks.{layer}.attn."
-        summed = _sum_over_heads(z, self.weight(attn + "W_O", moved))
-        return summed + self.weight(attn + "b_O", moved)[:, None, None]
+        summed = _sum_over_heads(z, self.weight(f"{attn}W_O", moved))
+        b_O = self.weight(f"{attn}b_O", moved)
+        return summed + b_O[:, None, None]
 
     def _replace_heads(
         self, layer: int, rows: Tensor, moved: Mapping[str, Moved], at: Activations
@@ -359,10 +379,11 @@ class AttentionOnly(PreTrainedModel):
         Returns:
             ``[run, batch, head, pos, d_head]`` and ``[run, head, d_head, d_model]``.
         """
-        by_head = at.z[layer][0].transpose(0, 1)  # [head, batch, pos, d_head]
-        z = by_head[rows].transpose(1, 2)  # [run, batch, head, pos, d_head]
+        z = at.z[layer][0]  # [batch, head, pos, d_head]
+        by_head = z.transpose(0, 1)
+        chosen = by_head[rows]  # [run, head, batch, pos, d_head]
         W_O = self._tensor(f"blocks.{layer}.attn.W_O").detach()
-        return z, W_O[rows]
+        return chosen.transpose(1, 2), W_O[rows]
 
     def moved_heads(
         self, layer: int, rows: Tensor, moved: Mapping[str, Moved], at: Activations
@@ -371,8 +392,11 @@ class AttentionOnly(PreTrainedModel):
         new = {}
         for tensor in HEAD_TENSORS:
             name = f"blocks.{layer}.attn.{tensor}"
-            unmoved = self._tensor(name).detach()
-            new[tensor] = moved[name].block if name in moved else unmoved[rows]
+            if name in moved:
+                new[tensor] = moved[name].block
+            else:
+                unmoved = self._tensor(name).detach()
+                new[tensor] = unmoved[rows]
         qk, u = self._inputs(layer, at.residual[layer], moved)
         z = self.attend(
             _project(qk, new["W_Q"], new["b_Q"]),
@@ -388,7 +412,8 @@ class Tensors(nn.Module):
     def __init__(self, **shapes: Sequence[int]) -> None:
         super().__init__()
         for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.empty(*shape)))
+            parameter = nn.Parameter(torch.empty(*shape))
+            self.register_parameter(name, parameter)
 
     if TYPE_CHECKING:
 
@@ -418,7 +443,8 @@ def _hides_only_the_end(mask: Tensor) -> bool:
     if mask.dim() != 2:
         return False
     counts = mask.bool()
-    counts_after_padding = counts[:, 1:] & ~counts[:, :-1]
+    is_padding = ~counts
+    counts_after_padding = counts[:, 1:] & is_padding[:, :-1]
     return not bool(counts_after_padding.any())
 
 
@@ -454,14 +480,18 @@ def _project(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     flat = rearrange(W, "run head d_model d_head -> run d_model (head d_head)")
     if s == 1:
         # One product, because the weights are shared.
-        y = (x.reshape(-1, d_model) @ flat[0]).view(r, batch, pos, heads, d_head)
+        y = x.reshape(-1, d_model) @ flat[0]
+        y = y.view(r, batch, pos, heads, d_head)
     elif r == 1:
         # One product, because the inputs are shared.
         y = x.reshape(-1, d_model) @ flat.transpose(0, 1).reshape(d_model, -1)
-        y = y.view(batch, pos, s, heads, d_head).permute(2, 0, 1, 3, 4)
+        y = y.view(batch, pos, s, heads, d_head)
+        y = y.permute(2, 0, 1, 3, 4)
     else:
-        y = torch.bmm(x.reshape(r, -1, d_model), flat).view(r, batch, pos, heads, d_head)
-    return (y + b[:, None, None]).transpose(2, 3)
+        y = torch.bmm(x.reshape(r, -1, d_model), flat)
+        y = y.view(r, batch, pos, heads, d_head)
+    y = y + b[:, None, None]
+    return y.transpose(2, 3)
 
 
 def _sum_over_heads(z: Tensor, W: Tensor) -> Tensor:
@@ -489,7 +519,8 @@ def heads_that_moved(moved: Mapping[str, Moved], layer: int) -> Tensor | None:
     ``None`` if something else in it moved, or its tensors do not agree on which heads.
     """
     names = [name for name in moved if name.startswith(f"blocks.{layer}.")]
-    if not names or any(name.rsplit(".", 1)[1] not in HEAD_TENSORS for name in names):
+    tensors = {name.rsplit(".", 1)[1] for name in names}
+    if not tensors or not tensors.issubset(HEAD_TENSORS):
         return None
     rows = moved[names[0]].rows
     # Identity, because comparing the numbers would wait for the GPU.

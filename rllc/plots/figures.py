@@ -90,8 +90,10 @@ def grid_of_axes(count: int, width: float = 3.3, height: float = 3.4) -> list[Ax
     panels = list(axes.ravel())
     for unused in panels[count:]:
         figure.delaxes(unused)
-    for above in panels[max(count - columns, 0) : count]:
-        above.tick_params(labelbottom=True)
+    # Under some of these there is no panel that could have the labels.
+    last_of_columns = max(count - columns, 0)
+    for panel in panels[last_of_columns:count]:
+        panel.tick_params(labelbottom=True)
     return panels[:count]
 
 
@@ -108,11 +110,12 @@ def small_print(ax: Axes, words: Iterable[str]) -> None:
     """
     figure: Any = ax.figure
     text = "; ".join(word for word in words if word)
-    has_room = figure.get_layout_engine() is not None and not figure.get_supxlabel()
-    if text and has_room:
-        width = max(int(15.5 * figure.get_figwidth()), 30)
-        lines = textwrap.wrap(text, width)
-        figure.supxlabel(plain("\n".join(lines)), fontsize=7, color="0.35", ha="center")
+    makes_room = figure.get_layout_engine() is not None
+    if text and makes_room and not figure.get_supxlabel():
+        letters = int(15.5 * figure.get_figwidth())
+        lines = textwrap.wrap(text, max(letters, 30))
+        wrapped = plain("\n".join(lines))
+        figure.supxlabel(wrapped, fontsize=7, color="0.35", ha="center")
 
 
 def pyplot() -> Any:
@@ -134,7 +137,9 @@ def label_decades(axis: Axis) -> None:
     Over less than two decades matplotlib labels the ticks between them, too, and these overlap.
     """
     low, high = axis.get_view_interval()
-    if np.floor(np.log10(high)) >= np.ceil(np.log10(low)):
+    highest_power = np.floor(np.log10(high))
+    lowest_power = np.ceil(np.log10(low))
+    if highest_power >= lowest_power:
         axis.set_minor_formatter("")
 
 
@@ -142,21 +147,32 @@ def log_steps(ax: Axes, steps: Sequence[int]) -> None:
     """Make the x axis a log axis that also shows step 0, at its left end."""
     above_0 = [step for step in steps if step > 0]
     if len(above_0) > 1 and above_0[-1] >= 10 * above_0[0]:
-        ax.set_xscale("symlog", linthresh=above_0[0], linscale=0.4)
-        ax.set_xticks(_ticks(steps, above_0[0], above_0[-1]))
+        first = above_0[0]
+        last = above_0[-1]
+        ax.set_xscale("symlog", linthresh=first, linscale=0.4)
+        ax.set_xticks(_ticks(steps, first, last))
         ax.xaxis.set_major_formatter(lambda step, _: f"{step:g}")
-    # Step 0 has its own place, half a stride from the first: its marks need room to the left.
-    left = min(steps) - 0.15 * above_0[0] if 0 in steps and above_0 else min(steps)
-    ax.set_xlim(left, max(steps) * 1.02 + (len(steps) == 1))
+    left: float = min(steps)
+    right = max(steps) * 1.02
+    if 0 in steps and above_0:
+        # Step 0 has its own place, half a stride from the first: its marks need room to the left.
+        left = left - 0.15 * above_0[0]
+    if len(steps) == 1:
+        right = right + 1
+    ax.set_xlim(left, right)
 
 
 def _ticks(steps: Sequence[int], first: float, last: float) -> list[float]:
     """Return powers of ten and step 0; where there are fewer than two powers, both ends."""
-    exponents = range(int(np.log10(first)), int(np.log10(last)) + 1)
-    powers = [10**k for k in exponents if 10**k >= first]
+    lowest_exponent = int(np.log10(first))
+    highest_exponent = int(np.log10(last))
+    exponents = range(lowest_exponent, highest_exponent + 1)
+    powers: list[float] = [10**k for k in exponents if 10**k >= first]
     if len(powers) < 2:
         return [step for step in (0, first, last) if step in steps]
-    return [0, *powers] if 0 in steps else powers
+    if 0 in steps:
+        return [0, *powers]
+    return powers
 
 
 def band(
@@ -178,17 +194,21 @@ def band(
         options: of ``Axes.plot``.
     """
     color = color_of(number)
-    dash = DASHES[(number or 0) // len(COLORS) % len(DASHES)]
+    round_of_colors = (number or 0) // len(COLORS)
+    dash = DASHES[round_of_colors % len(DASHES)]
     ax.plot(x, y, ms=3, lw=1.4, color=color, ls=dash, **options)
     if np.isfinite(error).any():
+        face = (color, 0.16)
         # The edge keeps a band visible under the others, and in grey.
-        faces: dict[str, Any] = {"facecolor": (color, 0.16), "edgecolor": (color, 0.45), "lw": 0.4}
-        ax.fill_between(x, y - error, y + error, **faces)
+        edge = (color, 0.45)
+        ax.fill_between(x, y - error, y + error, facecolor=face, edgecolor=edge, lw=0.4)
 
 
 def color_of(number: int | None) -> str:
     """Return a figure's colour of this number; grey for what is in no group."""
-    return NO_GROUP if number is None else COLORS[number % len(COLORS)]
+    if number is None:
+        return NO_GROUP
+    return COLORS[number % len(COLORS)]
 
 
 def lines(
@@ -229,7 +249,9 @@ def lines(
         dots = _dots(values[i])
         if dots.any():
             options = {"marker": "o", "markevery": dots}
-        half_width = error[i] if len(names) <= MOST_BANDS else np.full_like(error[i], np.nan)
+        half_width = error[i]
+        if len(names) > MOST_BANDS:
+            half_width = np.full_like(half_width, np.nan)
         band(ax, x, values[i], half_width, number, label=label, **options)
     return [color_of(number) for number in numbers]
 
@@ -250,14 +272,23 @@ def _dots(values: np.ndarray) -> np.ndarray:
     """Return which points of a line need a dot: all of a few, and those between gaps."""
     finite = np.isfinite(values)
     padded = np.pad(finite, 1)
-    alone = ~padded[:-2] & ~padded[2:]
-    return finite & (alone | (len(values) < _FEW_POINTS))
+    gap_before = ~padded[:-2]
+    gap_behind = ~padded[2:]
+    if len(values) < _FEW_POINTS:
+        return finite
+    return finite & gap_before & gap_behind
 
 
 def group_numbers(names: Sequence[str], groups: Mapping[str, str]) -> list[int | None]:
     """Return the place of each name's group among all groups; ``None`` for names without."""
-    order = {group: number for number, group in enumerate(dict.fromkeys(groups.values()))}
-    return [order.get(groups.get(name, "")) for name in names]
+    number_of: dict[str, int] = {}
+    for group in groups.values():
+        number_of.setdefault(group, len(number_of))
+    numbers = []
+    for name in names:
+        group = groups.get(name, "")
+        numbers.append(number_of.get(group))
+    return numbers
 
 
 def mark_faults(
@@ -296,9 +327,10 @@ def mark_faults(
         )
     absent = wrong & ~np.isfinite(y)
     if absent.any():
-        heights = np.full(int(absent.sum()), 0.025)
+        at = places[absent]
+        heights = np.full(len(at), 0.025)
         to_edge = ax.get_xaxis_transform()
-        ax.plot(places[absent], heights, "x", ms=size, mew=1.1, color=color, transform=to_edge)
+        ax.plot(at, heights, "x", ms=size, mew=1.1, color=color, transform=to_edge)
 
 
 def fit_bands(axes: Sequence[Axes], values: np.ndarray, error: np.ndarray) -> bool:
@@ -312,15 +344,19 @@ def fit_bands(axes: Sequence[Axes], values: np.ndarray, error: np.ndarray) -> bo
         values: ``[...]``.
         error: ``[...]``: half the widths of the bands; NaN for none.
     """
-    finite = values[np.isfinite(values)]
+    has_value = np.isfinite(values)
+    finite = values[has_value]
     if not len(finite):
         return False
     widths = np.nan_to_num(error)
-    low, high = float(finite.min()), float(finite.max())
-    typical = float(np.median(widths[np.isfinite(values)]))
-    room = max(0.25 * (high - low), 2 * typical)
-    lowest, highest = float(np.nanmin(values - widths)), float(np.nanmax(values + widths))
-    bottom, top = max(lowest, low - room), min(highest, high + room)
+    low = float(finite.min())
+    high = float(finite.max())
+    typical_width = float(np.median(widths[has_value]))
+    room = max(0.25 * (high - low), 2 * typical_width)
+    lowest = float(np.nanmin(values - widths))
+    highest = float(np.nanmax(values + widths))
+    bottom = max(lowest, low - room)
+    top = min(highest, high + room)
     margin = 0.04 * (top - bottom) or 0.05 * abs(top) or 1.0
     for ax in axes:
         ax.set_ylim(bottom - margin, top + margin)

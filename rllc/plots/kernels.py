@@ -73,24 +73,30 @@ def plot_rows(
         InputError: the axes are of different rows, values are NaN, or ``groups`` are not as many.
     """
     value = kernel[weights].value
-    if value.shape[0] != value.shape[1] or not np.isfinite(value).all():
+    num_rows, num_queries = value.shape
+    if num_rows != num_queries or not np.isfinite(value).all():
         raise InputError(
             f"plot_rows: expected a kernel of the same rows on both axes, without NaN; got "
             f"{list(value.shape)}."
         )
-    if groups is not None and len(groups) != len(value):
-        raise InputError(f"plot_rows: expected {len(value)} `groups`, got {len(groups)}.")
+    has_legend = groups is not None
+    if groups is None:
+        groups = [""] * num_rows
+    if len(groups) != num_rows:
+        raise InputError(f"plot_rows: expected {num_rows} `groups`, got {len(groups)}.")
     deviation = np.sqrt(np.diagonal(value))
     correlation = value / np.outer(deviation, deviation)
     places, axis = _places(correlation, seed)
     ax = new_axes(ax, width=4.5, height=4.0)
-    group_of_row = np.array([""] * len(places) if groups is None else list(groups))
-    for number, group in enumerate(dict.fromkeys(group_of_row.tolist())):
-        x, y = places[group_of_row == group].T
+    group_of_row = np.array(list(groups))
+    different_groups = dict.fromkeys(group_of_row.tolist())
+    for number, group in enumerate(different_groups):
+        is_in_group = group_of_row == group
+        x, y = places[is_in_group].T
         ax.scatter(x, y, s=14, color=color_of(number), label=group or None)
     ax.set_xlabel(f"{axis} 1")
     ax.set_ylabel(f"{axis} 2")
-    if groups is not None:
+    if has_legend:
         ax.legend(frameon=False, fontsize="small")
     return ax
 
@@ -113,5 +119,5 @@ def _principal_components(correlation: np.ndarray) -> np.ndarray:
     symmetric = (centred + centred.T) / 2
     values, vectors = np.linalg.eigh(symmetric)  # rising
     first_two = slice(None, -3, -1)
-    lengths = np.sqrt(np.maximum(values[first_two], 0.0))
-    return vectors[:, first_two] * lengths
+    variances = np.maximum(values[first_two], 0.0)
+    return vectors[:, first_two] * np.sqrt(variances)

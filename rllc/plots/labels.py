@@ -56,15 +56,22 @@ def name_ends(
     height = ax.get_window_extent().height * 72 / ax.figure.dpi  # in points
     ends = np.array([_end(x, curve) for curve in values]).reshape(-1, 2)
     to_axes = ax.transData + ax.transAxes.inverted()
-    wanted = np.nan_to_num(to_axes.transform(ends)[:, 1])
+    heights = to_axes.transform(ends)[:, 1]
+    wanted = np.nan_to_num(heights)
     order = np.argsort(wanted, kind="stable")
-    most = max(int(height / (_LINE_SPACING * _SMALLEST_FONT)), 1)
+    smallest_line = _LINE_SPACING * _SMALLEST_FONT
+    most = max(int(height / smallest_line), 1)
     if len(order) > most:
         num_lowest = most // 2
         num_highest = most - num_lowest
-        order = np.concatenate([order[:num_lowest], order[-num_highest:]])
-    size = min(_LARGEST_FONT, height / (_LINE_SPACING * max(len(order), 1)))
-    places = _apart(wanted[order], _LINE_SPACING * size / height)
+        lowest = order[:num_lowest]
+        highest = order[-num_highest:]
+        order = np.concatenate([lowest, highest])
+    num_words = max(len(order), 1)
+    largest_that_fits = height / (_LINE_SPACING * num_words)
+    size = min(_LARGEST_FONT, largest_that_fits)
+    gap = _LINE_SPACING * size / height
+    places = _apart(wanted[order], gap)
     for i, place in zip(order, places, strict=True):
         has_value = np.isfinite(values[i]).any()
         leader = _leader(colors[i], lw=0.5, alpha=0.6, shrinkA=1, shrinkB=0, relpos=(0, 0.5))
@@ -97,7 +104,8 @@ def _end(x: Sequence[float] | np.ndarray, curve: np.ndarray) -> tuple[float, flo
     points = np.flatnonzero(np.isfinite(curve))
     if not len(points):
         return x[-1], np.nan
-    return x[points[-1]], curve[points[-1]]
+    last = points[-1]
+    return x[last], curve[last]
 
 
 def _apart(wanted: np.ndarray, gap: float) -> np.ndarray:
@@ -111,11 +119,12 @@ def _apart(wanted: np.ndarray, gap: float) -> np.ndarray:
         blocks.append([place - rank * gap])
         while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
             last = blocks.pop()
-            blocks[-1] = blocks[-1] + last
+            blocks[-1] += last
     means = [np.full(len(block), np.mean(block)) for block in blocks]
+    gaps_below = gap * np.arange(len(wanted))
     highest = max(0.0, 1 - gap * (len(wanted) - 1))
     lowest_places = np.concatenate(means).clip(0, highest)
-    return lowest_places + gap * np.arange(len(wanted))
+    return lowest_places + gaps_below
 
 
 def name_dots(
@@ -156,19 +165,23 @@ def name_dots(
     chosen = np.arange(len(words))
     if len(words) > most:
         if remarkable is None:
-            remarkable = np.linalg.norm(canvas.dots - np.median(canvas.dots, axis=0), axis=1)
-        chosen = np.argsort(-remarkable, kind="stable")[:most]
+            middle = np.median(canvas.dots, axis=0)
+            remarkable = np.linalg.norm(canvas.dots - middle, axis=1)
+        order = np.argsort(-remarkable, kind="stable")
+        chosen = order[:most]
     for i in chosen.tolist():
         word = words[i]
-        place = canvas.best_place(i, canvas.size_of(word), taken)
+        size = canvas.size_of(word)
+        place = canvas.best_place(i, size, taken)
         if place is None:
             continue
         taken = np.vstack([taken, place.box])
+        offset = (place.center - canvas.dots[i]) / canvas.point
         leader = _leader(colors[i], lw=0.6, shrinkA=0, shrinkB=2)
         ax.annotate(
             plain(word),
             (x[i], y[i]),
-            tuple((place.center - canvas.dots[i]) / canvas.point),
+            tuple(offset),
             textcoords="offset points",
             fontsize=_FONT_SIZE,
             ha="center",
@@ -211,7 +224,9 @@ class _Canvas:
         right = _pixels(ax, x + x_error, y)
         bottom = _pixels(ax, x, y - y_error)
         top = _pixels(ax, x, y + y_error)
-        lines = np.concatenate([np.hstack([left, right]), np.hstack([bottom, top])])
+        lines_along_x = np.hstack([left, right])
+        lines_along_y = np.hstack([bottom, top])
+        lines = np.concatenate([lines_along_x, lines_along_y])
         return cls(
             ax=ax,
             point=point,
@@ -235,9 +250,11 @@ class _Canvas:
             toward = np.array([np.cos(turn), np.sin(turn)])
             edge = np.clip(toward * 1.5, -1, 1) * size / 2
             center = self.dots[i] + toward * distance * self.point + edge
-            box = np.concatenate([center - size / 2, center + size / 2])
-            outside = (box[:2] < frame.min).any() or (box[2:] > frame.max).any()
-            if outside or _overlap(box, taken) > 0:
+            lower = center - size / 2
+            upper = center + size / 2
+            is_outside = np.any(lower < frame.min) or np.any(upper > frame.max)
+            box = np.concatenate([lower, upper])
+            if is_outside or _overlap(box, taken) > 0:
                 continue
             place = self._place(i, distance, toward, center, box)
             # Costs that differ by rounding are equal; the first place is then the nearer one.
@@ -259,7 +276,7 @@ class _Canvas:
         other_dots = np.delete(self.dots, i, axis=0)
         to_others = np.linalg.norm(other_dots - center, axis=1)
         to_own = np.linalg.norm(own_dot - center)
-        is_doubtful = bool((to_others < 1.3 * to_own).any())
+        is_doubtful = bool(np.any(to_others < 1.3 * to_own))
         sideways = toward[::-1] * [-1, 1]
         directions = np.array([toward, sideways])
         along, across = directions @ (other_dots - own_dot).T
@@ -267,19 +284,23 @@ class _Canvas:
         is_near = np.abs(across) < 4 * self.point
         num_crossed = (is_on_the_way & is_near).sum()
         covered = 5 * _overlap(box, self.circles) + 4 * _overlap(box, self.bars)
-        cost = covered / size.prod() + 0.02 * distance + 0.3 * is_doubtful + num_crossed
-        return _Place(cost, box, center, distance > _DISTANCES[0] or is_doubtful)
+        share_covered = covered / size.prod()
+        cost = share_covered + 0.02 * distance + 0.3 * is_doubtful + num_crossed
+        is_far = distance > _DISTANCES[0]
+        return _Place(cost, box, center, is_far or is_doubtful)
 
 
 def _pixels(ax: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return ax.transData.transform(np.column_stack([x, y]))
+    points = np.column_stack([x, y])
+    return ax.transData.transform(points)
 
 
 def _overlap(box: np.ndarray, others: np.ndarray) -> float:
     """Return the summed area of what a box shares with others ``[other, (x0, y0, x1, y1)]``."""
     lower = np.maximum(box[:2], others[:, :2])
     upper = np.minimum(box[2:], others[:, 2:])
-    areas = (upper - lower).clip(min=0).prod(axis=1)
+    sides = (upper - lower).clip(min=0)
+    areas = sides.prod(axis=1)
     return float(areas.sum())
 
 

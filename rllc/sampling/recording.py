@@ -26,14 +26,16 @@ class Column:
     """
 
     def __init__(self, num_draws: int, earlier: np.ndarray | None = None) -> None:
-        self.num_draws, self.length = num_draws, 0
+        self.num_draws = num_draws
+        self.length = 0
         self.values: np.ndarray | None = None
         self.shape: tuple[int, ...] | None = None
         self.pending: list[Tensor] = []
         self.pending_bytes = 0
         if earlier is not None:
-            self.shape = (*earlier.shape[:2], *earlier.shape[3:])
-            self._make_room(earlier[:, :, 0], earlier.shape[2])
+            refinements, chains, length, *axes = earlier.shape
+            self.shape = (refinements, chains, *axes)
+            self._make_room(earlier[:, :, 0], length)
             self._write(earlier)
 
     def append(self, values: Tensor) -> None:
@@ -45,14 +47,17 @@ class Column:
             values = _padded(values, self.shape)
         self.pending.append(values)
         self.pending_bytes += values.numel() * values.element_size()
-        if self.pending_bytes > _PENDING_BYTES or len(self.pending) >= _PENDING_DRAWS:
+        are_many = len(self.pending) >= _PENDING_DRAWS
+        if are_many or self.pending_bytes > _PENDING_BYTES:
             self._flush()
 
     @property
     def array(self) -> np.ndarray | None:
         """All values so far; ``None`` if there are none."""
         self._flush()
-        return None if self.values is None else self.values[:, :, : self.length]
+        if self.values is None:
+            return None
+        return self.values[:, :, : self.length]
 
     def _flush(self) -> None:
         if not self.pending:
@@ -66,14 +71,20 @@ class Column:
         self._write(block)
 
     def _make_room(self, one_draw: np.ndarray, length: int) -> None:
-        capacity = 0 if self.values is None else self.values.shape[2]
+        capacity = 0
+        if self.values is not None:
+            capacity = self.values.shape[2]
         if length <= capacity:
             return
         bytes_of_all = one_draw.nbytes * self.num_draws
-        wanted = self.num_draws if bytes_of_all <= _FIRST_BYTES else 2 * capacity
+        if bytes_of_all <= _FIRST_BYTES:
+            wanted = self.num_draws
+        else:
+            wanted = 2 * capacity
         capacity = max(length, wanted)
-        runs, axes = one_draw.shape[:2], one_draw.shape[2:]
-        larger = np.empty((*runs, capacity, *axes), one_draw.dtype)
+        refinements, chains, *axes = one_draw.shape
+        shape = (refinements, chains, capacity, *axes)
+        larger = np.empty(shape, one_draw.dtype)
         if self.values is not None:
             written = slice(0, self.length)
             larger[:, :, written] = self.values[:, :, written]
@@ -112,13 +123,14 @@ class RunningMoments:
         mean = self.mean.reshape(flat.shape)
         if self._sums is None:
             self._sums = self._earlier_sums(flat.shape)
-        running = ~np.isnan(flat).all(-1, keepdims=True)
-        self.count += running[..., 0]
+        has_stopped = np.isnan(flat).all(-1, keepdims=True)
+        is_running = ~has_stopped
+        self.count += is_running[..., 0]
         count = np.maximum(self.count, 1)
-        deviation = np.where(running, flat - mean, 0.0)
-        mean = mean + deviation / count[..., None]
-        rest = np.where(running, flat - mean, 0.0)
-        self._sums += deviation[..., :, None] * rest[..., None, :]
+        from_old_mean = np.where(is_running, flat - mean, 0.0)
+        mean = mean + from_old_mean / count[..., None]
+        from_new_mean = np.where(is_running, flat - mean, 0.0)
+        self._sums += from_old_mean[..., :, None] * from_new_mean[..., None, :]
         self.mean = mean.reshape(draw.shape)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -126,11 +138,13 @@ class RunningMoments:
         assert self.mean is not None
         assert self.count is not None
         assert self._sums is not None
-        return self.mean, self._sums / self._degrees(self.count)
+        covariance = self._sums / self._degrees(self.count)
+        return self.mean, covariance
 
     def _earlier_sums(self, shape: tuple[int, ...]) -> np.ndarray:
         if self.covariance is None or self.count is None:
-            return np.zeros((*shape, shape[-1]))
+            num_values = shape[-1]
+            return np.zeros((*shape, num_values))
         return self.covariance * self._degrees(self.count)
 
     @staticmethod

@@ -64,19 +64,23 @@ def drift(x: ArrayLike, relaxation: float | None, *, shared: bool = True) -> Mea
     chains, draws = x.shape[-2:]
     halves = _halves(x)
     half = halves.shape[-1]
-    usable = usable & (chains > 1) & (half >= FEWEST_DRAWS)
+    are_enough = chains > 1 and half >= FEWEST_DRAWS
+    usable = usable & are_enough
     if not usable.any():
         nothing = np.full(usable.shape, np.nan)
         return Mean(nothing, nothing, nothing)
     means = halves.mean(-1)
-    changes = means[..., 1, :] - means[..., 0, :]
+    of_first = means[..., 0, :]
+    of_second = means[..., 1, :]
+    changes = of_second - of_first
     variance = changes.var(axis=-1, ddof=1)
     dof = chains - 1
     if relaxation is not None:
         covariance = autocovariance(deviations(x))
         slow, white = slow_and_white(covariance, relaxation)
         of_halves = slow * relaxation_time(relaxation, half)
-        of_change = of_halves * (1 - _correlation_of_halves(relaxation, half))
+        correlation = _correlation_of_halves(relaxation, half)
+        of_change = of_halves * (1 - correlation)
         allowed = 2 * (of_change + white) / half
         variance = np.maximum(variance, allowed)
         dof = dof * pieces(relaxation, draws)
@@ -124,21 +128,26 @@ def disagreement(x: ArrayLike, relaxation: float) -> Disagreement:
     x, usable = finite_draws(x)
     check_relaxation(relaxation)
     chains, draws = x.shape[-2:]
-    usable = usable & (chains > 1) & (draws >= 2 * FEWEST_DRAWS)
+    are_enough = chains > 1 and draws >= 2 * FEWEST_DRAWS
+    usable = usable & are_enough
     if not usable.any():
         nothing = np.full(usable.shape, np.nan)
         return Disagreement(nothing, nothing, nothing)
     own = deviations(x)
     levels = own.mean(-1)
-    between = draws * np.square(levels).mean(-1)
+    variance_of_levels = np.square(levels).mean(-1)
+    between = draws * variance_of_levels
     allowed, likelihood = _allowed_variance(own, relaxation)
     ratios = _ratio(between[..., None], allowed)
-    p_values = f_tail(ratios, chains - 1, (chains - 1) * (draws - 1))
+    dof_between = chains - 1
+    dof_within = (chains - 1) * (draws - 1)
+    p_values = f_tail(ratios, dof_between, dof_within)
     p_value = (likelihood * p_values).sum(-1)
     usual = (likelihood * allowed).sum(-1)
     excess = np.maximum(between - usual, 0) / draws
+    mean = x.mean(axis=(-2, -1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        spread = np.sqrt(excess) / np.abs(x.mean(axis=(-2, -1)))
+        spread = np.sqrt(excess) / np.abs(mean)
     spread = np.where(excess == 0, 0.0, spread)
     return Disagreement(
         ratio=np.where(usable, _ratio(between, usual), np.nan),
@@ -164,16 +173,18 @@ def heavy_tails(x: ArrayLike, share: float = 0.02) -> np.ndarray:
         Shares between 0 and 1; 0 for constant draws, NaN with fewer than 4 or non-finite draws.
     """
     x, usable = finite_draws(x)
-    chains, draws = x.shape[-2:]
+    *rows, chains, draws = x.shape
     steps = np.diff(x, axis=-1)
     squares = np.square(steps)
-    squares = squares.reshape(*x.shape[:-2], chains * (draws - 1))
+    squares = squares.reshape(*rows, chains * (draws - 1))
     squares = np.sort(squares, axis=-1)
-    count = max(1, round(share * chains * (draws - 1)))
-    largest = squares[..., -count:].sum(-1)
+    count = round(share * chains * (draws - 1))
+    count = max(1, count)
+    largest = squares[..., -count:]
+    sum_of_largest = largest.sum(-1)
     total = squares.sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        part = largest / total
+        part = sum_of_largest / total
     part = np.where(total == 0, 0.0, part)
     enough = usable & (draws >= FEWEST_DRAWS)
     return np.where(enough, part, np.nan)
@@ -191,10 +202,12 @@ def _allowed_variance(own: np.ndarray, relaxation: float) -> tuple[np.ndarray, n
     # [cosine, share]: what a chain of variance 1 would have.
     expected = of_slow[:, None] * _SHARES + white
     variance = power @ (1 / expected)
-    variance = np.maximum(variance / (draws - 1), _SMALLEST)
+    variance = variance / (draws - 1)
+    variance = np.maximum(variance, _SMALLEST)
     log_of_expected = np.log(expected).sum(0)
     log_of_variance = (draws - 1) * np.log(variance)
-    log_likelihood = -(chains - 1) / 2 * (log_of_expected + log_of_variance)
+    log_of_variances = log_of_expected + log_of_variance
+    log_likelihood = -(chains - 1) / 2 * log_of_variances
     largest = log_likelihood.max(-1, keepdims=True)
     likelihood = np.exp(log_likelihood - largest)
     likelihood = likelihood / likelihood.sum(-1, keepdims=True)
@@ -211,7 +224,8 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 def _correlation_of_halves(relaxation: float, half: int) -> float:
     """Correlation of the means of two successive halves of a chain with autocorrelation r^k."""
-    of_whole = relaxation_time(relaxation, 2 * half) / (2 * half)
+    whole = 2 * half
+    of_whole = relaxation_time(relaxation, whole) / whole
     of_half = relaxation_time(relaxation, half) / half
     return 2 * of_whole / of_half - 1
 

@@ -22,15 +22,17 @@ FEWEST_DRAWS = 4
 def finite_draws(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Draws with zeros in place of rows that are not finite, and which rows are finite."""
     x = np.asarray(x)
-    real = x.dtype.kind in "iuf"
-    if x.ndim < 2 or not real or 0 in x.shape[-2:]:
+    is_real = x.dtype.kind in "iuf"
+    is_empty = 0 in x.shape[-2:]
+    if x.ndim < 2 or not is_real or is_empty:
         raise InputError(
             f"expected real numbers [..., chain, draw] with at least one chain "
             f"and one draw; got shape {list(x.shape)}, dtype {x.dtype}."
         )
     x = x.astype(np.float64)
     finite = np.isfinite(x).all(axis=(-2, -1))
-    x = np.where(finite[..., None, None], x, 0.0)
+    finite_row = finite[..., None, None]
+    x = np.where(finite_row, x, 0.0)
     return x, finite
 
 
@@ -71,7 +73,8 @@ def shared_variance(x: np.ndarray) -> np.ndarray:
     sum_of_squares = np.square(steps).sum(-2)
     # (Σ_c s_c)² − Σ_c s_c² is the sum over all pairs of different chains.
     products = square_of_sum - sum_of_squares
-    covariance = products.mean(-1) / (chains * (chains - 1))
+    ordered_pairs = chains * (chains - 1)
+    covariance = products.mean(-1) / ordered_pairs
     return np.maximum(covariance / 2, 0)
 
 
@@ -91,14 +94,16 @@ def slow_and_white(
     last = draws - 1
     if relaxation > 0:
         three_times = math.ceil(-3 / math.log(relaxation))
-        last = min(last, max(4, three_times))
+        three_times = max(4, three_times)
+        last = min(last, three_times)
     fitted = slice(1, last + 1)
     fitted_shape = shape[fitted]
     pairs = draws - lags[fitted]
     weights = pairs * fitted_shape
     norm = np.sum(weights * fitted_shape)
     if shape[0] == 0:  # of one draw nothing is left without its own mean
-        unknown = np.full(covariance.shape[:-1], np.nan)
+        rows = covariance.shape[:-1]
+        unknown = np.full(rows, np.nan)
         return unknown, unknown
     total = covariance[..., 0] / shape[0]
     if norm == 0:
@@ -119,8 +124,9 @@ def cosine_power(x: np.ndarray) -> np.ndarray:
     backwards = np.flip(x, axis=-1)
     mirrored = np.concatenate([x, backwards], axis=-1)
     waves = np.fft.rfft(mirrored, axis=-1)
-    power = np.square(np.abs(waves)).mean(-2)
-    return power[..., 1:draws] / (2 * draws)
+    spectrum = np.square(np.abs(waves))
+    spectrum = spectrum.mean(-2)
+    return spectrum[..., 1:draws] / (2 * draws)
 
 
 def cosine_variances(relaxation: float, draws: int) -> np.ndarray:
@@ -137,15 +143,16 @@ def cosine_variances(relaxation: float, draws: int) -> np.ndarray:
     without = np.fft.rfft(memory, n=2 * draws)
     cosines = with_overlap.real[1:draws]
     sines = -without.imag[1:draws]
-    angles = np.pi / draws * np.arange(1, draws)
+    k = np.arange(1, draws)
+    angles = np.pi / draws * k
     ends = sines / (draws * np.sin(angles))
     return 2 * cosines - 1 - 2 * ends
 
 
 def pieces(relaxation: float, draws: int) -> float:
     """N(1 − r)/(1 + r): as how many independent draws N draws of a chain count, at least 1."""
-    count = draws * (1 - relaxation) / (1 + relaxation)
-    return max(1.0, count)
+    independent = draws * (1 - relaxation) / (1 + relaxation)
+    return max(1.0, independent)
 
 
 def relaxation_time(relaxation: float, draws: int) -> float:

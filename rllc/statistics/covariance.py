@@ -14,6 +14,9 @@ from rllc.errors import InputError
 from rllc.statistics.agreement import disagreement
 from rllc.statistics.uncertainty import Mean, mean_of_draws
 
+_CHAINS_AND_DRAWS = (-2, -1)
+"""The axes over which means are taken."""
+
 
 class Covariance(NamedTuple):
     """A covariance with its error, and what it is without offsets between chains, each ``[...]``.
@@ -98,7 +101,8 @@ def covariance(
     products = deviations_product(x, y, n)
     mean = mean_of_draws(products, relaxation, shared=shared)
     within = within_chains(x, y, relaxation)
-    return Covariance(*mean, within, agreement(x, y, relaxation))
+    p_value = agreement(x, y, relaxation)
+    return Covariance(*mean, within, p_value)
 
 
 def deviations_product(x: ArrayLike, y: ArrayLike, n: ArrayLike) -> np.ndarray:
@@ -125,9 +129,7 @@ def deviations_product(x: ArrayLike, y: ArrayLike, n: ArrayLike) -> np.ndarray:
         )
     taken_by_means = 1 + 1 / np.asarray(n)
     with np.errstate(invalid="ignore"):
-        x_deviation = x - x.mean(axis=(-2, -1), keepdims=True)
-        y_deviation = y - y.mean(axis=(-2, -1), keepdims=True)
-        products = x_deviation * y_deviation
+        products = _centred(x) * _centred(y)
     return products * taken_by_means[..., None, None]
 
 
@@ -144,9 +146,11 @@ def independent_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = 
     mean = mean_of_draws(x, relaxation, shared=shared)
     squared_error = mean.standard_error**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        count = x.var(axis=(-2, -1)) / squared_error
+        variance = x.var(axis=_CHAINS_AND_DRAWS)
+        count = variance / squared_error
     chains, draws = x.shape[-2:]
-    count = np.where(np.isfinite(count), count, float(chains * draws))
+    is_finite = np.isfinite(count)
+    count = np.where(is_finite, count, float(chains * draws))
     return np.maximum(count, 1.0)
 
 
@@ -164,11 +168,12 @@ def within_chains(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.nd
     first = _centred_by_chain(x)
     second = _centred_by_chain(y)
     with np.errstate(invalid="ignore"):
-        products = (first * second).mean(axis=(-2, -1))
+        products = first * second
+        mean = products.mean(axis=_CHAINS_AND_DRAWS)
     chains = first.shape[-2]
     of_all_chains = independent_draws(first, relaxation, shared=False)
     n = np.maximum(of_all_chains / chains, 1.0)
-    return products * (1 + 1 / n)
+    return mean * (1 + 1 / n)
 
 
 def agreement(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarray:
@@ -186,12 +191,17 @@ def agreement(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarra
     first = _scaled(x)
     second = _scaled(y)
     if relaxation is None:
-        shape = np.broadcast_shapes(first.shape, second.shape)
-        return np.full(shape[:-2], np.nan)
+        *leading, _, _ = np.broadcast_shapes(first.shape, second.shape)
+        return np.full(leading, np.nan)
     of_sum = disagreement(first + second, relaxation)
     of_difference = disagreement(first - second, relaxation)
     smaller = np.minimum(of_sum.p_value, of_difference.p_value)
     return np.minimum(2 * smaller, 1.0)
+
+
+def _centred(x: np.ndarray) -> np.ndarray:
+    """Deviations from the mean over all chains."""
+    return x - x.mean(axis=_CHAINS_AND_DRAWS, keepdims=True)
 
 
 def _centred_by_chain(x: ArrayLike) -> np.ndarray:
@@ -205,7 +215,6 @@ def _scaled(values: ArrayLike) -> np.ndarray:
     """Mean 0 and variance 1; 0 where nothing changes."""
     x = np.asarray(values, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        centred = x - x.mean(axis=(-2, -1), keepdims=True)
-        deviation = x.std(axis=(-2, -1), keepdims=True)
-        scaled = centred / deviation
+        deviation = x.std(axis=_CHAINS_AND_DRAWS, keepdims=True)
+        scaled = _centred(x) / deviation
     return np.where(deviation == 0, 0.0, scaled)

@@ -53,7 +53,8 @@ def rhat(x: ArrayLike) -> np.ndarray:
     values, usable = _usable(x)
     halves = _split(values)
     median = np.median(_flat(halves), axis=-1)
-    folded = np.abs(halves - median[..., None, None])
+    from_median = halves - median[..., None, None]
+    folded = np.abs(from_median)
     bulk = _plain_rhat(_normal_scores(halves))
     tail = _plain_rhat(_normal_scores(folded))
     larger = np.fmax(bulk, tail)
@@ -131,7 +132,9 @@ def spikes(x: ArrayLike) -> np.ndarray:
     flat = _flat(values)
     median = np.quantile(flat, 0.5, axis=-1, keepdims=True)
     high = np.quantile(flat, 0.9, axis=-1, keepdims=True)
-    far = flat - median > 30 * (high - median)
+    above_median = flat - median
+    spread = high - median
+    far = above_median > 30 * spread
     count = far.sum(-1)
     return np.where(usable, count, np.nan)
 
@@ -164,16 +167,18 @@ def variance_reading(x: ArrayLike, noise: ArrayLike) -> tuple[np.ndarray, np.nda
     values, usable = _usable(x)
     of_minibatches = np.asarray(noise, dtype=np.float64)
     of_minibatches = np.broadcast_to(of_minibatches, np.shape(x))
-    usable = usable & np.isfinite(of_minibatches).all(axis=_CHAINS_AND_DRAWS)
+    finite_noise = np.isfinite(of_minibatches).all(axis=_CHAINS_AND_DRAWS)
+    usable = usable & finite_noise
     if of_minibatches.shape == values.shape:
-        of_minibatches = np.where(usable[..., None, None], of_minibatches, 0.0)
+        of_minibatches = _zero_elsewhere(of_minibatches, usable)
     else:  # fewer draws than 4: nothing is usable
         of_minibatches = np.zeros_like(values)
     mean = values.mean(axis=_CHAINS_AND_DRAWS, keepdims=True)
     squares = (values - mean) ** 2
     squares = squares - of_minibatches
     size = _ess(_split(values))
-    left = 1 - 1 / np.maximum(size, 2.0)
+    size = np.maximum(size, 2.0)
+    left = 1 - 1 / size
     variance = mean_of_draws(squares, relaxation=None)
     reading = variance.value / left
     error = variance.standard_error / left
@@ -184,8 +189,9 @@ def variance_reading(x: ArrayLike, noise: ArrayLike) -> tuple[np.ndarray, np.nda
 
 def _draws(x: ArrayLike) -> np.ndarray:
     values = np.asarray(x)
-    real = values.dtype.kind in "iuf"
-    if values.ndim < 2 or not real or 0 in values.shape[-2:]:
+    is_real = values.dtype.kind in "iuf"
+    is_empty = 0 in values.shape[-2:]
+    if values.ndim < 2 or not is_real or is_empty:
         raise InputError(
             f"rllc.statistics.diagnostics: expected real numbers [..., chain, draw] with at least "
             f"one chain and draw; got shape {list(values.shape)}, dtype {values.dtype}. "
@@ -207,14 +213,18 @@ def _usable(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         few = values.shape[:-1]
         values = np.zeros((*few, _MIN_DRAWS))
     usable = finite & enough
-    values = np.where(usable[..., None, None], values, 0.0)
-    return values, usable
+    return _zero_elsewhere(values, usable), usable
+
+
+def _zero_elsewhere(values: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """``values [..., chain, draw]`` where ``usable [...]``, and zeros elsewhere."""
+    return np.where(usable[..., None, None], values, 0.0)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
     """[..., chain, draw] -> [..., chain · draw]."""
-    chains, draws = x.shape[-2:]
-    return x.reshape(*x.shape[:-2], chains * draws)
+    *leading, chains, draws = x.shape
+    return x.reshape(*leading, chains * draws)
 
 
 def _split(x: np.ndarray) -> np.ndarray:
@@ -232,9 +242,11 @@ def _normal_scores(x: np.ndarray) -> np.ndarray:
     rows = x.reshape(-1, size)
     order = rows.argsort(-1)
     ranks = np.empty_like(rows)
-    np.put_along_axis(ranks, order, np.arange(1.0, size + 1)[None], axis=-1)
+    one_to_size = np.arange(1.0, size + 1)
+    np.put_along_axis(ranks, order, one_to_size[None], axis=-1)
     rising = np.take_along_axis(rows, order, axis=-1)
-    has_ties = (rising[:, 1:] == rising[:, :-1]).any(-1)
+    is_tie = rising[:, 1:] == rising[:, :-1]
+    has_ties = is_tie.any(-1)
     for i in np.flatnonzero(has_ties):
         _, inverse, counts = np.unique(rows[i], return_inverse=True, return_counts=True)
         last_of_ties = np.cumsum(counts)
@@ -250,7 +262,9 @@ def _plain_rhat(x: np.ndarray) -> np.ndarray:
     means = x.mean(-1)
     variances = x.var(-1, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = means.var(-1, ddof=1) / variances.mean(-1)
+        between = means.var(-1, ddof=1)
+        within = variances.mean(-1)
+        ratio = between / within
     return np.sqrt(ratio + (num_draws - 1) / num_draws)
 
 
@@ -281,7 +295,8 @@ def _ess(x: np.ndarray) -> np.ndarray:
         total = total + means.var(-1, ddof=1)
     constant = np.ptp(x, axis=_CHAINS_AND_DRAWS) < _CONSTANT
     total = np.where(constant, 1.0, total)
-    within = covariance[..., :1] * num_draws / (num_draws - 1)
+    sum_of_squares = covariance[..., :1] * num_draws
+    within = sum_of_squares / (num_draws - 1)
     missing = within - covariance
     correlation = 1 - missing / total[..., None]
     correlation[..., 0] = 1.0
@@ -307,7 +322,8 @@ def _geyer(correlation: np.ndarray) -> np.ndarray:
     odd = paired[..., 1::2]
     pairs = even + odd
     limit = max(0, (num_lags - 3) // 2)
-    ended = pairs[..., : limit + 1] <= 0
+    candidates = pairs[..., : limit + 1]
+    ended = candidates <= 0
     ended[..., limit] = True
     end = ended.argmax(-1)[..., None]
     inside = np.arange(num_pairs) < end
@@ -317,4 +333,5 @@ def _geyer(correlation: np.ndarray) -> np.ndarray:
     next_pair = np.take_along_axis(pairs, end, -1)
     added = (next_even > 0) | (next_pair >= 0)
     last = np.where(added, next_even, 0.0)[..., 0]
-    return -1 + 2 * monotone.sum(-1) + last
+    sum_of_pairs = monotone.sum(-1)
+    return -1 + 2 * sum_of_pairs + last

@@ -50,7 +50,8 @@ def student_quantile(level: float, dof: ArrayLike) -> np.ndarray:
         tail = student_tail(t, degrees)
         density = _student_density(t, degrees)
         slope = -2 * t * density / tail
-        missing = math.log(outside) - np.log(tail)
+        log_of_tail = np.log(tail)
+        missing = math.log(outside) - log_of_tail
         step = missing / slope
         t = t * np.exp(step)
         moving = np.abs(step) > 1e-12
@@ -132,7 +133,9 @@ def incomplete_beta(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> np.ndarray:
 def _beta_front(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """xᵃ(1 − x)ᵇ / B(a, b), 0 at both ends."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_of_powers = a * np.log(x) + b * np.log1p(-x)
+        log_x = np.log(x)
+        log_rest = np.log1p(-x)
+        log_of_powers = a * log_x + b * log_rest
     log_beta = _log_gamma(a) + _log_gamma(b)
     log_beta = log_beta - _log_gamma(a + b)
     front = np.exp(log_of_powers - log_beta)
@@ -143,8 +146,8 @@ def _beta_front(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _beta_fraction(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The continued fraction of I_x(a, b), by the modified method of Lentz."""
     c = np.ones_like(x)
-    first = 1 - (a + b) * x / (a + 1)
-    d = 1 / _away_from_zero(first)
+    first_coefficient = (a + b) * x / (a + 1)
+    d = 1 / _away_from_zero(1 - first_coefficient)
     value = d
     for m in range(1, 20_000):
         place = a + 2 * m
@@ -153,8 +156,10 @@ def _beta_fraction(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         odd = -(a + m) * (a + b + m) * x
         odd = odd / place / (place + 1)
         for coefficient in (even, odd):
-            d = 1 / _away_from_zero(1 + coefficient * d)
-            c = _away_from_zero(1 + coefficient / c)
+            below = 1 + coefficient * d
+            d = 1 / _away_from_zero(below)
+            above = 1 + coefficient / c
+            c = _away_from_zero(above)
             change = c * d
             value = value * change
         moving = np.abs(change - 1) > 1e-14
@@ -175,12 +180,13 @@ def _away_from_zero(x: np.ndarray) -> np.ndarray:
 
 def _student_density(t: np.ndarray, dof: np.ndarray) -> np.ndarray:
     half = dof / 2
-    log_scale = _log_gamma(half + 0.5) - _log_gamma(half)
-    log_scale = log_scale - np.log(np.pi * dof) / 2
+    log_ratio_of_gammas = _log_gamma(half + 0.5) - _log_gamma(half)
+    log_scale = log_ratio_of_gammas - np.log(np.pi * dof) / 2
     log_base = np.log1p(t**2 / dof)
     log_power = (half + 0.5) * log_base
     return np.exp(log_scale - log_power)
 
 
 def _log_gamma(x: np.ndarray) -> np.ndarray:
-    return np.vectorize(math.lgamma, otypes=[np.float64])(x)
+    log_gamma = np.vectorize(math.lgamma, otypes=[np.float64])
+    return log_gamma(x)

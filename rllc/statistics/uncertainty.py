@@ -78,7 +78,8 @@ class Mean(NamedTuple):
         """Half the length ``[...]`` of :meth:`interval`, with the same arguments."""
         if simultaneous:
             intervals = np.isfinite(self.standard_error).sum()
-            level = level ** (1 / max(intervals, 1))
+            intervals = max(intervals, 1)
+            level = level ** (1 / intervals)
         t = student_quantile(level, self.dof)
         return t * self.standard_error
 
@@ -232,7 +233,8 @@ def satterthwaite(*parts: tuple[ArrayLike, ArrayLike]) -> np.ndarray:
         spread = spread + variance**2 / dof
     with np.errstate(divide="ignore", invalid="ignore"):
         dof = total**2 / spread
-    return np.where(total == 0, parts[0][1], dof)
+    _, dof_of_first = parts[0]
+    return np.where(total == 0, dof_of_first, dof)
 
 
 def _long_run_variance(x: np.ndarray, relaxation: float | None) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +248,8 @@ def _long_run_variance(x: np.ndarray, relaxation: float | None) -> tuple[np.ndar
     dof = (chains - 1) * count
     # Levels of chains that lie further apart than their correlations explain raise the error.
     levels = own.mean(-1)
-    between = draws * np.square(levels).mean(-1)
+    variance_of_levels = np.square(levels).mean(-1)
+    between = draws * variance_of_levels
     weighted = dof * variance + (chains - 1) * between
     pooled = weighted / (dof + chains - 1)
     return np.maximum(variance, pooled), dof
@@ -258,7 +261,9 @@ def _of_one_chain(x: np.ndarray, relaxation: float | None) -> tuple[np.ndarray, 
     covariance = autocovariance(centred)
     variance, count = _from_correlations(covariance, relaxation, centred=True)
     left = np.maximum(count - 1, 0.5)
-    return variance * count / left, np.maximum(left, 1)
+    variance = variance * count / left
+    dof = np.maximum(left, 1)
+    return variance, dof
 
 
 def _from_correlations(
@@ -284,12 +289,14 @@ def _from_correlations(
 
 def _geyer(covariance: np.ndarray) -> np.ndarray:
     """−γ_0 + 2Σ over pairs γ_2j + γ_2j+1 while they are positive, made monotone."""
-    end = covariance.shape[-1] // 2 * 2
-    paired = covariance[..., :end]
-    pairs = paired[..., 0::2] + paired[..., 1::2]
-    positive = np.minimum.accumulate(pairs > 0, axis=-1)
-    kept = np.where(positive, pairs, 0)
+    num_pairs = covariance.shape[-1] // 2
+    paired = covariance[..., : 2 * num_pairs]
+    even = paired[..., 0::2]
+    odd = paired[..., 1::2]
+    pairs = even + odd
+    all_positive = np.minimum.accumulate(pairs > 0, axis=-1)
+    kept = np.where(all_positive, pairs, 0)
     monotone = np.minimum.accumulate(kept, axis=-1)
-    total = monotone.sum(-1)
-    variance = 2 * total - covariance[..., 0]
+    sum_of_pairs = monotone.sum(-1)
+    variance = 2 * sum_of_pairs - covariance[..., 0]
     return np.maximum(variance, 0)

@@ -37,6 +37,21 @@ _PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None), type(
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)
 """Kinds of values that their ``repr`` describes completely."""
 
+_CONTAINERS = (list, tuple, set, frozenset, dict, types.MappingProxyType)
+
+_KINDS_OF_NOTES = (
+    str,
+    int,
+    tuple,
+    list,
+    dict,
+    set,
+    frozenset,
+    type(None),
+    types.GetSetDescriptorType,
+)
+"""Kinds of values in which Python notes something in a class."""
+
 _OF_ANY_MODULE = set(vars(nn.Module()))
 """Attributes that ``torch.nn.Module`` keeps for itself."""
 
@@ -72,13 +87,17 @@ class _Walk:
         """Values that the walk is within, with their depth: a value may hold itself."""
 
     def digest(self, value: Any, where: str) -> bytes:
+        kind = type(value)
         if isinstance(value, enum.Enum):
-            return _hashed("enum", _name(type(value)), value.name, self.digest(value.value, where))
-        if type(value) in _PLAIN or isinstance(value, _NAMED):
-            return _hashed("plain", type(value).__name__, repr(value))
+            contents = self.digest(value.value, where)
+            return _hashed("enum", _name(kind), value.name, contents)
+        if kind in _PLAIN or isinstance(value, _NAMED):
+            return _hashed("plain", kind.__name__, repr(value))
+        depth = len(self.open)
         if id(value) in self.open:
-            return _hashed("again", str(len(self.open) - self.open[id(value)]))
-        self.open[id(value)] = len(self.open)
+            levels_up = depth - self.open[id(value)]
+            return _hashed("again", str(levels_up))
+        self.open[id(value)] = depth
         try:
             return self._compound(value, where)
         except RecursionError as error:
@@ -97,31 +116,41 @@ class _Walk:
     def _tensor(self, tensor: Tensor, where: str) -> bytes:
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise _unknown(tensor, where, "is not a dense tensor")
-        numbers = bytes_of_tensor(tensor.detach().resolve_conj().resolve_neg())
-        return _hashed("tensor", str(tensor.dtype), str(tuple(tensor.shape)), numbers)
+        resolved = tensor.detach().resolve_conj().resolve_neg()
+        numbers = bytes_of_tensor(resolved)
+        shape = tuple(tensor.shape)
+        return _hashed("tensor", str(tensor.dtype), str(shape), numbers)
 
     def _array(self, array: np.ndarray | np.generic, where: str) -> bytes:
         array = np.asarray(array)
+        shape = str(array.shape)
         if array.dtype.hasobject:
-            return _hashed("objects", str(array.shape), self.digest(array.tolist(), where))
-        return _hashed("array", array.dtype.str, str(array.shape), array.tobytes())
+            objects = self.digest(array.tolist(), where)
+            return _hashed("objects", shape, objects)
+        return _hashed("array", array.dtype.str, shape, array.tobytes())
 
     def _container(self, values: Any, where: str) -> bytes:
         kind = type(values)
-        parts = [self.digest(vars(values), where)] if getattr(values, "__dict__", None) else []
-        if kind not in (list, tuple, set, frozenset, dict, types.MappingProxyType):
+        parts = []
+        if getattr(values, "__dict__", None):
+            parts.append(self.digest(vars(values), where))
+        if kind not in _CONTAINERS:
             parts.append(self.digest(kind, where))
         if isinstance(values, set | frozenset):
-            return _hashed("set", *parts, *sorted(self.digest(value, where) for value in values))
+            members = sorted(self.digest(value, where) for value in values)
+            return _hashed("set", *parts, *members)
         if isinstance(values, list | tuple):
-            parts += [self.digest(value, f"{where}[{i}]") for i, value in enumerate(values)]
+            for i, value in enumerate(values):
+                parts.append(self.digest(value, f"{where}[{i}]"))
             return _hashed("sequence", kind.__name__, *parts)
-        return _hashed("mapping", *parts, self._mapping(values, where))
+        entries = self._mapping(values, where)
+        return _hashed("mapping", *parts, entries)
 
     def _mapping(self, values: Mapping[Any, Any], where: str) -> bytes:
         parts = []
         for key, value in values.items():
-            parts += [self.digest(key, where), self.digest(value, f"{where}[{key!r}]")]
+            parts.append(self.digest(key, where))
+            parts.append(self.digest(value, f"{where}[{key!r}]"))
         return _hashed(*parts)
 
     # Functions.
@@ -133,13 +162,17 @@ class _Walk:
         if is_installed(module, code.co_filename):
             parts = ["installed function", _installed(module, code.co_qualname)]
         else:
-            parts = ["function", self.digest(code, where), self._globals(function, where)]
-        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-        for name, cell in cells:
-            parts += [name, self.digest(cell, f"{where}, {name!r} in its closure")]
+            parts = ["function"]
+            parts.append(self.digest(code, where))
+            parts.append(self._globals(function, where))
+        cells = function.__closure__ or ()
+        for name, cell in zip(code.co_freevars, cells, strict=True):
+            contents = self.digest(cell, f"{where}, {name!r} in its closure")
+            parts += [name, contents]
         defaults = (function.__defaults__, function.__kwdefaults__)
         parts.append(self.digest(defaults, f"{where}, its defaults"))
-        attributes = {k: v for k, v in vars(function).items() if k != "__wrapped__"}
+        attributes = dict(vars(function))
+        attributes.pop("__wrapped__", None)
         parts.append(self.digest(attributes, f"{where}, its attributes"))
         return _hashed(*parts)
 
@@ -159,16 +192,17 @@ class _Walk:
                 value = function.__globals__[name]
             else:
                 value = getattr(builtins, name, None)
-            parts += [name, self._global(value, attributes, f"{where}, global {name!r}")]
+            contents = self._global(value, attributes, f"{where}, global {name!r}")
+            parts += [name, contents]
         return _hashed(*parts)
 
     def _global(self, value: Any, attributes: set[str], where: str) -> bytes:
         """Of a module of yours, what a function may take from it."""
         if not isinstance(value, types.ModuleType) or is_installed_module(value):
             return self.digest(value, where)
-        used = sorted(attributes & vars(value).keys())
-        taken = {name: getattr(value, name) for name in used}
-        return _hashed("module", self.digest(taken, where))
+        used_names = attributes & vars(value).keys()
+        used = {name: getattr(value, name) for name in sorted(used_names)}
+        return _hashed("module", self.digest(used, where))
 
     def _cell(self, cell: types.CellType, where: str) -> bytes:
         try:
@@ -179,29 +213,36 @@ class _Walk:
 
     def _partial(self, partial: functools.partial[Any], where: str) -> bytes:
         parts = (partial.func, partial.args, partial.keywords)
-        return _hashed("partial", self.digest(parts, f"{where}, functools.partial"))
+        contents = self.digest(parts, f"{where}, functools.partial")
+        return _hashed("partial", contents)
 
     def _method(self, method: types.MethodType, where: str) -> bytes:
         function = self.digest(method.__func__, where)
-        return _hashed("method", function, self.digest(method.__self__, where))
+        owner = self.digest(method.__self__, where)
+        return _hashed("method", function, owner)
 
     def _builtin(self, function: types.BuiltinFunctionType, where: str) -> bytes:
         owner = function.__self__
+        name = function.__qualname__
         if owner is None or isinstance(owner, types.ModuleType | type):
-            return _hashed("builtin", _installed(str(function.__module__), function.__qualname__))
-        return _hashed("builtin", function.__qualname__, self.digest(owner, where))
+            module = str(function.__module__)
+            return _hashed("builtin", _installed(module, name))
+        return _hashed("builtin", name, self.digest(owner, where))
 
     def _slot(self, slot: Any, where: str) -> bytes:
         return _hashed("slot", _name(slot.__objclass__), slot.__name__)
 
     def _wrapped(self, wrapper: Any, where: str) -> bytes:
-        return _hashed("wrapped", _name(type(wrapper)), self.digest(wrapper.__wrapped__, where))
+        function = self.digest(wrapper.__wrapped__, where)
+        return _hashed("wrapped", _name(type(wrapper)), function)
 
     def _unwrapped(self, wrapper: Any, where: str) -> bytes:
-        return _hashed(type(wrapper).__name__, self.digest(wrapper.__func__, where))
+        function = self.digest(wrapper.__func__, where)
+        return _hashed(type(wrapper).__name__, function)
 
     def _property(self, value: property, where: str) -> bytes:
-        return _hashed("property", self.digest((value.fget, value.fset, value.fdel), where))
+        functions = (value.fget, value.fset, value.fdel)
+        return _hashed("property", self.digest(functions, where))
 
     # Classes and their instances.
 
@@ -213,7 +254,8 @@ class _Walk:
         for name, value in sorted(vars(kind).items()):
             if _is_note(name, value) or _is_generated(value):
                 continue
-            parts += [name.encode(), self.digest(value, f"{where}, {kind.__qualname__}.{name}")]
+            contents = self.digest(value, f"{where}, {kind.__qualname__}.{name}")
+            parts += [name.encode(), contents]
         return _hashed("class", kind.__qualname__, *parts)
 
     def _library(self, module: types.ModuleType, where: str) -> bytes:
@@ -231,10 +273,14 @@ class _Walk:
             raise _unknown(value, where, "cannot be looked into")
         if hasattr(value, "to_diff_dict") and hasattr(value, "model_type"):
             attributes = _configuration(value)
-        caches = {k for k, v in _attributes(kind) if isinstance(v, functools.cached_property)}
+        caches = set()
+        for name, attribute in _attributes(kind):
+            if isinstance(attribute, functools.cached_property):
+                caches.add(name)
         parts: list[bytes] = [self.digest(kind, where)]
         for name in sorted(attributes.keys() - caches):
-            parts += [name.encode(), self.digest(attributes[name], f"{where}.{name}")]
+            contents = self.digest(attributes[name], f"{where}.{name}")
+            parts += [name.encode(), contents]
         return _hashed("instance", *parts)
 
     def _module(self, module: nn.Module, where: str) -> bytes:
@@ -245,9 +291,11 @@ class _Walk:
         kinds = (module._parameters, module._buffers, module._modules)
         for kind in kinds:
             for name, part in kind.items():
-                parts += [name.encode(), self.digest(part, f"{where}.{name}")]
+                contents = self.digest(part, f"{where}.{name}")
+                parts += [name.encode(), contents]
         for name, value in self._attributes(module):
-            parts += [name.encode(), self.digest(value, f"{where}.{name}")]
+            contents = self.digest(value, f"{where}.{name}")
+            parts += [name.encode(), contents]
         return _hashed("model", *parts)
 
     def _attributes(self, module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -256,9 +304,10 @@ class _Walk:
         yield "pre-hooks", list(module._forward_pre_hooks.values())
         owner = sys.modules.get(type(module).__module__)
         is_of_library = owner is not None and is_installed_module(owner)
+        left_out = _OF_ANY_MODULE | _NOTES
         for name, value in sorted(vars(module).items()):
-            private = is_of_library and name.startswith("_")
-            if not private and name not in _OF_ANY_MODULE | _NOTES:
+            is_private = is_of_library and name.startswith("_")
+            if not is_private and name not in left_out:
                 yield name, value
 
 
@@ -290,8 +339,11 @@ def _hashed(*parts: str | bytes | np.ndarray) -> bytes:
     """The SHA-256 of parts, each with its length before it, so that no two lists are alike."""
     sha = hashlib.sha256()
     for part in parts:
-        written: Any = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        sha.update(str(memoryview(written).nbytes).encode() + b":")
+        written: Any = part
+        if isinstance(part, str):
+            written = part.encode("utf-8", "surrogatepass")
+        num_bytes = memoryview(written).nbytes
+        sha.update(f"{num_bytes}:".encode())
         sha.update(written)
     return sha.digest()
 
@@ -335,8 +387,12 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 @functools.cache
 def _installed_places() -> tuple[str, ...]:
-    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return tuple(os.path.realpath(place) + os.sep for place in places if place)
+    places = set()
+    for name in ("stdlib", "platstdlib", "purelib", "platlib"):
+        place = sysconfig.get_path(name)
+        if place:
+            places.add(os.path.realpath(place) + os.sep)
+    return tuple(places)
 
 
 @functools.cache
@@ -366,7 +422,8 @@ def _installed(module: str, name: str) -> str:
     top = module.partition(".")[0]
     version = ""
     if top not in _RECORDED and top not in sys.stdlib_module_names:
-        version = str(getattr(sys.modules.get(top), "__version__", ""))
+        library = sys.modules.get(top)
+        version = str(getattr(library, "__version__", ""))
     return f"{module}:{name} {version}"
 
 
@@ -377,8 +434,8 @@ def _is_note(name: str, value: object) -> bool:
     """Whether Python notes something in a class, such as its module or the names of its slots."""
     if name in ("_abc_impl", "__dataclass_params__"):
         return True
-    notes = (str, int, tuple, list, dict, set, frozenset, type(None), types.GetSetDescriptorType)
-    return name.startswith("__") and name.endswith("__") and isinstance(value, notes)
+    is_special = name.startswith("__") and name.endswith("__")
+    return is_special and isinstance(value, _KINDS_OF_NOTES)
 
 
 def _is_generated(value: object) -> bool:
@@ -396,16 +453,23 @@ def _holds_only_attributes(kind: type) -> bool:
     An instance is then as large as any object, with a place for each slot, attributes and
     references.
     """
-    made_here = any("__dict__" in vars(base) or "__slots__" in vars(base) for base in kind.__mro__)
+    made_by_statement = False
+    for base in kind.__mro__:
+        if "__dict__" in vars(base) or "__slots__" in vars(base):
+            made_by_statement = True
     places = len(_slots(kind)) + 2
-    return made_here and kind.__basicsize__ <= object.__basicsize__ + 8 * places
+    largest_size = object.__basicsize__ + 8 * places
+    return made_by_statement and kind.__basicsize__ <= largest_size
 
 
 def _slots(kind: type) -> list[str]:
     names = []
     for base in kind.__mro__:
         slots = vars(base).get("__slots__", ())
-        names += [slots] if isinstance(slots, str) else list(slots)
+        if isinstance(slots, str):
+            names.append(slots)
+        else:
+            names += slots
     return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 

@@ -98,10 +98,13 @@ class Sweep:
         last = asked[-1]
         plans = [plan for plan in plans if plan.mixes_with(last)]
         asked = [plan for plan in asked if plan.mixes_with(last)]
-        done, failures = store.finished(), store.failures()
+        done = store.finished()
+        failures = store.failures()
         ready: dict[Key, list[Cell]] = {}
         reasons: dict[Key, str] = {}
-        planned = dict.fromkeys(cell for plan in plans for cell in plan.cells)
+        planned: dict[Cell, None] = {}
+        for plan in plans:
+            planned |= dict.fromkeys(plan.cells)
         for cell in planned:
             for name in cell.weights:
                 key = cell.step, name, cell.data
@@ -160,7 +163,9 @@ class Sweep:
         for key, reason in self.failed.items():
             faults[key] = (Fault("failed", {}, reason),)
         for keys, estimate in self._estimates(limits, faults):
-            at = [rows[step] for step, _, _ in keys], [columns[key[1:]] for key in keys]
+            rows_of_keys = [rows[step] for step, _, _ in keys]
+            columns_of_keys = [columns[weights, data] for _, weights, data in keys]
+            at = (rows_of_keys, columns_of_keys)
             for name in ARRAYS:
                 arrays[name][at] = getattr(estimate, name)
             for name, values in estimate.diagnostics.items():
@@ -199,7 +204,8 @@ class Sweep:
                 faults |= dict.fromkeys(keys, _damaged(error))
                 continue
             kind = parts.likeness(draws)
-            waiting.setdefault(kind, []).append((keys, draws))
+            of_kind = waiting.setdefault(kind, [])
+            of_kind.append((keys, draws))
             sizes[kind] = sizes.get(kind, 0) + draws.loss.size
             if kind is None or sizes[kind] >= _DRAWS_AT_ONCE:
                 sizes[kind] = 0
@@ -214,10 +220,12 @@ class Sweep:
         faults: dict[Key, Faults],
     ) -> Iterator[tuple[list[Key], Estimate]]:
         """Sum up draws of several cells; those that hold what no cell does are damaged."""
-        keys = [key for keys, _ in read for key in keys]
-        names = [cell.name for cell in self.finished[keys[0]]]
+        keys: list[Key] = []
+        for keys_of_cell, _ in read:
+            keys += keys_of_cell
+        first_cell = self.finished[keys[0]][0]
         try:
-            with reading(self.store.path(names[0])):
+            with reading(self.store.path(first_cell.name)):
                 draws = parts.stacked([draws for _, draws in read])
                 estimate = Estimate.of(draws, limits)
         except FileError as error:
@@ -231,10 +239,12 @@ class Sweep:
 
     def _check_presence(self) -> None:
         """Refuse a store that has vanished, of which a trajectory would be NaN and no more."""
-        cells = [cell for cells in self.finished.values() for cell in cells]
-        if cells and not any(self.store.path(cell.name).exists() for cell in cells):
+        finished: set[Cell] = set()
+        for cells in self.finished.values():
+            finished.update(cells)
+        if finished and not any(self.store.path(cell.name).exists() for cell in finished):
             raise FileError(
-                f"reading the sweep in {self.store.folder}: none of its {len(set(cells))} finished "
+                f"reading the sweep in {self.store.folder}: none of its {len(finished)} finished "
                 f"cells is there any more; the folder was moved or removed. Open it where it is "
                 f"now, or call rllc.track again."
             )
@@ -246,7 +256,8 @@ class Sweep:
         for step in self.steps:
             row = []
             for weights, data in self.names:
-                row.append(faults.get((step, weights, data), otherwise))
+                key = (step, weights, data)
+                row.append(faults.get(key, otherwise))
             table.append(tuple(row))
         return tuple(table)
 
@@ -337,10 +348,12 @@ class Sweep:
             FileError: they are not what the plan says that they are.
         """
         with reading(self.store.path(cells[0].name)):
-            joined = parts.joined(draws, [cell.chains for cell in cells], weights)
-            num_chains = self.settings["num_chains"]
-            if joined.loss.shape[1] != num_chains:
-                raise ValueError(f"it has {joined.loss.shape[1]} chains, expected {num_chains}")
+            chains_of_cells = [cell.chains for cell in cells]
+            joined = parts.joined(draws, chains_of_cells, weights)
+            expected = self.settings["num_chains"]
+            num_chains = joined.loss.shape[1]
+            if num_chains != expected:
+                raise ValueError(f"it has {num_chains} chains, expected {expected}")
         return joined
 
     def _why_not(self, key: Key) -> str:
@@ -350,7 +363,8 @@ class Sweep:
             return "it is missing; call rllc.track again"
         pairs_at: dict[int, list[tuple[str, str]]] = {}
         for step, weights, data in self.finished:
-            pairs_at.setdefault(step, []).append((weights, data))
+            pairs = pairs_at.setdefault(step, [])
+            pairs.append((weights, data))
         step, *pair = key
         if step not in pairs_at:
             return nearest(step, pairs_at)
@@ -360,7 +374,8 @@ class Sweep:
         """Return the weights whose chains are in the same cells, so that each is read once."""
         together: dict[tuple[int, str, Cells], list[str]] = {}
         for (step, weights, data), cells in self.finished.items():
-            together.setdefault((step, data, cells), []).append(weights)
+            of_cells = together.setdefault((step, data, cells), [])
+            of_cells.append(weights)
         return together.items()
 
     def __len__(self) -> int:
@@ -368,10 +383,12 @@ class Sweep:
 
     def __repr__(self) -> str:
         steps = f"{len(self.steps)} checkpoints, steps {self.steps[0]}…{self.steps[-1]}"
-        size = f"{len(self.names.selections)} weights × {len(self.names.data_sets)} data"
-        finished, missing, failed = map(len, (self.finished, self.missing, self.failed))
-        counts = f"{finished} finished, {missing} missing, {failed} failed"
-        return f"Sweep({steps}, {size}: {counts})"
+        num_weights = len(self.names.selections)
+        num_data = len(self.names.data_sets)
+        counts = (
+            f"{len(self.finished)} finished, {len(self.missing)} missing, {len(self.failed)} failed"
+        )
+        return f"Sweep({steps}, {num_weights} weights × {num_data} data: {counts})"
 
     def _repr_html_(self) -> str:
         """A row a data set, which is enough to see what is left to do."""
@@ -383,8 +400,10 @@ class Sweep:
                 counts.append(sum(key[2] == data for key in keys))
             wrong += [(i, column) for column in (2, 3) if counts[column - 1]]
             rows.append((data, *map(str, counts)))
-        notes = [f"failed: {reason}" for reason in list(dict.fromkeys(self.failed.values()))[:5]]
-        return Table(repr(self), rows, wrong=wrong, notes=notes).html()
+        reasons = list(dict.fromkeys(self.failed.values()))
+        notes = [f"failed: {reason}" for reason in reasons[:5]]
+        table = Table(repr(self), rows, wrong=wrong, notes=notes)
+        return table.html()
 
 
 def _damaged(error: FileError) -> Faults:

@@ -57,7 +57,8 @@ def normal_crossing(k: Sequence[int], h: Sequence[int] | None = None) -> Learnin
     ratios = []
     for k_i, h_i in zip(of_loss, of_prior, strict=True):
         if k_i > 0:
-            ratios.append(Fraction(h_i + 1, 2 * k_i))
+            ratio = Fraction(h_i + 1, 2 * k_i)
+            ratios.append(ratio)
     if not ratios:
         raise InputError(
             f"normal_crossing: at least one k must be positive, else the loss is constant; "
@@ -94,7 +95,8 @@ def reduced_rank_regression(M: int, N: int, H: int, r: int) -> LearningCoefficie
     Reference: Aoyagi and Watanabe (2005), main theorem.
     """
     M, N, H = _widths(M, N, H)
-    check_rank("reduced_rank_regression", "r", r, 0, min(M, N, H))
+    largest_rank = min(M, N, H)
+    check_rank("reduced_rank_regression", "r", r, 0, largest_rank)
     return _reduced_rank_regression(M, N, H, r)
 
 
@@ -130,10 +132,14 @@ def reduced_rank_regression_at(
     function = "reduced_rank_regression_at"
     check_rank(function, "r1", r1, 0, min(H, M))
     check_rank(function, "r2", r2, 0, min(N, H))
-    check_rank(function, "r", r, max(0, r1 + r2 - H), min(r1, r2))
+    smallest_rank = max(0, r1 + r2 - H)
+    largest_rank = min(r1, r2)
+    check_rank(function, "r", r, smallest_rank, largest_rank)
     rank_of_derivative = N * r1 + M * r2 - r1 * r2
-    rest = _reduced_rank_regression(M - r1, N - r2, H - r1 - r2 + r, 0)
-    return LearningCoefficient(rank_of_derivative / 2 + rest.value, rest.multiplicity)
+    other_hidden = H - r1 - r2 + r
+    rest = _reduced_rank_regression(M - r1, N - r2, other_hidden, 0)
+    value = rank_of_derivative / 2 + rest.value
+    return LearningCoefficient(value, rest.multiplicity)
 
 
 def deep_linear(widths: Sequence[int], rank: int) -> LearningCoefficient:
@@ -175,11 +181,14 @@ def deep_linear(widths: Sequence[int], rank: int) -> LearningCoefficient:
     a = S - (ceiling - 1) * ell
     sum_of_squares = sum(width**2 for width in M)
     sum_of_products = Fraction(S**2 - sum_of_squares, 2)  # Σ_{i<j} M_i M_j
-    value = Fraction(rank * (H[0] + H[-1]) - rank**2, 2)
+    ends = H[0] + H[-1]
+    value = Fraction(rank * ends - rank**2, 2)
     value += Fraction(a * (ell - a), 4 * ell)
-    value -= Fraction(ell * (ell - 1), 4) * Fraction(S, ell) ** 2
+    mean_excess = Fraction(S, ell)
+    value -= Fraction(ell * (ell - 1), 4) * mean_excess**2
     value += sum_of_products / 2
-    return LearningCoefficient(float(value), a * (ell - a) + 1)
+    multiplicity = a * (ell - a) + 1
+    return LearningCoefficient(float(value), multiplicity)
 
 
 def one_head_attention(v: int, d_head: int) -> LearningCoefficient:
@@ -201,21 +210,28 @@ def one_head_attention(v: int, d_head: int) -> LearningCoefficient:
 
 def _widths(M: int, N: int, H: int) -> tuple[int, int, int]:
     """Inputs, outputs and hidden units as integers."""
-    return count("M", M), count("N", N), count("H", H)
+    M = count("M", M)
+    N = count("N", N)
+    H = count("H", H)
+    return M, N, H
 
 
 def _reduced_rank_regression(M: int, N: int, H: int, r: int) -> LearningCoefficient:
     """The four cases; widths of zero are allowed (they give λ = 0)."""
     if N + r > M + H:
-        return LearningCoefficient((H * M - H * r + N * r) / 2, 1)
+        value = (H * M - H * r + N * r) / 2
+        return LearningCoefficient(value, 1)
     if M + r > N + H:
-        return LearningCoefficient((H * N - H * r + M * r) / 2, 1)
+        value = (H * N - H * r + M * r) / 2
+        return LearningCoefficient(value, 1)
     if H + r > M + N:
-        return LearningCoefficient(M * N / 2, 1)
+        value = M * N / 2
+        return LearningCoefficient(value, 1)
     squares = (H + r) ** 2 + M**2 + N**2
-    s = 2 * (H + r) * (M + N) + 2 * M * N - squares
-    odd = (M + H + N + r) % 2
-    return LearningCoefficient((s + odd) / 8, 1 + odd)
+    products = 2 * (H + r) * (M + N) + 2 * M * N
+    s = products - squares
+    parity = (M + H + N + r) % 2
+    return LearningCoefficient((s + parity) / 8, 1 + parity)
 
 
 def _aoyagi_subset(M: list[int]) -> list[int]:
@@ -226,7 +242,8 @@ def _aoyagi_subset(M: list[int]) -> list[int]:
     size = 2
     while size < len(M):
         next_width = M[size]
-        if sum(M[:size]) + next_width < size * next_width:
+        sum_with_next = sum(M[: size + 1])
+        if sum_with_next < size * next_width:
             break
         size += 1
     return M[:size]

@@ -60,24 +60,27 @@ class SGLDLaw:
 
     def __post_init__(self) -> None:
         h = np.array(self.curvatures, dtype=np.float64)
-        if h.ndim != 1 or h.size == 0 or not np.isfinite(h).all():
+        is_vector = h.ndim == 1 and h.size > 0
+        if not is_vector or not np.isfinite(h).all():
             raise InputError(
                 f"SGLDLaw: curvatures must be finite numbers [dim], dim ≥ 1; "
                 f"got shape {h.shape}: {h}."
             )
         noise = np.array(self.gradient_variance, dtype=np.float64)
-        if noise.shape not in ((), h.shape) or not (np.isfinite(noise) & (noise >= 0)).all():
+        is_variance = np.isfinite(noise) & (noise >= 0)
+        if noise.shape not in ((), h.shape) or not is_variance.all():
             raise InputError(
                 f"SGLDLaw: gradient_variance must be one number or [{h.size}] like curvatures, "
                 f"finite and ≥ 0; got shape {noise.shape}: {noise}."
             )
-        for name in ("lr", "n_beta"):
-            self._require(name, getattr(self, name) > 0, "> 0")
+        self._require("lr", self.lr > 0, "> 0")
+        self._require("n_beta", self.n_beta > 0, "> 0")
         self._require("localization", self.localization >= 0, "≥ 0")
         noise = np.broadcast_to(noise, h.shape).copy()
-        for name, array in (("curvatures", h), ("gradient_variance", noise)):
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
+        h.flags.writeable = False
+        noise.flags.writeable = False
+        object.__setattr__(self, "curvatures", h)
+        object.__setattr__(self, "gradient_variance", noise)
 
     def _require(self, name: str, is_in_range: bool, allowed: str) -> None:
         value = getattr(self, name)
@@ -98,21 +101,27 @@ class SGLDLaw:
     def stable(self) -> bool:
         """Whether 0 < εa < 4 in every coordinate that the estimate sees (h or C not zero)."""
         rate = self._only_seen(self._rate)
-        return bool(((rate > 0) & (rate < 4)).all())
+        settles = (rate > 0) & (rate < 4)
+        return bool(settles.all())
 
     @property
     def max_lr(self) -> float:
         """The step size 4/max(a) at which the sharpest direction starts to blow up."""
-        sharpest = float((self.n_beta * self.curvatures + self.localization).max())
-        return 4 / sharpest if sharpest > 0 else math.inf
+        a = self.n_beta * self.curvatures + self.localization
+        sharpest = float(a.max())
+        if sharpest > 0:
+            return 4 / sharpest
+        return math.inf
 
     @property
     def variance(self) -> np.ndarray:
         """σ² = q/(1 − ρ²) ``[dim]``, the stationary variance; ∞ where there is none."""
         rate = self._rate
         settles = (rate > 0) & (rate < 4)
+        shrink = rate * (1 - rate / 4)  # 1 − ρ², without cancellation
         with np.errstate(divide="ignore"):
-            return np.where(settles, self.innovation / np.abs(rate * (1 - rate / 4)), np.inf)
+            variance = self.innovation / np.abs(shrink)
+        return np.where(settles, variance, np.inf)
 
     def variance_after(self, steps: int) -> np.ndarray:
         """σ_t² = q Σ_{j<t} ρ^{2j} ``[dim]`` of a chain from w*, also of an unstable one.
@@ -125,8 +134,10 @@ class SGLDLaw:
         if steps == 0:
             return np.zeros_like(shrink)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            total = -np.expm1(steps * np.log1p(-shrink)) / shrink
-        return self.innovation * np.where(shrink == 0, steps, total)
+            log_squared_decay = np.log1p(-shrink)
+            total = -np.expm1(steps * log_squared_decay) / shrink
+        total = np.where(shrink == 0, steps, total)
+        return self.innovation * total
 
     @property
     def value(self) -> float:
@@ -150,7 +161,9 @@ class SGLDLaw:
         """
         total = self.draw_variance
         covariance = self._autocovariance(count("lag", lag, least=0))
-        return covariance / total if total else math.nan
+        if not total:
+            return math.nan
+        return covariance / total
 
     def autocorrelation_time(self, num_steps_bw_draws: int = 1) -> float:
         """τ = 1 + 2 Σ_k autocorrelation(k · num_steps_bw_draws).
@@ -162,12 +175,15 @@ class SGLDLaw:
         self._require_stable()
         variance = self._only_seen(self.variance)
         decay = self._only_seen(self.decay)
+        decay_of_square = decay ** (2 * apart)
         state, _, coupling = self._second_moments
-        first = state * variance**2 * decay ** (2 * apart)
+        first = state * variance**2 * decay_of_square
         first = first + coupling * variance * decay ** (2 * apart - 1)
-        later = first / (1 - decay ** (2 * apart))
+        later = first / (1 - decay_of_square)
         total = self.draw_variance
-        return 1 + 2 * float(later.sum()) / total if total else math.nan
+        if not total:
+            return math.nan
+        return 1 + 2 * float(later.sum()) / total
 
     def expected(
         self, num_draws: int, *, num_burnin_steps: int = 0, num_steps_bw_draws: int = 1
@@ -178,7 +194,8 @@ class SGLDLaw:
         itself is never one.
         """
         steps = _draw_steps(num_draws, num_burnin_steps, num_steps_bw_draws)
-        return math.fsum(self.value_after(t) for t in steps) / len(steps)
+        sum_of_means = math.fsum(self.value_after(t) for t in steps)
+        return sum_of_means / len(steps)
 
     def standard_error(
         self,
@@ -210,31 +227,40 @@ class SGLDLaw:
         if stationary:
             self._require_stable()
         decay = self._only_seen(self.decay)
-        state_sum, noise_sum, coupling_sum = (np.zeros_like(decay) for _ in range(3))
+        decay_of_square = decay ** (2 * apart)
+        decay_of_coupling = decay ** (2 * apart - 1)
+        state_sum = np.zeros_like(decay)
+        noise_sum = np.zeros_like(decay)
+        coupling_sum = np.zeros_like(decay)
         # Cov(v_s, v_t) = σ_s²ρ^{t−s}, so what earlier draws share with draw t can be carried along:
         # earlier_squares = Σ_{s<t} σ_s⁴ρ^{2(t−s)} and earlier = Σ_{s<t} σ_s²ρ^{2(t−s)−1}.
-        earlier_squares = earlier = np.zeros_like(decay)
+        earlier_squares = np.zeros_like(decay)
+        earlier = np.zeros_like(decay)
         for t in steps:
-            variance = self._only_seen(self.variance if stationary else self.variance_after(t))
+            variance = self.variance if stationary else self.variance_after(t)
+            variance = self._only_seen(variance)
             state_sum = state_sum + variance**2 + 2 * earlier_squares
             noise_sum = noise_sum + variance
             coupling_sum = coupling_sum + 2 * earlier
-            earlier_squares = decay ** (2 * apart) * (earlier_squares + variance**2)
-            earlier = decay ** (2 * apart) * earlier + decay ** (2 * apart - 1) * variance
+            earlier_squares = decay_of_square * (earlier_squares + variance**2)
+            earlier = decay_of_square * earlier + decay_of_coupling * variance
         common = np.zeros_like(decay)
         if shared_minibatches:
-            common = 1 - self.lr / self._only_seen(self.innovation)
+            innovation = self._only_seen(self.innovation)
+            common = 1 - self.lr / innovation
         pair = (1 + (num_chains - 1) * common) / num_chains
         square = (1 + (num_chains - 1) * common**2) / num_chains
         state, measured, coupling = self._second_moments
-        from_minibatches = pair * (measured * noise_sum + coupling * coupling_sum)
-        total = square * state * state_sum + from_minibatches
-        return math.sqrt(float(total.sum())) / len(steps)
+        of_minibatches = measured * noise_sum + coupling * coupling_sum
+        total = square * state * state_sum + pair * of_minibatches
+        deviation_of_sum = math.sqrt(float(total.sum()))
+        return deviation_of_sum / len(steps)
 
     @property
     def _rate(self) -> np.ndarray:
         """εa [dim]."""
-        return self.lr * (self.n_beta * self.curvatures + self.localization)
+        a = self.n_beta * self.curvatures + self.localization
+        return self.lr * a
 
     @property
     def _noise(self) -> np.ndarray:
@@ -243,11 +269,13 @@ class SGLDLaw:
 
     def _only_seen(self, array: np.ndarray) -> np.ndarray:
         """The coordinates that the estimate sees."""
-        return array[(self.curvatures != 0) | (self._noise != 0)]
+        is_seen = (self.curvatures != 0) | (self._noise != 0)
+        return array[is_seen]
 
     def _mean(self, variance: np.ndarray) -> float:
         slope = 0.5 * self.n_beta * self._only_seen(self.curvatures)
-        return float((slope * self._only_seen(variance)).sum())
+        of_coordinate = slope * self._only_seen(variance)
+        return float(of_coordinate.sum())
 
     @property
     def _second_moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

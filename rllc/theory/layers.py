@@ -64,7 +64,8 @@ def deep_linear_curvatures(
         Eigenvalues ``[H_l · H_{l−1}]``, largest first.
     """
     after, before = _layer_spectra(weights, layer, input_covariance)
-    rising = np.sort(np.outer(after, before).ravel())
+    products = np.outer(after, before)
+    rising = np.sort(products.ravel())
     return rising[::-1].copy()
 
 
@@ -83,8 +84,11 @@ def _layer_spectra(
     sigma = np.eye(width)
     if input_covariance is not None:
         sigma = _matrix("input_covariance", input_covariance)
-    after = _squared_singular_values(matrices[layer + 1 :], outputs)
-    before = _squared_singular_values([_root(sigma, width), *matrices[:layer]], inputs)
+    root = _root(sigma, width)
+    earlier_layers = matrices[:layer]
+    later_layers = matrices[layer + 1 :]
+    after = _squared_singular_values(later_layers, outputs)
+    before = _squared_singular_values([root, *earlier_layers], inputs)
     return after, before
 
 
@@ -115,12 +119,14 @@ def _squared_singular_values(chain: list[np.ndarray], dim: int) -> np.ndarray:
         product = matrix.astype(np.float64) @ product
     values = np.linalg.svd(product, compute_uv=False)
     eps = max(_eps(matrix) for matrix in chain)
-    product_of_norms = math.prod(float(np.linalg.norm(matrix, 2)) for matrix in chain)
+    norms = [float(np.linalg.norm(matrix, 2)) for matrix in chain]
+    product_of_norms = math.prod(norms)
     widest = max(max(matrix.shape) for matrix in chain)
     rounding = 10 * math.sqrt(widest) * eps * product_of_norms
-    squares = np.where(values > rounding, values, 0.0) ** 2
+    values = np.where(values > rounding, values, 0.0)
     num_missing = max(0, dim - values.size)
-    return np.pad(squares, (0, num_missing))[:dim]
+    squares = np.pad(values**2, (0, num_missing))
+    return squares[:dim]
 
 
 def _eps(matrix: np.ndarray) -> float:
@@ -158,10 +164,11 @@ def _matrix(name: str, value: Any) -> np.ndarray:
         value = value.detach().cpu()
     array = np.asarray(value)
     is_matrix = array.ndim == 2 and array.size > 0
-    is_real = array.dtype.kind in "iuf"
+    is_float = array.dtype.kind == "f"
+    is_real = is_float or array.dtype.kind in "iu"
     if not is_matrix or not is_real or not np.isfinite(array).all():
         raise InputError(
             f"deep_linear_layer: {name} must be a matrix [out, in] of finite numbers; "
             f"got shape {list(array.shape)}, dtype {array.dtype}."
         )
-    return array if array.dtype.kind == "f" else array.astype(np.float64)
+    return array if is_float else array.astype(np.float64)

@@ -42,19 +42,22 @@ def described(name: str, rule: Rule, masks: Masks, model: nn.Module) -> Shown:
             num_frozen += count
             notes.append("frozen")
         if parameter in other_names:
-            notes.append(f"also {', '.join(other_names[parameter])}")
+            others = ", ".join(other_names[parameter])
+            notes.append(f"also {others}")
         shape = str(tuple(mask.shape))
-        numbers = (f"{count:,}", f"{mask.numel():,}")
-        line = f"  {parameter:<28} {shape:<18} {numbers[0]:>12} of {numbers[1]}"
+        selected = f"{count:,}"
+        of_all = f"{mask.numel():,}"
+        line = f"  {parameter:<28} {shape:<18} {selected:>12} of {of_all}"
         lines.append(", ".join([line, *notes]))
-        rows.append((parameter, shape, *numbers, ", ".join(notes)))
+        rows.append((parameter, shape, selected, of_all, ", ".join(notes)))
     num_weights = sum(parameter.numel() for parameter in parameters.values())
     title = f"{name}: {num_selected:,} of {num_weights:,} weights"
     if num_frozen:
         title += f", {num_frozen:,} of them frozen (requires_grad=False)"
     on_heads = _notes_on_heads(model, rule)
     table = Table(title, rows, left=(0, 1, 4), notes=on_heads)
-    return Shown("\n".join([title, *lines, *on_heads]), table.html())
+    text = "\n".join([title, *lines, *on_heads])
+    return Shown(text, table.html())
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -75,7 +78,8 @@ def _other_names(model: nn.Module) -> dict[str, list[str]]:
     for name, parameters in names_of_parameters(model).items():
         for parameter in parameters:
             if parameter != name:
-                others.setdefault(parameter, []).append(name)
+                names = others.setdefault(parameter, [])
+                names.append(name)
     return others
 
 
@@ -89,8 +93,9 @@ def _notes_on_heads(model: nn.Module, rule: Rule) -> list[str]:
         of_layer = f"  layer {attention.name}"
         num_sharing = attention.num_heads // attention.num_kv_heads
         if num_sharing > 1:
-            sharing = _SHARING["group" if kind == "group" else options[0]]
-            notes[f"{of_layer}: {sharing.format(num_sharing)}"] = None
+            way = "group" if kind == "group" else options[0]
+            sharing = _SHARING[way].format(num_sharing)
+            notes[f"{of_layer}: {sharing}"] = None
         for letter in attention.mixed:
             notes[
                 f"{of_layer}: {letter} is normalised over all heads together, so "
@@ -99,7 +104,8 @@ def _notes_on_heads(model: nn.Module, rule: Rule) -> list[str]:
         if attention.note:
             notes[f"{of_layer}: {attention.note}"] = None
         if attention.rest:
-            notes[f"  belongs to no head: {shortened(attention.rest)}"] = None
+            names = shortened(attention.rest)
+            notes[f"  belongs to no head: {names}"] = None
     return list(notes)
 
 

@@ -34,12 +34,15 @@ def check_name(name: object, what: str) -> None:
         InputError: it is not a text of 1 to 500 printable characters, begins or ends with a space,
             or ends in ``.npy``, which NumPy adds to names in its files.
     """
-    if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME:
-        usual = name.isprintable() and name == name.strip()
-        if usual and not name.endswith(".npy"):
+    shown = type(name).__name__
+    if isinstance(name, str):
+        has_length = 0 < len(name) <= LONGEST_NAME
+        is_plain = name.isprintable() and name == name.strip()
+        if has_length and is_plain and not name.endswith(".npy"):
             return
-    shown = ascii(name) if isinstance(name, str) else type(name).__name__
-    shown = shown if len(shown) <= 60 else f"{shown[:60]}… ({len(shown)} characters)"
+        shown = ascii(name)
+    if len(shown) > 60:
+        shown = f"{shown[:60]}… ({len(shown)} characters)"
     raise InputError(
         f"{what}: a name must be a text of 1 to {LONGEST_NAME} printable characters without spaces "
         f"around it, and not end in '.npy'; got {shown}. Rename it."
@@ -110,8 +113,9 @@ class Names:
     data: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        texts = all(isinstance(name, str) for name in (*self.weights, *self.data))
-        if not texts or len(self.weights) != len(self.data):
+        names = (*self.weights, *self.data)
+        are_texts = all(isinstance(name, str) for name in names)
+        if not are_texts or len(self.weights) != len(self.data):
             raise InputError(
                 f"Names: expected as many texts in `weights` as in `data`, got "
                 f"{len(self.weights)} and {len(self.data)}."
@@ -120,8 +124,12 @@ class Names:
     @classmethod
     def of(cls, pairs: Iterable[Sequence[str]]) -> Names:
         """Make names of (weights, data) pairs."""
-        listed = [tuple(pair) for pair in pairs]
-        return cls(tuple(pair[0] for pair in listed), tuple(pair[1] for pair in listed))
+        weights = []
+        data = []
+        for pair in pairs:
+            weights.append(pair[0])
+            data.append(pair[1])
+        return cls(tuple(weights), tuple(data))
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -171,8 +179,12 @@ class Names:
 
     def select(self, weights: str | None = None, data: str | None = None) -> np.ndarray:
         """Return the rows with these weights and this data; ``None`` is any."""
-        rows = range(len(self)) if weights is None else self._rows_of(weights)
-        return np.array([row for row in rows if data in (None, self.data[row])], dtype=int)
+        rows = list(range(len(self)))
+        if weights is not None:
+            rows = self._rows_of(weights)
+        if data is not None:
+            rows = [row for row in rows if self.data[row] == data]
+        return np.array(rows, dtype=int)
 
     def matching(
         self,
@@ -201,12 +213,14 @@ class Names:
             listed = [data] if isinstance(data, str) else list(data)
             fitting_data = _fitting("data", listed, self.data_sets)
         if layer is not None:
-            heads = [name for name in self.selections if head_name(name)]
-            layers = sorted({int(name.partition(":")[0]) for name in heads})
+            layer_of = {}
+            for name in self.selections:
+                if head_name(name):
+                    layer_of[name] = int(name.partition(":")[0])
+            layers = sorted(set(layer_of.values()))
             if layer not in layers:
                 raise InputError(f"select(layer={layer!r}): heads are of the layers {layers}.")
-            of_layer = {name for name in heads if int(name.partition(":")[0]) == layer}
-            fitting_weights = tuple(name for name in fitting_weights if name in of_layer)
+            fitting_weights = tuple(name for name in fitting_weights if layer_of.get(name) == layer)
         rows = []
         for row, (its_weights, its_data) in enumerate(self):
             if its_weights in fitting_weights and its_data in fitting_data:
@@ -224,10 +238,9 @@ class Names:
         >>> Names(("0:1", "1:6"), ("code", "code")).columns(np.array([1, 1]))["weights"]
         array(['1:6', '1:6'], dtype=object)
         """
-        return {
-            "weights": np.array(self.weights, dtype=object)[refinements],
-            "data": np.array(self.data, dtype=object)[refinements],
-        }
+        weights = np.array(self.weights, dtype=object)
+        data = np.array(self.data, dtype=object)
+        return {"weights": weights[refinements], "data": data[refinements]}
 
     def _rows_of(self, weights: str) -> list[int]:
         spellings = (weights, head_name(weights))
@@ -265,7 +278,9 @@ def _spelt(name: str) -> str:
     if head is not None:
         return head
     heads = _PATTERN_OF_HEADS.match(name)
-    return name if heads is None else f"{heads[1]}:{heads[2]}"
+    if heads is None:
+        return name
+    return f"{heads[1]}:{heads[2]}"
 
 
 def _fitting(what: str, wanted: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
@@ -273,9 +288,13 @@ def _fitting(what: str, wanted: Sequence[str], names: Sequence[str]) -> tuple[st
     fitting: set[str] = set()
     for one in wanted:
         # A name that holds an asterisk itself is meant as it stands.
-        exact = one in names or not is_pattern(one)
-        matching = [name for name in names if (name == one if exact else fnmatchcase(name, one))]
+        is_exact = one in names or not is_pattern(one)
+        if is_exact:
+            matching = [name for name in names if name == one]
+        else:
+            matching = [name for name in names if fnmatchcase(name, one)]
         if not matching:
-            raise InputError(f"select({one!r}): no such {what}; {nearest(one, names)}")
+            suggestion = nearest(one, names)
+            raise InputError(f"select({one!r}): no such {what}; {suggestion}")
         fitting.update(matching)
     return tuple(name for name in names if name in fitting)

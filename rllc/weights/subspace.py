@@ -46,12 +46,15 @@ class Subspace(Weights):
     def _whole(self, model: nn.Module, given: str, shape: tuple[int, ...]) -> tuple[str, Tensor]:
         """The first name of a parameter, and its mask."""
         every = torch.ones(shape, dtype=torch.bool)
-        ((name, mask),) = masks({given: every}, self.name).masks(model).items()
+        whole = masks({given: every}, self.name)
+        ((name, mask),) = whole.masks(model).items()
         return name, mask
 
     def count(self, model: nn.Module) -> int:
         """How many directions there are: the dimension of what is sampled."""
-        return int(self.rule[1][0][2])
+        _, parts = self.rule
+        _, _, num_directions, _ = parts[0]
+        return int(num_directions)
 
     def describe(self, model: nn.Module) -> str:
         """The parameters that move, and in how many directions.
@@ -63,11 +66,14 @@ class Subspace(Weights):
         lines = []
         num_weights = 0
         for name, mask in self.masks(model).items():
-            num_weights += mask.numel()
-            lines.append(f"  {name:<28} {tuple(mask.shape)!s:<18} {mask.numel():>12,}")
+            shape = str(tuple(mask.shape))
+            size = mask.numel()
+            num_weights += size
+            lines.append(f"  {name:<28} {shape:<18} {size:>12,}")
         count = self.count(model)
         what = "direction" if count == 1 else "directions"
-        return "\n".join([f"{self.name}: {count:,} {what} in {num_weights:,} weights", *lines])
+        title = f"{self.name}: {count:,} {what} in {num_weights:,} weights"
+        return "\n".join([title, *lines])
 
     def __or__(self, other: Weights) -> NoReturn:
         self._refuse()
@@ -113,14 +119,17 @@ def subspace(basis: Mapping[str, Tensor], name: str = "subspace") -> Subspace:
         InputError: directions are not finite, depend on one another, or are not equally many. That
             a model has no such parameters is an error once the selection meets a model.
     """
+    is_basis = isinstance(basis, Mapping) and bool(basis)
     expected = "a dict of parameter names and tensors [*shape, direction]"
-    must_be("subspace", "basis", basis, isinstance(basis, Mapping) and bool(basis), expected)
-    must_be("subspace", "name", name, isinstance(name, str) and bool(name), "a text")
+    must_be("subspace", "basis", basis, is_basis, expected)
+    is_name = isinstance(name, str) and bool(name)
+    must_be("subspace", "name", name, is_name, "a text")
     flat: dict[str, np.ndarray] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for parameter in sorted(basis):
-        directions = basis[parameter]
-        shapes[parameter], flat[parameter] = _checked(parameter, directions)
+        shape, part = _checked(parameter, basis[parameter])
+        shapes[parameter] = shape
+        flat[parameter] = part
     counts = {parameter: part.shape[1] for parameter, part in flat.items()}
     if len(set(counts.values())) > 1:
         raise InputError(
@@ -131,16 +140,19 @@ def subspace(basis: Mapping[str, Tensor], name: str = "subspace") -> Subspace:
     parts: list[Any] = []
     start = 0
     for parameter, part in flat.items():
-        own = columns[start : start + len(part)].astype(np.float32)
+        stop = start + len(part)
+        own = columns[start:stop].astype(np.float32)
         parts.append((parameter, shapes[parameter], counts[parameter], own.tobytes()))
-        start += len(part)
+        start = stop
     return Subspace(name, ("subspace", tuple(parts)))
 
 
 def _checked(parameter: str, directions: object) -> tuple[tuple[int, ...], np.ndarray]:
     """A parameter's shape, and its directions as columns ``[weight, direction]``."""
     if not isinstance(directions, Tensor) or not directions.is_floating_point():
-        got = str(directions.dtype) if isinstance(directions, Tensor) else type(directions).__name__
+        got = type(directions).__name__
+        if isinstance(directions, Tensor):
+            got = str(directions.dtype)
         raise InputError(
             f"subspace: the directions of {parameter!r} must be a tensor of real numbers "
             f"[*shape, direction], got {got}."
@@ -152,8 +164,10 @@ def _checked(parameter: str, directions: object) -> tuple[tuple[int, ...], np.nd
         )
     if not bool(directions.isfinite().all()):
         raise InputError(f"subspace: the directions of {parameter!r} are not all finite.")
-    columns = directions.detach().cpu().double().reshape(-1, directions.shape[-1])
-    return tuple(directions.shape[:-1]), columns.numpy()
+    *shape, num_directions = directions.shape
+    numbers = directions.detach().cpu().double()
+    columns = numbers.reshape(-1, num_directions)
+    return tuple(shape), columns.numpy()
 
 
 def _orthonormal(columns: np.ndarray) -> np.ndarray:
@@ -165,7 +179,8 @@ def _orthonormal(columns: np.ndarray) -> np.ndarray:
             f"another; give {num_weights} at most, with the directions as the last axis."
         )
     lengths = np.linalg.norm(columns, axis=0)
-    units = columns / np.where(lengths > 0, lengths, 1.0)
+    divisors = np.where(lengths > 0, lengths, 1.0)
+    units = columns / divisors
     basis, triangle = np.linalg.qr(units)
     new = np.diag(triangle)
     dependent = np.flatnonzero(np.abs(new) <= _DEPENDENT)

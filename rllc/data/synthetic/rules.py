@@ -54,7 +54,10 @@ def scaled(options: list[Option], factor: float) -> list[Option]:
     # Most factors are 1, and rows are made of thousands of options.
     if factor == 1:
         return options
-    return [Option(factor * chance, ids, source) for chance, ids, source in options]
+    multiplied = []
+    for chance, ids, source in options:
+        multiplied.append(Option(factor * chance, ids, source))
+    return multiplied
 
 
 def _found_at(options: list[Option], source: int) -> list[Option]:
@@ -72,7 +75,9 @@ def _hazard(count: int, fewest: int, most: int) -> float:
 
     Lengths are uniform on ``fewest`` … ``most``.
     """
-    return 0.0 if count < fewest else 1 / (most - count + 1)
+    if count < fewest:
+        return 0.0
+    return 1 / (most - count + 1)
 
 
 # Tables: n-grams, and n-grams with a gap.
@@ -82,7 +87,8 @@ def _ngram(language: Language, start: int, opener: int) -> Unit:
     beginnings = language.continuations["ngram"][()]
     for count in range(_NGRAMS_PER_UNIT[1]):
         end = _hazard(count, *_NGRAMS_PER_UNIT)
-        first = yield scaled(beginnings, 1 - end) + _ends(end)
+        begins_another = scaled(beginnings, 1 - end)
+        first = yield begins_another + _ends(end)
         begin = start + 1 + count * language.order
         yield from _rest_of_entry(language, "ngram", (first,), begin)
 
@@ -96,7 +102,8 @@ def _skip_ngram(language: Language, start: int, opener: int) -> Unit:
         end = _hazard(gap, *language.gaps)
         options = []
         if end:
-            options += _found_at(scaled(follow[(first,)], end), source)
+            triggers = scaled(follow[(first,)], end)
+            options += _found_at(triggers, source)
         if end < 1:
             options.append(Option(1 - end, language.ids["letters"]))
         token = yield options
@@ -111,7 +118,9 @@ def _rest_of_entry(language: Language, rule: str, beginning: tuple[int, ...], st
         # Only all earlier tokens together fix a token, and they do so for the last one.
         is_fixed = k == language.order - 1
         following = language.continuations[rule][beginning]
-        token = yield _found_at(following, start) if is_fixed else following
+        if is_fixed:
+            following = _found_at(following, start)
+        token = yield following
         beginning += (token,)
 
 
@@ -135,8 +144,8 @@ def _induction(language: Language, start: int, opener: int) -> Unit:
         unused.remove(token)
         segment.append(token)
     while True:
-        for k, letter in enumerate(segment):
-            yield [Option(1.0, (letter,), start + 1 + k)]
+        for source, letter in enumerate(segment, start + 1):
+            yield [Option(1.0, (letter,), source)]
         start += len(segment) + 1
         yield [Option(_AGAIN, again), *_ends(1 - _AGAIN)]
 
@@ -144,11 +153,13 @@ def _induction(language: Language, start: int, opener: int) -> Unit:
 def _copy(language: Language, start: int, opener: int) -> Unit:
     letters = language.ids["letters"]
     first = yield [Option(1.0, letters)]
-    second = yield [Option(1.0, [letter for letter in letters if letter != first])]
+    others = [letter for letter in letters if letter != first]
+    second = yield [Option(1.0, others)]
     for count in range(2, _COPIED[1]):
         end = _hazard(count, *_COPIED)
         letter = second if count % 2 else first
-        yield [Option(1 - end, (letter,), start + count - 1), *_ends(end)]
+        source = start + count - 1
+        yield [Option(1 - end, (letter,), source), *_ends(end)]
 
 
 # Brackets: balanced ones, and S-expressions.
@@ -165,7 +176,8 @@ def _dyck(language: Language, start: int, opener: int) -> Unit:
             options = [Option(1.0, (closer,), source)]
         else:
             opening = Option(_OPEN_AGAIN, language.openers["dyck"])
-            options = [opening, Option(1 - _OPEN_AGAIN, (closer,), source)]
+            closing = Option(1 - _OPEN_AGAIN, (closer,), source)
+            options = [opening, closing]
         token = yield options
         if token == closer:
             stack.pop()
@@ -184,9 +196,10 @@ def _expression(language: Language, start: int, depth: int) -> Generator[list[Op
         the position after the closing one.
     """
     opening, closing = language.ids["parentheses"]
-    nest = _NEST if depth < language.max_depth else 0.0
-    options = [Option(nest, (opening,))] if nest else []
-    options.append(Option(1 - nest, language.ids["atoms"]))
+    atoms = language.ids["atoms"]
+    options = [Option(1.0, atoms)]
+    if depth < language.max_depth:
+        options = [Option(_NEST, (opening,)), Option(1 - _NEST, atoms)]
     operator = yield [Option(1.0, language.ids["operators"])]
     position = start + 2
     for _ in range(language.operators[operator]):
@@ -239,5 +252,6 @@ def _mean_expression(max_depth: int) -> float:
     mean_arity = np.mean(ARITIES)
     expression = 3.0 + mean_arity
     for _ in range(max_depth - 1):
-        expression = 3.0 + mean_arity * (1 - _NEST + _NEST * expression)
+        argument = 1 - _NEST + _NEST * expression
+        expression = 3.0 + mean_arity * argument
     return float(expression)

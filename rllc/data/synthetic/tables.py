@@ -65,7 +65,8 @@ def make_table(of_entry: Sequence[range], count: int, key: tuple[object, ...]) -
         key: what the random numbers are a function of.
     """
     stream = generator("synthetic", *key)
-    last = torch.randint(len(of_entry[-1]), (count,), generator=stream).tolist()
+    *of_beginning, of_last = of_entry
+    places_of_last = torch.randint(len(of_last), (count,), generator=stream)
     # A beginning is a number whose digits are places in the alphabets. A dict keeps the order in
     # which the numbers are first drawn.
     beginnings: dict[int, None] = {}
@@ -73,8 +74,9 @@ def make_table(of_entry: Sequence[range], count: int, key: tuple[object, ...]) -
         drawn = torch.randint(num_beginnings(of_entry), (count,), generator=stream)
         beginnings |= dict.fromkeys(drawn.tolist())
     entries = []
-    for number, end in zip(beginnings, last, strict=False):
-        entries.append((*_digits(number, of_entry[:-1]), of_entry[-1][end]))
+    for number, place in zip(beginnings, places_of_last.tolist(), strict=False):
+        beginning = _digits(number, of_beginning)
+        entries.append((*beginning, of_last[place]))
     return tuple(entries)
 
 
@@ -96,5 +98,8 @@ def continuations(table: Table) -> Continuations:
     tree = {}
     for beginning, following in counts.items():
         total = sum(following.values())
-        tree[beginning] = [Option(count / total, (token,)) for token, count in following.items()]
+        options = []
+        for token, count in following.items():
+            options.append(Option(count / total, (token,)))
+        tree[beginning] = options
     return tree
