@@ -5,7 +5,6 @@ Needs the extra ``plot`` when called.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rllc.errors import InputError
+from rllc.weights.names import head_name, parts_of_head
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -372,11 +372,13 @@ def zero_line(ax: Axes, values: np.ndarray) -> None:
 def layer_of(weights: str) -> str:
     """Return what a panel of a head's layer is called.
 
-    >>> layer_of("1:6"), layer_of("everything")
-    ('layer 1', 'other weights')
+    >>> layer_of("1:6"), layer_of("decoder.1:6"), layer_of("everything")
+    ('layer 1', 'decoder layer 1', 'other weights')
     """
-    head = re.fullmatch(r"(\d+):\d+", weights)
-    return f"layer {head[1]}" if head else "other weights"
+    if head_name(weights) != weights:
+        return "other weights"
+    tower, layer, _ = parts_of_head(weights)
+    return f"{tower} layer {layer}".strip()
 
 
 def plain(name: str) -> str:

@@ -198,7 +198,7 @@ class Names:
             weights: a name, a pattern such as ``"1:*"`` or ``"L1H*"``, or a list of these;
                 ``None`` is any.
             data: alike.
-            layer: heads of this layer only.
+            layer: heads of this layer only; of each tower where a model has several.
 
         Raises:
             InputError: nothing has such a name, or no head is of this layer.
@@ -216,7 +216,7 @@ class Names:
             layer_of = {}
             for name in self.selections:
                 if head_name(name):
-                    layer_of[name] = int(name.partition(":")[0])
+                    _, layer_of[name], _ = parts_of_head(name)
             layers = sorted(set(layer_of.values()))
             if layer not in layers:
                 raise InputError(f"select(layer={layer!r}): heads are of the layers {layers}.")

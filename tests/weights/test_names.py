@@ -10,7 +10,7 @@ from torch import nn
 
 import rllc
 from rllc.storage.files import save_arrays
-from rllc.weights.names import LONGEST_NAME, check_name
+from rllc.weights.names import LONGEST_NAME, Names, check_name
 
 BAD = ["", " a", "a\nb", "a\0b", "\x1b[31mred", "\ud800", "a" * 70_000, "a.npy", "a\u202eb"]
 DATA = torch.ones(8, 3)
@@ -50,3 +50,11 @@ def test_arrays_that_numpy_takes_for_one_are_refused(tmp_path) -> None:
     arrays = {"a": np.zeros(1), "a.npy": np.ones(1)}
     with pytest.raises(rllc.FileError, match=r"NumPy takes 'a' and 'a\.npy' for one"):
         save_arrays(tmp_path / "x.npz", arrays, {})
+
+
+def test_a_layer_is_that_of_each_tower() -> None:
+    """Encoder-decoder models have heads such as "decoder.1:0"."""
+    names = Names(("encoder.0:0", "encoder.1:3", "decoder.cross.1:0"), ("a", "a", "a"))
+    assert names.matching(layer=1) == [1, 2]
+    with pytest.raises(rllc.errors.InputError, match=r"heads are of the layers \[0, 1\]"):
+        names.matching(layer=2)
