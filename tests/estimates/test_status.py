@@ -368,7 +368,7 @@ def test_the_reading_is_unknown_where_the_noise_is_or_draws_are_few() -> None:
 
 @pytest.mark.slow
 def test_intervals_cover_the_long_run_value_of_a_trained_model(tmp_path: Path) -> None:
-    """100 repetitions, other noise and minibatches, of two chains on a head of a trained model."""
+    """60 repetitions, other noise and minibatches, of two chains on a head of a trained model."""
     shifts = torch.randint(4, (40, 1), generator=generator("rows"))
     rows = torch.arange(7).repeat(40, 1) + shifts
     kept = torch.rand(40, 7, generator=generator("noise")) < 0.9
@@ -395,10 +395,10 @@ def test_intervals_cover_the_long_run_value_of_a_trained_model(tmp_path: Path) -
         )
 
     long = np.array([estimate(32, 800, 1000 + seed).value[0] for seed in range(3)])
-    short = [estimate(2, 50, seed) for seed in range(100)]
+    short = [estimate(2, 50, seed) for seed in range(60)]
     assert long.std(ddof=1) / 3**0.5 < 0.2 * short[0].standard_error[0]
     covered = []
     for repetition in short:
         low, high = repetition.interval()[0]
         covered.append(low < long.mean() < high)
-    assert np.mean(covered) >= 0.84  # of 100 at 95 %: chance 1e-5
+    assert np.mean(covered) >= 0.82  # of 60 at 95 %: chance 2e-4
