@@ -373,6 +373,19 @@ class AttentionOnly(PreTrainedModel):
             return None
         return heads_that_moved(moved, last)
 
+    def num_last_heads(self, rows: Mapping[str, Tensor | None]) -> int:
+        """How many heads of the last block move in a run; 0 if anything else does.
+
+        Args:
+            rows: for each parameter that moves ``[run, row]``: in which rows; ``None``: in all.
+        """
+        last = self.config.n_layers - 1
+        of_heads = {f"blocks.{last}.attn.{tensor}" for tensor in HEAD_TENSORS}
+        if not of_heads.issuperset(rows):
+            return 0
+        heads_of_each = [self.config.n_heads if x is None else x.shape[1] for x in rows.values()]
+        return max(heads_of_each)
+
     def unmoved_heads(self, layer: int, rows: Tensor, at: Activations) -> tuple[Tensor, Tensor]:
         """Outputs and W_O of heads ``rows [run, head]`` as they are in the model.
 
