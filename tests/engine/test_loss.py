@@ -20,7 +20,7 @@ from rllc.engine.layout import center, groups
 from rllc.engine.linear_deltas import LinearDeltas
 from rllc.errors import InputError
 from rllc.losses.contract import Runs
-from rllc.models import AttentionOnly
+from rllc.models import AttentionOnly, AttentionOnlyConfig
 from rllc.testing import check_loss, unchanged
 from rllc.weights import refinement as refine
 
@@ -493,6 +493,22 @@ def test_losses_know_how_much_memory_a_run_takes() -> None:
     head, everything = (groups([w.masks(model)])[0] for w in (rllc.head("1:0"), rllc.everything()))
     for bound in (bind(model, None), bind(model, lambda m, b: rllc.next_token(m, b))):
         assert 0 < bound.memory(head, (4, 7)) < bound.memory(everything, (4, 7))
+
+
+def test_heads_of_the_last_block_take_less_memory() -> None:
+    """What they write is as wide as they are, and so is nearly all that is kept of them."""
+    config = AttentionOnlyConfig(n_layers=2, d_model=64, n_heads=8, d_head=8, n_ctx=32, d_vocab=20)
+    model = AttentionOnly(config)
+    one, embedding = rllc.head("1:0"), rllc.parameters("embed.W_E")
+    selections = [one, one | rllc.head("1:3"), rllc.head("0:0"), one | embedding]
+    moved = [groups([weights.masks(model)])[0] for weights in selections]
+    num_heads = []
+    for group in moved:
+        rows = {slot.name: slot.rows for slot in group.slots}
+        num_heads.append(model.num_last_heads(rows))
+    assert num_heads == [1, 2, 0, 0]
+    last, two, first, _ = (bind(model, None).memory(group, (8, 32)) for group in moved)
+    assert last < two < first / 3
 
 
 def test_a_tuple_of_inputs_reaches_the_loss_as_it_is() -> None:
