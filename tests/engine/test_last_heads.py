@@ -53,7 +53,7 @@ def test_losses_and_gradients_are_those_of_the_whole_way(
     monkeypatch.setattr(attention_only, "mean_and_each_of_heads", counted)
     near = sampled(choice, data)
     assert taken
-    monkeypatch.setattr(TokenLoss, "_few_columns", lambda *_: False)
+    monkeypatch.setattr(TokenLoss, "_is_narrow", lambda *_: False)
     taken.clear()
     far = sampled(choice, data)
     assert not taken
