@@ -179,11 +179,11 @@ class Folded:
         for name, has_rows in plan.unmoved.modules.items():
             forwards[name] = _replayed(name, kept[name], has_rows, runs)
         for name, change in changes.items():
-            map = plan.maps.maps[name]
+            linear_map = plan.maps.maps[name]
             shared = None
             if name in plan.unmoved.maps:
                 shared = kept[name][0]
-            forwards[name] = _moved(name, map, change, runs, shared, leading)
+            forwards[name] = _moved(name, linear_map, change, runs, shared, leading)
         return forwards
 
     def _own_losses(self, batch: Batch, runs: int) -> Tensor:
