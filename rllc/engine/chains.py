@@ -6,6 +6,7 @@ one chain of one refinement. What a run is given depends on its own refinement a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -321,13 +322,15 @@ class Chains:
         planned = [to(group, self.device) for group in groups(masks_of_rows)]
         passes: list[Pass] = []
         for group in planned:
-            size = runs_per_pass
-            if size is None:
-                memory = self.loss.memory(group, (sampling.batch_size, *data.shape))
-                size = runs_that_fit(memory, self.device)
             runs: list[tuple[int, int]] = []
             for member in range(len(group.members)):
                 runs += [(member, chain) for chain in range(sampling.num_chains)]
+            size = runs_per_pass
+            if size is None:
+                memory = self.loss.memory(group, (sampling.batch_size, *data.shape))
+                # Evenly: a small last pass would pay once more for what runs of a pass share.
+                num_passes = math.ceil(len(runs) / runs_that_fit(memory, self.device))
+                size = math.ceil(len(runs) / num_passes)
             centers = center(group, parameters)
             for start in range(0, len(runs), size):
                 runs_of_pass = runs[start : start + size]
