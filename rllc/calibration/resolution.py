@@ -211,8 +211,8 @@ def resolution(
 
     Returns:
         :class:`Resolution`, over nβ × refinements. Its table and figure mark where the prior alone
-        gives λ̂, so that there is nothing to be seen of the loss; :meth:`Resolution.judge` judges it
-        by other limits.
+        gives λ̂, so that there is nothing to be seen of the loss; :meth:`Resolution.judge` judges
+        it by other limits.
 
     Raises:
         InputError: ``n_betas`` is empty or not of positive numbers, ``sampler`` is none of these;

@@ -31,9 +31,9 @@ def singular_fluctuation(
     ν̂ = (nβ/2) · Σ_i w_i P_i Var(ℓ_i), for observations i whose mean loss is ℓ_i, of P_i tokens,
     and w_i their share of all tokens: half the functional variance times β, in the chains' own
     units, where each token's loss is its −log p. Rows are independent of each other, tokens of one
-    row are not; ``by="token"`` takes them as if they were, with P_i = 1. As λ̂ does, ν̂ tends to d/2
-    for a regular model that is true, at γ → 0. Sampled at an nβ that is the number of all tokens,
-    WAIC's penalty is 2ν̂ nats for all observations together.
+    row are not; ``by="token"`` takes them as if they were, with P_i = 1. As λ̂ does, ν̂ tends to
+    d/2 for a regular model that is true, at γ → 0. Sampled at an nβ that is the number of all
+    tokens, WAIC's penalty is 2ν̂ nats for all observations together.
 
     Args:
         draws: with ``observe={"rows": rllc.losses_on(rows)}``, on rows that stand for the data.
@@ -79,8 +79,8 @@ def waic(draws: Draws, rows: str = "rows", *, by: Literal["row", "token"] = "row
     the sum of their tokens' losses, and N tokens in all. It is of the local posterior
     p(v) ∝ exp(−nβ ℓ(v) − (γ/2)‖v − v*‖²), whose inverse temperature is nβ/N. W estimates the loss
     of the mixture E p(· | v) over its draws on new rows of the same law, to o(1/N), in singular
-    models too. The first term is that mixture's loss on these rows. The second, 2ν̂/N with the ν̂ of
-    :func:`singular_fluctuation`, is what it gains by having seen them.
+    models too. The first term is that mixture's loss on these rows. The second, 2ν̂/N with the ν̂
+    of :func:`singular_fluctuation`, is what it gains by having seen them.
 
     It is exact where losses are −log p, where ``rows`` are all rows that were sampled on, and in
     full batches of small steps. With rows kept as differences from w*, the default of
