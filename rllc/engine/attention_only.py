@@ -131,9 +131,10 @@ class TokenLoss:
             # What the heads write as logits, and its gradient.
             of_columns = 3 * columns * config.d_vocab
         if self._is_narrow(columns, positions):
-            # Activations are as wide as the heads, but for the hidden state. Measured for a head
-            # of the paper's model: 12 MB a run of 2 × 1024 tokens, of which this makes 15.
-            of_activations = positions * (4 * width + 12 * columns)
+            # Activations are as wide as the heads, for the hidden state is there for few positions
+            # at a time. Measured for a head of the paper's model: 4 MB a run of 2 × 1024 tokens,
+            # of which this makes 7.
+            of_activations = positions * 12 * columns
         return 4 * (of_activations + of_weights + of_columns)
 
     @property

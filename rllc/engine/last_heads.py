@@ -63,17 +63,16 @@ def mean_and_each_of_heads(
         residual = residual[target.kept]
         old_z = old_z[:, target.kept]
     unmoved = residual - torch.matmul(old_z, writes.old_W_O)
-    hidden = unmoved[writes.place] + torch.matmul(z, writes.W_O)
-    variance = hidden.var(2, correction=0)
-    scale = (variance + unembedding.eps).rsqrt()
     # Centring is linear: it is done once, to the unembedding.
     weighted = unembedding.w[:, None] * unembedding.W_U
     centred = weighted - weighted.mean(0)
     bias = unembedding.b @ unembedding.W_U + unembedding.b_U
     columns = writes.W_O @ centred
     old_columns = writes.old_W_O @ centred
-    shared = _Shared(residual, old_z, old_columns, writes.place, centred, bias)
-    mean, each = _HeadsLoss.apply(z, columns, scale, shared, target)
+    shared = _Shared(
+        residual, unmoved, old_z, old_columns, writes.place, centred, bias, unembedding.eps
+    )
+    mean, each = _HeadsLoss.apply(z, writes.W_O, columns, shared, target)
     if target.home is None:
         return mean, each.unflatten(1, target.shape)
     is_predicted = target.home >= 0
@@ -84,11 +83,13 @@ def mean_and_each_of_heads(
 
 class _Shared(NamedTuple):
     residual: Tensor
+    unmoved: Tensor
     old_z: Tensor
     old_columns: Tensor
     place: list[int]
     W: Tensor
     bias: Tensor
+    eps: float
 
 
 class _HeadsLoss(torch.autograd.Function):
@@ -96,21 +97,28 @@ class _HeadsLoss(torch.autograd.Function):
 
     Per position with outputs u of the heads and C = W_O·W: raw logits y = xW − u°C° + uC, logits
     s·y + b, e = softmax − target. Then ∂/∂u = s·eCᵀ, ∂/∂C = (s·u)ᵀe and ∂/∂s = e·y.
+
+    The scale is s = (Var h + eps)^−½ of the hidden state h = x − u°W_O° + uW_O, of d numbers. So
+    g = ∂/∂h = −s³/d · ∂/∂s · (h − mean h), which adds gW_Oᵀ to ∂/∂u and is ∂/∂W_O = uᵀg. The
+    hidden state of a chunk of positions is forgotten with its logits: that of all would be most
+    of a run's memory.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, columns: Tensor, scale: Tensor, shared: _Shared, target: Target
+        ctx: Any, z: Tensor, W_O: Tensor, columns: Tensor, shared: _Shared, target: Target
     ) -> tuple[Tensor, Tensor]:
         runs, count, _ = z.shape
+        width = W_O.shape[2]
         vocab = shared.W.shape[1]
         assert target.ids is not None
         each = z.new_empty(runs, count)
         wanted = any(ctx.needs_input_grad[:3])
         d_z = torch.empty_like(z)
-        d_scale = torch.empty_like(scale)
+        d_W_O = None
         d_columns = None
         if ctx.needs_input_grad[1]:
+            d_W_O = torch.zeros_like(W_O)
             d_columns = torch.zeros_like(columns)
         pieces = list(chunks(count, vocab, z.device))
         rooms = z.new_empty(4, pieces[0].stop, vocab)
@@ -125,7 +133,9 @@ class _HeadsLoss(torch.autograd.Function):
                 for run in _runs_at(place, shared.place):
                     C = columns[run]
                     u = z[run, rows]
-                    s = scale[run, rows, None]
+                    hidden = torch.addmm(shared.unmoved[place, rows], u, W_O[run])
+                    variance, mean = torch.var_mean(hidden, 1, correction=0, keepdim=True)
+                    s = (variance + shared.eps).rsqrt()
                     raw = torch.addmm(of_place, u, C, out=raw_room)
                     logits = torch.addcmul(shared.bias, raw, s, out=room)
                     at_target = logits.gather(1, id_column)
@@ -135,29 +145,29 @@ class _HeadsLoss(torch.autograd.Function):
                     each[run, rows] = (log_normaliser - at_target)[:, 0]
                     if not wanted:
                         continue
+                    expected = torch.linalg.vecdot(logits, raw)[:, None] / total
+                    d_s = expected - raw.gather(1, id_column)
+                    d_hidden = (hidden - mean) * (-d_s * s**3 / width)
                     back = (logits @ C.T).div_(total)
-                    d_z[run, rows] = s * (back - C.T[ids])
-                    expected = torch.linalg.vecdot(logits, raw) / total[:, 0]
-                    raw_at_target = raw.gather(1, id_column)[:, 0]
-                    d_scale[run, rows] = expected - raw_at_target
-                    if d_columns is not None:
+                    d_u = s * (back - C.T[ids])
+                    d_z[run, rows] = torch.addmm(d_u, d_hidden, W_O[run].T)
+                    if d_W_O is not None and d_columns is not None:
+                        d_W_O[run].addmm_(u.T, d_hidden)
                         scaled = u * s
                         d_columns[run].addmm_((scaled / total).T, logits)
                         d_columns[run].index_add_(1, ids, -scaled.T)
-        ctx.gradients = (d_z, d_columns, d_scale)
+        ctx.gradients = (d_z, d_W_O, d_columns)
         ctx.count = count
         ctx.mark_non_differentiable(each)
         return each.double().mean(1), each
 
     @staticmethod
     def backward(ctx: Any, d_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        weight = d_losses.float() / ctx.count
-        d_z, d_columns, d_scale = ctx.gradients
-        if d_columns is not None:
-            d_columns = d_columns * weight[:, None, None]
-        d_z = d_z * weight[:, None, None]
-        d_scale = d_scale * weight[:, None]
-        return d_z, d_columns, d_scale, None, None
+        weight = (d_losses.float() / ctx.count)[:, None, None]
+        of_inputs = []
+        for gradient in ctx.gradients:
+            of_inputs.append(None if gradient is None else gradient * weight)
+        return *of_inputs, None, None
 
 
 def _runs_at(place: int, places: list[int]) -> list[int]:
