@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ from rllc.engine import scene
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)  # tests work on small tensors, which two threads only slow down
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute on one thread again, whatever a test did.
+
+    Some libraries leave torch with more: tslearn's distances, by way of numba's threads. Two that
+    wait for each other while other processes compute make the next tests ten times slower.
+    """
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
