@@ -9,6 +9,7 @@ Figures are SVG inside the page. They need the extra ``plot``.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections import Counter
@@ -192,6 +193,8 @@ def _trajectories(trajectory: Trajectory) -> Iterator[str]:
         if place:
             yield "\n"
         yield from _trajectory_on(data, trajectory)
+        # matplotlib's figures hold each other, and Python seldom looks for what nobody else holds.
+        gc.collect()
 
 
 def _trajectory_on(data: str, trajectory: Trajectory) -> Iterator[str]:
