@@ -2,6 +2,9 @@
 
 Nothing is fetched, which the page itself forbids: it runs the one script whose hash it names. Every
 text is escaped here and nowhere else.
+
+What may hold images is given in pieces, one after the other. An image may have megabytes, of which
+each text around it would be another copy, of two bytes a character where there is a ``λ``.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -79,29 +82,19 @@ def page(
     title: str,
     summary: str,
     made: datetime,
-    sections: Mapping[str, str],
-    numbers: Mapping[str, Any] | None = None,
-) -> str:
-    """Return the page.
+    sections: Mapping[str, Iterable[str]],
+    scripts: Iterable[str] = (),
+) -> Iterator[str]:
+    """Return the page, in pieces.
 
     Args:
         title: its heading.
         summary: one paragraph below it.
         made: when, in UTC.
-        sections: headings and their HTML.
-        numbers: what the script draws; ``None`` is nothing.
+        sections: headings and the pieces of their HTML.
+        scripts: :func:`script`, where there is anything to draw.
     """
-    bodies = []
-    for heading, html in sections.items():
-        bodies.append(f'<section id="{anchor(heading)}"><h2>{heading}</h2>\n{html}\n</section>')
-    if numbers is not None:
-        # Within a script nothing is escaped but the end of it, which "<" begins.
-        text = json.dumps(numbers, ensure_ascii=False, separators=(",", ":"))
-        text = text.replace("<", "\\u003c")
-        bodies.append(f'<script type="application/json" id="numbers">{text}</script>')
-        bodies.append(f"<script>{SCRIPT}</script>")
-    body = "\n".join(bodies)
-    return f"""<!DOCTYPE html>
+    yield f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -114,10 +107,23 @@ def page(
 <h1>{escape(title)}</h1>
 <p>{escape(summary)}</p>
 <p class="note">Made at <time datetime="{made.isoformat()}">{made:%Y-%m-%d %H:%M:%S} UTC</time>.</p>
-{body}
-</body>
-</html>
 """
+    for heading, html in sections.items():
+        yield f'<section id="{anchor(heading)}"><h2>{heading}</h2>\n'
+        yield from html
+        yield "\n</section>\n"
+    yield from scripts
+    yield "</body>\n</html>\n"
+
+
+def script(numbers: Mapping[str, Any]) -> str:
+    """Return the script and what it draws."""
+    # Within a script nothing is escaped but the end of it, which "<" begins.
+    text = json.dumps(numbers, ensure_ascii=False, separators=(",", ":"))
+    text = text.replace("<", "\\u003c")
+    return (
+        f'<script type="application/json" id="numbers">{text}</script>\n<script>{SCRIPT}</script>\n'
+    )
 
 
 def anchor(heading: str) -> str:
@@ -206,17 +212,20 @@ def _cell(cell: object) -> str:
     return cell.html() if isinstance(cell, Link) else escape(str(cell))
 
 
-def figure(html: str, caption: str, **values: str) -> str:
+def figure(html: Iterable[str], caption: str, **values: str) -> Iterator[str]:
     """Return an image, or several as :func:`panels`, above a caption; ``values`` are attributes."""
-    return (
-        f"<figure{attributes(**values)}>{html}<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    yield f"<figure{attributes(**values)}>"
+    yield from html
+    yield f"<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def panels(items: Sequence[str]) -> str:
+def panels(items: Iterable[Iterable[str]]) -> Iterator[str]:
     """Return images or figures in one row, which wraps on a phone."""
-    inside = "\n".join(items)
-    return f'<div class="panels">\n{inside}\n</div>'
+    yield '<div class="panels">\n'
+    for item in items:
+        yield from item
+        yield "\n"
+    yield "</div>"
 
 
 def new_axes() -> Axes:
@@ -234,10 +243,11 @@ def new_axes() -> Axes:
     return Figure(figsize=(5.0, 3.5), layout="constrained").subplots()
 
 
-def image(axes: Axes, description: str) -> str:
+def image(axes: Axes, description: str) -> Iterator[str]:
     """Return the figure of some axes as an SVG within the page."""
     file = io.BytesIO()
     figure: Any = axes.figure
     figure.savefig(file, format="svg", metadata={"Date": None})
-    encoded = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{encoded}">'
+    yield f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,'
+    yield base64.b64encode(file.getvalue()).decode()
+    yield '">'

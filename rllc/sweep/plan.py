@@ -107,13 +107,14 @@ class Plan:
         for name in ("data", "weights", "versions"):
             check_fields(fields[name], dict.fromkeys(fields[name], "text"))
         cells = []
-        # Thousands of cells are of the same weights and chains, which are kept once.
+        # Thousands of cells are of the same step, data, weights and chains, which are kept once.
         once: dict[Any, Any] = {}
         for cell in fields.pop("cells"):
             _check_cell(cell, fields)
-            for name in ("weights", "chains"):
-                values = tuple(cell[name])
-                cell[name] = once.setdefault(values, values)
+            cell["weights"] = tuple(cell["weights"])
+            cell["chains"] = tuple(cell["chains"])
+            for name in ("step", "data", "weights", "chains"):
+                cell[name] = once.setdefault(cell[name], cell[name])
             cells.append(Cell(**cell))
         checkpoints = {}
         for step, where in fields.pop("checkpoints").items():

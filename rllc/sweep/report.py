@@ -9,10 +9,11 @@ Figures are SVG inside the page. They need the extra ``plot``.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,7 @@ from rllc.sweep.page import (
     note,
     page,
     panels,
+    script,
     table,
 )
 from rllc.sweep.plan import Plan
@@ -104,34 +106,37 @@ def report(
             f"rllc.track(…, store=folder) wrote."
         )
     sweep = Sweep.of(store, plans, plans)
-    text = _page(sweep, sweep.trajectory(limits), plans, num_traces)
+    pieces = _page(sweep, sweep.trajectory(limits), plans, num_traces)
     target = Path(folder, "report.html") if path is None else Path(path)
     try:
-        return write_atomically(target, lambda temporary: _write(temporary, text))
+        return write_atomically(target, lambda temporary: _write(temporary, pieces))
     except OSError as error:
         raise FileError(
             f"report: writing {target} failed ({error}); give another file as `path`."
         ) from error
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="replace")
+def _write(path: Path, pieces: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", errors="replace") as file:
+        file.writelines(pieces)
 
 
-def _page(sweep: Sweep, trajectory: Trajectory, plans: Sequence[Plan], num_traces: int) -> str:
-    sections = {
+def _page(
+    sweep: Sweep, trajectory: Trajectory, plans: Sequence[Plan], num_traces: int
+) -> Iterator[str]:
+    sections: dict[str, Iterable[str]] = {
         "Over training": _trajectories(trajectory),
-        _ONE: _one(trajectory),
-        "Statuses": _statuses(trajectory),
-        "Failed": _failed(sweep),
-        "Missing": _missing(sweep),
+        _ONE: [_one(trajectory)],
+        "Statuses": [_statuses(trajectory)],
+        "Failed": [_failed(sweep)],
+        "Missing": [_missing(sweep)],
         "Traces of the worst R-hat": _traces(sweep, trajectory, num_traces),
         _WRONG: _not_ok(trajectory),
-        "Settings and versions": _settings(sweep, plans),
+        "Settings and versions": [_settings(sweep, plans)],
     }
     title = f"{sweep.store.root.name}: refined LLCs over training"
-    numbers = _numbers(trajectory) if np.isfinite(trajectory.value).any() else None
-    return page(title, _summary(sweep, trajectory), datetime.now(UTC), sections, numbers)
+    summary = _summary(sweep, trajectory)
+    return page(title, summary, datetime.now(UTC), sections, _script(trajectory))
 
 
 def title_of(kind: Kind) -> str:
@@ -183,27 +188,33 @@ def _last_finished(sweep: Sweep) -> str:
 # Figures.
 
 
-def _trajectories(trajectory: Trajectory) -> str:
-    shown = []
-    for data in trajectory.names.data_sets:
-        columns = trajectory.names.select(data=data)
-        if not np.isfinite(trajectory.value[:, columns]).any():
-            shown.append(note(f"On {data} there is no estimate yet."))
-            continue
-        layers = {layer_of(trajectory.weights[column]) for column in columns}
-        panel_axes = [new_axes() for _ in layers]
-        plot_trajectory(trajectory, data, ax=panel_axes)
-        # Each panel is a picture of its own, so that they wrap on a phone; the scale is one.
-        bottoms, tops = np.transpose([axes.get_ylim() for axes in panel_axes])
-        images = []
-        for axes in panel_axes:
-            axes.set_ylim(bottoms.min(), tops.max())
-            axes.set_ylabel(panel_axes[0].get_ylabel())
-            images.append(image(axes, f"λ̂ over training on {data}, {axes.get_title()}"))
-        caption = f"λ̂ on {data} with its 95 % band. "
-        caption += "Hollow points are not ok; crosses diverged, failed or are missing."
-        shown.append(figure(panels(images), caption))
-    return "\n".join(shown)
+def _trajectories(trajectory: Trajectory) -> Iterator[str]:
+    for place, data in enumerate(trajectory.names.data_sets):
+        if place:
+            yield "\n"
+        yield from _trajectory_on(data, trajectory)
+        # matplotlib's figures hold each other, and Python seldom looks for what nobody else holds.
+        gc.collect()
+
+
+def _trajectory_on(data: str, trajectory: Trajectory) -> Iterator[str]:
+    columns = trajectory.names.select(data=data)
+    if not np.isfinite(trajectory.value[:, columns]).any():
+        yield note(f"On {data} there is no estimate yet.")
+        return
+    layers = {layer_of(trajectory.weights[column]) for column in columns}
+    panel_axes = [new_axes() for _ in layers]
+    plot_trajectory(trajectory, data, ax=panel_axes)
+    # Each panel is a picture of its own, so that they wrap on a phone; the scale is one.
+    bottoms, tops = np.transpose([axes.get_ylim() for axes in panel_axes])
+    images = []
+    for axes in panel_axes:
+        axes.set_ylim(bottoms.min(), tops.max())
+        axes.set_ylabel(panel_axes[0].get_ylabel())
+        images.append(image(axes, f"λ̂ over training on {data}, {axes.get_title()}"))
+    caption = f"λ̂ on {data} with its 95 % band. "
+    caption += "Hollow points are not ok; crosses diverged, failed or are missing."
+    yield from figure(panels(images), caption)
 
 
 def _one(trajectory: Trajectory) -> str:
@@ -222,6 +233,11 @@ def _one(trajectory: Trajectory) -> str:
     ]
     without_script = "A browser that runs scripts draws here the curve that one picks."
     return curve(len(trajectory), choosers, without_script)
+
+
+def _script(trajectory: Trajectory) -> Iterator[str]:
+    if np.isfinite(trajectory.value).any():
+        yield script(_numbers(trajectory))
 
 
 def _numbers(trajectory: Trajectory) -> dict[str, Any]:
@@ -256,27 +272,34 @@ def _in_short(numbers: np.ndarray, digits: int = 4) -> list[float | None]:
     return shown
 
 
-def _traces(sweep: Sweep, trajectory: Trajectory, num_traces: int) -> str:
+def _traces(sweep: Sweep, trajectory: Trajectory, num_traces: int) -> Iterator[str]:
     rhat = trajectory.rhat
     cells = np.argwhere(~np.isnan(rhat))
     if not len(cells):
-        return note("There is no R-hat yet.")
+        yield note("There is no R-hat yet.")
+        return
     if not num_traces:
-        return note("None were asked for.")
+        yield note("None were asked for.")
+        return
     worst_first = np.argsort(-rhat[tuple(cells.T)], kind="stable")
-    shown = []
-    for row, column in cells[worst_first][:num_traces]:
+    healthy = "A healthy trace rises from 0, levels off, has no spikes, and its chains agree."
+    yield f"{note(healthy)}\n"
+    yield from panels(_traces_of(sweep, trajectory, cells[worst_first][:num_traces]))
+
+
+def _traces_of(sweep: Sweep, trajectory: Trajectory, cells: np.ndarray) -> Iterator[Iterator[str]]:
+    """Return the traces of some estimates, given by their rows and columns."""
+    for row, column in cells:
         step = trajectory.steps[row]
         weights, data = trajectory.weights[column], trajectory.data[column]
         draws = sweep.read(sweep.finished[step, weights, data], [weights])
         status = status_of(trajectory.faults[row][column])
-        caption = f"Step {step}, {weights} on {data}: R-hat {rhat[row, column]:.3f}; {status}."
+        rhat = trajectory.rhat[row, column]
+        caption = f"Step {step}, {weights} on {data}: R-hat {rhat:.3f}; {status}."
         axes = plot_traces(draws, ax=new_axes())
         trace = image(axes, f"Trace of {weights} on {data} at step {step}")
         of_trace = {"data_head": weights, "data_data": data, "data_step": str(step)}
-        shown.append(figure(trace, caption, **of_trace))
-    healthy = "A healthy trace rises from 0, levels off, has no spikes, and its chains agree."
-    return f"{note(healthy)}\n{panels(shown)}"
+        yield figure(trace, caption, **of_trace)
 
 
 # Words.
@@ -331,7 +354,7 @@ def _absent(reasons: Mapping[Key, str]) -> str:
     return table(rows, ("steps", "weights", "data", "reason"))
 
 
-def _not_ok(trajectory: Trajectory) -> str:
+def _not_ok(trajectory: Trajectory) -> Iterator[str]:
     """Return a table of all that is neither ok nor listed in another section."""
     rows: list[tuple[object, ...]] = []
     kinds = []
@@ -351,13 +374,14 @@ def _not_ok(trajectory: Trajectory) -> str:
             rows.append((at, weights, data, *numbers, status_of(faults)))
             kinds.append(" ".join(dict.fromkeys(fault.kind for fault in faults)))
     if not rows:
-        return note("All that are finished are ok.")
+        yield note("All that are finished are ok.")
+        return
     header = ("step", "weights", "data", "λ̂", "± se", "R-hat", "status")
-    html = f'<p class="note" id="shown"></p>\n{table(rows, header, kinds)}'
+    yield '<p class="note" id="shown"></p>\n'
+    yield table(rows, header, kinds)
     if num_not_ok > len(rows):
         rest = f"{num_not_ok - len(rows):,} more are not ok; all are rows of "
-        html += note(f"{rest}rllc.Sweep.open(folder).trajectory().to_dataframe().")
-    return html
+        yield note(f"{rest}rllc.Sweep.open(folder).trajectory().to_dataframe().")
 
 
 def _settings(sweep: Sweep, plans: Sequence[Plan]) -> str:

@@ -628,14 +628,14 @@ def test_a_large_page_is_small_and_quick(tmp_path) -> None:
     assert trajectory.value.shape == (107, 48)
     sections = {
         "Over training": MODULE._trajectories(trajectory),
-        "One curve": MODULE._one(trajectory),
-        "Statuses": MODULE._statuses(trajectory),
+        "One curve": [MODULE._one(trajectory)],
+        "Statuses": [MODULE._statuses(trajectory)],
         "Every estimate that is not ok": MODULE._not_ok(trajectory),
     }
-    numbers = MODULE._numbers(trajectory)
     path = tmp_path / "large.html"
     now = datetime.now(UTC)
-    path.write_text(MODULE.page("large", "made up", now, sections, numbers), encoding="utf-8")
+    pieces = MODULE.page("large", "made up", now, sections, MODULE._script(trajectory))
+    path.write_text("".join(pieces), encoding="utf-8")
     assert path.stat().st_size < 6e6
     actions = "seen.milliseconds = performance.now(); seen.said = said.textContent"
     seen = driven(path, actions, tmp_path)
