@@ -257,9 +257,10 @@ def _sums_of_patterns(patterns: list[Tensor], rows: Tensor) -> np.ndarray:
 def _query_counts(rows: Tensor) -> np.ndarray:
     """The queries that count towards each score, ``[score, batch]``."""
     batch, pos = rows.shape
-    matched = _what_followed(rows, 0, pos).any(-1).sum(-1).cpu().numpy()
+    has_match = _what_followed(rows, 0, pos).any(-1)
+    num_matched = has_match.sum(-1).cpu().numpy()
     all_but_first = np.full(batch, pos - 1)
-    return np.stack([all_but_first, all_but_first, matched])
+    return np.stack([all_but_first, all_but_first, num_matched])
 
 
 def _what_followed(

@@ -110,7 +110,9 @@ def plot_against(
 
 def _said(estimate: Estimate, wrong: np.ndarray) -> list[str]:
     """The small print of dots."""
-    hollow = f"hollow: not ok ({wrong.sum()} of {len(wrong)})" if wrong.any() else ""
+    hollow = ""
+    if wrong.any():
+        hollow = f"hollow: not ok ({wrong.sum()} of {len(wrong)})"
     return [sampled(estimate.settings), hollow]
 
 
@@ -164,7 +166,7 @@ def plot_data_pair(
     ax.set_xlabel(rf"$\hat\lambda$ on {plain(x)} (95 % interval)")
     ax.set_ylabel(rf"$\hat\lambda$ on {plain(y)} (95 % interval)")
     faults = [faults_of_rows(estimate, of_axis.tolist()) for of_axis in rows]
-    wrong = np.array([bool(one or other) for one, other in zip(*faults, strict=True)])
+    wrong = np.array([bool(on_x or on_y) for on_x, on_y in zip(*faults, strict=True)])
     if is_new:
         small_print(ax, _said(estimate, wrong))
     grouped = groups_by_name("plot_data_pair", names, groups)

@@ -381,6 +381,35 @@ def layer_of(weights: str) -> str:
     return f"{tower} layer {layer}".strip()
 
 
+def rise_from_0(steps: np.ndarray) -> bool:
+    """Whether steps rise, the first being 0 or more.
+
+    >>> rise_from_0(np.array([0, 1, 10])), rise_from_0(np.array([1, 1]))
+    (True, False)
+    """
+    if len(steps) and steps[0] < 0:
+        return False
+    return not (np.diff(steps) <= 0).any()
+
+
+def with_roles(names: Sequence[str], roles: Mapping[str, str]) -> list[str]:
+    """Return each name with its role behind it, where it has one.
+
+    >>> with_roles(["1:6", "1:7"], {"1:6": "induction"})
+    ['1:6 induction', '1:7']
+    """
+    return [f"{name} {roles.get(name, '')}".strip() for name in names]
+
+
+def starts(groups: Sequence[object]) -> list[int]:
+    """Return the places at which a list goes on to another group.
+
+    >>> starts(["a", "a", "b", "c"])
+    [2, 3]
+    """
+    return [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]
+
+
 def plain(name: str) -> str:
     """Return a user's name as text: its dollar signs do not begin formulas."""
     return name.replace("$", r"\$")
