@@ -497,7 +497,8 @@ def _project(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
         y = y.view(r, batch, pos, heads, d_head)
     elif r == 1:
         # One product, because the inputs are shared.
-        y = x.reshape(-1, d_model) @ flat.transpose(0, 1).reshape(d_model, -1)
+        side_by_side = flat.transpose(0, 1).reshape(d_model, -1)
+        y = x.reshape(-1, d_model) @ side_by_side
         y = y.view(batch, pos, s, heads, d_head)
         y = y.permute(2, 0, 1, 3, 4)
     else:

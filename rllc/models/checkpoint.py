@@ -105,7 +105,8 @@ class Checkpoint:
             return Path(self.source)
         place = hub.place_of(self.source, self.cache_dir, self.token)
         if self.file is not None and self._is_state_dict:
-            path = place.fetch(self.revision, [self.file, *self._configs()]) / self.file
+            folder = place.fetch(self.revision, [self.file, *self._configs()])
+            path = folder / self.file
         else:
             path = self._fetch_folder(place)
         if not path.exists():

@@ -231,7 +231,8 @@ def place_of(
         return Hub(source, cache_dir, token)
     hint = ""
     if path.parent.is_dir():
-        hint = f" In {path.parent}: {nearest(path.name, _names_in(path.parent))}"
+        advice = nearest(path.name, _names_in(path.parent))
+        hint = f" In {path.parent}: {advice}"
     raise FileError(f"loading {source}: there is no such file or folder.{hint}")
 
 
@@ -245,5 +246,8 @@ def _beside(source: str) -> str:
     if not path.parent.is_dir():
         return f" (there is no folder {str(path.parent)!r} in {Path.cwd()})"
     similar = difflib.get_close_matches(path.name, _names_in(path.parent), n=1)
-    hint = f"; did you mean {(path.parent / similar[0]).as_posix()!r}?" if similar else ""
+    hint = ""
+    if similar:
+        suggestion = path.parent / similar[0]
+        hint = f"; did you mean {suggestion.as_posix()!r}?"
     return f" (in {Path.cwd()}{hint})"
