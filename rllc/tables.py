@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from rllc.weights.names import Names
 
 MOST_ROWS = 50
@@ -267,6 +269,13 @@ def not_ok(statuses: Sequence[str], column: int) -> list[tuple[int, int]]:
         if status != "ok":
             cells.append((row, column))
     return cells
+
+
+def with_columns_first(frame: pd.DataFrame, columns: Mapping[str, Any]) -> pd.DataFrame:
+    """Return a data frame with these columns in front of its own."""
+    frame = frame.assign(**columns)
+    other_columns = frame.columns.drop(list(columns))
+    return frame[[*columns, *other_columns]]
 
 
 def duration(seconds: float) -> str:

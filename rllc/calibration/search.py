@@ -144,7 +144,9 @@ class Axis:
         """Return the i-th value; ``None`` beyond the ends of a list."""
         if self.values is None:
             decade, half = divmod(i, 2)
-            return float(f"{self.start * (1, 3)[half] * 10.0**decade:.9g}")
+            factor = 3 if half else 1
+            # Nine digits, so that 0.3 is not 0.30000000000000004.
+            return float(f"{self.start * factor * 10.0**decade:.9g}")
         return self.values[i] if 0 <= i < len(self.values) else None
 
     def nearest(self, value: float) -> int:
@@ -154,7 +156,12 @@ class Axis:
             candidates = range(middle - 1, middle + 2)
         else:
             candidates = range(len(self.values))
-        return min(candidates, key=lambda i: _distance(max(self[i] or 0.0, 1e-30) / value))
+
+        def distance(i: int) -> float:
+            positive = max(self[i] or 0.0, 1e-30)
+            return _distance(positive / value)
+
+        return min(candidates, key=distance)
 
 
 def axes_of(grid: Mapping[str, float | Sequence[float]]) -> tuple[Axis, ...]:
@@ -174,8 +181,9 @@ def axes_of(grid: Mapping[str, float | Sequence[float]]) -> tuple[Axis, ...]:
             )
     listed = {}
     for name in Setting._fields:
-        given = grid.get(name)
-        listed[name] = isinstance(given, Sequence | np.ndarray) and not isinstance(given, bytes)
+        values_of_name = grid.get(name)
+        is_list = isinstance(values_of_name, Sequence | np.ndarray)
+        listed[name] = is_list and not isinstance(values_of_name, bytes)
     axes = []
     for name in Setting._fields:
         start = getattr(START, name)
@@ -342,7 +350,8 @@ def rank(estimate: Estimate) -> tuple[bool, float]:
     """
     error = float(np.nan_to_num(relative_error(estimate)).max())
     lr = estimate.settings["lr"]
-    return any(estimate.faults), error + max(excess(faults, lr) for faults in estimate.faults)
+    farthest = max(excess(faults, lr) for faults in estimate.faults)
+    return any(estimate.faults), error + farthest
 
 
 def relative_error(estimate: Estimate) -> np.ndarray:

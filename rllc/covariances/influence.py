@@ -182,9 +182,10 @@ class LossKernel(Covariances):
         """
         if not one_of(by, ("row", "token")):
             raise InputError(f"LossKernel.of: `by` must be 'row' or 'token', got {by!r}.")
-        others = rows if queries is None else queries
-        kept_moments = [name for name in (rows, others) if moments_only(draws, name)]
-        if kept_moments and rows != others:
+        if queries is None:
+            queries = rows
+        kept_moments = [name for name in (rows, queries) if moments_only(draws, name)]
+        if kept_moments and rows != queries:
             raise InputError(
                 f"LossKernel.of: of {kept_moments[0]!r} only moments were kept, so its covariance "
                 f"with other rows is not known; observe both as one data set with "
@@ -193,7 +194,7 @@ class LossKernel(Covariances):
         if kept_moments:
             kernels = _of_moments(draws, rows, by, correlation)
         else:
-            kernels = _of_draws(draws, (rows, others), by, correlation)
+            kernels = _of_draws(draws, (rows, queries), by, correlation)
         return cls(
             **stacked(list(kernels))._asdict(),
             faults=faults_of_chains(draws),
@@ -246,8 +247,8 @@ def _kernel(first: FixedRows, second: FixedRows, by: By, correlation: bool) -> C
             terms = _of_correlation(terms, row, queries)
         mean = first.mean_of_draws(terms)
         within = within_chains(row, queries, first.relaxation)
-        apart = agreement(row, queries, first.relaxation)
-        of_rows.append(Covariance(*mean, within, apart))
+        p_value = agreement(row, queries, first.relaxation)
+        of_rows.append(Covariance(*mean, within, p_value))
     return stacked(of_rows)
 
 
@@ -279,6 +280,7 @@ def _of_moments(draws: Draws, name: str, by: By, correlation: bool) -> Iterator[
         )
     for i, length in enumerate(draws.lengths):
         mean = draws.observed[name][i].astype(np.float64)
+        # Observed covariances are sums over one less than the number of draws; here over all.
         covariance = draws.observed[f"{name}.covariance"][i] * (length - 1) / length
         diverged = draws.diverged[i] >= 0
         mean[diverged] = np.nan

@@ -252,10 +252,12 @@ class Estimate(OfRefinements):
         return replace(self, faults=tuple(judged))
 
     def _judge(self, i: int, limits: Limits) -> tuple[Fault, ...]:
-        row = {name: float(getattr(self, name)[i]) for name in ARRAYS if name != "per_chain"}
-        row |= {name: float(array[i]) for name, array in self._diagnostics.items()}
-        row["imprecision"] = float(self._imprecision[i])
-        row |= {f"{name}_part": float(array[i]) for name, array in self.error_parts.items()}
+        arrays = {name: getattr(self, name) for name in ARRAYS if name != "per_chain"}
+        arrays |= self._diagnostics
+        arrays["imprecision"] = self._imprecision
+        for name, part in self.error_parts.items():
+            arrays[f"{name}_part"] = part
+        row = {name: float(array[i]) for name, array in arrays.items()}
         return faults_of(row, self.settings, limits)
 
     @cached_property
@@ -443,7 +445,8 @@ class Estimate(OfRefinements):
         if self.llc is not None:
             arrays["draws"] = ((axis, "chain", "draw"), self.llc)
         coordinates = {"weights": (axis, list(self.weights)), "data": (axis, list(self.data))}
-        return xr.Dataset(arrays, coordinates, {"settings": json.dumps(dict(self.settings))})
+        settings = json.dumps(dict(self.settings))
+        return xr.Dataset(arrays, coordinates, {"settings": settings})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Estimate) and same(self, other)

@@ -6,7 +6,7 @@ A loss is a function of a module and a batch. :func:`rllc.engine.bind.bind` make
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -119,6 +119,16 @@ def mean_of(losses: Tensor, counted: Tensor | None) -> Tensor:
     return flat.mean(1)
 
 
+def listed_rows(rows: Sequence[int], most: int) -> str:
+    """Return the first row numbers of a list, as a text for messages.
+
+    >>> listed_rows([3, 5, 8], most=2)
+    '3, 5, …'
+    """
+    listed = ", ".join(str(row) for row in rows[:most])
+    return f"{listed}, …" if len(rows) > most else listed
+
+
 def check_rows_counted(counted: Tensor) -> None:
     """Refuse rows of a minibatch in which nothing counts.
 
@@ -129,10 +139,9 @@ def check_rows_counted(counted: Tensor) -> None:
     if not bool(empty.any()):
         return
     rows = empty.nonzero()[:, 0].tolist()
-    shown = ", ".join(map(str, rows[:4])) + (", …" if len(rows) > 4 else "")
     raise InputError(
         f"the loss has nothing to predict in {len(rows)} of the {len(counted)} rows of a minibatch "
-        f"(its rows {shown}), or is NaN there; leave such rows out of the data."
+        f"(its rows {listed_rows(rows, 4)}), or is NaN there; leave such rows out of the data."
     )
 
 

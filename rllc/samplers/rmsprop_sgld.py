@@ -116,7 +116,8 @@ class _Step:
         weight = (1 - self.alpha) * learning[:, None]
         square = torch.lerp(state.square, loss_gradient.square_(), weight)
         fed = state.fed + learning
-        corrected = square / -torch.expm1(fed * math.log(self.alpha))[:, None]  # v̂ = s/(1 − α^t)
+        total_weight = -torch.expm1(fed * math.log(self.alpha))  # 1 − α^t
+        corrected = square / total_weight[:, None]  # v̂
         scale = corrected.sqrt_().add_(self.eps).reciprocal_()  # G
         drift = self.prior.gradient(state.position, state.center).add_(gradient).mul_(scale)
         moved = torch.add(state.position, drift, alpha=-self.lr / 2)

@@ -234,7 +234,8 @@ def _check_alike(arrays: Mapping[str, np.ndarray], lengths: Sequence[int]) -> No
     shape = arrays["loss"].shape
     if arrays["baseline"].shape != shape or arrays["diverged"].shape != shape[:2]:
         raise ValueError("loss, baseline and diverged are of different shapes")
-    if len(lengths) != shape[0] or not all(0 <= int(length) <= shape[2] for length in lengths):
+    is_one_each = len(lengths) == shape[0]
+    if not is_one_each or not all(0 <= int(length) <= shape[2] for length in lengths):
         raise ValueError(f"lengths is not {shape[0]} numbers of draws")
     for name, array in arrays.items():
         if name.startswith("observed."):

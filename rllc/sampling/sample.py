@@ -522,7 +522,10 @@ def _parameters(
         for name, block in moved.items():
             parts.setdefault(name, []).append(stack(block, parameters[name]))
     order = torch.cat(chains).argsort()
-    return {name: torch.cat(stacked)[order].detach() for name, stacked in parts.items()}
+    values = {}
+    for name, parts_of_passes in parts.items():
+        values[name] = torch.cat(parts_of_passes)[order].detach()
+    return values
 
 
 def _positions(positions: list[tuple[Pass, Tensor]], num_chains: int, refinement: int) -> Tensor:

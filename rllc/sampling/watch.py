@@ -157,8 +157,10 @@ class Watch:
             self.failure = error
             return
         if name in self.yours and values.is_floating_point():
-            broken = ~alive.reshape(-1, *[1] * (values.dim() - 1))
-            values = values.masked_fill(broken, torch.nan)  # no number of a chain that diverged
+            # A chain that diverged has no number.
+            other_axes = [1] * (values.dim() - 1)
+            has_diverged = ~alive.reshape(-1, *other_axes)
+            values = values.masked_fill(has_diverged, torch.nan)
         page.put(name, values, p.refinement, p.chain)
 
     def keep(self, observed: Mapping[str, Tensor]) -> None:
