@@ -117,7 +117,8 @@ def kind_of(value: object) -> str:
     """
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if value is None or (isinstance(value, int | float | str | bytes) and len(repr(value)) < 60):
+    is_plain = value is None or isinstance(value, int | float | str | bytes)
+    if is_plain and len(repr(value)) < 60:
         return repr(value)
     kind = type(value).__name__
     shape = getattr(value, "shape", None)

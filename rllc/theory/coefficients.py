@@ -220,9 +220,8 @@ def _reduced_rank_regression(M: int, N: int, H: int, r: int) -> LearningCoeffici
     if H + r > M + N:
         value = M * N / 2
         return LearningCoefficient(value, 1)
-    squares = (H + r) ** 2 + M**2 + N**2
-    products = 2 * (H + r) * (M + N) + 2 * M * N
-    s = products - squares
+    s = 2 * (H + r) * (M + N) + 2 * M * N
+    s -= (H + r) ** 2 + M**2 + N**2
     parity = (M + H + N + r) % 2
     return LearningCoefficient((s + parity) / 8, 1 + parity)
 

@@ -344,11 +344,12 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _warn_of_changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], path: Path, step: int
+    previous: Mapping[str, Any], now: Mapping[str, Any], path: Path, step: int
 ) -> None:
-    changes = [
-        f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]
-    ]
+    changes = []
+    for name, value in now.items():
+        if previous.get(name) != value:
+            changes.append(f"{name} {previous.get(name)} -> {value}")
     if changes:
         warnings.warn(
             f"training: going on with {path} from step {step} with {', '.join(changes)}; the "

@@ -62,7 +62,8 @@ def digest(state: Any) -> str:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            numbers = value.detach().cpu().contiguous().flatten()
+            sha.update(numbers.view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
             for key, item in value.items():
                 sha.update(repr(key).encode())
