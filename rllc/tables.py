@@ -18,7 +18,7 @@ MOST_ROWS = 50
 """Longer tables are cut. 16 heads on three data sets are shown whole."""
 
 _FIRST_ROWS, _LAST_ROWS = 40, 4
-"""What is shown of a table that is cut."""
+"""The rows that a cut table shows."""
 
 _MOST_DECIMALS = 6
 """Numbers whose error needs more are written with an exponent."""
@@ -26,7 +26,7 @@ _MOST_DECIMALS = 6
 _FIGURE_SPACE = "\u2007"
 
 UNKNOWN = "–"
-"""What stands for a number that is not known."""
+"""The text in place of a number that is not known."""
 
 _WRONG = "color:#c4450c;font-weight:600"
 """Readable on white and on black, and for the colour-blind; words say the same."""

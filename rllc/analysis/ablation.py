@@ -58,7 +58,7 @@ class Effect(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablation(AsTable):
-    """What each ablation costs. ``ablation["1:6"]`` is an :class:`Effect`.
+    """The cost of each ablation. ``ablation["1:6"]`` is an :class:`Effect`.
 
     Args:
         delta: ``[ablation]``, nats per token: mean loss with the heads ablated less that of the
@@ -207,7 +207,7 @@ def ablate(
 
 
 def _effects(loss: np.ndarray, chosen: Sequence[Weights], method: Method, data: str) -> Ablation:
-    """What each ablation costs, from the losses ``[1 + ablation, row, pos − 1]``, intact first."""
+    """The cost of each ablation, from the losses ``[1 + ablation, row, pos − 1]``, intact first."""
     effects = loss[1:] - loss[:1]
     delta, error = mean_over_tokens(effects)
     return Ablation(
@@ -325,7 +325,7 @@ def _source(
 
 
 def _means(subject: Hooked, source: Tensor, method: Method) -> list[Tensor]:
-    """What takes the place of z, for each attention: ``[1, 1 or pos, head, d_head]``."""
+    """The values that replace z, for each attention: ``[1, 1 or pos, head, d_head]``."""
     device = source.device
     if method in ("zero", "resample"):
         zeros = []
@@ -358,7 +358,7 @@ def replacement(
     seed: int,
     caller: str,
 ) -> Values:
-    """What takes the place of the outputs of ablated heads on ``rows [row, pos]``.
+    """The values that replace the outputs of ablated heads on ``rows [row, pos]``.
 
     The arguments are those of :func:`ablate`.
 

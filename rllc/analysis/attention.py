@@ -243,7 +243,7 @@ def _attention_sums(model: AttentionOnly, rows: Tensor) -> np.ndarray:
 
 
 def _sums_of_patterns(patterns: list[Tensor], rows: Tensor) -> np.ndarray:
-    """The same, from whole patterns ``[batch, head, query, key]``, one a layer."""
+    """The same sums, from whole patterns ``[batch, head, query, key]``, one a layer."""
     followed = _what_followed(rows, 0, rows.shape[1])
     layers = []
     for attention in patterns:

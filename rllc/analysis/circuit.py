@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from rllc.models import AttentionOnly
 
 Kind = tuple[object, ...]
-"""What a path is like: the layers it leads between, and the input it leads into."""
+"""The kind of a path: the layers that it leads between, and the input that it leads into."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CircuitCost(AsTable):
-    """What ablating a circuit costs on each choice of tokens.
+    """The cost of ablating a circuit, on each choice of tokens.
 
     ``set`` 0 is the circuit, the others are random sets.
 

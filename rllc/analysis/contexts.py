@@ -40,7 +40,7 @@ _PRINTED = 10
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as mattering, as attending and as recurring.
+    """The thresholds from which a token matters, a head attends, and a multigram recurs.
 
     The paper states no thresholds; these are ours.
 

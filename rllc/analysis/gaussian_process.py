@@ -24,11 +24,11 @@ _STEPS_FIRST = 10 * _STEPS_BETWEEN
 """Metropolis steps before the first process is kept."""
 
 _STEP_SIZES = (0.4, 0.2, 0.2)
-"""Of Metropolis steps, in the logarithms of amplitude, length scale and noise."""
+"""Sizes of Metropolis steps in the logarithms of amplitude, length scale and noise."""
 
 
 class Values(NamedTuple):
-    """What is smoothed: values at places, with what is known of their noise."""
+    """Values to smooth, at places, with the known part of their noise."""
 
     x: np.ndarray
     """``[value]``, rising."""

@@ -30,7 +30,7 @@ def changes_of(
     kl: bool,
     batch_size: int | None,
 ) -> np.ndarray:
-    """What each path alone changes, ``[path, row, pos − 1]``: the loss, or the prediction (KL).
+    """The effect of each path alone, ``[path, row, pos − 1]``, on the loss or the prediction (KL).
 
     A path carries the sender's term of the residual stream as it is on the corrupted row. A head
     that shares its key with others reads the changed key alone; the others read the clean one.

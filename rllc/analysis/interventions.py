@@ -28,7 +28,7 @@ _LOGITS = {"cpu": 640_000, "cuda": 256_000_000}
 """Logits that are held at once: those that fit into a CPU's cache; 1 GB on a GPU."""
 
 Values = Callable[[Tensor, "Activations"], Sequence[Tensor]]
-"""What heads pass on instead of their own output.
+"""The values that heads pass on instead of their own output.
 
 ``values(index, activations)`` is for the rows ``index``, on which the model's own activations are
 given. It returns one tensor ``[batch or 1, head, pos or 1, d_head]`` a layer.

@@ -1,4 +1,4 @@
-"""What explains a token in context: induction, a bracket that closes, or a recurring multigram."""
+"""The explanation of a token in context: induction, a closing bracket, or a recurring multigram."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rllc.analysis.multigrams import Context, Pattern, find_multigrams
 from rllc.seeds import generator
 
 KINDS = ("induction", "dyck", "n-gram", "skip n-gram", "other")
-"""What a token in context can be; the first kind that fits counts."""
+"""The kinds of tokens in context; the first kind that fits counts."""
 
 _DEALS = 8
 """Times that targets are dealt at random; shares by chance are then known to about 0.01."""

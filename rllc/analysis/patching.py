@@ -188,7 +188,7 @@ def _changes(
     kl: bool,
     batch_size: int | None,
 ) -> np.ndarray:
-    """What each path alone changes, ``[path, row, pos − 1]``, many in a pass."""
+    """The effect of each path alone, ``[path, row, pos − 1]``, many in a pass."""
     readings = replace(
         model,
         rows,

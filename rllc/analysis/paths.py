@@ -15,7 +15,7 @@ from rllc.errors import InputError, nearest
 from rllc.weights.names import head_name
 
 INPUTS = ("Q", "K", "V")
-"""What a head reads the residual stream for: queries, keys, values."""
+"""The inputs of a head: its queries, keys and values read the residual stream."""
 
 _RECEIVER = re.compile(r"(.+)\.([QKVqkv])")
 

@@ -72,7 +72,7 @@ _ROLE_OF_SHARE = {"induction": "induction", "dyck": "bracket", "multigram": "mul
 
 @dataclass(frozen=True)
 class RoleThresholds:
-    """From where on evidence counts. The paper states no thresholds; these are ours.
+    """Thresholds from which evidence counts. The paper states none; these are ours.
 
     Args:
         attention: mean attention to the previous, current or induction token from which it can
@@ -192,7 +192,7 @@ def classify(
     thresholds: RoleThresholds | None = None,
     seed: int = 0,
 ) -> Roles:
-    """What each head is for, from where it looks and from the tokens that it matters for.
+    """Find the role of each head, from where it looks and from the tokens that it matters for.
 
     A head is compared with the other heads of its layer, and with chance. The role is the first of
     these that holds:

@@ -161,7 +161,7 @@ class Stages(AsTable):
 
 
 class _Stage(NamedTuple):
-    """What the tables say of one stage; ``end_turn`` is ``None`` where it ends with the data."""
+    """One stage as tables show it; ``end_turn`` is ``None`` where it ends with the data."""
 
     number: int
     start: float
@@ -312,7 +312,7 @@ def plot_stages(stages: Stages, ax: Axes | None = None) -> Axes:
 
 
 class _Curve(NamedTuple):
-    """What is smoothed; the arrays are ``[checkpoint]``."""
+    """A curve to smooth; the arrays are ``[checkpoint]``."""
 
     name: str
     steps: np.ndarray

@@ -82,7 +82,7 @@ class Surface:
     """Which rows each minibatch holds."""
     seed: int
     key: str
-    """Of the selected weights; probes are a function of it and the seed."""
+    """The hash of the selected weights; it and the seed decide the probes."""
     is_batched: bool
     """Whether several vectors go through one backward pass."""
 

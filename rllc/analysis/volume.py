@@ -243,7 +243,7 @@ def _line_of_the_slope(result: Volume, i: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Slope(NamedTuple):
-    """What is read of one refinement, in units of nβΔL."""
+    """The reading of one refinement, in units of nβΔL."""
 
     value: float
     standard_error: float

@@ -205,7 +205,7 @@ def _kv_heads(model: nn.Module, row: AttentionRow) -> list[int | str]:
 
 
 def _problem_of(model: nn.Module, kind: str, row: AttentionRow, example: Example | None) -> str:
-    """What is wrong with a row; ``""``: nothing."""
+    """The problem of a row, in words; ``""``: none."""
     try:
         anatomy = read(model, (row,), kind)
         assert anatomy is not None

@@ -409,7 +409,7 @@ def _has_heads(bias: Tensor | None) -> bool:
 
 
 def _together(letter: Letter, places: Mapping[Letter, _Place], of_bias: bool) -> list[Letter]:
-    """Those of q, k and v that are in one tensor with a map."""
+    """The maps among q, k and v that are in one tensor with a map."""
     if letter not in _READ:
         return []
     name, _ = _extent(places[letter], of_bias)

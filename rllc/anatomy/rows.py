@@ -17,7 +17,7 @@ _FUSED = ("", "side by side", "interleaved")
 
 
 class MapNames(TypedDict):
-    """What the four maps of an attention are called."""
+    """The names of an attention's four maps."""
 
     q: str
     k: str

@@ -35,7 +35,7 @@ _STATES = frozenset(
         "x",
     )
 )
-"""What attentions call the hidden states that they read."""
+"""Names that attentions give to the hidden states that they read."""
 
 Changes = Mapping[str, Tensor]
 """Parameters that have other values, by their names in the model."""
@@ -210,7 +210,7 @@ class Trial:
         return None
 
     def read_by_o(self, changes: Changes) -> Tensor | None:
-        """What o is called on, ``[batch, pos, head · d_head]``; ``None``: it is not called."""
+        """The input of o, ``[batch, pos, head · d_head]``; ``None``: it is not called."""
         if isinstance(self.unit, _Layer):
             self.run(changes)
             return self.unit.z
@@ -230,13 +230,13 @@ class Trial:
         return seen[-1] if seen else None
 
     def passed_on(self, changes: Changes) -> Tensor:
-        """What the heads pass on, z ``[place, head, d_head]``."""
+        """The outputs of the heads, z ``[place, head, d_head]``."""
         read = self.read_by_o(changes)
         assert read is not None
         return self.apart(read)
 
     def apart(self, read: Tensor) -> Tensor:
-        """What o reads, head by head: ``[place, head, d_head]``."""
+        """The input of o, head by head: ``[place, head, d_head]``."""
         pieces = self.attention.o.pieces
         order = [start // (stop - start) for start, stop in pieces]
         d_head = read.shape[-1] // len(pieces)

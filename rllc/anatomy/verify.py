@@ -103,7 +103,7 @@ def _check(trial: Trial) -> None:
 
 
 def _factor(attention: Attention, letter: Letter) -> float:
-    """By what slices are multiplied; a norm over all heads lets only a sign pass."""
+    """The factor by which slices are multiplied; a norm over all heads lets only a sign pass."""
     if letter in attention.mixed:
         return -1.0
     return -2.0
@@ -150,7 +150,7 @@ def _same(left: Tensor, right: Tensor, base: Tensor) -> bool:
 
 
 class _Problem(NamedTuple):
-    """What moving slices does that it must not, or does not."""
+    """Heads that moving slices should change and does not, or the other way round."""
 
     unchanged: list[int]
     """Heads that should change and do not."""
@@ -171,7 +171,7 @@ def _check_slices(trial: Trial, letter: Letter, base: Tensor) -> None:
 
 
 def _check_mixed(trial: Trial, letter: Letter, base: Tensor) -> None:
-    """What is normalised over all heads together: scaling one slice changes every head."""
+    """Check maps that are normalised over all heads: scaling one slice changes every head."""
     changes = trial.scaled(letter, [0], 3.0)
     changed = _changed(trial.passed_on(changes), base)
     does_change = changed.any(1)
@@ -181,7 +181,7 @@ def _check_mixed(trial: Trial, letter: Letter, base: Tensor) -> None:
 
 
 def _problem(trial: Trial, letter: Letter, numbers: Sequence[int], base: Tensor) -> _Problem | None:
-    """What is wrong with some slices of a map, if anything."""
+    """The problem of some slices of a map, if there is one."""
     attention = trial.attention
     factor = _factor(attention, letter)
     changes = trial.scaled(letter, numbers, factor)
@@ -258,7 +258,7 @@ def _changes_elsewhere(moved: Tensor, base: Tensor) -> bool:
 
 
 def _with_one_position_moved(trial: Trial, one_map: Map) -> Tensor | None:
-    """What o reads when a map's output has another sign at one position."""
+    """The input of o when a map's output has another sign at one position."""
     path_and_module = trial.module_of(one_map)
     if path_and_module is None:
         return None
@@ -353,7 +353,7 @@ def _check_o(trial: Trial) -> None:
 
 
 class _Written(NamedTuple):
-    """What the map of o gives, of what it was called on and of other numbers."""
+    """The outputs of the map of o, on its own input and on other numbers."""
 
     trial: Trial
     path: str
@@ -378,7 +378,7 @@ class _Written(NamedTuple):
         return bool(difference > _SAME * size)
 
     def given(self, z: Tensor, changes: Changes) -> Tensor:
-        """What the map gives of z when some of its weights change."""
+        """The output of the map on z when some of its weights change."""
         values = {**self.trial.values, **changes}
         inside = f"{self.path}."
         state = {}

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Recommended(TypedDict):
-    """What :func:`rllc.estimate`, :func:`rllc.track` and the like take.
+    """The recommended arguments of :func:`rllc.estimate`, :func:`rllc.track` and the like.
 
     ``rllc.estimate(model, data, **calibration.recommended)``.
     """

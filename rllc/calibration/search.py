@@ -22,7 +22,7 @@ from rllc.limits import Limits
 
 
 class Setting(NamedTuple):
-    """What is searched for."""
+    """The three numbers that the search chooses."""
 
     lr: float
     n_beta: float
@@ -33,7 +33,7 @@ START = Setting(lr=1e-3, n_beta=30.0, localization=200.0)
 """Where the search starts: the paper's settings."""
 
 Trouble = Literal["step", "slow", "noise", "prior", "start"]
-"""What faults have in common that the same move mends; the parts of the error are named so, too."""
+"""Groups of faults that the same move mends; the parts of the error have these names, too."""
 
 TROUBLES: Mapping[Kind, Trouble] = {
     "diverged": "step",
@@ -74,10 +74,10 @@ HELP: Mapping[Trouble, str] = {
         "each with lr * (n_beta * curvature + localization) held"
     ),
 }
-"""What to change where no setting is good."""
+"""Advice where no setting is good."""
 
 _KEYWORDS = (*Setting._fields, "weights", "loss", "sampler", "sampling", "limits", "compute")
-"""What :func:`rllc.calibrate` can be given by name."""
+"""The keyword arguments of :func:`rllc.calibrate`."""
 
 _CLEARLY = 0.9
 """A move is kept only if its cost is below this share of the last one's. Less is noise."""
@@ -101,7 +101,7 @@ _MOVES = {
     # With nβ, γ and 1/lr in proportion all stays as it is on a quadratic, but for minibatch noise.
     "scale": ("n_beta", "localization"),
 }
-"""What each move changes. ``lr`` follows nβ and γ in all of them."""
+"""The settings that each move changes. ``lr`` follows nβ and γ in all of them."""
 
 _FIRST: Mapping[Trouble, tuple[tuple[str, int], ...]] = {
     "step": (("lr", -1), ("scale", -1)),
@@ -405,7 +405,7 @@ def _excesses(faults: Sequence[Fault], lr: float) -> dict[Kind, float]:
 
 
 def _trouble(estimate: Estimate) -> Trouble:
-    """What is wrong, or what makes most of the error of the refinement with the largest."""
+    """The main trouble: a fault, or the largest part of the largest error of a refinement."""
     if any(estimate.faults):
         trouble = gravest(estimate)
         # Noise is large against a λ̂ that the prior makes small.

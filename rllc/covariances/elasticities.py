@@ -80,7 +80,7 @@ class Elasticities(OfRefinements, AsTable):
 
 
 def _doubled(mean: Mean, i: int) -> str:
-    """What doubling a setting does, to first order."""
+    """The effect of doubling a setting, to first order."""
     change = np.log(2) * mean.value[i]
     error = np.log(2) * mean.standard_error[i]
     return f"{change:+.2g} ± {error:.1g}"

@@ -304,7 +304,7 @@ def _shares_of_rows(losses: np.ndarray) -> np.ndarray:
 
 
 def _independent(draws: Draws, length: int) -> float:
-    """As how many independent draws one chain counts."""
+    """The number of independent draws that one chain is worth."""
     relaxation = draws.settings.get("relaxation") or 0.0
     return max(length * (1 - relaxation) / (1 + relaxation), 1.0)
 

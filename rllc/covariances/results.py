@@ -67,7 +67,7 @@ class Covariances(OfRefinements, AsTable):
         return tuple(status_of(wrong) for wrong in self.faults)
 
     def marks(self, limits: Limits | None = None) -> np.ndarray:
-        """What is wrong with single values, ``[refinement, *axes]``, as texts.
+        """Return a mark for each value, ``[refinement, *axes]``, as texts.
 
         ``"ok"``; ``"chains disagree"`` where they sit apart and move the value by more than half
         its error; ``"no chains"`` where a chain diverged or a cell is missing; ``"nothing

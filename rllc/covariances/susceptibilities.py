@@ -37,7 +37,7 @@ from rllc.weights.refinement import DataLike, WeightsLike, product
 _PROBES = "probes"
 
 Phi = str | Callable[[Draws], np.ndarray] | None
-"""What answers; see :meth:`Susceptibilities.of`."""
+"""The quantity φ that answers; see :meth:`Susceptibilities.of`."""
 
 
 @names_checked

@@ -27,7 +27,7 @@ _NOT_CODE = frozenset({
 """Folders left out: tests, other people's packages, and tables of data (encodings, help topics)."""
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-"""What can have a docstring."""
+"""Kinds of nodes that can have a docstring."""
 
 
 def python_corpus(*, max_bytes: int | None = None, seed: int = 0) -> dict[str, list[str]]:

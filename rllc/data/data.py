@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the library: numbered rows that are taken as minibatches.
+"""Data sets as the rest of the library sees them: numbered rows that are taken as minibatches.
 
 :class:`rllc.Tokens` is the data set of language models, :class:`Tensors` that of every other model.
 """
@@ -34,7 +34,7 @@ class Data(Protocol):
 
     @property
     def name(self) -> str:
-        """What tables, figures and files call the data set."""
+        """The name of the data set in tables, figures and files."""
         ...
 
     @property

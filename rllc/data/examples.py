@@ -28,7 +28,7 @@ NOT_INPUTS = frozenset(
         "length",
     }
 )
-"""What tokenizers give beside a model's inputs."""
+"""Fields that tokenizers give beside a model's inputs."""
 
 
 @dataclass(frozen=True)

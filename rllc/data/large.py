@@ -58,7 +58,7 @@ class TokenArray:
         return to_device(torch.from_numpy(ids), device)
 
     def _pieces(self) -> Iterator[str | np.ndarray]:
-        """What is hashed: the shape, and the ids a block at a time."""
+        """The pieces to hash: the shape, and the ids a block at a time."""
         yield f"{len(self)} {self.ids.shape[1]}"
         for block in self._blocks():
             yield np.ascontiguousarray(block.astype("<i4"))

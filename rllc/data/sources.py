@@ -25,10 +25,10 @@ FORMATS = (".jsonl", ".json", ".parquet", ".txt")
 """Ends of names that can be read."""
 
 COMPRESSIONS = (".zst", ".gz")
-"""What may follow them; parquet is compressed inside."""
+"""Ends that may follow one of these; parquet is compressed inside."""
 
 NAMES = ".jsonl or .jsonl.zst, .json, .parquet or .txt (.gz and .zst may follow)"
-"""The same in words."""
+"""Both lists in words, for errors."""
 
 _CHUNK = 1 << 16
 """Bytes read at once."""

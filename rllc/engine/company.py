@@ -20,10 +20,10 @@ _RUNS_BETWEEN = 500
 work at most, where a run in company takes a tenth of one alone."""
 
 _ROUNDING = 5e-5
-"""By how much of itself a mean loss may differ in company."""
+"""The share of a mean loss by which it may differ in company."""
 
 _ROUNDING_ON_GPU = 1e-3
-"""The same where convolutions may round their inputs to 10 bits."""
+"""That share where convolutions may round their inputs to 10 bits."""
 
 _OF_LAST_BITS = 30.0
 """Where weights that differ in their last bits give larger differences, so many times these."""

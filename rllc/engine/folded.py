@@ -32,7 +32,7 @@ class DoesNotFold(Exception):
 
 
 class Shared(NamedTuple):
-    """What runs on one minibatch share."""
+    """The values that runs on one minibatch share."""
 
     seed: int
     kept: list[list[Kept]]

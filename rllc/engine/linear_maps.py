@@ -157,7 +157,7 @@ class LinearMap:
         return part.put(step, member, zero)
 
     def output(self, change: Change, x: Tensor, frozen: Tensor | None) -> Tensor:
-        """What the map gives for each run, ``[run, n, output]``.
+        """The output of the map for each run, ``[run, n, output]``.
 
         Args:
             change: of :meth:`change`.

@@ -36,7 +36,7 @@ _STACKED_FLOPS = 2e7
 
 
 _MISFITS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
-"""What PyTorch and Python raise where model, loss and data do not fit together."""
+"""Errors that PyTorch and Python raise where model, loss and data do not fit together."""
 
 
 class ModuleLoss:
@@ -229,7 +229,7 @@ class ModuleLoss:
         return _split(result)
 
     def _fails(self, error: Exception, batch: Batch) -> InputError:
-        """What to look at where model and loss cannot be evaluated at all."""
+        """Return an error with advice, where model and loss cannot be evaluated at all."""
         parts = list(batch.values()) if isinstance(batch, dict) else batch
         parts = [parts] if isinstance(parts, Tensor) else list(parts)
         of_data = {part.dtype for part in parts if part.is_floating_point()}
@@ -351,7 +351,7 @@ def _check_zeros(losses: Tensor, batch: Batch) -> None:
 
 
 def _ignored_by_batch(batch: Batch, shape: torch.Size) -> Iterator[tuple[str, Tensor]]:
-    """What parts of a batch could say of which losses do not count."""
+    """Yield parts of a batch that may say which losses do not count."""
     if isinstance(batch, Tensor):
         return
     named = batch.items() if isinstance(batch, dict) else enumerate(batch)

@@ -96,7 +96,7 @@ class Attention:
 def _mask(
     attn_mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype, heads: int
 ) -> Tensor | None:
-    """What is added to scores ``[batch, head, pos, pos]``."""
+    """The masks as one tensor that is added to scores ``[batch, head, pos, pos]``."""
     parts = []
     if attn_mask is not None:
         added = _added(attn_mask, dtype)

@@ -255,7 +255,7 @@ class _Trial:
 
 
 class Refusal(Exception):
-    """What speaks against a plan."""
+    """The reason why a plan cannot be used."""
 
 
 class _Difference(NamedTuple):
@@ -264,7 +264,7 @@ class _Difference(NamedTuple):
     losses: float
     gradients: float
     far_losses: float
-    """Of the runs that are far away, whose gradients may be rough."""
+    """That of the runs far away, whose gradients may be rough."""
 
     @classmethod
     def of(cls, each: Tensor, gradient: Tensor, expected: Runs, center: Center) -> _Difference:

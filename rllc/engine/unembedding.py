@@ -46,7 +46,7 @@ class Goal(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What is to be predicted at each of ``position = batch × (pos − 1)``."""
+    """The tokens or distributions to predict at each of ``position = batch × (pos − 1)``."""
 
     shape: tuple[int, int]
     """``(batch, pos − 1)``."""

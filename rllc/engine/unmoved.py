@@ -33,7 +33,7 @@ class Kept(NamedTuple):
     structure: TreeSpec
     """How they were nested."""
     first_input: Tensor | None
-    """What a linear map multiplies; ``None`` for other modules."""
+    """The input of a linear map; ``None`` for other modules."""
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What draws say of themselves: diagnostics by name, and the parts of the error of λ̂.
+"""Diagnostics of draws by name, and the parts of the error of λ̂.
 
 The functions of :mod:`rllc.statistics.diagnostics` know arrays only. Here they are applied to
 :class:`rllc.Draws`, beside what the sampler's probes saw.
@@ -46,7 +46,7 @@ DIAGNOSTICS: Mapping[str, str] = {
     "minibatch_variance": "variance of the draws that comes from the choice of the minibatch",
     "prior_shrinkage": "1 − from_variance/λ̂: the share that the prior takes from λ̂, roughly",
 }
-"""What ``Estimate.diagnostics`` holds, each ``[refinement]``.
+"""The diagnostics in ``Estimate.diagnostics``, each ``[refinement]``.
 
 Acceptance, discretisation, curvature and stability need ``Sampling(num_probes=…)`` above 0. An
 acceptance near 0 says that steps are too large, one of 1 that they may be too small. The reading
@@ -148,7 +148,7 @@ def _memory(autocorrelation_time: np.ndarray) -> float:
 
 
 def _of_start(settings: Mapping[str, Any], num_draws: int, count: int) -> dict[str, np.ndarray]:
-    """What is known of the start before a chain runs."""
+    """Diagnostics of the start, which are known before a chain runs."""
     relaxation = settings.get("relaxation")
     if relaxation is None:
         return {}
@@ -199,7 +199,7 @@ def _of_prior(draws: Draws, rows: np.ndarray, mean: Mean) -> dict[str, np.ndarra
 def _of_pairing(
     draws: Draws, rows: np.ndarray, num_draws: int, value: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What the pairing of minibatches adds; with a control variate it has been subtracted."""
+    """The bias by the pairing of minibatches; a control variate has subtracted it already."""
     pairing = draws.observed.get("pairing")
     if pairing is None:
         return {}
@@ -298,7 +298,7 @@ def _lacking_at_start(relaxation: np.ndarray, settings: Mapping[str, Any]) -> np
 def _of_variance(
     draws: Draws, rows: np.ndarray, kept: slice, value: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What the spread of the draws tells, where the minibatches' part of it is known."""
+    """Diagnostics from the spread of draws, where the minibatches' part of it is known."""
     loss_noise = draws.observed.get("minibatch_variance")
     if loss_noise is None:
         return {}
@@ -318,7 +318,7 @@ def _of_variance(
 def _of_steps(
     draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean, numbers: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """What a second look at some steps tells of their size."""
+    """Diagnostics of the step's size, from a second evaluation at some steps."""
     settings = draws.settings
     looked_at = probed(settings["num_probes"], settings["num_draws"], settings["target_se"])
     count = sum(draw < num_draws for draw in looked_at)

@@ -49,7 +49,7 @@ ARRAYS = ("value", "standard_error", "dof", "rhat", "ess", "per_chain")
 
 
 Key = str | tuple[str, str]
-"""What names a refinement: its weights, or (weights, data) where there are several data sets."""
+"""The name of a refinement: its weights, or (weights, data) where there are several data sets."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Estimate(OfRefinements):
 
     @cached_property
     def error_parts(self) -> dict[str, np.ndarray]:
-        """What is known of λ̂'s relative error: :func:`rllc.estimates.diagnose.parts_of_error`."""
+        """The known parts of λ̂'s relative error: :func:`rllc.estimates.diagnose.parts_of_error`."""
         return parts_of_error(self.value, self.standard_error, self._diagnostics, self.settings)
 
     @property

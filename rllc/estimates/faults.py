@@ -1,4 +1,4 @@
-"""What is wrong with an estimate, as values, and the rules that find it.
+"""Faults of an estimate, as values, and the rules that find them.
 
 :func:`faults_of` applies :data:`RULES` to the numbers of one refinement. A status is the text of
 its faults; nothing reads that text again. :func:`rllc.estimate` and :func:`rllc.calibrate` use the
@@ -77,7 +77,7 @@ PROBLEMS: Mapping[Kind, str] = {
     "above_target": "standard error above target_se",
     "prior_dominated": "the prior alone gives this (λ̂ is {share:.2f} of its control)",
 }
-"""What each kind says of its numbers."""
+"""The words of each kind of fault, with places for its numbers."""
 
 ABSENT: frozenset[Kind] = frozenset({"missing", "failed", "damaged", "not_asked_for"})
 """The kinds of a cell that has no estimate."""
@@ -118,14 +118,14 @@ class Fault:
 
     @property
     def problem(self) -> str:
-        """What is wrong, in words, without the advice."""
+        """The fault in words, without the advice."""
         words = PROBLEMS[self.kind].format_map(self.numbers)
         others = self.numbers.get("others", 0)
         return f"{words} (and {others:.0f} more)" if others else words
 
     @property
     def text(self) -> str:
-        """What is wrong and what to change."""
+        """The fault in words, and what to change."""
         if not self.advice:
             return self.problem
         separator = "; " if ":" in self.problem else ": "

@@ -17,14 +17,14 @@ from rllc.errors import InputError
 from rllc.losses.contract import Loss
 
 _LAST_BITS = 16.0
-"""By so many times the last bit of the largest loss two equal evaluations may differ, as where
+"""Two equal evaluations may differ by so many times the last bit of the largest loss, as where
 threads add in another order."""
 
 _LAST_BITS_ON_GPU = 1e3
-"""The same on a GPU, some of whose kernels add in an order of their own."""
+"""That number on a GPU, some of whose kernels add in an order of their own."""
 
 _LAST_BITS_OF_HALF = 1e5
-"""The same for products of 8 or 11 bits."""
+"""That number for products of 8 or 11 bits."""
 
 _SHOWN = 3
 """How many attributes that changed are listed."""

@@ -38,10 +38,10 @@ SHIPPED = (
 """The losses that can be had by name, for error messages."""
 
 _ROUNDING = 1e-4
-"""By how much of itself a mean loss may differ between two ways through float32 kernels."""
+"""The share of a mean loss by which two ways through float32 kernels may differ."""
 
 _ROUNDING_OF_HALF = 3e-2
-"""The same for products of 8 or 11 bits."""
+"""That share for products of 8 or 11 bits."""
 
 _PADDING = 100.0
 """Single tokens differ by more than means, and kernels with a mask are others than those without:
@@ -139,7 +139,7 @@ def check_rows(loss: LossFunction | None, data: Data, name: str) -> None:
 
 
 def _counted(loss: LossFunction | None, batch: Batch) -> Tensor | None:
-    """What counts in a minibatch, ``[row, …]``; ``None`` where only the loss knows."""
+    """The losses that count in a minibatch, ``[row, …]``; ``None`` where only the loss knows."""
     if not isinstance(batch, dict):
         return None
     if _predicts_next_tokens(loss):
@@ -208,7 +208,7 @@ def _check_documents_are_told(model: nn.Module, batch: dict[str, Tensor], name: 
 
 
 _OF_DOCUMENTS = ("document_ids", "document_id", "doc_ids", "seq_idx", "segment_ids", "sequence_id")
-"""What people call the numbers of documents that share a row."""
+"""Usual names of the numbers of documents that share a row."""
 
 
 def _warn_if_it_looks_ahead(model: nn.Module, batch: Batch) -> None:

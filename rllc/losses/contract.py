@@ -32,9 +32,9 @@ class Center(NamedTuple):
     """``[batch]`` or ``[batch, pos]``: the baseline, example by example; NaN at what does not
     count."""
     shared: Any
-    """What runs reuse; the loss's own business."""
+    """Values that runs reuse; only the loss looks into them."""
     counted: Tensor | None = None
-    """Of the shape of ``losses``: what counts in a mean; ``None``: everything."""
+    """Which losses count in a mean, in the shape of ``losses``; ``None``: all."""
 
     @property
     def mean(self) -> Tensor:
@@ -153,7 +153,7 @@ class NamedLoss:
     name: str
 
     def __call__(self, module: nn.Module, batch: Any) -> Tensor | tuple[Tensor, Tensor]:
-        """What the loss gives."""
+        """Return the losses of a batch."""
         return self.loss(module, batch)
 
 

@@ -33,7 +33,7 @@ One slice of each, together, is a head.
 
 
 class Activations(NamedTuple):
-    """What the unmoved model computes on one batch, and runs may share."""
+    """Activations of the unmoved model on one batch, which runs may share."""
 
     tokens: Tensor
     """``[batch, pos]``."""
@@ -341,7 +341,7 @@ class AttentionOnly(PreTrainedModel):
         return z.unflatten(0, (num_runs, -1))
 
     def write(self, layer: int, z: Tensor, moved: Mapping[str, Moved]) -> Tensor:
-        """What the heads add to the residual stream: Σ_head z W_O + b_O."""
+        """The sum that the heads add to the residual stream: Σ_head z W_O + b_O."""
         attn = f"blocks.{layer}.attn."
         summed = _sum_over_heads(z, self.weight(f"{attn}W_O", moved))
         b_O = self.weight(f"{attn}b_O", moved)
@@ -509,7 +509,7 @@ def _project(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
 
 
 def _sum_over_heads(z: Tensor, W: Tensor) -> Tensor:
-    """What heads write together.
+    """The sum of what heads write.
 
     Args:
         z: ``[r, batch, head, pos, d_head]``.

@@ -42,10 +42,10 @@ _FILES_OF_FORMS = (
     ("adapter_model.safetensors", "adapter_model-*.safetensors"),
     ("adapter_model.bin", "adapter_model-*.bin"),
 )
-"""What ``save_pretrained`` calls weights in one file, and in several."""
+"""The names that ``save_pretrained`` gives to weights in one file, and in several."""
 
 _FINAL = "model_final.pth"
-"""What TransformerLens's toy models (``attn-only-2l``, …) call their weights."""
+"""The file of weights of TransformerLens's toy models (``attn-only-2l``, …)."""
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 _DEPTHS = ("*", "*/*", "*/*/*")
-"""As deep as checkpoints are in a folder. What lies deeper may be large."""
+"""Patterns as deep as checkpoints lie in a folder. Deeper folders may be large."""
 
 
 class HubOptions(TypedDict, total=False):
-    """What is passed on to the hub's client, with its names and meanings."""
+    """Options that are passed on to the hub's client, with its names and meanings."""
 
     revision: str
     """A branch, tag or commit; a pattern such as ``"stage1-*"`` chooses among the revisions of a

@@ -1,4 +1,4 @@
-"""What figures share: sizes, colours, lines with bands, marks of faults, an axis of training steps.
+"""Parts that figures share: sizes, colours, lines with bands, marks of faults, an axis of steps.
 
 Needs the extra ``plot`` when called.
 """
@@ -30,7 +30,7 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 """A second and a third round of colours have other dashes."""
 
 MARKERS = "os^Dv*P"
-"""Of data sets and groups, so that they can also be told apart in grey."""
+"""Markers of data sets and groups, which differ in grey prints, too."""
 
 NO_GROUP = "0.55"
 """The colour of what is in no group."""

@@ -96,7 +96,7 @@ class Prior:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What there is to say beyond ``localization``, for a sampler's settings."""
+        """The prior's numbers besides ``localization``, for a sampler's settings."""
         return {} if self.half_width == math.inf else {"half_width": self.half_width}
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a sampler is: a name, settings and two pure functions; and what it is handed."""
+"""A sampler: a name, settings and two pure functions; and the arguments of these functions."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Sampler:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes its results: name and numbers, for files and tables."""
+        """The name and the numbers that decide its results, for files and tables."""
         numbers = {"lr": self.lr, "localization": self.localization}
         return {"sampler": self.name, **numbers, **self.options}
 

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a chain runs.
+"""Checks of arguments before a chain runs.
 
 Each error says what was being done, what was expected, what was got and what to type.
 """

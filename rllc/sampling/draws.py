@@ -1,4 +1,4 @@
-"""What sampling gives: losses with named axes, each beside the loss at w* on the same minibatch."""
+"""The result of sampling: losses with named axes, and the loss at w* on the same minibatches."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ _OPTIONAL = {
     "observed": "object",
 }
 _OF_MINIBATCHES = {"batch_size": "count", "control_variate": None}
-"""Of which kind the settings are that results look at."""
+"""The kinds of the settings that results look at."""
 
 
 def check_settings(settings: object, needed: bool = True) -> None:

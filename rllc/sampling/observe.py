@@ -1,4 +1,4 @@
-"""What can be watched along chains: an :class:`Observable` is a function of one :class:`Moment`.
+"""Observables, which are watched along chains: each is a function of one :class:`Moment`.
 
 An observable never changes a chain: it reads positions and losses, and evaluates the model beside
 the chains, with random numbers of its own.
@@ -224,7 +224,7 @@ class Moment:
         return self._memo[key]
 
     def with_prepared(self, prepared: Tensor | None) -> Moment:
-        """The same moment for an observable with a ``prepare`` of its own."""
+        """Return the moment for an observable with a ``prepare`` of its own."""
         return replace(self, prepared=prepared)
 
     @property
@@ -263,7 +263,7 @@ class Stage:
 
     @property
     def surroundings(self) -> Any:
-        """Of the data set."""
+        """The surroundings of the data set."""
         return self.scene.surroundings
 
     def run(self, position: Tensor, member: int | None) -> Runs:

@@ -36,7 +36,7 @@ class Covariance(NamedTuple):
     dof: np.ndarray
     """Degrees of freedom of the error."""
     within: np.ndarray
-    """The same with deviations from each chain's own means."""
+    """The covariance by deviations from each chain's own means."""
     agreement: np.ndarray
     """Probability that chains which agree lie this far apart; NaN with one chain."""
 

@@ -253,7 +253,7 @@ def _long_run_variance(x: np.ndarray, relaxation: float | None) -> tuple[np.ndar
 
 
 def _of_one_chain(x: np.ndarray, relaxation: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """The same for one chain, whose own mean must be subtracted and costs a degree of freedom."""
+    """V of a single chain: subtracting the chain's own mean costs a degree of freedom."""
     centred = x - x.mean(-1, keepdims=True)
     covariance = autocovariance(centred)
     variance, num_independent = _from_correlations(covariance, relaxation, centred=True)

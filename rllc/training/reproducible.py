@@ -1,4 +1,4 @@
-"""What makes a resumed run equal an unbroken one: deterministic kernels, seeds a step, digests."""
+"""Means to make a resumed run equal an unbroken one: deterministic kernels, seeds, digests."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def digest(state: Any) -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the last bits of a result depend on, besides the settings."""
+    """Versions and hardware, on which the last bits of a result depend."""
     import transformers
 
     import rllc

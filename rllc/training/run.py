@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a step changes, and how.
+    """A model in training, with its optimisers and the losses so far.
 
     Args:
         model: in training mode, on the device where it is trained.

@@ -20,10 +20,10 @@ PAPER_STEPS = (
 """The 107 of 50,000 steps at which arXiv 2410.02984 estimates LLCs."""
 
 _STEPS_A_DECADE = 10
-"""Of the schedule that is even in log step: each kept step is a quarter later than the last."""
+"""Steps of the schedule that is even in log step: each is a quarter later than the last."""
 
 _LAST_RATE = 0.1
-"""What is left of the learning rate at the end of a decay."""
+"""The share of the learning rate that is left at the end of a decay."""
 
 _CHANGES_NO_WEIGHT = ("checkpoints", "resume_every")
 """Settings that only say what is written."""

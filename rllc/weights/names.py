@@ -1,4 +1,4 @@
-"""What heads are called, and the (weights, data) pairs along a result's refinement axis."""
+"""Names of heads, and of the (weights, data) pairs along a result's refinement axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refined: a pair of which weights and which data; and the product of several of each."""
+"""Refinements: a pair of which weights and which data; and the product of several of each."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def draw_row(
 
 
 def _continue(unit: Unit, token: int | None) -> tuple[list[Option], float]:
-    """What the unit may go on with after the token, and the probability that it ends instead.
+    """The options of a unit after the token, and the probability that the unit ends instead.
 
     ``None`` for the token begins the unit: Python begins generators so.
     """

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rllc.data.synthetic.language import Language
 
 RULES = ("start", "ngram", "skip_ngram", "induction", "copy", "dyck", "sexpr")
-"""What produced a token; ``Synthetic.rule`` holds indices into this. ``start`` is BOS."""
+"""The rules that produce tokens; ``Synthetic.rule`` has indices into these. ``start`` is BOS."""
 
 ARITIES = (1, 2, 3)
 """Numbers of arguments of the operators of S-expressions."""
@@ -190,7 +190,7 @@ def _sexpr(language: Language, start: int, opener: int) -> Unit:
 
 
 def _expression(language: Language, start: int, depth: int) -> Generator[list[Option], int, int]:
-    """What follows an opening parenthesis at ``start``.
+    """The tokens behind an opening parenthesis at ``start``.
 
     Returns:
         the position after the closing one.
