@@ -294,13 +294,14 @@ def _of_moments(draws: Draws, name: str, by: By, correlation: bool) -> Iterator[
 
 
 def _shares_of_rows(losses: np.ndarray) -> np.ndarray:
-    """How much each token counts in each row's mean, ``[row, row · pos]``."""
-    counted = np.isfinite(losses)
-    rows, positions = losses.shape
-    shares = np.zeros((rows, rows, positions))
-    for row in range(rows):
-        shares[row, row] = counted[row] / max(counted[row].sum(), 1)
-    return shares.reshape(rows, -1)
+    """The weight of each token in each row's mean, ``[row, row · pos]``."""
+    is_counted = np.isfinite(losses)
+    num_rows, num_positions = losses.shape
+    shares = np.zeros((num_rows, num_rows, num_positions))
+    for row in range(num_rows):
+        num_counted = max(is_counted[row].sum(), 1)
+        shares[row, row] = is_counted[row] / num_counted
+    return shares.reshape(num_rows, -1)
 
 
 def _independent(draws: Draws, length: int) -> float:

@@ -145,7 +145,8 @@ def _json(place: str) -> Iterator[Document]:
     if not contents.startswith(b"[") and _is_json(first):
         for number, line in enumerate(contents.split(b"\n"), start=1):
             if line.strip():
-                yield f"{place}, line {number}", _from_json(line, f"{place}, line {number}")
+                place_of_line = f"{place}, line {number}"
+                yield place_of_line, _from_json(line, place_of_line)
         return
     value = _from_json(contents, place)
     for number, document in enumerate(value if isinstance(value, list) else [value]):

@@ -231,8 +231,10 @@ class Estimate(OfRefinements):
         for key, weight in weights.items():
             factors[self._index(key)] += weight
         chosen = np.flatnonzero(factors)
-        length = int(np.isfinite(self.llc[chosen]).all(axis=(0, 1)).sum())
-        drawn = self.llc[chosen, :, : max(length, 1)]
+        # Refinements that stopped early have NaN behind their draws.
+        is_drawn = np.isfinite(self.llc[chosen]).all(axis=(0, 1))
+        num_draws = max(int(is_drawn.sum()), 1)
+        drawn = self.llc[chosen, :, :num_draws]
         return contrast(drawn, factors[chosen], self.settings.get("relaxation"))
 
     def judge(self, limits: Limits | None = None) -> Estimate:

@@ -459,8 +459,9 @@ def check_rows_of_no_numbers(
             return
     except InputError:  # NaN means that there is nothing to predict
         pass
+    num_broken = int((~finite).sum())
     raise InputError(
-        f"sampling on data {name!r}: {int((~finite).sum())} of its {len(data)} rows hold numbers "
+        f"sampling on data {name!r}: {num_broken} of its {len(data)} rows hold numbers "
         f"that are not finite{_rows(rows.tolist())}, and the loss of them at w* is not finite; "
         f"leave them out, or put numbers in place of these."
     )

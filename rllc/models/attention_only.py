@@ -383,8 +383,10 @@ class AttentionOnly(PreTrainedModel):
         of_heads = {f"blocks.{last}.attn.{tensor}" for tensor in HEAD_TENSORS}
         if not of_heads.issuperset(rows):
             return 0
-        heads_of_each = [self.config.n_heads if x is None else x.shape[1] for x in rows.values()]
-        return max(heads_of_each)
+        num_heads = []
+        for heads in rows.values():
+            num_heads.append(self.config.n_heads if heads is None else heads.shape[1])
+        return max(num_heads)
 
     def unmoved_heads(self, layer: int, rows: Tensor, at: Activations) -> tuple[Tensor, Tensor]:
         """Outputs and W_O of heads ``rows [run, head]`` as they are in the model.

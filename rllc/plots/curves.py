@@ -235,7 +235,8 @@ def plot_curves(
     _check_names("error", error, curves)
     _check_names("dof", dof, curves)
     names = list(curves)
-    values = np.stack([_at_steps(curves[name], times, f"curve {name!r}") for name in names])
+    rows = [_at_steps(curves[name], times, f"curve {name!r}") for name in names]
+    values = np.stack(rows)  # [curve, step]
     half_width = _half_widths(names, times, error, dof)
     groups = groups_by_name("plot_curves", names, groups)
     is_new = ax is None

@@ -147,7 +147,8 @@ class Draws(OfRefinements):
             "states": list(self.states),
         }
         # States are random bits, and so are most of the bits of what was observed.
-        compress = not self.states and max(map(_size, arrays.values())) < 2**26
+        largest = max(_size(array) for array in arrays.values())
+        compress = not self.states and largest < 2**26
         return save_arrays(path, arrays, header, compress=compress)
 
     @classmethod

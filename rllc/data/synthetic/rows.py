@@ -182,7 +182,8 @@ def _draw(options: Sequence[Option], number: float) -> tuple[int, int, float, fl
             share = remaining / chance
         remaining -= chance
     chance, ids, _ = options[chosen]
-    token = ids[min(int(share * len(ids)), len(ids) - 1)]
+    place = min(int(share * len(ids)), len(ids) - 1)
+    token = ids[place]
     return chosen, token, entropy, math.log(len(ids) / chance)
 
 
