@@ -296,7 +296,7 @@ def _pair_of_documents(
 
 
 def _pair_of_rows(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-    """A short row beside a long one, and the short one alone, both as padded as in the batch."""
+    """A short row beside a long one, and the short one alone, which the loss cuts to its length."""
     lengths = (batch["attention_mask"] > 0).flatten(1).sum(1)
     short, long = int(lengths.argmin()), int(lengths.argmax())
     if int(lengths[short]) == int(lengths[long]):
