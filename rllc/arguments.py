@@ -92,7 +92,7 @@ def names_checked(call: Call) -> Call:
 
 
 def advice(unknown: str, known: Iterable[str]) -> str:
-    """What to type in place of an unknown argument.
+    """Advice on what to type in place of an unknown argument.
 
     >>> advice("learning_rate", ["model", "data", "sampler"])
     'pass sampler=rllc.sgld(lr=…).'

@@ -9,16 +9,15 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-_SHOWN = 8
+_MOST_LISTED = 8
 """How many names a message lists when none is close to the mistyped one."""
 
 _MOST_SUGGESTIONS = 3
 
-_COMPARED = 200
-"""Characters of a name that count, and so many names are compared: the time that similar ones take
-to be found rises with the product of both, and an error is no place to wait."""
-
+# Finding similar names takes time in proportion to their number and length, and nobody should wait
+# for an error.
 _MOST_COMPARED = 2000
+_MOST_CHARACTERS = 200
 
 
 class RllcError(Exception):
@@ -56,22 +55,23 @@ def nearest(name: object, known: Iterable[object]) -> str:
     >>> nearest("blocks.0.atn.W_Q", ["blocks.0.attn.W_Q", "embed.W_E"])
     "did you mean 'blocks.0.attn.W_Q'?"
     """
-    names = [str(known_name)[:_COMPARED] for known_name in known]
-    name = str(name)[:_COMPARED]
+    names = [str(known_name)[:_MOST_CHARACTERS] for known_name in known]
+    mistyped = str(name)[:_MOST_CHARACTERS].casefold()
     # A wrong case is the likeliest mistake, so names are compared without it.
     by_folded = {known_name.casefold(): known_name for known_name in names}
-    compared = list(by_folded)[:_MOST_COMPARED]
-    close = difflib.get_close_matches(name.casefold(), compared, n=_MOST_SUGGESTIONS, cutoff=0.5)
-    if close:
-        suggestions = " or ".join(repr(by_folded[folded]) for folded in close)
+    candidates = list(by_folded)[:_MOST_COMPARED]
+    similar = difflib.get_close_matches(mistyped, candidates, n=_MOST_SUGGESTIONS, cutoff=0.5)
+    if similar:
+        suggestions = " or ".join(repr(by_folded[folded]) for folded in similar)
         return f"did you mean {suggestions}?"
-    listed = ", ".join(map(repr, names[:_SHOWN]))
-    more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
-    return f"known: {listed}{more}"
+    listed = ", ".join(map(repr, names[:_MOST_LISTED]))
+    if len(names) > _MOST_LISTED:
+        listed += f", … ({len(names)} in all)"
+    return f"known: {listed}"
 
 
 def must_be(doing: str, argument: str, value: object, right: bool, expected: str) -> None:
-    """Refuse an argument of another kind.
+    """Raise ``InputError`` unless an argument is right.
 
     >>> must_be("head", "layer", "x", False, "a whole number")
     Traceback (most recent call last):
@@ -79,10 +79,10 @@ def must_be(doing: str, argument: str, value: object, right: bool, expected: str
 
     Args:
         doing: what was being done, such as a function's name.
-        argument: its name.
-        value: what came.
-        right: whether that can be used.
-        expected: what can, in words.
+        argument: the argument's name.
+        value: its value.
+        right: whether the value can be used.
+        expected: in words, which values can be used.
     """
     if right:
         return
@@ -101,7 +101,7 @@ def is_real(value: object) -> bool:
 
 
 def one_of(value: object, choices: Iterable[object]) -> bool:
-    """Whether a value is one of some texts, or ``None`` where that is one. Arrays never are.
+    """Whether a value is one of the choices, which are texts or ``None``. Arrays never are.
 
     >>> one_of("adamw", ["adamw", "muon"]), one_of(3, ["adamw", "muon"])
     (True, False)
@@ -110,14 +110,15 @@ def one_of(value: object, choices: Iterable[object]) -> bool:
 
 
 def kind_of(value: object) -> str:
-    """What came, in few words: a short value itself, of anything else its kind.
+    """A value in few words, for messages: a short value itself, else its kind.
 
     >>> kind_of(3), kind_of({}), kind_of(int)
     ('3', 'dict', 'the class int')
     """
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if value is None or (isinstance(value, int | float | str | bytes) and len(repr(value)) < 60):
+    is_plain = value is None or isinstance(value, int | float | str | bytes)
+    if is_plain and len(repr(value)) < 60:
         return repr(value)
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
@@ -127,7 +128,7 @@ def kind_of(value: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, without the pages that some of them append.
+    """The first line of another library's error, some of which append pages.
 
     >>> first_line(ValueError("no such file\\nhint: …"))
     'no such file'

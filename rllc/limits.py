@@ -1,4 +1,4 @@
-"""From where on something counts as wrong: every threshold, with its reason."""
+"""Every threshold beyond which a number counts as wrong, with its reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rllc.errors import InputError
 @names_checked
 @dataclass(frozen=True)
 class Limits:
-    """From where on something counts as wrong. The defaults are those of an estimate's status.
+    """Thresholds beyond which a number counts as wrong. The defaults decide an estimate's status.
 
     >>> Limits(max_step=0.05).max_step
     0.05

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from rllc.weights.names import Names
 
 MOST_ROWS = 50
 """Longer tables are cut. 16 heads on three data sets are shown whole."""
 
 _FIRST_ROWS, _LAST_ROWS = 40, 4
-"""What is shown of a table that is cut."""
+"""The rows that a cut table shows."""
 
 _MOST_DECIMALS = 6
 """Numbers whose error needs more are written with an exponent."""
@@ -24,7 +26,7 @@ _MOST_DECIMALS = 6
 _FIGURE_SPACE = "\u2007"
 
 UNKNOWN = "–"
-"""What stands for a number that is not known."""
+"""The text in place of a number that is not known."""
 
 _WRONG = "color:#c4450c;font-weight:600"
 """Readable on white and on black, and for the colour-blind; words say the same."""
@@ -267,6 +269,13 @@ def not_ok(statuses: Sequence[str], column: int) -> list[tuple[int, int]]:
         if status != "ok":
             cells.append((row, column))
     return cells
+
+
+def with_columns_first(frame: pd.DataFrame, columns: Mapping[str, Any]) -> pd.DataFrame:
+    """Return a data frame with these columns in front of its own."""
+    frame = frame.assign(**columns)
+    other_columns = frame.columns.drop(list(columns))
+    return frame[[*columns, *other_columns]]
 
 
 def duration(seconds: float) -> str:

@@ -150,8 +150,11 @@ def available_cpus(root: Path = Path("/")) -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    quotas = [quota(folder) for folder in control_groups(root)]
-    return max(1, min([count, *(math.floor(cpus) for cpus in quotas if cpus is not None)]))
+    for folder in control_groups(root):
+        cpus = quota(folder)
+        if cpus is not None:
+            count = min(count, math.floor(cpus))
+    return max(1, count)
 
 
 def control_groups(root: Path) -> Iterator[Path]:

@@ -58,7 +58,7 @@ class Effect(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablation(AsTable):
-    """What each ablation costs. ``ablation["1:6"]`` is an :class:`Effect`.
+    """The cost of each ablation. ``ablation["1:6"]`` is an :class:`Effect`.
 
     Args:
         delta: ``[ablation]``, nats per token: mean loss with the heads ablated less that of the
@@ -207,7 +207,7 @@ def ablate(
 
 
 def _effects(loss: np.ndarray, chosen: Sequence[Weights], method: Method, data: str) -> Ablation:
-    """What each ablation costs, from the losses ``[1 + ablation, row, pos − 1]``, intact first."""
+    """The cost of each ablation, from the losses ``[1 + ablation, row, pos − 1]``, intact first."""
     effects = loss[1:] - loss[:1]
     delta, error = mean_over_tokens(effects)
     return Ablation(
@@ -325,17 +325,26 @@ def _source(
 
 
 def _means(subject: Hooked, source: Tensor, method: Method) -> list[Tensor]:
-    """What takes the place of z, for each attention: ``[1, 1 or pos, head, d_head]``."""
+    """The values that replace z, for each attention: ``[1, 1 or pos, head, d_head]``."""
     device = source.device
     if method in ("zero", "resample"):
-        shapes = [(1, 1, each.num_heads, each.d_head) for each in subject.anatomy.attentions]
-        return [torch.zeros(shape, device=device) for shape in shapes]
+        zeros = []
+        for attention in subject.anatomy.attentions:
+            shape = (1, 1, attention.num_heads, attention.d_head)
+            zeros.append(torch.zeros(shape, device=device))
+        return zeros
     sums: list[Tensor] = []
-    for batch in source[:, :-1].split(max(1, _TOKENS // source.shape[1])):
-        parts = [z.double().sum(0, keepdim=True) for z in outputs(subject, batch)]
-        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+    rows_at_once = max(1, _TOKENS // source.shape[1])
+    for batch in source[:, :-1].split(rows_at_once):
+        sums_of_batch = [z.double().sum(0, keepdim=True) for z in outputs(subject, batch)]
+        if not sums:
+            sums = sums_of_batch
+            continue
+        sums = [total + added for total, added in zip(sums, sums_of_batch, strict=True)]
     means = [total / len(source) for total in sums]
-    return means if method == "position_mean" else [mean.mean(1, keepdim=True) for mean in means]
+    if method == "position_mean":
+        return means
+    return [mean.mean(1, keepdim=True) for mean in means]
 
 
 # AttentionOnly, all interventions in one pass.
@@ -349,7 +358,7 @@ def replacement(
     seed: int,
     caller: str,
 ) -> Values:
-    """What takes the place of the outputs of ablated heads on ``rows [row, pos]``.
+    """The values that replace the outputs of ablated heads on ``rows [row, pos]``.
 
     The arguments are those of :func:`ablate`.
 
@@ -433,7 +442,8 @@ def mean_outputs(
         dtype=torch.float64,
         device=rows.device,
     )
-    for batch in rows[:, :-1].split(max(1, _TOKENS // num_positions)):
+    rows_at_once = max(1, _TOKENS // num_positions)
+    for batch in rows[:, :-1].split(rows_at_once):
         for layer, z in enumerate(model.activations(batch).z):
             sums[layer] += z[0].sum(0, dtype=torch.float64)
     if not per_position:
@@ -449,7 +459,8 @@ def plot_ablation(result: Ablation, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes(ax, width=max(4.0, 1.5 + 0.4 * len(result)))
     x = np.arange(len(result))
-    half_width = student_quantile(0.95, max(len(result.loss) - 1, 1)) * result.standard_error
+    dof = max(len(result.loss) - 1, 1)
+    half_width = student_quantile(0.95, dof) * result.standard_error
     ax.errorbar(
         x,
         result.delta,

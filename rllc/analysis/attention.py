@@ -243,7 +243,7 @@ def _attention_sums(model: AttentionOnly, rows: Tensor) -> np.ndarray:
 
 
 def _sums_of_patterns(patterns: list[Tensor], rows: Tensor) -> np.ndarray:
-    """The same, from whole patterns ``[batch, head, query, key]``, one a layer."""
+    """The same sums, from whole patterns ``[batch, head, query, key]``, one a layer."""
     followed = _what_followed(rows, 0, rows.shape[1])
     layers = []
     for attention in patterns:
@@ -257,9 +257,10 @@ def _sums_of_patterns(patterns: list[Tensor], rows: Tensor) -> np.ndarray:
 def _query_counts(rows: Tensor) -> np.ndarray:
     """The queries that count towards each score, ``[score, batch]``."""
     batch, pos = rows.shape
-    matched = _what_followed(rows, 0, pos).any(-1).sum(-1).cpu().numpy()
+    has_match = _what_followed(rows, 0, pos).any(-1)
+    num_matched = has_match.sum(-1).cpu().numpy()
     all_but_first = np.full(batch, pos - 1)
-    return np.stack([all_but_first, all_but_first, matched])
+    return np.stack([all_but_first, all_but_first, num_matched])
 
 
 def _what_followed(

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from rllc.models import AttentionOnly
 
 Kind = tuple[object, ...]
-"""What a path is like: the layers it leads between, and the input it leads into."""
+"""The kind of a path: the layers that it leads between, and the input that it leads into."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CircuitCost(AsTable):
-    """What ablating a circuit costs on each choice of tokens.
+    """The cost of ablating a circuit, on each choice of tokens.
 
     ``set`` 0 is the circuit, the others are random sets.
 
@@ -137,7 +137,8 @@ class CircuitCost(AsTable):
                 self.accuracy[0, i],
                 _mean(self.accuracy[1:, i]),
             )
-            rows.append((name, str(self.counts[i]), *(f"{number:.3f}" for number in numbers)))
+            written = [f"{number:.3f}" for number in numbers]
+            rows.append((name, str(self.counts[i]), *written))
         circuit = ", ".join(self.sets[0])
         num_random = len(self.sets) - 1
         title = f"Circuit {circuit} on {self.data} ({self.method}, {num_random} random sets)"
@@ -252,8 +253,8 @@ def random_sets(
     circuit = tuple(circuit)
     num_of_kind = Counter(_kind(path) for path in circuit)
     pools = _pools(model)
-    num_sets = prod(comb(len(pools[kind]), number) for kind, number in num_of_kind.items())
-    num_others = num_sets - 1
+    choices = [comb(len(pools[kind]), number) for kind, number in num_of_kind.items()]
+    num_others = prod(choices) - 1
     if count and not num_others:
         paths = ", ".join(str(path) for path in circuit)
         raise InputError(
@@ -343,8 +344,10 @@ def plot_circuit(
         label="circuit",
     )
     ax.axhline(0, color="0.7", lw=0.8, zorder=0)
-    names_and_counts = zip(result.masks, result.counts, strict=True)
-    ax.set_xticks(x, [f"{name}\n({count} tokens)" for name, count in names_and_counts])
+    words = []
+    for name, count in zip(result.masks, result.counts, strict=True):
+        words.append(f"{name}\n({count} tokens)")
+    ax.set_xticks(x, words)
     ax.set_xlim(-0.5, len(x) - 0.5)
     unit = " (nats per token)" if quantity == "loss" else ""
     ax.set_ylabel(f"change of {quantity}{unit}")

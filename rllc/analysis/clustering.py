@@ -14,7 +14,7 @@ import numpy as np
 from rllc.analysis.cluster_methods import METHODS, in_order, package
 from rllc.analysis.k_shape import divided, standardised
 from rllc.errors import InputError, nearest
-from rllc.plots.figures import layer_of, lines, log_steps
+from rllc.plots.figures import layer_of, lines, log_steps, rise_from_0, with_roles
 from rllc.plots.labels import name_ends
 from rllc.plots.selection import one_or_all, panels_for, rows_of_data
 from rllc.seeds import stable_hash
@@ -208,10 +208,11 @@ def cluster(
     labels = np.full(len(names), -1)
     scores = {}
     for group in dict.fromkeys(groups):
-        rows = [row for row, its_group in enumerate(groups) if its_group == group]
+        rows = _rows_of(group, groups)
         labels_of_group, scores[group] = _best_clusters(
             values[rows], method, num_clusters, seed, group
         )
+        # The clusters of one group are numbered on from those of the groups before it.
         labels[rows] = labels.max() + 1 + labels_of_group
     settings = {"method": method, "normalise": normalise, "seed": seed}
     return Clusters(names, labels, groups, values, points, scores, settings)
@@ -246,12 +247,12 @@ def plot_clusters(
     have_steps = clusters.points[0] > 0
     drawn = []
     for panel, group in zip(panels, groups, strict=True):
-        rows = [row for row, its_group in enumerate(clusters.groups) if its_group == group]
+        rows = _rows_of(group, clusters.groups)
         names = [clusters.names[row] for row in rows]
         values = clusters.curves[rows]
         no_error = np.full_like(values, np.nan)
         colors = lines(panel, clusters.points, names, values, no_error, labels)
-        words = [f"{name} {roles.get(name, '')}".strip() for name in names]
+        words = with_roles(names, roles)
         drawn.append((panel, values, words, colors))
         if have_steps:
             log_steps(panel, clusters.points.tolist())
@@ -264,6 +265,11 @@ def plot_clusters(
     is_raw = clusters.settings["normalise"] == "none"
     panels[0].set_ylabel("value" if is_raw else "value, normalised")
     return one_or_all(panels)
+
+
+def _rows_of(group: str, groups: Sequence[str]) -> list[int]:
+    """The curves of a group."""
+    return [row for row, group_of_row in enumerate(groups) if group_of_row == group]
 
 
 def _curves(
@@ -293,9 +299,11 @@ def _curves(
     is_broken = ~np.isfinite(values).all(axis=1)
     broken = [names[row] for row in np.flatnonzero(is_broken)]
     if broken:
-        others = " and others" if len(broken) > 6 else ""
+        listed = ", ".join(broken[:6])
+        if len(broken) > 6:
+            listed += " and others"
         raise InputError(
-            f"clustering: {', '.join(broken[:6])}{others} have values that are missing or not "
+            f"clustering: {listed} have values that are missing or not "
             f"finite (diverged estimates). Leave these curves, or these checkpoints, out."
         )
     return names, values, times
@@ -312,13 +320,14 @@ def _check_kind(curves: object) -> None:
     if isinstance(curves, Trajectory) or not isinstance(curves, Mapping | list | tuple):
         return
     shapes = set()
-    for curve in curves.values() if isinstance(curves, Mapping) else curves:
+    list_of_curves = curves.values() if isinstance(curves, Mapping) else curves
+    for curve in list_of_curves:
         if isinstance(curve, np.ndarray | list | tuple):
             shapes.add(np.shape(curve))
     if len(shapes) > 1:
-        lengths = ", ".join(str(list(shape)) for shape in sorted(shapes)[:4])
+        first_shapes = ", ".join(str(list(shape)) for shape in sorted(shapes)[:4])
         raise InputError(
-            f"clustering: all curves must be over the same checkpoints, got shapes {lengths}; "
+            f"clustering: all curves must be over the same checkpoints, got shapes {first_shapes}; "
             f"leave out the checkpoints that some curves have not."
         )
 
@@ -326,7 +335,7 @@ def _check_kind(curves: object) -> None:
 def _checked_steps(steps: Sequence[int], count: int) -> np.ndarray:
     times = np.asarray(steps, dtype=np.float64)
     is_one_each = times.shape == (count,)
-    if not is_one_each or times[0] < 0 or (np.diff(times) <= 0).any():
+    if not is_one_each or not rise_from_0(times):
         raise InputError(
             f"clustering: `steps` must be {count} rising steps from 0 on, one a checkpoint, "
             f"got {steps!r}."
@@ -389,8 +398,11 @@ def _best_clusters(
         )
 
     def preference(number: int) -> tuple[float, int]:
+        """The score, and of equal scores the smaller number."""
         score = scores[number]
-        return (-np.inf if np.isnan(score) else score, -number)
+        if np.isnan(score):
+            score = -np.inf
+        return score, -number
 
     return labels_by_number[max(labels_by_number, key=preference)], scores
 

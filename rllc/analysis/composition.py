@@ -28,7 +28,7 @@ _TENSORS = ("W_Q", "W_K", "W_V", "W_O")
 
 _PRECISION = 2e-4
 """Bound on the relative rounding of a squared score; beyond it the score is computed from its
-factors. What was measured there is a twentieth of the bound."""
+factors. The largest rounding measured within the bound was a twentieth of it."""
 
 _MOST_ROWS_OF_REPR = 10
 _MOST_LABELS = 40
@@ -189,8 +189,8 @@ def compose(
         names = [f"blocks.{layer}.attn.{tensor}" for layer in layers]
         if not names or not parameters.keys() >= set(names):
             call = f"compose({type(model).__name__})"
-            whole = matrices(model, call, fold=fold)
-            return composition(*whole, num_random=num_random, seed=seed)
+            all_matrices = matrices(model, call, fold=fold)
+            return composition(*all_matrices, num_random=num_random, seed=seed)
         by_layer = [parameters[name].detach() for name in names]
         stacks.append(torch.stack(by_layer))
     W_Q, W_K, W_V, W_O = stacks
@@ -214,9 +214,9 @@ def composition(
     blocks above the diagonal counting twice, so that all pairs are a few matrix products of about
     d_model² operations a pair, where the product of two factors has 2·d_head²·d_model.
 
-    The inner product of matrices that hardly meet is a difference of larger numbers. Where it is so
-    small next to ‖LᵀL‖_F ‖R Rᵀ‖_F that rounding could be seen, ‖L R‖ is computed from the product
-    of the factors, so that 0 is 0.
+    Where heads hardly compose, the inner product is a small difference of large numbers. Where it
+    is so small next to ‖LᵀL‖_F ‖R Rᵀ‖_F that rounding would show, ‖L R‖ is computed from the
+    product of the factors, so that 0 is 0.
 
     The baseline is the score of ``num_random``² pairs of heads with normal factors of the same
     shape. The mean of its square is 1/d_model, for any L and R with independent, uniformly random
@@ -311,14 +311,14 @@ def plot_composition(result: Composition, input: str = "K", ax: Axes | None = No
 
 
 def _check_shapes(W_Q: Tensor, W_K: Tensor, W_V: Tensor, W_O: Tensor) -> None:
-    got = tuple(tuple(W.shape) for W in (W_Q, W_K, W_V, W_O))
-    shape = got[0]
+    shapes = tuple(tuple(W.shape) for W in (W_Q, W_K, W_V, W_O))
+    shape = shapes[0]
     shape_of_W_O = (*shape[:2], *reversed(shape[2:]))
     expected = (shape, shape, shape, shape_of_W_O)
-    if len(shape) != 4 or got != expected:
+    if len(shape) != 4 or shapes != expected:
         raise InputError(
             f"composition: expected W_Q, W_K and W_V as [layer, head, d_model, d_head] and "
-            f"W_O as [layer, head, d_head, d_model], got {got}."
+            f"W_O as [layer, head, d_head, d_model], got {shapes}."
         )
 
 
@@ -374,21 +374,22 @@ def _squared_norms(written: Tensor, read: Tensor, num_earlier: Sequence[int]) ->
         squares[layer, :count] = 0
     eighth = -(-d_model // 8)  # ⌈d_model/8⌉
     side = min(96, max(8, eighth))
-    left_factors = _blocks(written, side)
-    right_factors = _blocks(read.flatten(0, 1), side)
-    right_factors = right_factors.unflatten(1, (n_layers, num_receivers))
-    num_blocks = len(left_factors)
-    # The same memory each time, which then is in the cache.
-    left = read.new_empty(num_senders, side, side)
-    right = read.new_empty(num_receivers, side, side)
-    flat_left = left.flatten(1)
-    flat_right = right.flatten(1)
+    factors_of_L = _blocks(written, side)  # [block, sender, d_head, side]
+    factors_of_R = _blocks(read.flatten(0, 1), side)
+    factors_of_R = factors_of_R.unflatten(1, (n_layers, num_receivers))
+    num_blocks = len(factors_of_L)
+    # All blocks are written to the same memory, which then stays in the cache.
+    LtL = read.new_empty(num_senders, side, side)
+    RRt = read.new_empty(num_receivers, side, side)
+    flat_LtL = LtL.flatten(1)
+    flat_RRt = RRt.flatten(1)
     for i, j in combinations_with_replacement(range(num_blocks), 2):
+        # A block off the diagonal stands for its mirror image, too.
         times = 1 if i == j else 2
-        torch.bmm(left_factors[i].mT, left_factors[j], out=left)
+        torch.bmm(factors_of_L[i].mT, factors_of_L[j], out=LtL)
         for layer, count in enumerate(num_earlier):
-            torch.bmm(right_factors[i, layer].mT, right_factors[j, layer], out=right)
-            inner_products = flat_left[:count] @ flat_right.T
+            torch.bmm(factors_of_R[i, layer].mT, factors_of_R[j, layer], out=RRt)
+            inner_products = flat_LtL[:count] @ flat_RRt.T
             squares[layer, :count] += times * inner_products
     return squares
 

@@ -40,7 +40,7 @@ _PRINTED = 10
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as mattering, as attending and as recurring.
+    """The thresholds from which a token matters, a head attends, and a multigram recurs.
 
     The paper states no thresholds; these are ours.
 
@@ -203,7 +203,8 @@ class TokensInContext:
 
         Reference: Cohen 1960, "A Coefficient of Agreement for Nominal Scales", for the correction.
         """
-        share, chance = np.zeros(len(self.heads)), np.zeros(len(self.heads))
+        share = np.zeros(len(self.heads))
+        chance = np.zeros(len(self.heads))
         for kind in kinds:
             if kind not in KINDS[:-1]:
                 raise InputError(
@@ -286,8 +287,9 @@ class TokensInContext:
         row = self.rows[self.row[i]]
         attended = self.decode(row[self.attended[i, 0]])
         token = self.decode(row[self.position[i]])
-        texts = (attended, token, self.context(i))
-        return (f"{self.effect[i]:.2f}", self.kind[i], *(repr(text)[1:-1] for text in texts))
+        # Line breaks and the like are written out, without the quotation marks of repr.
+        texts = [repr(text)[1:-1] for text in (attended, token, self.context(i))]
+        return (f"{self.effect[i]:.2f}", self.kind[i], *texts)
 
 
 def plot_kinds(result: TokensInContext, ax: Axes | None = None) -> Axes:

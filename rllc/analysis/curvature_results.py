@@ -1,4 +1,4 @@
-"""What measuring curvature gives: a number or eigenvalues for each refinement, and their figure."""
+"""Results of curvature: a number or eigenvalues for each refinement, and their figure."""
 
 from __future__ import annotations
 

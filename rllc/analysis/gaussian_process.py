@@ -24,11 +24,11 @@ _STEPS_FIRST = 10 * _STEPS_BETWEEN
 """Metropolis steps before the first process is kept."""
 
 _STEP_SIZES = (0.4, 0.2, 0.2)
-"""Of Metropolis steps, in the logarithms of amplitude, length scale and noise."""
+"""Sizes of Metropolis steps in the logarithms of amplitude, length scale and noise."""
 
 
 class Values(NamedTuple):
-    """What is smoothed: values at places, with what is known of their noise."""
+    """Values to smooth, at places, with the known part of their noise."""
 
     x: np.ndarray
     """``[value]``, rising."""
@@ -73,7 +73,7 @@ def sample_processes(values: Values, stream: np.random.Generator) -> np.ndarray:
     starts = [start.clip(lowest, highest) for start in _starts(values.x)]
     logs = max(starts, key=lambda start: _log_likelihood(values, start, bounds))
     log_likelihood = _log_likelihood(values, logs, bounds)
-    kept = []
+    processes = []
     num_steps = _STEPS_FIRST + _STEPS_BETWEEN * _PROCESSES
     for step in range(num_steps):
         proposal = logs + stream.standard_normal(3) * _STEP_SIZES
@@ -83,8 +83,8 @@ def sample_processes(values: Values, stream: np.random.Generator) -> np.ndarray:
             logs = proposal
             log_likelihood = proposed
         if step >= _STEPS_FIRST and step % _STEPS_BETWEEN == 0:
-            kept.append(logs)
-    return np.exp(kept)
+            processes.append(logs)
+    return np.exp(processes)
 
 
 def smooth(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rllc.errors import InputError, nearest
+from rllc.plots.figures import starts
 from rllc.weights.names import head_name
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def layer_starts(heads: Sequence[str]) -> list[int]:
     """
     names = [head_name(written) for written in heads]
     layers = [name.partition(":")[0] if name else None for name in names]
-    return [i for i in range(1, len(layers)) if layers[i] != layers[i - 1]]
+    return starts(layers)
 
 
 def label_heads(ax: Axes, heads: Sequence[str]) -> None:

@@ -107,7 +107,7 @@ def _check_causal(subject: Hooked, caller: str) -> None:
 
 
 def logits(subject: Hooked, ids: Tensor) -> Tensor:
-    """Of each position, ``[batch, pos, vocab]``, in eval mode."""
+    """The logits of each position, ``[batch, pos, vocab]``, in eval mode."""
     with one_arithmetic(), in_mode(subject.model, False), torch.no_grad():
         output = subject.model(ids)
     values = output if isinstance(output, Tensor) else getattr(output, "logits", None)
@@ -126,7 +126,7 @@ def losses(subject: Hooked, rows: Tensor) -> Tensor:
 
 
 def outputs(subject: Hooked, ids: Tensor) -> list[Tensor]:
-    """What the heads of each attention pass on: ``[batch, pos, head, d_head]``."""
+    """The outputs of the heads of each attention, ``[batch, pos, head, d_head]``."""
     seen: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for number, writer in enumerate(subject.writers):

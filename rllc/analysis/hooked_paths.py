@@ -30,7 +30,7 @@ def changes_of(
     kl: bool,
     batch_size: int | None,
 ) -> np.ndarray:
-    """What each path alone changes, ``[path, row, pos − 1]``: the loss, or the prediction (KL).
+    """The effect of each path alone, ``[path, row, pos − 1]``, on the loss or the prediction (KL).
 
     A path carries the sender's term of the residual stream as it is on the corrupted row. A head
     that shares its key with others reads the changed key alone; the others read the clean one.
@@ -55,8 +55,9 @@ def changes_of(
     size = batch_size or max(1, _POSITIONS // num_positions)
     for index in torch.arange(num_rows).split(size):
         # The last token of a row is predicted, but predicts nothing.
-        run = _Run(subject, attentions, final_norm, rows[index, :-1], corrupted[index, :-1])
+        inputs = rows[index, :-1]
         targets = rows[index, 1:]
+        run = _Run(subject, attentions, final_norm, inputs, corrupted[index, :-1])
         for number, path in enumerate(paths):
             changes[number, index] = run.change(path, targets, kl).cpu().numpy()
     return changes
@@ -72,7 +73,7 @@ def _refuse_branch_norms(subject: Hooked, place: Place) -> None:
 
 
 def _final_norm(subject: Hooked, paths: Sequence[Path]) -> nn.Module | None:
-    """What reads the stream for the logits."""
+    """The norm that reads the stream for the logits; ``None`` where no path needs it."""
     norms = subject.anatomy.norms
     if norms:
         return subject.model.get_submodule(norms[-1])
@@ -86,24 +87,24 @@ def _final_norm(subject: Hooked, paths: Sequence[Path]) -> nn.Module | None:
 
 
 class _Run:
-    """Some rows and their corrupted ones: what heads pass on in both, and what maps read."""
+    """Rows and their corrupted ones, with the outputs of heads on both and the inputs of maps."""
 
     def __init__(
         self,
         subject: Hooked,
-        found: Sequence[Place],
+        attentions: Sequence[Place],
         final_norm: nn.Module | None,
         rows: Tensor,
         corrupted: Tensor,
     ) -> None:
         self.subject = subject
-        self.found = found
+        self.attentions = attentions
         self.final_norm = final_norm
         self.rows = rows
         self.other = outputs(subject, corrupted)
         self.read: dict[int, Tensor] = {}
         with ExitStack() as stack:
-            for number, place in enumerate(found):
+            for number, place in enumerate(attentions):
                 reader = place.queries if place.norm is None else place.norm
                 stack.callback(reader.register_forward_pre_hook(self._note(number)).remove)
             self.clean = outputs(subject, rows)
@@ -116,13 +117,15 @@ class _Run:
         return note
 
     def change(self, path: Path, targets: Tensor, kl: bool) -> Tensor:
-        """Of the loss, or KL: ``[batch, pos]``."""
+        """The change of the loss, or KL, when a path is patched: ``[batch, pos]``."""
         with self._patched(path):
             log_q = logits(self.subject, self.rows).float().log_softmax(-1)
         if kl:
-            return (self.log_p.exp() * (self.log_p - log_q)).sum(-1)
-        chosen = targets[..., None]
-        return (self.log_p.gather(-1, chosen) - log_q.gather(-1, chosen))[..., 0]
+            log_ratio = self.log_p - log_q
+            return (self.log_p.exp() * log_ratio).sum(-1)
+        target = targets[..., None]
+        change = self.log_p.gather(-1, target) - log_q.gather(-1, target)
+        return change[..., 0]
 
     def _patched(self, path: Path) -> AbstractContextManager[None]:
         layer, head = path.sender
@@ -133,28 +136,29 @@ class _Run:
             assert self.final_norm is not None
             return _added(self.final_norm, term)
         receiver_layer, receiver = path.receiver
-        place = self.found[receiver_layer]
-        given = self._given(place, path.input, self.read[receiver_layer], term)
-        return reading(place, path.input, receiver, given, self.clean[receiver_layer])
+        place = self.attentions[receiver_layer]
+        output = self._output(place, path.input, self.read[receiver_layer], term)
+        return reading(place, path.input, receiver, output, self.clean[receiver_layer])
 
     def _term(self, layer: int, head: int) -> Tensor:
-        """By how much the sender's term of the stream differs on the corrupted rows."""
-        place = self.found[layer]
+        """The sender's term of the stream on the corrupted rows, minus that on the clean ones."""
+        place = self.attentions[layer]
         clean = self.clean[layer]
         changed = clean.clone()
         changed[..., head, :] = self.other[layer][..., head, :]
         with in_mode(place.writes, False), one_arithmetic():
-            written = place.writes(changed.flatten(-2)) - place.writes(clean.flatten(-2))
-        return written * place.scale
+            written = place.writes(changed.flatten(-2))
+            written_when_clean = place.writes(clean.flatten(-2))
+        return (written - written_when_clean) * place.scale
 
-    def _given(self, place: Place, letter: str, read: Tensor, term: Tensor) -> Tensor:
-        """What a map gives when the stream has another term."""
-        moved = read + term.reshape(read.shape)
+    def _output(self, place: Place, letter: str, read: Tensor, term: Tensor) -> Tensor:
+        """The output of a map when the stream has one more term."""
+        stream = read + term.reshape(read.shape)
         with in_mode(self.subject.model, False), one_arithmetic():
             if place.norm is not None:
-                moved = place.norm(moved)
-            given: Tensor = place.reader(letter)(moved)
-        return given
+                stream = place.norm(stream)
+            output: Tensor = place.reader(letter)(stream)
+        return output
 
 
 @contextmanager

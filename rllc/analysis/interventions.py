@@ -28,7 +28,7 @@ _LOGITS = {"cpu": 640_000, "cuda": 256_000_000}
 """Logits that are held at once: those that fit into a CPU's cache; 1 GB on a GPU."""
 
 Values = Callable[[Tensor, "Activations"], Sequence[Tensor]]
-"""What heads pass on instead of their own output.
+"""The values that heads pass on instead of their own output.
 
 ``values(index, activations)`` is for the rows ``index``, on which the model's own activations are
 given. It returns one tensor ``[batch or 1, head, pos or 1, d_head]`` a layer.
@@ -91,14 +91,14 @@ def replace(
         activations = model.activations(batch[:, :-1])
         replacements = values(index, activations)
         unchanged = model.normalise("ln_final", activations.residual[-1], {})
-        wanted: dict[str, Any] = {"correct": correct, "unchanged": unchanged if kl else None}
-        part = read(model, unchanged, batch[:, 1:], **wanted)
+        options: dict[str, Any] = {"correct": correct, "unchanged": unchanged if kl else None}
+        part = read(model, unchanged, batch[:, 1:], **options)
         _store(readings, [0], index, part)
         for start, members in sets_by_start.items():
             for chunk in _chunks(members, _runs_at_once(model, batch)):
                 shared = _Pass(model, [sets[i] for i in chunk], replacements)
                 hidden = shared.run(activations, start)
-                part = read(model, hidden, batch[:, 1:], **wanted)
+                part = read(model, hidden, batch[:, 1:], **options)
                 _store(readings, [1 + i for i in chunk], index, part)
     return readings
 
@@ -111,7 +111,7 @@ def read(
     correct: bool = False,
     unchanged: Tensor | None = None,
 ) -> Readings:
-    """Loss, and what else is wanted, from hidden states before the unembedding.
+    """Loss, and on request correctness and KL, from hidden states before the unembedding.
 
     Args:
         model: its unembedding is used.
@@ -124,14 +124,15 @@ def read(
         :class:`Readings` with the axes ``[run, batch, pos]``.
     """
     shape = hidden.shape[:3]
-    hidden, ids = hidden.flatten(1, 2), ids.flatten()
+    hidden = hidden.flatten(1, 2)
+    ids = ids.flatten()
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     loss = torch.empty(
         hidden.shape[:2],
         dtype=dtype,
         device=hidden.device,
     )
-    right = torch.empty_like(loss, dtype=torch.bool) if correct else None
+    is_correct = torch.empty_like(loss, dtype=torch.bool) if correct else None
     kl = None if unchanged is None else torch.empty_like(loss)
     # In chunks of positions and run by run, so that few logits are held at once.
     for chunk in _chunks_of_positions(model, len(ids), hidden.device.type):
@@ -143,8 +144,8 @@ def read(
             p = log_p.exp()
         for run in range(len(hidden)):
             logits = _logits(model, hidden[run, chunk], dtype)
-            if right is not None:
-                right[run, chunk] = logits.argmax(-1) == targets
+            if is_correct is not None:
+                is_correct[run, chunk] = logits.argmax(-1) == targets
             if kl is not None:
                 kl[run, chunk] = (p * (log_p - logits)).sum(-1)
             target_logits = logits[places, targets]
@@ -154,7 +155,7 @@ def read(
                 kl[run, chunk] += log_sum
     return Readings(
         loss=loss.view(shape).cpu().numpy(),
-        correct=_to_numpy(right, shape),
+        correct=_to_numpy(is_correct, shape),
         kl=_to_numpy(kl, shape),
     )
 
@@ -210,11 +211,11 @@ class _Pass:
             x[run] += self._change(paths, run)
         return self.model.normalise("ln_final", x, {})
 
-    def _select(self, wanted: Callable[[Path], bool]) -> PathsOfRuns:
-        """The wanted paths of each run that has some."""
+    def _select(self, condition: Callable[[Path], bool]) -> PathsOfRuns:
+        """The paths of each run that meet a condition; runs without such paths are left out."""
         selected = {}
         for run, paths in enumerate(self.sets):
-            chosen = [path for path in paths if wanted(path)]
+            chosen = [path for path in paths if condition(path)]
             if chosen:
                 selected[run] = chosen
         return selected
@@ -245,14 +246,14 @@ class _Pass:
                 change = self._change(paths_of_runs[run], run)
                 streams.append(_of_run(x, run) + change)
             only_head = slice(head, head + 1)
-            own = self.model.project(
+            projected_by_head = self.model.project(
                 layer,
                 letter,
                 torch.stack(streams),
                 only_head,
             )
             projected[letter] = self._one_for_each_run(projected[letter])
-            projected[letter][runs, :, head] = own[:, :, 0]
+            projected[letter][runs, :, head] = projected_by_head[:, :, 0]
         return self.model.attend(projected["Q"], projected["K"], projected["V"])
 
     def _replace_whole_heads(self, layer: int, outputs: Tensor) -> Tensor:
@@ -272,8 +273,8 @@ class _Pass:
 
         It is Σ (replacement − own output) W_O over the senders.
         """
-        first, *others = [self._change_of_sender(*path.sender, run) for path in paths]
-        return sum(others, start=first)
+        first, *later = [self._change_of_sender(*path.sender, run) for path in paths]
+        return sum(later, start=first)
 
     def _change_of_sender(
         self,
@@ -281,10 +282,10 @@ class _Pass:
         head: int,
         run: int,
     ) -> Tensor:
-        own = _of_run(self.z[layer], run)[:, head]
+        output = _of_run(self.z[layer], run)[:, head]
+        change_of_output = self.replacements[layer][:, head] - output
         block: Any = self.model.blocks[layer]
-        W_O = block.attn.W_O[head]
-        return (self.replacements[layer][:, head] - own) @ W_O
+        return change_of_output @ block.attn.W_O[head]
 
     def _one_for_each_run(self, x: Tensor) -> Tensor:
         """A tensor with the run axis written out, so that one run can be changed alone."""

@@ -1,7 +1,7 @@
-"""k-Shape: clusters of curves that have one shape, whenever each has it.
+"""k-Shape: clusters of curves of one shape, which each curve may have at another time.
 
-Its own implementation, not tslearn's, whose k-Shape takes from 20 seconds to minutes to compile in
-each process before it first runs. A test compares the results with the authors' package.
+The code is our own, because tslearn's k-Shape takes from 20 seconds to minutes to compile in each
+process before it first runs. A test compares the results with the authors' package.
 
 Reference: Paparrizos and Gravano 2015, "k-Shape".
 """
@@ -117,8 +117,8 @@ def _shape(curves: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     zeros = np.zeros_like(curves)
     padded = np.concatenate([curves, zeros], axis=1)
     points = np.arange(length)
-    places = (points - shifts[:, None]) % (2 * length)
-    shifted = np.take_along_axis(padded, places, axis=1)
+    source_points = (points - shifts[:, None]) % (2 * length)  # [curve, point]
+    shifted = np.take_along_axis(padded, source_points, axis=1)
     shifted = standardised(shifted)
     _, vectors = np.linalg.eigh(shifted.T @ shifted)
     shape = vectors[:, -1]
@@ -149,4 +149,5 @@ def _spectrum(curves: np.ndarray) -> np.ndarray:
 
 
 def _count(labels: np.ndarray) -> int:
+    """The number of clusters with members."""
     return len(set(labels.tolist()))

@@ -1,4 +1,4 @@
-"""What explains a token in context: induction, a bracket that closes, or a recurring multigram."""
+"""The explanation of a token in context: induction, a closing bracket, or a recurring multigram."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rllc.analysis.multigrams import Context, Pattern, find_multigrams
 from rllc.seeds import generator
 
 KINDS = ("induction", "dyck", "n-gram", "skip n-gram", "other")
-"""What a token in context can be; the first kind that fits counts."""
+"""The kinds of tokens in context; the first kind that fits counts."""
 
 _DEALS = 8
-"""Times that targets are dealt to see what comes by chance; shares are then known to about 0.01."""
+"""Times that targets are dealt at random; shares by chance are then known to about 0.01."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Explain:
         return kind
 
     def by_memory(self, contexts: Mapping[int, Context]) -> dict[Pattern, list[int]]:
-        """The multigrams that recur among tokens, with those that are each."""
-        looks = {i: context.without(self.rest) for i, context in contexts.items()}
-        return find_multigrams(looks, self.min_rows, self.fixed)
+        """The multigrams that recur among tokens, each with its tokens."""
+        without_rest = {i: context.without(self.rest) for i, context in contexts.items()}
+        return find_multigrams(without_rest, self.min_rows, self.fixed)
 
     def _is_dyck(self, context: Context) -> bool:
         """Whether the head looks at the innermost open bracket, which the token closes."""
@@ -61,17 +61,18 @@ class Explain:
         opener = self._open_brackets[context.row][context.query]
         if opener < 0 or opener not in context.attended:
             return False
-        return context.target in self.closers[int(context.ids[opener])]
+        bracket = int(context.ids[opener])
+        return context.target in self.closers[bracket]
 
 
 def is_induction(context: Context) -> bool:
     """Whether the head looks at an earlier copy of the token, after a copy of the one before."""
-    ids, query = context.ids, context.query
+    ids = context.ids
     for position in context.attended:
-        if 0 < position < query:
-            same_token = ids[position] == context.target
-            same_before = ids[position - 1] == ids[query]
-            if same_token and same_before:
+        if 0 < position < context.query:
+            is_copy = ids[position] == context.target
+            follows_copy = ids[position - 1] == ids[context.query]
+            if is_copy and follows_copy:
                 return True
     return False
 
@@ -82,7 +83,7 @@ def by_chance(
     explain: Explain,
     seed: int | str,
 ) -> tuple[np.ndarray, float]:
-    """What would be found if what a head attends to had nothing to do with what comes next.
+    """How many tokens would have each kind if a head's attention did not depend on what comes next.
 
     The targets are dealt at random among the head's tokens in context, while what the head attends
     to stays. For multigrams they are dealt among the tokens that are neither induction nor Dyck.
@@ -96,25 +97,29 @@ def by_chance(
     Returns:
         the mean share of each kind but the last ``[kind]``, and the mean number of multigrams.
     """
-    shares = dict.fromkeys(KINDS[:-1], 0.0)
-    count = 0
+    num_of_kind = dict.fromkeys(KINDS[:-1], 0.0)
+    num_multigrams = 0
     stream = generator("chance", seed)
     unexplained = np.flatnonzero(kind == "other").tolist()
     for _ in range(_DEALS):
-        kinds = explain.by_row(_deal(contexts, stream))
+        dealt = _deal(contexts, stream)
+        kinds = explain.by_row(dealt)
         for name in ("induction", "dyck"):
-            shares[name] += np.sum(kinds == name)
-        dealt = _deal([contexts[i] for i in unexplained], stream)
-        multigrams = explain.by_memory(dict(enumerate(dealt)))
+            num_of_kind[name] += np.sum(kinds == name)
+        dealt_unexplained = _deal([contexts[i] for i in unexplained], stream)
+        multigrams = explain.by_memory(dict(enumerate(dealt_unexplained)))
         for pattern, tokens in multigrams.items():
-            shares[pattern.kind] += len(tokens)
-        count += len(multigrams)
-    total = max(len(contexts), 1) * _DEALS
-    return np.array(list(shares.values())) / total, count / _DEALS
+            num_of_kind[pattern.kind] += len(tokens)
+        num_multigrams += len(multigrams)
+    num_tokens = max(len(contexts), 1) * _DEALS
+    shares = np.array(list(num_of_kind.values())) / num_tokens
+    return shares, num_multigrams / _DEALS
 
 
 def _deal(contexts: Sequence[Context], stream: torch.Generator) -> list[Context]:
     """The same contexts with their targets dealt at random."""
     order = torch.randperm(len(contexts), generator=stream).tolist()
-    pairs = zip(contexts, order, strict=True)
-    return [context._replace(target=contexts[other].target) for context, other in pairs]
+    dealt = []
+    for context, dealer in zip(contexts, order, strict=True):
+        dealt.append(context._replace(target=contexts[dealer].target))
+    return dealt

@@ -41,13 +41,13 @@ class Context(NamedTuple):
     """The id of the token."""
 
     def without(self, ids: Collection[int]) -> Context:
-        """The same, without the attended positions that have these ids."""
+        """Return the context without the attended positions that have these ids."""
         kept = [position for position in self.attended if int(self.ids[position]) not in ids]
         return self._replace(attended=tuple(kept))
 
 
 class Pattern(NamedTuple):
-    """What the occurrences of a multigram share."""
+    """The kind, tokens and target that all occurrences of a multigram share."""
 
     kind: str
     tokens: tuple[int, ...]
@@ -91,7 +91,7 @@ def find_multigrams(
 
 
 class _Occurrence(NamedTuple):
-    """What a head reads at one token in context."""
+    """The tokens that a head reads at one token in context."""
 
     row: int
     suffix: tuple[int, ...]
@@ -106,7 +106,7 @@ class _Occurrence(NamedTuple):
 
 
 def _occurrence(context: Context, attended: Iterable[int]) -> _Occurrence:
-    """What is read at some positions and at the one before the target."""
+    """The occurrence that is read at attended positions and at the one before the target."""
     ids, query = context.ids, context.query
     positions = sorted({*attended, query})
     return _Occurrence(
@@ -150,7 +150,7 @@ def _commonest_pattern(
     members: Mapping[Pattern, list[int]],
     by_strongest: Mapping[int, _Occurrence],
 ) -> dict[tuple[tuple[int, ...], int], Pattern]:
-    """What the strongest attention reads, to the commonest multigram with such an occurrence."""
+    """From what the strongest attention reads to the commonest multigram that occurs so."""
     commonest = {}
     for pattern in sorted(members, key=lambda pattern: len(members[pattern])):
         for i in members[pattern]:

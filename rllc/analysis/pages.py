@@ -208,11 +208,11 @@ def _looks(
             place_of.append(place)
     if not context_of:
         return looks
-    query = np.array(
-        [positions[i][place] - 1 for i, place in zip(context_of, place_of, strict=True)]
-    )
+    queries = [positions[i][place] - 1 for i, place in zip(context_of, place_of, strict=True)]
+    query = np.array(queries)
     head = np.broadcast_to(numbers_of(of_head.heads[0]), (len(query), 2))
-    rows = torch.from_numpy(of_head.rows).long().to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    rows = torch.from_numpy(of_head.rows).long().to(device)
     for index, pattern in attention_from(
         model,
         rows,
@@ -239,13 +239,16 @@ def _article(
     looks: Sequence[str],
 ) -> str:
     """One token in context: a heading, and the text around it."""
-    row, position, kind = of_head.row[i], of_head.position[i], of_head.kind[i]
+    row = of_head.row[i]
+    position = of_head.position[i]
+    kind = of_head.kind[i]
     token = _quoted(of_head, of_head.rows[row, position])
     badge = f'<b class="kind k{KINDS.index(kind)}">{escape(kind)}</b>'
     attended: list[str] = []
     for key, weight in zip(of_head.attended[i], of_head.attention[i], strict=True):
         if weight >= _NAMED_ATTENTION and len(attended) < _NAMED:
-            attended.append(f"{_quoted(of_head, of_head.rows[row, key])} {100 * weight:.0f} %")
+            quoted = _quoted(of_head, of_head.rows[row, key])
+            attended.append(f"{quoted} {100 * weight:.0f} %")
     details = (
         f"+{of_head.effect[i]:.2f} nats, row {row}, position {position}; "
         f"looks at {', '.join(attended)}"

@@ -93,7 +93,8 @@ class Patching(AsTable):
         largest = np.argsort(-np.abs(self.effect), kind="stable")[:_PRINTED]
         lines = [("path", "effect", "± se")]
         for i in largest:
-            lines.append((self.paths[i], *rounded(self.effect[i], self.standard_error[i])))
+            effect, error = rounded(self.effect[i], self.standard_error[i])
+            lines.append((self.paths[i], effect, error))
         selection = ""
         if len(largest) < len(self):
             selection = f", the {len(largest)} largest of {len(self)}"
@@ -187,7 +188,7 @@ def _changes(
     kl: bool,
     batch_size: int | None,
 ) -> np.ndarray:
-    """What each path alone changes, ``[path, row, pos − 1]``, many in a pass."""
+    """The effect of each path alone, ``[path, row, pos − 1]``, many in a pass."""
     readings = replace(
         model,
         rows,

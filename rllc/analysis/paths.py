@@ -15,13 +15,13 @@ from rllc.errors import InputError, nearest
 from rllc.weights.names import head_name
 
 INPUTS = ("Q", "K", "V")
-"""What a head reads the residual stream for: queries, keys, values."""
+"""The inputs of a head: its queries, keys and values read the residual stream."""
 
 _RECEIVER = re.compile(r"(.+)\.([QKVqkv])")
 
 
 class Path(NamedTuple):
-    """What a head passes on: to one input of a later head, to the logits, or everything.
+    """A path from a head: to one input of a later head, to the logits, or to everything.
 
     >>> str(Path.parse("L0H4 -> 1:6.K")), Path.parse("0:4->logits").receiver
     ('0:4->1:6.K', None)
@@ -43,12 +43,12 @@ class Path(NamedTuple):
         Raises:
             InputError: it is not written like that, or the receiver is not in a later layer.
         """
-        before, arrow, after = (part.strip() for part in str(written).partition("->"))
-        sender = head_name(before)
-        match = _RECEIVER.fullmatch(after)
+        start, arrow, end = (part.strip() for part in str(written).partition("->"))
+        sender = head_name(start)
+        match = _RECEIVER.fullmatch(end)
         receiver = head_name(match[1]) if match else None
-        ends = not arrow or receiver is not None or after == "logits"
-        if sender is None or not ends:
+        has_end = receiver is not None or end == "logits"
+        if sender is None or (arrow and not has_end):
             raise InputError(
                 f"path {written!r}: expected a head such as '0:4', or a path such as '0:4->1:6.K' "
                 f"(Q, K or V) or '0:4->logits'."

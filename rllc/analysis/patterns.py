@@ -109,7 +109,8 @@ def _attention_of(model: nn.Module, rows: Tensor) -> Callable[[int, int, int, Te
             made.clear()
             made[layer] = queries_and_keys(own, layer, residual[layer])
         q, k = made[layer]
-        logits = q[row, head, queries] @ k[row, head].mT / own.config.d_head**0.5
+        products = q[row, head, queries] @ k[row, head].mT
+        logits = products / own.config.d_head**0.5
         return causal_softmax(logits, queries)
 
     return computed
@@ -121,7 +122,9 @@ def queries_and_keys(
     x: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys of a layer's heads, ``[batch, head, pos, d_head]`` each."""
-    return model.project(layer, "Q", x)[0], model.project(layer, "K", x)[0]
+    queries = model.project(layer, "Q", x)[0]
+    keys = model.project(layer, "K", x)[0]
+    return queries, keys
 
 
 def causal_softmax(logits: Tensor, queries: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ _ROLE_OF_SHARE = {"induction": "induction", "dyck": "bracket", "multigram": "mul
 
 @dataclass(frozen=True)
 class RoleThresholds:
-    """From where on evidence counts. The paper states no thresholds; these are ours.
+    """Thresholds from which evidence counts. The paper states none; these are ours.
 
     Args:
         attention: mean attention to the previous, current or induction token from which it can
@@ -158,8 +158,8 @@ class Roles(AsTable):
         """
         if role not in ROLES:
             raise InputError(f"roles.having({role!r}): no such role; {nearest(role, ROLES)}")
-        pairs = zip(self.heads, self.roles, strict=True)
-        return tuple(head for head, own in pairs if own == role)
+        heads_and_roles = zip(self.heads, self.roles, strict=True)
+        return tuple(head for head, role_of_head in heads_and_roles if role_of_head == role)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a head: ``head, role``, and the evidence."""
@@ -169,10 +169,10 @@ class Roles(AsTable):
 
     @property
     def _table(self) -> Table:
-        shown = [name for name in EVIDENCE if name != "delta_loss_se"]
-        lines = [("head", "role", *shown)]
+        columns = [name for name in EVIDENCE if name != "delta_loss_se"]
+        lines = [("head", "role", *columns)]
         for i, head in enumerate(self.heads):
-            numbers = [_as_text(self.evidence[name][i]) for name in shown]
+            numbers = [_as_text(self.evidence[name][i]) for name in columns]
             lines.append((head, self.roles[i], *numbers))
         title = f"Roles on {self.data} (thresholds: {self.thresholds})"
         return Table(title, lines, left=(0, 1))
@@ -192,7 +192,7 @@ def classify(
     thresholds: RoleThresholds | None = None,
     seed: int = 0,
 ) -> Roles:
-    """What each head is for, from where it looks and from the tokens that it matters for.
+    """Find the role of each head, from where it looks and from the tokens that it matters for.
 
     A head is compared with the other heads of its layer, and with chance. The role is the first of
     these that holds:
@@ -288,9 +288,9 @@ def decide(
     layer = np.array([numbers_of(head)[0] for head in heads])
     roles = []
     for i in range(len(heads)):
-        others = np.flatnonzero(layer == layer[i])
-        others = others[others != i]
-        role = _role_by_attention(i, others, evidence, thresholds)
+        heads_of_layer = np.flatnonzero(layer == layer[i])
+        other_heads = heads_of_layer[heads_of_layer != i]
+        role = _role_by_attention(i, other_heads, evidence, thresholds)
         if role is None:
             role = _role_by_tokens(i, evidence, thresholds)
         roles.append(role)
@@ -299,7 +299,7 @@ def decide(
 
 def _role_by_attention(
     head: int,
-    others: np.ndarray,
+    other_heads: np.ndarray,
     evidence: Mapping[str, np.ndarray],
     thresholds: RoleThresholds,
 ) -> str | None:
@@ -307,10 +307,10 @@ def _role_by_attention(
     memory = evidence["multigram"][head]
     for score, role in _ROLE_OF_SCORE.items():
         values = evidence[score]
-        usual = np.median(values[others]) if len(others) else 0.0
+        median_of_others = np.median(values[other_heads]) if len(other_heads) else 0.0
         least = max(
             thresholds.attention,
-            thresholds.stands_out * usual,
+            thresholds.stands_out * median_of_others,
             thresholds.outweighs * memory,
         )
         if values[head] >= least:

@@ -105,18 +105,21 @@ def hutchpp(
     (arXiv 2010.09649).
     """
     width = num_probes // 3
-    sketch = torch.cat([product(signs) for signs in _signs(min(width, dim), dim, stream)])
+    sketched = [product(signs) for signs in _signs(min(width, dim), dim, stream)]
+    sketch = torch.cat(sketched)  # [width, dim]
     # The decomposition below would refuse numbers that are not finite.
     if not bool(sketch.isfinite().all()):
         return Reading(math.nan, math.nan)
     Q = torch.linalg.qr(sketch.T).Q.T  # [width, dim]
-    exact = sum(float((q * product(q)).sum()) for q in Q.split(_batch_size(dim)))
+    exact = 0.0
+    for q in Q.split(_batch_size(dim)):
+        exact += float((q * product(q)).sum())
     batches = []
     for signs in _signs(num_probes - 2 * width, dim, stream):
         projected = signs - (signs @ Q.T) @ Q
         batches.append((projected * product(projected)).sum(1))
-    rest = _mean(torch.cat(batches))
-    return Reading(exact + rest.value, rest.standard_error)
+    remainder = _mean(torch.cat(batches))
+    return Reading(exact + remainder.value, remainder.standard_error)
 
 
 def filtered_rank(
@@ -159,19 +162,22 @@ def filtered_rank(
     """
     if threshold >= max(abs(end) for end in interval):
         return Reading(0.0, 0.0), {"threshold": threshold, "resolution": 0.0, "degree": 0.0}
-    middle = sum(interval) / 2
-    half = (interval[1] - interval[0]) / 2
-    angles = [_angle((t - middle) / half) for t in (threshold, -threshold)]
+    lowest, highest = interval
+    middle = (lowest + highest) / 2
+    half = (highest - lowest) / 2
+    above, below = (_angle((t - middle) / half) for t in (threshold, -threshold))
     angle_of_zero = _angle((0.0 - middle) / half)
-    needed = _degree_needed(dim, angles, angle_of_zero)
+    needed = _degree_needed(dim, [above, below], angle_of_zero)
     if degree is None:
         degree = min(needed, _HIGHEST_DEGREE)
+    # The step is as wide in θ at both edges; t = c + e cos θ changes with θ by e sin θ.
+    steepest = max(math.sin(above), math.sin(below))
     diagnostics = {
         "threshold": threshold,
-        "resolution": 2 * _DAMPING / degree * half * max(math.sin(angle) for angle in angles),
+        "resolution": 2 * _DAMPING / degree * half * steepest,
         "degree": float(degree),
     }
-    coefficients = _step(angles[0], angles[1], degree)
+    coefficients = _step(above, below, degree)
 
     def scaled(vectors: Tensor) -> Tensor:
         return (product(vectors) - middle * vectors) / half
@@ -226,13 +232,14 @@ def lanczos(
     for T in orthogonalised(product_of_one, dim, num_steps, stream):
         num_products = len(T.diagonal)
         if not bool(T.diagonal[-1].isfinite()):
-            missing = torch.full((count,), math.nan, dtype=torch.float64)
-            return Ends(missing, missing, missing, missing, NOT_FINITE, num_products)
+            unknown = torch.full((count,), math.nan, dtype=torch.float64)
+            return Ends(unknown, unknown, unknown, unknown, NOT_FINITE, num_products)
         values, vectors = torch.linalg.eigh(T.matrix())
         errors = float(T.beside[-1]) * vectors[-1].abs()
-        largest_error = float(torch.cat([errors[:count], errors[-count:]]).max())
-        enough = num_products >= min(2 * count, dim)
-        if enough and largest_error <= tolerance * float(values.abs().max()):
+        errors_at_ends = torch.cat([errors[:count], errors[-count:]])
+        most = tolerance * float(values.abs().max())
+        has_both_ends = num_products >= min(2 * count, dim)
+        if has_both_ends and float(errors_at_ends.max()) <= most:
             return _ends(values, errors, count, "ok", num_products)
     status = f"not converged after {num_steps} products: pass max_products={2 * num_steps}"
     return _ends(values, errors, count, status, num_steps)
@@ -271,7 +278,8 @@ def _degree_needed(dim: int, edges: list[float], angle_of_zero: float) -> int:
     inside = [edge for edge in edges if 0 < edge < math.pi]
     distance = min((abs(edge - angle_of_zero) for edge in inside), default=math.pi)
     deviations = -NormalDist().inv_cdf(0.025 / dim)
-    return max(2, math.ceil(_DAMPING * deviations / max(distance, 1e-9)))
+    degree = math.ceil(_DAMPING * deviations / max(distance, 1e-9))
+    return max(2, degree)
 
 
 def _step(above: float, below: float, degree: int) -> Tensor:
@@ -305,8 +313,9 @@ def _signs(count: int, dim: int, stream: Generator) -> Iterator[Tensor]:
     """Yield ``count`` random sign vectors, as many at a time ``[probe, dim]`` as fit."""
     size = _batch_size(dim)
     for start in range(0, count, size):
-        rows = min(size, count - start)
-        yield 2 * torch.randint(2, (rows, dim), generator=stream).double() - 1
+        num_rows = min(size, count - start)
+        bits = torch.randint(2, (num_rows, dim), generator=stream)
+        yield 2 * bits.double() - 1
 
 
 def _batch_size(dim: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rllc.analysis.gaussian_process import Values, sample_processes, smooth
 from rllc.errors import InputError, nearest
-from rllc.plots.figures import COLORS, COVERS_95, log_steps, new_axes
+from rllc.plots.figures import COLORS, COVERS_95, log_steps, new_axes, rise_from_0
 from rllc.seeds import stable_hash
 from rllc.sweep.trajectory import Trajectory
 from rllc.tables import AsTable, Table
@@ -161,7 +161,7 @@ class Stages(AsTable):
 
 
 class _Stage(NamedTuple):
-    """What the tables say of one stage; ``end_turn`` is ``None`` where it ends with the data."""
+    """One stage as tables show it; ``end_turn`` is ``None`` where it ends with the data."""
 
     number: int
     start: float
@@ -312,7 +312,7 @@ def plot_stages(stages: Stages, ax: Axes | None = None) -> Axes:
 
 
 class _Curve(NamedTuple):
-    """What is smoothed; the arrays are ``[checkpoint]``."""
+    """A curve to smooth; the arrays are ``[checkpoint]``."""
 
     name: str
     steps: np.ndarray
@@ -348,7 +348,8 @@ def _row_of(trajectory: Trajectory, weights: str, data: str | None) -> int:
     if rows:
         problem = f"matches {len(rows)} refinements; name the `data`"
     written = [", ".join(pair) for pair in pairs]
-    raise InputError(f"stages of {asked}: {problem}; {nearest(f'{weights}, {data}', written)}")
+    advice = nearest(f"{weights}, {data}", written)
+    raise InputError(f"stages of {asked}: {problem}; {advice}")
 
 
 def _curve_of_values(
@@ -375,7 +376,7 @@ def _check(curve: _Curve) -> None:
             f"stages: steps, values and standard errors must be as many, got shapes "
             f"{steps.shape}, {values.shape} and {errors.shape}."
         )
-    if (np.diff(steps) <= 0).any() or (len(steps) and steps[0] < 0):
+    if not rise_from_0(steps):
         raise InputError("stages: `steps` must rise, from 0 on.")
     usable = np.isfinite(values) & np.isfinite(errors) & (errors >= 0)
     broken = steps[~usable]
@@ -415,10 +416,15 @@ def _turns(grid: np.ndarray, slope: np.ndarray, slope_samples: np.ndarray) -> li
         left, right = edges[k], edges[k + 1]
         places = []
         for zeros_of_sample in zeros_of_samples:
-            alike = [z.x for z in zeros_of_sample if z.sign == zero.sign and left < z.x < right]
-            if alike:
-                places.append(_closest(alike, zero.x))
-        low, high = np.quantile(places, [0.025, 0.975]) if places else (np.nan, np.nan)
+            candidates = []
+            for other_zero in zeros_of_sample:
+                if other_zero.sign == zero.sign and left < other_zero.x < right:
+                    candidates.append(other_zero.x)
+            if candidates:
+                places.append(_closest(candidates, zero.x))
+        low = high = np.nan
+        if places:
+            low, high = np.quantile(places, [0.025, 0.975])
         turn = Turn(
             step=float(np.exp(zero.x)),
             low=float(np.exp(low)),
@@ -437,8 +443,8 @@ def _closest(places: Sequence[float], target: float) -> float:
 def _zeros(grid: np.ndarray, slope: np.ndarray) -> list[_Zero]:
     """Return where the slope changes sign, by linear interpolation."""
     falls = slope < 0
-    (at,) = np.nonzero(falls[:-1] != falls[1:])
-    share = slope[at] / (slope[at] - slope[at + 1])
-    places = grid[at] + share * (grid[at + 1] - grid[at])
-    signs = np.where(falls[at + 1], -1, 1)
+    (last,) = np.nonzero(falls[:-1] != falls[1:])  # the last point before each change
+    share = slope[last] / (slope[last] - slope[last + 1])
+    places = grid[last] + share * (grid[last + 1] - grid[last])
+    signs = np.where(falls[last + 1], -1, 1)
     return [_Zero(float(x), int(sign)) for x, sign in zip(places, signs, strict=True)]

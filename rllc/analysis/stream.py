@@ -1,8 +1,8 @@
-"""How the attentions of any model read and write the residual stream: found by running it.
+"""How the attentions of any model read and write the residual stream.
 
-An attention reads the stream through a norm, and what its o gives is added to it. Which norm, and
-with which factor, is no setting that models share; so a small batch is run, and what each map is
-called with is compared with what each norm gives.
+An attention reads the stream through a norm, and the output of its o is added to the stream. No
+common setting of models says which norm, and with which factor. So the model is run on a small
+batch, and the inputs of its maps are compared with the outputs of its norms.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def places(model: nn.Module, caller: str) -> tuple[Place, ...]:
         _paths_of_maps(model, attention, caller)
     with in_mode(model, False), one_arithmetic():
         example = _example(model, caller)
-        return tuple(_place(model, each, example, caller) for each in described.attentions)
+        return tuple(
+            _place(model, attention, example, caller) for attention in described.attentions
+        )
 
 
 def _refuse_towers(model: nn.Module, described: Anatomy, caller: str) -> None:
@@ -99,14 +101,14 @@ def _example(model: nn.Module, caller: str) -> inputs.Example:
 
 
 class _Seen(NamedTuple):
-    """What modules of a block read and give in one run."""
+    """Inputs and outputs of modules in one run, by path."""
 
     read: dict[str, Tensor]
     gave: dict[str, Tensor]
 
 
 def _place(model: nn.Module, attention: Attention, example: inputs.Example, caller: str) -> Place:
-    what = _what(model, attention, caller)
+    doing = _doing(model, attention, caller)
     paths = _paths_of_maps(model, attention, caller)
     norms = _norms(model, attention.block)
     watched = [*paths.values(), *norms, attention.block]
@@ -114,10 +116,10 @@ def _place(model: nn.Module, attention: Attention, example: inputs.Example, call
     stream = seen.gave[attention.block]
     if any(_same(seen.gave[path], stream) for path in norms):
         raise InputError(
-            f"{what}: its residual stream is normalised after each block, so it is no sum of what "
+            f"{doing}: its residual stream is normalised after each block, so it is no sum of what "
             f"heads write; expected a model that normalises what blocks read."
         )
-    norm = _reads_through(seen, norms, paths["q"], attention.block, what)
+    norm = _reads_through(seen, norms, paths["q"], attention.block, doing)
     written = seen.gave[paths["o"]]
     branch_norm = None
     for path in norms:
@@ -125,7 +127,7 @@ def _place(model: nn.Module, attention: Attention, example: inputs.Example, call
             branch_norm = path
     if branch_norm is None:
         later = [path for path in norms if path != norm]
-        scale = _scale(model, attention, example, paths["o"], later, seen, what)
+        scale = _scale(model, attention, example, paths["o"], later, seen, doing)
     else:
         scale = torch.ones(stream.shape[-1], device=stream.device)
     modules = {letter: model.get_submodule(path) for letter, path in paths.items()}
@@ -141,8 +143,8 @@ def _place(model: nn.Module, attention: Attention, example: inputs.Example, call
     )
 
 
-def _what(model: nn.Module, attention: Attention, caller: str) -> str:
-    """How errors begin."""
+def _doing(model: nn.Module, attention: Attention, caller: str) -> str:
+    """The beginning of errors about an attention."""
     return f"{caller}: {attention.module!r} of {type(model).__name__}"
 
 
@@ -177,7 +179,7 @@ def _norms(model: nn.Module, block: str) -> list[str]:
     return paths
 
 
-def _reads_through(seen: _Seen, norms: list[str], q: str, block: str, what: str) -> str | None:
+def _reads_through(seen: _Seen, norms: list[str], q: str, block: str, doing: str) -> str | None:
     """The path of the norm whose output the queries are made of."""
     for path in norms:
         if path in seen.gave and _same(seen.gave[path], seen.read[q]):
@@ -185,7 +187,7 @@ def _reads_through(seen: _Seen, norms: list[str], q: str, block: str, what: str)
     if _same(seen.read[block], seen.read[q]):
         return None
     raise InputError(
-        f"{what}: what its queries are made of is neither the residual stream nor a norm of it; "
+        f"{doing}: what its queries are made of is neither the residual stream nor a norm of it; "
         f"expected a model whose attention reads one of both."
     )
 
@@ -197,12 +199,12 @@ def _scale(
     o: str,
     norms: list[str],
     seen: _Seen,
-    what: str,
+    doing: str,
 ) -> Tensor:
-    """By which factors what o gives is added to the stream.
+    """Find the factors ``[d_model]`` with which the output of o is added to the stream.
 
-    It is given something else, and looked for where the sum is read: by a later norm of the block,
-    or at its end.
+    Noise is added to that output. Wherever the sum is read, by a later norm of the block or at its
+    end, the change must be the noise times the factors.
     """
     block = attention.block
     output = seen.gave[o]
@@ -212,26 +214,26 @@ def _scale(
     added = size * noise.to(output)
     hook = model.get_submodule(o).register_forward_hook(lambda module, args, out: out + added)
     try:
-        moved = _run(model, example, [*norms, block])
+        with_noise = _run(model, example, [*norms, block])
     finally:
         hook.remove()
     changes = []
     for path in norms:
         if path in seen.read:
-            changes.append(moved.read[path] - seen.read[path])
-    changes.append(moved.gave[block] - seen.gave[block])
+            changes.append(with_noise.read[path] - seen.read[path])
+    changes.append(with_noise.gave[block] - seen.gave[block])
     for change in changes:
         scale = _factors(change, added)
         if scale is not None:
             return scale
     raise InputError(
-        f"{what}: what its heads write is not added to the residual stream as it is, so no term of "
-        f"the stream is one head's."
+        f"{doing}: what its heads write is not added to the residual stream as it is, so no term "
+        f"of the stream is one head's."
     )
 
 
 def _factors(change: Tensor, added: Tensor) -> Tensor | None:
-    """By which factors a change is what was added; ``None``: it is something else."""
+    """The factors ``[d_model]`` of a change that is factors · added; ``None``: it is not."""
     if change.numel() != added.numel():
         return None
     # OPT's norms read positions without the axis of rows.
@@ -245,7 +247,7 @@ def _factors(change: Tensor, added: Tensor) -> Tensor | None:
 
 
 def _run(model: nn.Module, example: inputs.Example, paths: list[str]) -> _Seen:
-    """Run a model, and note what modules read and give at their first call."""
+    """Run a model, and note the input and output of modules at their first call."""
     seen = _Seen({}, {})
     with ExitStack() as stack:
         for path in dict.fromkeys(paths):
@@ -269,14 +271,16 @@ def _run(model: nn.Module, example: inputs.Example, paths: list[str]) -> _Seen:
     return seen
 
 
-def _same(left: Tensor, right: Tensor) -> bool:
-    if left.shape != right.shape:
+def _same(values: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding."""
+    if values.shape != expected.shape:
         return False
-    return bool((left - right).abs().max() <= _SAME * right.abs().max())
+    largest_difference = (values - expected).abs().max()
+    return bool(largest_difference <= _SAME * expected.abs().max())
 
 
 class Linear(NamedTuple):
-    """What a norm does up to the division: x ↦ (x − mean) · scale, or x ↦ x · scale."""
+    """A norm without its division: x ↦ (x − mean) · scale, or x ↦ x · scale."""
 
     scale: Tensor
     """``[d_model]``."""
@@ -285,10 +289,12 @@ class Linear(NamedTuple):
     def folded(self, weight: Tensor) -> Tensor:
         """A map ``[…, d_model, d_head]`` that reads the stream itself."""
         folded = self.scale[:, None] * weight
-        return folded - folded.mean(-2, keepdim=True) if self.centres else folded
+        if not self.centres:
+            return folded
+        return folded - folded.mean(-2, keepdim=True)
 
 
-def linear_part(norm: nn.Module, width: int, what: str) -> Linear:
+def linear_part(norm: nn.Module, width: int, doing: str) -> Linear:
     """The linear part of a norm, whatever its class calls it.
 
     LayerNorm gives (x − mean)/sd · w + b, and an RMS norm x/rms · w. Two inputs tell which, and w.
@@ -300,15 +306,16 @@ def linear_part(norm: nn.Module, width: int, what: str) -> Linear:
     stream = torch.Generator().manual_seed(0)
     x = torch.randn(8, width, generator=stream).to(parameter)
     with torch.no_grad():
-        shift = norm(torch.zeros_like(x[:1]))
-        given = norm(x) - shift
+        bias = norm(torch.zeros_like(x[:1]))
+        output = norm(x) - bias
     for centres in (False, True):
         centred = x - x.mean(-1, keepdim=True) if centres else x
-        unit = centred / centred.square().mean(-1, keepdim=True).sqrt()
-        scale = (given * unit).sum(0) / unit.square().sum(0)
-        if _same(scale * unit, given):
+        root_mean_square = centred.square().mean(-1, keepdim=True).sqrt()
+        unit = centred / root_mean_square
+        scale = (output * unit).sum(0) / unit.square().sum(0)
+        if _same(scale * unit, output):
             return Linear(scale, centres)
-    raise InputError(f"{what}: {type(norm).__name__} is neither a LayerNorm nor an RMS norm.")
+    raise InputError(f"{doing}: {type(norm).__name__} is neither a LayerNorm nor an RMS norm.")
 
 
 # The matrices of heads.
@@ -324,7 +331,7 @@ class Matrices(NamedTuple):
 
 
 def matrices(model: nn.Module, caller: str, *, fold: bool) -> Matrices:
-    """What each head reads with and writes with, keys and values repeated where heads share them.
+    """The matrices of each head; keys and values are repeated where heads share them.
 
     Args:
         model: see :func:`places`.
@@ -337,31 +344,26 @@ def matrices(model: nn.Module, caller: str, *, fold: bool) -> Matrices:
     parameters = dict(model.named_parameters())
     layers = []
     for place in places(model, caller):
-        what = _what(model, place.attention, caller)
-        layers.append(_matrices_of(place, parameters, fold, what))
-    return Matrices(
-        W_Q=torch.stack([own.W_Q for own in layers]),
-        W_K=torch.stack([own.W_K for own in layers]),
-        W_V=torch.stack([own.W_V for own in layers]),
-        W_O=torch.stack([own.W_O for own in layers]),
-    )
+        doing = _doing(model, place.attention, caller)
+        layers.append(_matrices_of(place, parameters, fold, doing))
+    return Matrices(*(torch.stack(by_layer) for by_layer in zip(*layers, strict=True)))
 
 
 def _matrices_of(
-    place: Place, parameters: dict[str, nn.Parameter], fold: bool, what: str
+    place: Place, parameters: dict[str, nn.Parameter], fold: bool, doing: str
 ) -> Matrices:
-    """Those of one layer, ``[head, …]``."""
+    """The matrices of one layer, ``[head, …]``."""
     W_Q, W_K, W_V, W_O = (_stacked(place.attention, letter, parameters) for letter in LETTERS)
     width = W_O.shape[-1]
     W_O = W_O * place.scale
     if not fold:
         return Matrices(W_Q, W_K, W_V, W_O)
     if place.branch_norm is not None:
-        writes = linear_part(place.branch_norm, width, what)
+        writes = linear_part(place.branch_norm, width, doing)
         W_O = writes.folded(W_O.mT).mT
     if place.norm is None:
         return Matrices(W_Q, W_K, W_V, W_O)
-    reads = linear_part(place.norm, width, what)
+    reads = linear_part(place.norm, width, doing)
     return Matrices(reads.folded(W_Q), reads.folded(W_K), reads.folded(W_V), W_O)
 
 

@@ -90,26 +90,26 @@ class Structure(OfRefinements, AsTable):
         right = type(component) is int and 0 <= component < num_components
         expected = f"a number from 0 to {num_components - 1}"
         must_be("separation", "component", component, right, expected)
-        chosen = np.zeros(len(self.names), dtype=bool)
+        is_chosen = np.zeros(len(self.names), dtype=bool)
         for head in heads:
             refinement = self.names.index(head, of="structure")
-            chosen[refinement] = True
-        if not 0 < chosen.sum() < len(chosen):
+            is_chosen[refinement] = True
+        if is_chosen.all() or not is_chosen.any():
             raise InputError(
-                f"separation: `heads` must be some of the {len(chosen)} heads, and not all; got "
-                f"{list(heads)}."
+                f"separation: `heads` must be some of the {len(is_chosen)} heads, and not all; "
+                f"got {list(heads)}."
             )
         loading = self.loading.value[component]
-        of_chosen = loading[chosen]
-        of_others = loading[~chosen]
-        differences = of_chosen[:, None] - of_others[None]
-        above = np.mean(differences > 0)
-        equal = np.mean(differences == 0)
-        probability = float(above + equal / 2)
-        gap = float(of_chosen.mean() - of_others.mean())
+        chosen_loadings = loading[is_chosen]
+        other_loadings = loading[~is_chosen]
+        differences = chosen_loadings[:, None] - other_loadings[None]  # [chosen, other]
+        share_above = np.mean(differences > 0)
+        share_equal = np.mean(differences == 0)
+        probability = float(share_above + share_equal / 2)
+        gap = float(chosen_loadings.mean() - other_loadings.mean())
         variance = np.square(self.loading.standard_error[component])
-        variance_of_chosen = _variance_of_mean(variance[chosen])
-        variance_of_others = _variance_of_mean(variance[~chosen])
+        variance_of_chosen = _variance_of_mean(variance[is_chosen])
+        variance_of_others = _variance_of_mean(variance[~is_chosen])
         return Separation(
             order=max(probability, 1 - probability),
             gap=abs(gap),
@@ -230,8 +230,7 @@ def structure(
     loadings = []
     # The jackknife: everything again without each chain.
     for left_out in chains if len(chains) > 1 else ():
-        others = chains[chains != left_out]
-        value = _susceptibilities(parts, others)
+        value = _susceptibilities(parts, chains[chains != left_out])
         matrix_without = _standardised(value[is_predicted], centre_tokens)
         components_without = _components(matrix_without, len(parts))
         share_without, loading_without = _matched(components_without, loading)
@@ -278,9 +277,10 @@ chain]``."""
 
 
 def _chain_means(losses: np.ndarray, mean: np.ndarray) -> ChainMeans:
-    rise = losses - mean
-    product = rise * mean
-    return mean.mean(axis=-1), rise.mean(axis=-1), product.mean(axis=-1)
+    phi = mean  # [chain, draw]
+    rise = losses - mean  # [token, chain, draw]
+    product = rise * phi
+    return phi.mean(axis=-1), rise.mean(axis=-1), product.mean(axis=-1)
 
 
 def _susceptibilities(parts: Sequence[ChainMeans], chains: np.ndarray) -> np.ndarray:
@@ -358,11 +358,10 @@ def plot_matrix(structure: Structure, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes(ax, width=4.5, height=4.0)
     first_score = structure.score[:, 0]
-    order = np.argsort(first_score)
-    shown = structure.matrix[order]
-    limit = float(np.percentile(np.abs(shown), 98)) or 1.0
+    matrix = structure.matrix[np.argsort(first_score)]
+    limit = float(np.percentile(np.abs(matrix), 98)) or 1.0
     image = ax.imshow(
-        shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+        matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
     )
     ax.figure.colorbar(image, ax=ax, label="susceptibility, z-score of each head")
     labels = structure.labels
@@ -400,8 +399,8 @@ def plot_components(
     ticks: list[float] = []
     words = []
     for component, share in enumerate(structure.share.value):
-        left = component * (count + 2)
-        x = np.arange(count) + left
+        # Two places are empty between the bars of components.
+        x = np.arange(count) + component * (count + 2)
         ticks.append(float(x.mean()))
         words.append(f"component {component + 1}\n{100 * share:.1f} %")
         values = structure.loading.value[component]

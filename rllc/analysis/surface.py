@@ -82,7 +82,7 @@ class Surface:
     """Which rows each minibatch holds."""
     seed: int
     key: str
-    """Of the selected weights; probes are a function of it and the seed."""
+    """The hash of the selected weights; it and the seed decide the probes."""
     is_batched: bool
     """Whether several vectors go through one backward pass."""
 
@@ -316,7 +316,8 @@ def _log_probabilities(module: nn.Module, batch: Batch) -> Tensor:
     Rows with padding, or with several documents, are taken apart.
     """
     documents = documents_of(batch)
-    logs = logits_of(module, batch, documents)[:, :-1].float().log_softmax(-1)
+    logits = logits_of(module, batch, documents)[:, :-1]
+    logs = logits.float().log_softmax(-1)
     if isinstance(batch, Tensor):
         return logs
     return logs[documents.wanted()[:, 1:]]

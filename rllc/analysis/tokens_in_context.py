@@ -187,10 +187,12 @@ def _most_affected(
     chosen = []
     for head, effect in enumerate(effects):
         flat = effect.ravel()
-        enough = np.flatnonzero(flat >= thresholds.effect)
-        order = np.argsort(-flat[enough], kind="stable")[: thresholds.most]
-        row, query = np.divmod(enough[order], effect.shape[1])
-        chosen.append(np.stack([np.full(len(order), head), row, query]))
+        affected = np.flatnonzero(flat >= thresholds.effect)
+        order = np.argsort(-flat[affected], kind="stable")
+        most_affected = affected[order[: thresholds.most]]
+        row, query = np.divmod(most_affected, effect.shape[1])
+        repeated_head = np.full(len(most_affected), head)
+        chosen.append(np.stack([repeated_head, row, query]))
     head, row, query = np.concatenate(chosen, 1).astype(np.int64)
     return head, row, query
 
@@ -263,4 +265,5 @@ def _texts(tokenizer: Any, ids: np.ndarray) -> dict[int, str]:
     """The text of each id that occurs; none without a tokenizer."""
     if tokenizer is None:
         return {}
-    return {int(i): tokenizer.decode([int(i)]) for i in np.unique(ids)}
+    occurring = [int(i) for i in np.unique(ids)]
+    return {i: tokenizer.decode([i]) for i in occurring}

@@ -243,7 +243,7 @@ def _line_of_the_slope(result: Volume, i: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Slope(NamedTuple):
-    """What is read of one refinement, in units of nβΔL."""
+    """The reading of one refinement, in units of nβΔL."""
 
     value: float
     standard_error: float
@@ -273,7 +273,8 @@ def _read(x: np.ndarray, diverged: np.ndarray, share: float) -> _Slope:
     worth = (slope / error) ** 2 if error > 0 else np.nan
     used = np.sort(x[x <= high])
     mass = np.cumsum(np.exp(used - high))
-    points = np.unique(np.geomspace(1, len(used), _POINTS).astype(int)) - 1
+    numbers_of_draws = np.geomspace(1, len(used), _POINTS).astype(int)
+    points = np.unique(numbers_of_draws) - 1
     points = np.pad(points, (_POINTS - len(points), 0), mode="edge")
     status = "ok"
     if not worth >= _FEWEST_DRAWS:
@@ -313,7 +314,8 @@ def _hill(x: np.ndarray, high: float) -> tuple[float, np.ndarray]:
 
     That part is (w − slope · w log(high/x))/E[w log(high/x)], ``[chain, draw]``.
     """
-    weights = np.where(x <= high, np.exp(np.minimum(x - high, 0.0)), 0.0)
+    exponentials = np.exp(np.minimum(x - high, 0.0))
+    weights = np.where(x <= high, exponentials, 0.0)
     weighted_logs = weights * np.log(high / np.minimum(x, high))
     if not weighted_logs.any():
         return np.nan, np.full_like(x, np.nan)

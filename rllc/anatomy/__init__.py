@@ -29,7 +29,7 @@ RowLike = AttentionRow | Sequence[AttentionRow] | None
 _QUERIES = re.compile(r"(?:.*\.)?blocks\.\d+\.attn\.W_Q")
 
 _VERIFIED: weakref.WeakKeyDictionary[nn.Module, dict[object, Anatomy]] = weakref.WeakKeyDictionary()
-"""What was verified of a model, by rows and by the shapes of its parameters."""
+"""The verified anatomies of a model, by rows and by the shapes of its parameters."""
 
 
 def anatomy(model: nn.Module, row: RowLike = None, *, example: object = None) -> Anatomy:
@@ -98,7 +98,7 @@ def as_rows(row: RowLike) -> Rows:
 
 
 def rows_of(model: nn.Module) -> tuple[str, Rows]:
-    """What a model is recognised as, and the rows for it; none where it is not known."""
+    """The type that a model is recognised as, and its rows; none where the type is not known."""
     kind = _kind(model)
     if any(is_bridge(module) for module in model.modules()):
         mixed = ROWS[kind][0].mixed if kind in ROWS else ()

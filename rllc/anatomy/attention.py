@@ -1,4 +1,4 @@
-"""What an anatomy is: for each attention of one model, which numbers belong to which head."""
+"""Anatomies: for each attention of one model, which numbers belong to which head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INPUTS: tuple[Letter, ...] = ("q", "k", "v")
 """The maps that a head reads with; ``o`` is what it writes with."""
 
 Piece = tuple[int, int]
-"""From where to where along an axis of a tensor."""
+"""Where a head begins and ends along an axis of a tensor."""
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ def _likely_row(model: nn.Module, path: str, module: nn.Module) -> AttentionRow 
 
 def _with_open_places(model: nn.Module, path: str, module: nn.Module) -> str:
     """A row as text, with what cannot be guessed left open."""
-    named = ", ".join(f"{letter}={name!r}" for letter, name in _maps(module).items())
+    maps = _maps(module)
+    named = ", ".join(f"{letter}={name!r}" for letter, name in maps.items())
     heads = _setting(model, module)
     number = OPEN if heads is None else repr(heads)
     return f"rllc.AttentionRow({path!r}, {named}, heads={number})"
@@ -204,7 +205,7 @@ def _kv_heads(model: nn.Module, row: AttentionRow) -> list[int | str]:
 
 
 def _problem_of(model: nn.Module, kind: str, row: AttentionRow, example: Example | None) -> str:
-    """What is wrong with a row; ``""``: nothing."""
+    """The problem of a row, in words; ``""``: none."""
     try:
         anatomy = read(model, (row,), kind)
         assert anatomy is not None

@@ -18,7 +18,7 @@ ROWS = 2
 
 
 class Example(NamedTuple):
-    """What a module is called with."""
+    """The arguments of a module's call."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

@@ -16,7 +16,7 @@ from rllc.errors import InputError, nearest
 _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 
 
-class _Found(NamedTuple):
+class _AttentionModule(NamedTuple):
     """One attention module that a row names."""
 
     row: AttentionRow
@@ -42,7 +42,7 @@ def read(model: nn.Module, rows: Rows, kind: str) -> Anatomy | None:
     Raises:
         InputError: a module, parameter or setting of a row is missing, or sizes do not agree.
     """
-    by_path: dict[str, _Found] = {}
+    by_path: dict[str, _AttentionModule] = {}
     for row in rows:
         if not _is_for(model, row):
             continue
@@ -86,11 +86,11 @@ def multihead_rows(model: nn.Module, rows: Rows) -> Rows:
             row = apart if is_apart else together
             at = _pattern(path)
             row_of[at, is_apart] = replace(row, at=at, tower=tower_of(path))
-    rows_found = tuple(row_of.values())
-    towers = {row.tower for row in rows_found}
+    all_rows = tuple(row_of.values())
+    towers = {row.tower for row in all_rows}
     if len(towers) > 1:
-        return rows_found
-    return tuple(replace(row, tower="") for row in rows_found)
+        return all_rows
+    return tuple(replace(row, tower="") for row in all_rows)
 
 
 def bridge_rows(model: nn.Module, mixed: tuple[str, ...]) -> Rows:
@@ -154,11 +154,11 @@ def _pattern(path: str) -> str:
 
 def tower_of(path: str) -> str:
     """A path without its last number and its list: heads of several towers are named by it."""
-    before, star, after = _pattern(path).partition("*")
+    start, star, end = _pattern(path).partition("*")
     if not star:
-        return before
-    outer, _, _ = before.rstrip(".").rpartition(".")
-    inner = after.lstrip(".")
+        return start
+    outer, _, _ = start.rstrip(".").rpartition(".")
+    inner = end.lstrip(".")
     if outer and inner:
         return f"{outer}.{inner}"
     return outer or inner
@@ -170,14 +170,14 @@ def _is_for(model: nn.Module, row: AttentionRow) -> bool:
     return all(getattr(config, name, None) == value for name, value in row.when)
 
 
-def _modules(model: nn.Module, row: AttentionRow) -> list[_Found]:
+def _modules(model: nn.Module, row: AttentionRow) -> list[_AttentionModule]:
     """The attention modules of a row, by layer."""
     if row.at == ".":
-        return [_Found(row, "", 0, "", "")]
-    before, star, after = row.at.partition("*")
+        return [_AttentionModule(row, "", 0, "", "")]
+    start, star, end = row.at.partition("*")
     number = r"(\d+)" if star else "()"
-    pattern = re.compile(rf"(.*?)({re.escape(before)}{number})({re.escape(after)})")
-    by_layer: dict[int, _Found] = {}
+    pattern = re.compile(rf"(.*?)({re.escape(start)}{number})({re.escape(end)})")
+    by_layer: dict[int, _AttentionModule] = {}
     for path, _ in model.named_modules():
         match = pattern.fullmatch(path)
         if match is None:
@@ -192,14 +192,14 @@ def _modules(model: nn.Module, row: AttentionRow) -> list[_Found]:
                 f"anatomy({type(model).__name__}): {row.at!r} is both {by_layer[layer].path!r} and "
                 f"{path!r}; write more of the path in `at`, and a row for each."
             )
-        by_layer[layer] = _Found(row, prefix, layer, path, block)
+        by_layer[layer] = _AttentionModule(row, prefix, layer, path, block)
     return [by_layer[layer] for layer in sorted(by_layer)]
 
 
-def _has_maps(model: nn.Module, found: _Found) -> bool:
+def _has_maps(model: nn.Module, attention: _AttentionModule) -> bool:
     """Whether a module has what a row names."""
-    module = model.get_submodule(found.path)
-    row = found.row
+    module = model.get_submodule(attention.path)
+    row = attention.row
     names = {name for name, _ in module.named_modules()}
     names |= {name for name, _ in module.named_parameters()}
     for written in (row.q, row.k, row.v, row.o):
@@ -209,34 +209,34 @@ def _has_maps(model: nn.Module, found: _Found) -> bool:
     return True
 
 
-def _attention(model: nn.Module, found: _Found, kind: str) -> Attention:
-    row = found.row
-    what = f"anatomy({type(model).__name__}), {kind}, {found.path or 'the model itself'}"
-    module = model.get_submodule(found.path)
+def _attention(model: nn.Module, attention: _AttentionModule, kind: str) -> Attention:
+    row = attention.row
+    doing = f"anatomy({type(model).__name__}), {kind}, {attention.path or 'the model itself'}"
+    module = model.get_submodule(attention.path)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     places: dict[Letter, _Place] = {
-        "q": _place(module, row.q, names, what, writes=False),
-        "k": _place(module, row.k, names, what, writes=False),
-        "v": _place(module, row.v, names, what, writes=False),
-        "o": _place(module, row.o, names, what, writes=True),
+        "q": _place(module, row.q, names, doing, writes=False),
+        "k": _place(module, row.k, names, doing, writes=False),
+        "v": _place(module, row.v, names, doing, writes=False),
+        "o": _place(module, row.o, names, doing, writes=True),
     }
-    heads, kv_heads = _counts(model, module, found, places, what)
+    heads, kv_heads = _counts(model, module, attention, places, doing)
     counts: dict[Letter, int] = {"q": heads, "k": kv_heads, "v": kv_heads, "o": heads}
     maps = {}
     for letter, place in places.items():
-        pieces = _pieces(letter, places, counts, row, what, of_bias=False)
+        pieces = _pieces(letter, places, counts, row, doing, of_bias=False)
         pieces_of_bias: tuple[Piece, ...] = ()
         if place.bias is not None:
-            pieces_of_bias = _pieces(letter, places, counts, row, what, of_bias=True)
+            pieces_of_bias = _pieces(letter, places, counts, row, doing, of_bias=True)
         maps[letter] = Map(place.weight, place.bias, place.axis, pieces, pieces_of_bias)
     writes = places["o"].tensor
     # With an axis of heads a piece is one index, and the head's own numbers are the next axis.
     start, stop = maps["o"].pieces[0]
     return Attention(
         tower=row.tower,
-        layer=found.layer,
-        module=found.path,
-        block=found.block,
+        layer=attention.layer,
+        module=attention.path,
+        block=attention.block,
         num_heads=heads,
         num_kv_heads=kv_heads,
         d_head=writes.shape[1] if writes.dim() == 3 else stop - start,
@@ -251,25 +251,25 @@ def _attention(model: nn.Module, found: _Found, kind: str) -> Attention:
 
 
 def _place(
-    module: nn.Module, written: str, names: Mapping[int, str], what: str, *, writes: bool
+    module: nn.Module, written: str, names: Mapping[int, str], doing: str, *, writes: bool
 ) -> _Place:
     """The tensors of a map, which a row names by its module or by its parameters."""
-    first, *others = written.split()
-    inside = dict(module.named_modules()).get(first)
-    if inside is not None:
-        return _place_of_module(inside, first, names, what, writes=writes)
-    own = dict(module.named_parameters(remove_duplicate=False))
-    if first not in own:
-        module_names = [name for name in dict(module.named_modules()) if name] + list(own)
+    first, *name_of_bias = written.split()
+    modules = dict(module.named_modules())
+    if first in modules:
+        return _place_of_module(modules[first], first, names, doing, writes=writes)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    if first not in parameters:
+        candidates = [name for name in (*modules, *parameters) if name]
         raise InputError(
-            f"{what}: the row names {first!r}, and there is no such module or parameter; "
-            f"{nearest(first, module_names)}"
+            f"{doing}: the row names {first!r}, and there is no such module or parameter; "
+            f"{nearest(first, candidates)}"
         )
-    tensor = own[first]
-    bias = own.get(others[0]) if others else None
+    tensor = parameters[first]
+    bias = parameters.get(name_of_bias[0]) if name_of_bias else None
     if tensor.dim() not in (2, 3):
         raise InputError(
-            f"{what}: {first!r} has shape {tuple(tensor.shape)}; expected [out, in] or [head, "
+            f"{doing}: {first!r} has shape {tuple(tensor.shape)}; expected [out, in] or [head, "
             f"d_model, d_head]."
         )
     axis = 0 if tensor.dim() == 3 or not writes else 1
@@ -277,7 +277,7 @@ def _place(
 
 
 def _place_of_module(
-    module: nn.Module, name: str, names: Mapping[int, str], what: str, *, writes: bool
+    module: nn.Module, name: str, names: Mapping[int, str], doing: str, *, writes: bool
 ) -> _Place:
     weight = getattr(module, "weight", None)
     bias = getattr(module, "bias", None)
@@ -285,13 +285,13 @@ def _place_of_module(
     is_map = is_linear or type(module).__name__ == "Conv1D"
     if not is_map or not _is_matrix(weight):
         raise InputError(
-            f"{what}: {name!r} is {type(module).__name__}; expected an nn.Linear or transformers' "
+            f"{doing}: {name!r} is {type(module).__name__}; expected an nn.Linear or transformers' "
             f"Conv1D with a weight [out, in] or [in, out] of its own. Quantised, wrapped and "
             f"adapted maps are not read."
         )
     if id(weight) not in names:
         raise InputError(
-            f"{what}: the weight of {name!r} is computed from other parameters "
+            f"{doing}: the weight of {name!r} is computed from other parameters "
             f"(torch.nn.utils.parametrize); heads are slices of weights, so select the others with "
             f"rllc.parameters."
         )
@@ -322,9 +322,9 @@ def _bias(bias: Tensor | None, names: Mapping[int, str], writes: bool) -> str | 
 def _counts(
     model: nn.Module,
     module: nn.Module,
-    found: _Found,
+    attention: _AttentionModule,
     places: Mapping[Letter, _Place],
-    what: str,
+    doing: str,
 ) -> tuple[int, int]:
     """How many heads, and how many heads of keys and values."""
     queries, keys = places["q"].tensor, places["k"].tensor
@@ -332,40 +332,40 @@ def _counts(
         heads = queries.shape[0]
         kv_heads = keys.shape[0]
     else:
-        heads = _setting(model, module, found, found.row.heads, what)
+        heads = _setting(model, module, attention, attention.row.heads, doing)
         kv_heads = heads
-        if found.row.kv_heads:
-            kv_heads = _setting(model, module, found, found.row.kv_heads, what)
+        if attention.row.kv_heads:
+            kv_heads = _setting(model, module, attention, attention.row.kv_heads, doing)
     if heads % kv_heads:
         raise InputError(
-            f"{what}: {heads} heads cannot share {kv_heads} heads of keys and values; expected a "
+            f"{doing}: {heads} heads cannot share {kv_heads} heads of keys and values; expected a "
             f"divisor. Look at `heads` and `kv_heads` of the row."
         )
     return heads, kv_heads
 
 
 def _setting(
-    model: nn.Module, module: nn.Module, found: _Found, wanted: int | str, what: str
+    model: nn.Module, module: nn.Module, attention: _AttentionModule, setting: int | str, doing: str
 ) -> int:
     """A number, or the setting of that name."""
-    if isinstance(wanted, int):
-        return wanted
+    if isinstance(setting, int):
+        return setting
     config = getattr(model, "config", None)
-    if found.row.config:
+    if attention.row.config:
         # A tower that is used alone has its settings at the top.
-        config = getattr(config, found.row.config, config)
+        config = getattr(config, attention.row.config, config)
     for owner in (config, module):
-        value = getattr(owner, wanted, None)
-        if isinstance(value, list | tuple) and len(value) > found.layer:
-            value = value[found.layer]
+        value = getattr(owner, setting, None)
+        if isinstance(value, list | tuple) and len(value) > attention.layer:
+            value = value[attention.layer]
         if type(value) is int and value > 0:
             return value
-        if value is None and owner is config and hasattr(config, wanted):
+        if value is None and owner is config and hasattr(config, setting):
             # Settings of this name default to the number of heads.
-            return _setting(model, module, found, found.row.heads, what)
+            return _setting(model, module, attention, attention.row.heads, doing)
     raise InputError(
-        f"{what}: neither the configuration nor the module has the setting {wanted!r}, a number of "
-        f"heads; write the number itself into the row."
+        f"{doing}: neither the configuration nor the module has the setting {setting!r}, a number "
+        f"of heads; write the number itself into the row."
     )
 
 
@@ -374,7 +374,7 @@ def _pieces(
     places: Mapping[Letter, _Place],
     counts: Mapping[Letter, int],
     row: AttentionRow,
-    what: str,
+    doing: str,
     *,
     of_bias: bool,
 ) -> tuple[Piece, ...]:
@@ -384,18 +384,18 @@ def _pieces(
     number = counts[letter]
     if place.tensor.dim() == 3 and (not of_bias or _has_heads(place.bias_tensor)):
         if size != number:
-            raise InputError(f"{what}: {name} has {size} heads, expected {number}.")
+            raise InputError(f"{doing}: {name} has {size} heads, expected {number}.")
         return tuple((n, n + 1) for n in range(number))
     together = _together(letter, places, of_bias)
     if len(together) < 2:
-        unit = _unit(size, number, name, row, what)
+        unit = _unit(size, number, name, row, doing)
         starts = [n * unit for n in range(number)]
     else:
-        total = sum(counts[each] for each in together)
-        unit = _unit(size, total, name, row, what)
+        total = sum(counts[fused_map] for fused_map in together)
+        unit = _unit(size, total, name, row, doing)
         if not row.fused:
             raise InputError(
-                f"{what}: {' and '.join(together)} are all in {name}, and the row does not say "
+                f"{doing}: {' and '.join(together)} are all in {name}, and the row does not say "
                 f"how; write fused='side by side' or fused='interleaved' into it."
             )
         starts = _starts(letter, together, counts, row.fused)
@@ -409,15 +409,15 @@ def _has_heads(bias: Tensor | None) -> bool:
 
 
 def _together(letter: Letter, places: Mapping[Letter, _Place], of_bias: bool) -> list[Letter]:
-    """Those of q, k and v that are in one tensor with a map."""
+    """The maps among q, k and v that are in one tensor with a map."""
     if letter not in _READ:
         return []
     name, _ = _extent(places[letter], of_bias)
     together = []
-    for other in _READ:
-        name_of_other, _ = _extent(places[other], of_bias)
-        if name_of_other == name:
-            together.append(other)
+    for candidate in _READ:
+        name_of_candidate, _ = _extent(places[candidate], of_bias)
+        if name_of_candidate == name:
+            together.append(candidate)
     return together
 
 
@@ -427,21 +427,20 @@ def _starts(
     counts: Mapping[Letter, int],
     fused: Fused,
 ) -> list[int]:
-    """Where each head of a map begins in a tensor of several, in heads."""
+    """Where each head of a map begins in a tensor of several maps, in heads."""
     number = counts[letter]
-    earlier = together[: together.index(letter)]
+    earlier_maps = together[: together.index(letter)]
     if fused == "side by side":
-        before = sum(counts[each] for each in earlier)
-        return [before + n for n in range(number)]
+        num_earlier = sum(counts[earlier] for earlier in earlier_maps)
+        return [num_earlier + n for n in range(number)]
     # Interleaved: group after group, its queries, its key, its value.
-    groups = counts["k"]
-    width = sum(counts[each] for each in together) // groups
-    before = sum(counts[each] // groups for each in earlier)
-    share = number // groups
-    starts = []
-    for group in range(groups):
-        for within in range(share):
-            starts.append(group * width + before + within)
+    num_groups = counts["k"]
+    width = sum(counts[fused_map] for fused_map in together) // num_groups
+    num_earlier = sum(counts[earlier] // num_groups for earlier in earlier_maps)
+    starts: list[int] = []
+    for group in range(num_groups):
+        first = group * width + num_earlier
+        starts += range(first, first + number // num_groups)
     return starts
 
 
@@ -457,11 +456,11 @@ def _extent(place: _Place, of_bias: bool) -> tuple[str | None, int]:
     return place.bias, place.bias_tensor.shape[0]
 
 
-def _unit(size: int, number: int, name: str | None, row: AttentionRow, what: str) -> int:
+def _unit(size: int, number: int, name: str | None, row: AttentionRow, doing: str) -> int:
     """The numbers of one head along an axis."""
     if size % number or not size:
         raise InputError(
-            f"{what}: {name} has {size} numbers along its heads, which are no {number} equal "
+            f"{doing}: {name} has {size} numbers along its heads, which are no {number} equal "
             f"parts; look at `heads`, `kv_heads` and `fused` of the row {row.at!r}."
         )
     return size // number
@@ -469,12 +468,12 @@ def _unit(size: int, number: int, name: str | None, row: AttentionRow, what: str
 
 def _rest(module: nn.Module, names: Mapping[int, str], maps: Mapping[Letter, Map]) -> Iterator[str]:
     """Parameters of an attention module of which no head has a part."""
-    taken: set[str | None] = set()
+    names_of_maps: set[str | None] = set()
     for one_map in maps.values():
-        taken.update((one_map.weight, one_map.bias))
+        names_of_maps.update((one_map.weight, one_map.bias))
     for parameter in module.parameters():
         name = names[id(parameter)]
-        if name not in taken:
+        if name not in names_of_maps:
             yield name
 
 

@@ -17,7 +17,7 @@ _FUSED = ("", "side by side", "interleaved")
 
 
 class MapNames(TypedDict):
-    """What the four maps of an attention are called."""
+    """The names of an attention's four maps."""
 
     q: str
     k: str
@@ -89,10 +89,10 @@ class AttentionRow:
             value = getattr(self, name)
             right = isinstance(value, str) or (type(value) is int and value > 0)
             must_be("AttentionRow", name, value, right, "a number from 1 on, or a setting's name")
-        letters = isinstance(self.mixed, tuple) and all(one_of(x, _READ) for x in self.mixed)
-        must_be("AttentionRow", "mixed", self.mixed, letters, "a tuple of 'q', 'k' and 'v'")
-        pairs = isinstance(self.when, tuple) and all(map(_is_pair, self.when))
-        must_be("AttentionRow", "when", self.when, pairs, "a tuple of (setting, value)")
+        right = isinstance(self.mixed, tuple) and all(one_of(x, _READ) for x in self.mixed)
+        must_be("AttentionRow", "mixed", self.mixed, right, "a tuple of 'q', 'k' and 'v'")
+        right = isinstance(self.when, tuple) and all(map(_is_pair, self.when))
+        must_be("AttentionRow", "when", self.when, right, "a tuple of (setting, value)")
 
 
 _READ = ("q", "k", "v")

@@ -35,7 +35,7 @@ _STATES = frozenset(
         "x",
     )
 )
-"""What attentions call the hidden states that they read."""
+"""Names that attentions give to the hidden states that they read."""
 
 Changes = Mapping[str, Tensor]
 """Parameters that have other values, by their names in the model."""
@@ -175,7 +175,7 @@ class Trial:
 
     Args:
         attention: what is checked.
-        what: it, for errors.
+        doing: what an error begins with.
         unit: the module that is called: the attention, or the whole model where it is not called.
         call: its arguments.
         names: for each parameter of the unit, its name in the model.
@@ -185,7 +185,7 @@ class Trial:
     """
 
     attention: Attention
-    what: str
+    doing: str
     unit: nn.Module
     call: inputs.Example
     names: dict[str, str]
@@ -210,7 +210,7 @@ class Trial:
         return None
 
     def read_by_o(self, changes: Changes) -> Tensor | None:
-        """What o is called on, ``[batch, pos, head · d_head]``; ``None``: it is not called."""
+        """The input of o, ``[batch, pos, head · d_head]``; ``None``: it is not called."""
         if isinstance(self.unit, _Layer):
             self.run(changes)
             return self.unit.z
@@ -230,16 +230,18 @@ class Trial:
         return seen[-1] if seen else None
 
     def passed_on(self, changes: Changes) -> Tensor:
-        """What the heads pass on, z ``[place, head, d_head]``."""
+        """The outputs of the heads, z ``[place, head, d_head]``."""
         read = self.read_by_o(changes)
         assert read is not None
         return self.apart(read)
 
     def apart(self, read: Tensor) -> Tensor:
-        """What o reads, head by head: ``[place, head, d_head]``."""
+        """The input of o, head by head: ``[place, head, d_head]``."""
         pieces = self.attention.o.pieces
         order = [start // (stop - start) for start, stop in pieces]
-        return read.reshape(-1, len(pieces), read.shape[-1] // len(pieces))[:, order]
+        d_head = read.shape[-1] // len(pieces)
+        heads_in_place = read.reshape(-1, len(pieces), d_head)
+        return heads_in_place[:, order]
 
     def scaled(self, letter: Letter, numbers: Sequence[int], factor: float) -> dict[str, Tensor]:
         """Slices of one map, times a factor."""
@@ -288,18 +290,18 @@ def trial_of(
     Raises:
         InputError: the model cannot be called.
     """
-    what = f"anatomy({type(model).__name__}), row of {anatomy.kind!r}, {attention.module!r}"
+    doing = f"anatomy({type(model).__name__}), row of {anatomy.kind!r}, {attention.module!r}"
     stream = torch.Generator().manual_seed(2)
     module = model.get_submodule(attention.module)
     if call is None:
-        call = _call_of_all(model, what)
-        what = f"{what} (which a run of the model does not call)"
+        call = _call_of_all(model, doing)
+        doing = f"{doing} (which a run of the model does not call)"
         config = getattr(model, "config", None)
         is_own = getattr(config, "model_type", None) == "rllc_attention_only"
         unit = _Layer(model, attention.layer) if is_own else model
-        return _with_random_weights(model, unit, attention, what, call, stream)
+        return _with_random_weights(model, unit, attention, doing, call, stream)
     call = _renewed(module, call, stream)
-    trial = _with_random_weights(model, module, attention, what, call, stream)
+    trial = _with_random_weights(model, module, attention, doing, call, stream)
     of_o = trial.module_of(attention.o)
     # TransformerLens gives what heads pass on to a module that does nothing.
     trial.writes = getattr(module, "hook_z", None) if of_o is None else of_o[1]
@@ -325,18 +327,18 @@ class _Layer(nn.Module):
         return residual
 
 
-def _call_of_all(model: nn.Module, what: str) -> inputs.Example:
+def _call_of_all(model: nn.Module, doing: str) -> inputs.Example:
     for candidate in inputs.examples(model):
         if inputs.run(model, candidate) is None:
             return candidate
-    raise InputError(f"{what}: no forward pass of the model calls it, so it cannot be verified.")
+    raise InputError(f"{doing}: no forward pass of the model calls it, so it cannot be verified.")
 
 
 def _with_random_weights(
     model: nn.Module,
     unit: nn.Module,
     attention: Attention,
-    what: str,
+    doing: str,
     call: inputs.Example,
     stream: torch.Generator,
 ) -> Trial:
@@ -352,18 +354,20 @@ def _with_random_weights(
     for name, buffer in unit.named_buffers():
         if buffer.is_floating_point() and buffer.dtype != torch.float32:
             buffers[name] = buffer.detach().float()
-    return Trial(attention, what, unit, call, names, values, buffers)
+    return Trial(attention, doing, unit, call, names, values, buffers)
 
 
 def _random(name: str, parameter: Tensor, attention: Attention, stream: torch.Generator) -> Tensor:
     """Random numbers for a parameter: scales about 1, biases of a third, maps that keep norms."""
     is_bias = name in {attention.map(letter).bias for letter in INPUTS}
     if parameter.dim() < 2 and not is_bias:
-        return (0.5 + torch.rand(parameter.shape, generator=stream)).to(parameter.device)
+        scale = 0.5 + torch.rand(parameter.shape, generator=stream)
+        return scale.to(parameter.device)
     value = torch.randn(parameter.shape, generator=stream)
     if is_bias:
         value = value / 3
     else:
         # Scores of a tenth to a few, with and without a factor 1/√d_head.
-        value = value * attention.d_head**-0.125 / max(parameter.numel(), 1) ** 0.25
+        num_weights = max(parameter.numel(), 1)
+        value = value * attention.d_head**-0.125 / num_weights**0.25
     return value.to(parameter.device)

@@ -70,7 +70,7 @@ def verify(model: nn.Module, anatomy: Anatomy, example: Example | None = None) -
                 raise
             except Exception as error:  # whatever an attention raises that is called again
                 raise InputError(
-                    f"{trial.what}: its slices cannot be verified, as calling it again with other "
+                    f"{trial.doing}: its slices cannot be verified, as calling it again with other "
                     f"weights raised {type(error).__name__}: {first_line(error)} Attention must "
                     f"run in float32 for that; try attn_implementation='sdpa' or 'eager'."
                 ) from error
@@ -103,7 +103,7 @@ def _check(trial: Trial) -> None:
 
 
 def _factor(attention: Attention, letter: Letter) -> float:
-    """By what slices are multiplied; a norm over all heads lets only a sign pass."""
+    """The factor by which slices are multiplied; a norm over all heads lets only a sign pass."""
     if letter in attention.mixed:
         return -1.0
     return -2.0
@@ -120,10 +120,10 @@ def _sets(number: int) -> list[tuple[int, ...]]:
     sets = []
     num_bits = (number - 1).bit_length()
     for bit in range(num_bits):
-        having = tuple(n for n in range(number) if n >> bit & 1)
-        lacking = tuple(n for n in range(number) if not n >> bit & 1)
-        sets.append(having)
-        sets.append(lacking)
+        with_bit = [n for n in range(number) if n >> bit & 1]
+        without_bit = [n for n in range(number) if not n >> bit & 1]
+        sets.append(tuple(with_bit))
+        sets.append(tuple(without_bit))
     return sets
 
 
@@ -150,11 +150,11 @@ def _same(left: Tensor, right: Tensor, base: Tensor) -> bool:
 
 
 class _Problem(NamedTuple):
-    """What moving slices does that it must not, or does not."""
+    """Heads that moving slices should change and does not, or the other way round."""
 
-    still: list[int]
+    unchanged: list[int]
     """Heads that should change and do not."""
-    others: list[int]
+    changed: list[int]
     """Heads that change and should not."""
 
 
@@ -171,35 +171,35 @@ def _check_slices(trial: Trial, letter: Letter, base: Tensor) -> None:
 
 
 def _check_mixed(trial: Trial, letter: Letter, base: Tensor) -> None:
-    """What is normalised over all heads together: scaling one slice changes every head."""
+    """Check maps that are normalised over all heads: scaling one slice changes every head."""
     changes = trial.scaled(letter, [0], 3.0)
     changed = _changed(trial.passed_on(changes), base)
-    does_change = changed.any(1).tolist()
-    still = [head for head, changes in enumerate(does_change) if not changes]
-    if still:
-        _refuse_mixed(trial, letter, still)
+    does_change = changed.any(1)
+    unchanged = (~does_change).nonzero()[:, 0].tolist()
+    if unchanged:
+        _refuse_mixed(trial, letter, unchanged)
 
 
 def _problem(trial: Trial, letter: Letter, numbers: Sequence[int], base: Tensor) -> _Problem | None:
-    """What is wrong with some slices of a map, if anything."""
+    """The problem of some slices of a map, if there is one."""
     attention = trial.attention
     factor = _factor(attention, letter)
     changes = trial.scaled(letter, numbers, factor)
     moved = trial.passed_on(changes)
     changed = _changed(moved, base)
     users = _users(attention, letter, numbers)
-    still = []
-    others = []
+    unchanged_users = []
+    changed_others = []
     for head in range(attention.num_heads):
         if head not in users and changed[head].any():
-            others.append(head)
+            changed_others.append(head)
         if head in users and not changed[head].all():
-            still.append(head)
-    if letter == "v" and not still and not others:
-        still = _not_multiplied(moved, base, users, factor)
-    if not still and not others:
+            unchanged_users.append(head)
+    if letter == "v" and not unchanged_users and not changed_others:
+        unchanged_users = _not_multiplied(moved, base, users, factor)
+    if not unchanged_users and not changed_others:
         return None
-    return _Problem(still, others)
+    return _Problem(unchanged_users, changed_others)
 
 
 def _not_multiplied(moved: Tensor, base: Tensor, users: frozenset[int], factor: float) -> list[int]:
@@ -208,8 +208,9 @@ def _not_multiplied(moved: Tensor, base: Tensor, users: frozenset[int], factor: 
     for head in sorted(users):
         z = base[:, head]
         new_z = moved[:, head]
+        is_multiplied = _same(new_z, factor * z, base)
         # A norm lets the sign alone pass.
-        if not _same(new_z, factor * z, base) and not _same(new_z, -z, base):
+        if not is_multiplied and not _same(new_z, -z, base):
             heads.append(head)
     return heads
 
@@ -228,8 +229,8 @@ def _check_order(trial: Trial) -> None:
     """A query matters at its own position, a key at others."""
     base = trial.read_by_o({})
     for letter, name in (("q", "queries"), ("k", "keys")):
-        own = trial.attention.q if letter == "q" else trial.attention.k
-        moved = _with_one_position_moved(trial, own)
+        one_map = trial.attention.q if letter == "q" else trial.attention.k
+        moved = _with_one_position_moved(trial, one_map)
         if base is None or moved is None:
             continue
         if base.dim() != 3 or base.shape[1] < 3:
@@ -238,9 +239,9 @@ def _check_order(trial: Trial) -> None:
         if elsewhere == (letter == "q"):
             where = "other positions too" if elsewhere else "no other position"
             raise InputError(
-                f"{trial.what}: the row is wrong for this model: {own.written(0)} and what follows "
-                f"are not {name}, as moving them at one position changes {where}. Look at `q` and "
-                f"`k` of the row."
+                f"{trial.doing}: the row is wrong for this model: {one_map.written(0)} and what "
+                f"follows are not {name}, as moving them at one position changes {where}. Look at "
+                f"`q` and `k` of the row."
             )
 
 
@@ -251,22 +252,21 @@ _MOVED = 1
 def _changes_elsewhere(moved: Tensor, base: Tensor) -> bool:
     """Whether z changes at another position than the one that was moved."""
     largest_change = (moved - base).abs().amax((0, 2))
-    positions = largest_change > _SAME * base.abs().max()
-    before = positions[:_MOVED].any()
-    after = positions[_MOVED + 1 :].any()
-    return bool(before) or bool(after)
+    does_change = largest_change > _SAME * base.abs().max()  # [pos]
+    does_change[_MOVED] = False
+    return bool(does_change.any())
 
 
-def _with_one_position_moved(trial: Trial, own: Map) -> Tensor | None:
-    """What o reads when a map's output has another sign at one position."""
-    path_and_module = trial.module_of(own)
+def _with_one_position_moved(trial: Trial, one_map: Map) -> Tensor | None:
+    """The input of o when a map's output has another sign at one position."""
+    path_and_module = trial.module_of(one_map)
     if path_and_module is None:
         return None
     _, module = path_and_module
 
     def move(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         moved = output.clone()
-        for start, stop in own.pieces:
+        for start, stop in one_map.pieces:
             moved[..., _MOVED, start:stop] *= -1
         return moved
 
@@ -280,8 +280,8 @@ def _with_one_position_moved(trial: Trial, own: Map) -> Tensor | None:
 def _check_whole_heads(trial: Trial, base: Tensor) -> None:
     """Half of a slice of q or k changes the other half of z, and half of a slice of v does not."""
     for letter in INPUTS:
-        own = trial.attention.map(letter)
-        start, stop = own.pieces[0]
+        one_map = trial.attention.map(letter)
+        start, stop = one_map.pieces[0]
         if stop - start < 2 or trial.attention.d_head < 2:
             continue
         for first_half in (True, False):
@@ -292,8 +292,8 @@ def _check_whole_heads(trial: Trial, base: Tensor) -> None:
 
 def _torn_heads(trial: Trial, letter: Letter, first_half: bool, base: Tensor) -> list[int]:
     """Heads whose halves do not depend on a slice as those of one head do."""
-    own = trial.attention.map(letter)
-    changes = _half_moved(trial, own, first_half)
+    one_map = trial.attention.map(letter)
+    changes = _half_moved(trial, one_map, first_half)
     changed = _changed(trial.passed_on(changes), base)
     near, far = (0, -1) if first_half else (-1, 0)
     reaches_far = letter != "v"
@@ -304,19 +304,19 @@ def _torn_heads(trial: Trial, letter: Letter, first_half: bool, base: Tensor) ->
     return wrong
 
 
-def _half_moved(trial: Trial, own: Map, first_half: bool) -> dict[str, Tensor]:
+def _half_moved(trial: Trial, one_map: Map, first_half: bool) -> dict[str, Tensor]:
     """Half of each slice with another sign."""
-    weight = trial.values[own.weight].clone()
-    before = (slice(None),) * own.axis
-    for piece in own.pieces:
+    weight = trial.values[one_map.weight].clone()
+    axes_before_heads = (slice(None),) * one_map.axis
+    for piece in one_map.pieces:
         half = _half(piece, first_half)
-        weight[(*before, half)] *= -1
-    changed = {own.weight: weight}
-    if own.bias is not None:
-        bias = trial.values[own.bias].clone()
-        for piece in own.pieces_of_bias:
+        weight[(*axes_before_heads, half)] *= -1
+    changed = {one_map.weight: weight}
+    if one_map.bias is not None:
+        bias = trial.values[one_map.bias].clone()
+        for piece in one_map.pieces_of_bias:
             bias[_half(piece, first_half)] *= -1
-        changed[own.bias] = bias
+        changed[one_map.bias] = bias
     return changed
 
 
@@ -346,14 +346,14 @@ def _check_o(trial: Trial) -> None:
     wrong = [head for head in heads if written.differs([head])]
     head = wrong[0] if wrong else 0
     raise InputError(
-        f"{trial.what}: the row is wrong for this model: multiplying "
+        f"{trial.doing}: the row is wrong for this model: multiplying "
         f"{trial.attention.o.written(head)} is not the same as multiplying what "
         f"{_listed(trial.attention, [head])} passes on. Look at `o` and `heads` of the row."
     )
 
 
 class _Written(NamedTuple):
-    """What the map of o gives, of what it was called on and of other numbers."""
+    """The outputs of the map of o, on its own input and on other numbers."""
 
     trial: Trial
     path: str
@@ -362,23 +362,23 @@ class _Written(NamedTuple):
 
     def differs(self, numbers: Sequence[int]) -> bool:
         """Whether it matters which of the two is multiplied, by another factor for each head."""
-        own = self.trial.attention.o
-        weight = self.trial.values[own.weight].clone()
+        one_map = self.trial.attention.o
+        weight = self.trial.values[one_map.weight].clone()
         z = self.read.clone()
         for number in numbers:
             factor = number / (number + 1)
-            start, stop = own.pieces[number]
-            index = own.slices(number)[own.weight]
+            start, stop = one_map.pieces[number]
+            index = one_map.slices(number)[one_map.weight]
             weight[index] *= factor
             z[..., start:stop] *= factor
-        by_weights = self.given(self.read, {own.weight: weight})
+        by_weights = self.given(self.read, {one_map.weight: weight})
         by_z = self.given(z, {})
         difference = (by_weights - by_z).abs().max()
         size = self.given(self.read, {}).abs().max()
         return bool(difference > _SAME * size)
 
     def given(self, z: Tensor, changes: Changes) -> Tensor:
-        """What the map gives of z when some of its weights change."""
+        """The output of the map on z when some of its weights change."""
         values = {**self.trial.values, **changes}
         inside = f"{self.path}."
         state = {}
@@ -392,10 +392,10 @@ class _Written(NamedTuple):
 def _check_o_by_output(trial: Trial) -> None:
     """Moving a head's queries matters through its slice of o, and through no other."""
     factor = _factor(trial.attention, "q")
-    everyone = frozenset(range(trial.attention.num_heads))
-    for numbers in _sets(len(everyone)):
-        rest = everyone - frozenset(numbers)
-        if rest and _matters(trial, rest, "q", numbers, factor):
+    all_heads = frozenset(range(trial.attention.num_heads))
+    for numbers in _sets(len(all_heads)):
+        other_heads = all_heads - frozenset(numbers)
+        if other_heads and _matters(trial, other_heads, "q", numbers, factor):
             _blame_through_o(trial, "q", numbers)
 
 
@@ -417,11 +417,11 @@ def _check_others_through_o(trial: Trial, letter: Letter) -> None:
     """Moving slices does not matter when their heads do not write."""
     attention = trial.attention
     factor = _factor(attention, letter)
-    everyone = frozenset(range(attention.num_heads))
+    all_heads = frozenset(range(attention.num_heads))
     num_slices = len(attention.map(letter).pieces)
     for numbers in _sets(num_slices):
-        rest = everyone - _users(attention, letter, numbers)
-        if rest and _matters(trial, rest, letter, numbers, factor):
+        other_heads = all_heads - _users(attention, letter, numbers)
+        if other_heads and _matters(trial, other_heads, letter, numbers, factor):
             _blame_through_o(trial, letter, numbers)
 
 
@@ -453,13 +453,14 @@ def _blame_through_o(trial: Trial, letter: Letter, numbers: Sequence[int]) -> No
     factor = _factor(attention, letter)
     for number in numbers:
         users = attention.heads_of(letter, number)
-        others = []
+        changed_others = []
         for head in range(attention.num_heads):
-            alone = frozenset([head])
-            if head not in users and _matters(trial, alone, letter, [number], factor):
-                others.append(head)
-        if others:
-            _refuse_slice(trial, letter, number, _Problem([], others))
+            if head in users:
+                continue
+            if _matters(trial, frozenset([head]), letter, [number], factor):
+                changed_others.append(head)
+        if changed_others:
+            _refuse_slice(trial, letter, number, _Problem([], changed_others))
     _refuse_slice(trial, letter, numbers[0], _Problem([], []))
 
 
@@ -467,7 +468,7 @@ def _blame_through_o(trial: Trial, letter: Letter, numbers: Sequence[int]) -> No
 
 
 def _listed(attention: Attention, heads: Sequence[int]) -> str:
-    """Names of heads, with the word before them."""
+    """Names of heads, behind the word "head" or "heads"."""
     names = [attention.heads[head] for head in heads]
     word = "heads" if len(names) > 1 else "head"
     return f"{word} {', '.join(names)}"
@@ -476,26 +477,26 @@ def _listed(attention: Attention, heads: Sequence[int]) -> str:
 def _refuse_slice(trial: Trial, letter: Letter, number: int, problem: _Problem) -> NoReturn:
     attention = trial.attention
     users = _listed(attention, attention.heads_of(letter, number))
-    does = []
-    if problem.others:
-        others = _listed(attention, problem.others)
-        does.append(f"changes what is passed on by {others}")
-    if problem.still:
-        still = _listed(attention, problem.still)
-        does.append(f"does not change what is passed on by {still} as it must")
-    what = " and ".join(does) or "changes other heads too"
+    effects = []
+    if problem.changed:
+        changed = _listed(attention, problem.changed)
+        effects.append(f"changes what is passed on by {changed}")
+    if problem.unchanged:
+        unchanged = _listed(attention, problem.unchanged)
+        effects.append(f"does not change what is passed on by {unchanged} as it must")
+    effect = " and ".join(effects) or "changes other heads too"
     raise InputError(
-        f"{trial.what}: the row is wrong for this model: moving "
-        f"{attention.map(letter).written(number)}, which is to be the {letter} of {users}, {what}. "
-        f"Look at `{letter}`, `o`, `fused`, `heads`, `kv_heads` and `mixed` of the row."
+        f"{trial.doing}: the row is wrong for this model: moving "
+        f"{attention.map(letter).written(number)}, which is to be the {letter} of {users}, "
+        f"{effect}. Look at `{letter}`, `o`, `fused`, `heads`, `kv_heads` and `mixed` of the row."
     )
 
 
-def _refuse_mixed(trial: Trial, letter: Letter, still: Sequence[int]) -> NoReturn:
+def _refuse_mixed(trial: Trial, letter: Letter, unchanged: Sequence[int]) -> NoReturn:
     slice_of_first = trial.attention.map(letter).written(0)
     raise InputError(
-        f"{trial.what}: the row says that {letter} is normalised over all heads together "
-        f"(`mixed`), but scaling {slice_of_first} leaves {_listed(trial.attention, still)} as "
+        f"{trial.doing}: the row says that {letter} is normalised over all heads together "
+        f"(`mixed`), but scaling {slice_of_first} leaves {_listed(trial.attention, unchanged)} as "
         f"before; leave {letter!r} out of `mixed`."
     )
 
@@ -504,7 +505,7 @@ def _refuse_torn(trial: Trial, letter: Letter, head: int) -> NoReturn:
     attention = trial.attention
     number = head if letter == "q" else attention.kv_head(head)
     raise InputError(
-        f"{trial.what}: the row is wrong for this model: halves of "
+        f"{trial.doing}: the row is wrong for this model: halves of "
         f"{attention.map(letter).written(number)} are not the {letter} of one head, but of "
         f"several, by what {_listed(attention, [head])} passes on. Look at `heads`, `kv_heads` and "
         f"`fused` of the row."

@@ -1,4 +1,4 @@
-"""What a calibration answers, in one sentence of plain words."""
+"""The answer of a calibration, in one sentence of plain words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CAUSES: Mapping[Trouble, str] = {
     "noise": "too few draws",
     "start": "chains that start at w*",
 }
-"""What each part of an error comes from."""
+"""The origin of each part of an error, in words."""
 
 _A_FACTOR = 1.5
 """From here on an error is called a factor, below it a percentage."""

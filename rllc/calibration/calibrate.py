@@ -33,7 +33,7 @@ from rllc.storage.files import (
     reading,
     save_arrays,
 )
-from rllc.tables import AsTable, Table, duration, label
+from rllc.tables import AsTable, Table, duration, label, with_columns_first
 from rllc.weights.refinement import DataLike, WeightsLike, named_data
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Recommended(TypedDict):
-    """What :func:`rllc.estimate`, :func:`rllc.track` and the like take.
+    """The recommended arguments of :func:`rllc.estimate`, :func:`rllc.track` and the like.
 
     ``rllc.estimate(model, data, **calibration.recommended)``.
     """
@@ -184,8 +184,9 @@ class Calibration(AsTable):
             )
         worst = int(self.errors[i].argmax())
         parts = [f"{name} {part[worst]:.2f}" for name, part in result.error_parts.items()]
-        where = f"{label(result.names, worst)}: {', '.join(parts)}"
-        return f"recommended: {setting}: error {self.error[i]:.2f} ({where})"
+        listed = ", ".join(parts)
+        largest = f"{label(result.names, worst)}: {listed}"
+        return f"recommended: {setting}: error {self.error[i]:.2f} ({largest})"
 
     def to_dataframe(self, *, diagnostics: bool = False) -> pd.DataFrame:
         """Return a table with one row a setting and refinement.
@@ -208,8 +209,8 @@ class Calibration(AsTable):
                 "error": self.errors[i],
                 "faults": ["; ".join(of_refinement) for of_refinement in problems],
             }
-            frame = self.estimates[i].to_dataframe(diagnostics=diagnostics).assign(**columns)
-            frames.append(frame[[*columns, *frame.columns.drop(list(columns))]])
+            frame = self.estimates[i].to_dataframe(diagnostics=diagnostics)
+            frames.append(with_columns_first(frame, columns))
         return pd.concat(frames, ignore_index=True)
 
     @property
@@ -221,8 +222,9 @@ class Calibration(AsTable):
             mark = "→" if i == self.best and self.good[i] else ""
             rows.append((mark, *numbers, f"{self.error[i]:.2f}", verdict))
         count = len(self.estimates[0])
+        noun = "refinements" if count > 1 else "refinement"
         title = (
-            f"Calibration: {len(self)} settings on {count} refinement{'s' * (count > 1)}, "
+            f"Calibration: {len(self)} settings on {count} {noun}, "
             f"{self.sampling.num_chains} chains × {self.sampling.num_draws} draws, "
             f"{int(self.good.sum())} good"
         )

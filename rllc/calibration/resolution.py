@@ -22,7 +22,7 @@ from rllc.samplers import Sampler, sgld
 from rllc.sampling.checks import arguments, check_how
 from rllc.sampling.settings import Compute, Sampling
 from rllc.statistics.uncertainty import Mean
-from rllc.tables import AsTable, Table, label, with_error
+from rllc.tables import AsTable, Table, label, with_columns_first, with_error
 from rllc.weights.names import Names
 from rllc.weights.refinement import DataLike, WeightsLike, named_data
 
@@ -121,21 +121,25 @@ class Resolution(AsTable):
                 "lr": result.settings["lr"],
                 "localization": result.settings["localization"],
             }
-            frame = result.to_dataframe(diagnostics=diagnostics).assign(**columns)
-            frames.append(frame[[*columns, *frame.columns.drop(list(columns))]])
+            frame = result.to_dataframe(diagnostics=diagnostics)
+            frames.append(with_columns_first(frame, columns))
         return pd.concat(frames, ignore_index=True)
 
     @property
     def _table(self) -> Table:
         """A row a refinement and a column an nβ; what the marks mean stands below."""
         count = len(self.names)
-        title = f"Resolution: {len(self)} values of n_beta, {count} refinement{'s' * (count > 1)}"
-        rows = [("", *(f"n_beta = {n_beta:.4g}  " for n_beta in self.n_beta))]
+        noun = "refinements" if count > 1 else "refinement"
+        title = f"Resolution: {len(self)} values of n_beta, {count} {noun}"
+        header = [f"n_beta = {n_beta:.4g}  " for n_beta in self.n_beta]
+        rows = [("", *header)]
         wrong = []
         for k in range(count):
             cells = [_cell(result, k) for result in self.estimates]
             rows.append((label(self.names, k), *cells))
-            wrong += [(k, 1 + i) for i, faults in enumerate(self.faults) if faults[k]]
+            for column, faults in enumerate(self.faults, start=1):
+                if faults[k]:
+                    wrong.append((k, column))
         notes = []
         if self.by_prior.any():
             notes.append(
@@ -144,12 +148,12 @@ class Resolution(AsTable):
             )
         for n_beta, faults in zip(self.n_beta, self.faults, strict=True):
             for k in range(count):
-                others = [fault for fault in faults[k] if fault.kind != "prior_dominated"]
-                if others:
-                    where = f"n_beta = {n_beta:.4g}, {label(self.names, k)}"
-                    notes.append(f"! {where}: {status_of(others)}")
-        how = "print(resolution.to_dataframe().to_string())"
-        return Table(title, rows, wrong=wrong, notes=notes, see_all=how)
+                marked = [fault for fault in faults[k] if fault.kind != "prior_dominated"]
+                if marked:
+                    cell = f"n_beta = {n_beta:.4g}, {label(self.names, k)}"
+                    notes.append(f"! {cell}: {status_of(marked)}")
+        see_all = "print(resolution.to_dataframe().to_string())"
+        return Table(title, rows, wrong=wrong, notes=notes, see_all=see_all)
 
 
 def _has_prior(faults: Sequence[Fault]) -> bool:
@@ -160,8 +164,11 @@ def _cell(estimate: Estimate, k: int) -> str:
     """A value with its mark: ``~`` where the prior alone gives it, ``!`` for other faults."""
     faults = estimate.faults[k]
     by_prior = _has_prior(faults)
-    marks = "~" * by_prior + "!" * (len(faults) > by_prior)
-    return f"{with_error(estimate.value[k], estimate.standard_error[k])}{marks:2}"
+    mark_of_prior = "~" if by_prior else ""
+    has_other_faults = len(faults) > by_prior
+    marks = mark_of_prior + ("!" if has_other_faults else "")
+    value = with_error(estimate.value[k], estimate.standard_error[k])
+    return f"{value}{marks:2}"
 
 
 @names_checked
@@ -222,7 +229,8 @@ def resolution(
     check_how(compute, None)
     right = isinstance(n_betas, Sequence) and not isinstance(n_betas, str | bytes)
     must_be("resolution", "n_betas", n_betas, right, "a list of positive numbers")
-    points = sorted({float(n_beta) for n_beta in n_betas if is_number(n_beta, zero=False)})
+    positive = [float(n_beta) for n_beta in n_betas if is_number(n_beta, zero=False)]
+    points = sorted(set(positive))
     if not points or len(points) < len(n_betas):
         raise InputError(
             f"resolution: `n_betas` must be different positive numbers, "

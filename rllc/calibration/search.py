@@ -22,7 +22,7 @@ from rllc.limits import Limits
 
 
 class Setting(NamedTuple):
-    """What is searched for."""
+    """The three numbers that the search chooses."""
 
     lr: float
     n_beta: float
@@ -33,7 +33,7 @@ START = Setting(lr=1e-3, n_beta=30.0, localization=200.0)
 """Where the search starts: the paper's settings."""
 
 Trouble = Literal["step", "slow", "noise", "prior", "start"]
-"""What faults have in common that the same move mends; the parts of the error are named so, too."""
+"""Groups of faults that the same move mends; the parts of the error have these names, too."""
 
 TROUBLES: Mapping[Kind, Trouble] = {
     "diverged": "step",
@@ -74,10 +74,10 @@ HELP: Mapping[Trouble, str] = {
         "each with lr * (n_beta * curvature + localization) held"
     ),
 }
-"""What to change where no setting is good."""
+"""Advice where no setting is good."""
 
 _KEYWORDS = (*Setting._fields, "weights", "loss", "sampler", "sampling", "limits", "compute")
-"""What :func:`rllc.calibrate` can be given by name."""
+"""The keyword arguments of :func:`rllc.calibrate`."""
 
 _CLEARLY = 0.9
 """A move is kept only if its cost is below this share of the last one's. Less is noise."""
@@ -101,7 +101,7 @@ _MOVES = {
     # With nβ, γ and 1/lr in proportion all stays as it is on a quadratic, but for minibatch noise.
     "scale": ("n_beta", "localization"),
 }
-"""What each move changes. ``lr`` follows nβ and γ in all of them."""
+"""The settings that each move changes. ``lr`` follows nβ and γ in all of them."""
 
 _FIRST: Mapping[Trouble, tuple[tuple[str, int], ...]] = {
     "step": (("lr", -1), ("scale", -1)),
@@ -144,7 +144,9 @@ class Axis:
         """Return the i-th value; ``None`` beyond the ends of a list."""
         if self.values is None:
             decade, half = divmod(i, 2)
-            return float(f"{self.start * (1, 3)[half] * 10.0**decade:.9g}")
+            factor = 3 if half else 1
+            # Nine digits, so that 0.3 is not 0.30000000000000004.
+            return float(f"{self.start * factor * 10.0**decade:.9g}")
         return self.values[i] if 0 <= i < len(self.values) else None
 
     def nearest(self, value: float) -> int:
@@ -154,7 +156,12 @@ class Axis:
             candidates = range(middle - 1, middle + 2)
         else:
             candidates = range(len(self.values))
-        return min(candidates, key=lambda i: _distance(max(self[i] or 0.0, 1e-30) / value))
+
+        def distance(i: int) -> float:
+            positive = max(self[i] or 0.0, 1e-30)
+            return _distance(positive / value)
+
+        return min(candidates, key=distance)
 
 
 def axes_of(grid: Mapping[str, float | Sequence[float]]) -> tuple[Axis, ...]:
@@ -174,8 +181,9 @@ def axes_of(grid: Mapping[str, float | Sequence[float]]) -> tuple[Axis, ...]:
             )
     listed = {}
     for name in Setting._fields:
-        given = grid.get(name)
-        listed[name] = isinstance(given, Sequence | np.ndarray) and not isinstance(given, bytes)
+        values_of_name = grid.get(name)
+        is_list = isinstance(values_of_name, Sequence | np.ndarray)
+        listed[name] = is_list and not isinstance(values_of_name, bytes)
     axes = []
     for name in Setting._fields:
         start = getattr(START, name)
@@ -342,7 +350,8 @@ def rank(estimate: Estimate) -> tuple[bool, float]:
     """
     error = float(np.nan_to_num(relative_error(estimate)).max())
     lr = estimate.settings["lr"]
-    return any(estimate.faults), error + max(excess(faults, lr) for faults in estimate.faults)
+    farthest = max(excess(faults, lr) for faults in estimate.faults)
+    return any(estimate.faults), error + farthest
 
 
 def relative_error(estimate: Estimate) -> np.ndarray:
@@ -396,7 +405,7 @@ def _excesses(faults: Sequence[Fault], lr: float) -> dict[Kind, float]:
 
 
 def _trouble(estimate: Estimate) -> Trouble:
-    """What is wrong, or what makes most of the error of the refinement with the largest."""
+    """The main trouble: a fault, or the largest part of the largest error of a refinement."""
     if any(estimate.faults):
         trouble = gravest(estimate)
         # Noise is large against a λ̂ that the prior makes small.

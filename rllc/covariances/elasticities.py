@@ -71,15 +71,16 @@ class Elasticities(OfRefinements, AsTable):
         rows = [("weights", "llc", "doubling nβ", "doubling γ", "status")]
         for i in range(len(self.names)):
             llc = f"{self.llc.value[i]:.3g} ± {self.llc.standard_error[i]:.1g}"
-            changes = (_doubled(self.n_beta, i), _doubled(self.localization, i))
-            rows.append((label(self.names, i), llc, *changes, self.status[i]))
+            by_n_beta = _doubled(self.n_beta, i)
+            by_gamma = _doubled(self.localization, i)
+            rows.append((label(self.names, i), llc, by_n_beta, by_gamma, self.status[i]))
         at = f"nβ = {self.settings['n_beta']:g}, γ = {self.settings['localization']:g}"
         title = f"λ̂ at {at}, and by how much the doubling of a setting would change it"
         return Table(title, rows, left=(0, 4), wrong=not_ok(self.status, column=4))
 
 
 def _doubled(mean: Mean, i: int) -> str:
-    """What doubling a setting does, to first order."""
+    """The effect of doubling a setting, to first order."""
     change = np.log(2) * mean.value[i]
     error = np.log(2) * mean.standard_error[i]
     return f"{change:+.2g} ± {error:.1g}"
@@ -128,7 +129,8 @@ def elasticities(draws: Draws, rows: str = "rows", distance: str = "distance") -
     by_n_beta = []
     by_gamma = []
     for i, observed in enumerate(fixed_rows(draws, rows, asked_by=asked_by)):
-        squared_distance = draws.observed[distance][i, :, : draws.lengths[i]].astype(np.float64)
+        made = slice(draws.lengths[i])
+        squared_distance = draws.observed[distance][i, :, made].astype(np.float64)
         loss = observed.mean
         rise = n_beta * loss
         n = observed.independent_draws(loss)

@@ -182,9 +182,10 @@ class LossKernel(Covariances):
         """
         if not one_of(by, ("row", "token")):
             raise InputError(f"LossKernel.of: `by` must be 'row' or 'token', got {by!r}.")
-        others = rows if queries is None else queries
-        kept_moments = [name for name in (rows, others) if moments_only(draws, name)]
-        if kept_moments and rows != others:
+        if queries is None:
+            queries = rows
+        kept_moments = [name for name in (rows, queries) if moments_only(draws, name)]
+        if kept_moments and rows != queries:
             raise InputError(
                 f"LossKernel.of: of {kept_moments[0]!r} only moments were kept, so its covariance "
                 f"with other rows is not known; observe both as one data set with "
@@ -193,7 +194,7 @@ class LossKernel(Covariances):
         if kept_moments:
             kernels = _of_moments(draws, rows, by, correlation)
         else:
-            kernels = _of_draws(draws, (rows, others), by, correlation)
+            kernels = _of_draws(draws, (rows, queries), by, correlation)
         return cls(
             **stacked(list(kernels))._asdict(),
             faults=faults_of_chains(draws),
@@ -246,8 +247,8 @@ def _kernel(first: FixedRows, second: FixedRows, by: By, correlation: bool) -> C
             terms = _of_correlation(terms, row, queries)
         mean = first.mean_of_draws(terms)
         within = within_chains(row, queries, first.relaxation)
-        apart = agreement(row, queries, first.relaxation)
-        of_rows.append(Covariance(*mean, within, apart))
+        p_value = agreement(row, queries, first.relaxation)
+        of_rows.append(Covariance(*mean, within, p_value))
     return stacked(of_rows)
 
 
@@ -279,6 +280,7 @@ def _of_moments(draws: Draws, name: str, by: By, correlation: bool) -> Iterator[
         )
     for i, length in enumerate(draws.lengths):
         mean = draws.observed[name][i].astype(np.float64)
+        # Observed covariances are sums over one less than the number of draws; here over all.
         covariance = draws.observed[f"{name}.covariance"][i] * (length - 1) / length
         diverged = draws.diverged[i] >= 0
         mean[diverged] = np.nan
@@ -292,17 +294,18 @@ def _of_moments(draws: Draws, name: str, by: By, correlation: bool) -> Iterator[
 
 
 def _shares_of_rows(losses: np.ndarray) -> np.ndarray:
-    """How much each token counts in each row's mean, ``[row, row · pos]``."""
-    counted = np.isfinite(losses)
-    rows, positions = losses.shape
-    shares = np.zeros((rows, rows, positions))
-    for row in range(rows):
-        shares[row, row] = counted[row] / max(counted[row].sum(), 1)
-    return shares.reshape(rows, -1)
+    """The weight of each token in each row's mean, ``[row, row · pos]``."""
+    is_counted = np.isfinite(losses)
+    num_rows, num_positions = losses.shape
+    shares = np.zeros((num_rows, num_rows, num_positions))
+    for row in range(num_rows):
+        num_counted = max(is_counted[row].sum(), 1)
+        shares[row, row] = is_counted[row] / num_counted
+    return shares.reshape(num_rows, -1)
 
 
 def _independent(draws: Draws, length: int) -> float:
-    """As how many independent draws one chain counts."""
+    """The number of independent draws that one chain is worth."""
     relaxation = draws.settings.get("relaxation") or 0.0
     return max(length * (1 - relaxation) / (1 + relaxation), 1.0)
 

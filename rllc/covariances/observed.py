@@ -51,7 +51,10 @@ class FixedRows:
         return mean_of_draws(values, self.relaxation, shared=self.shared)
 
     def independent_draws(self, values: np.ndarray) -> np.ndarray:
-        """As how many independent draws the mean of such values is known, ``[...]``."""
+        """The number of independent draws that values ``[..., chain, draw]`` are worth, ``[...]``.
+
+        See :func:`rllc.statistics.covariance.independent_draws`.
+        """
         return independent_draws(values, self.relaxation, shared=self.shared)
 
 
@@ -102,17 +105,17 @@ def axes_of(draws: Draws, name: str, *, asked_by: str) -> list[str]:
 
 
 def moments_only(draws: Draws, name: str) -> bool:
-    """Whether of an observable only the mean and covariance over the draws were kept."""
+    """Whether draws have only the mean and covariance of an observable, not each value."""
     return f"{name}.covariance" in draws.observed
 
 
 def faults_of_chains(draws: Draws) -> tuple[tuple[Fault, ...], ...]:
-    """What is wrong with each refinement's chains, ``[refinement]``: faults of λ̂ are left out."""
-    faults = Estimate.of(draws).faults
-    of_chains = []
-    for wrong in faults:
-        of_chains.append(tuple(fault for fault in wrong if fault.kind not in ABOUT_LLC))
-    return tuple(of_chains)
+    """The faults of each refinement's chains, ``[refinement]``, without those of λ̂ alone."""
+    faults_of_chains = []
+    for faults in Estimate.of(draws).faults:
+        about_chains = [fault for fault in faults if fault.kind not in ABOUT_LLC]
+        faults_of_chains.append(tuple(about_chains))
+    return tuple(faults_of_chains)
 
 
 def stacked_means(means: Iterable[Mean]) -> Mean:
@@ -122,8 +125,8 @@ def stacked_means(means: Iterable[Mean]) -> Mean:
 
 
 def mean_of_finite(losses: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-    """The mean of what is finite, without a warning; NaN where nothing is."""
-    finite = np.isfinite(losses)
-    total = np.where(finite, losses, 0.0).sum(axis=axis)
-    count = finite.sum(axis=axis)
+    """The mean of the finite losses, without a warning; NaN where none is finite."""
+    is_finite = np.isfinite(losses)
+    total = np.where(is_finite, losses, 0.0).sum(axis=axis)
+    count = is_finite.sum(axis=axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

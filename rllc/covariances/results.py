@@ -1,4 +1,4 @@
-"""What susceptibilities, influence and loss kernels have in common as results: axes and files."""
+"""The common part of susceptibilities, influence and loss kernels: their axes, tables and files."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ Result = TypeVar("Result", bound="Covariances")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Covariances(OfRefinements, AsTable):
-    """Covariances along the chains of each refinement; a kind of result fills it.
+    """Covariances along the chains of each refinement; each kind of result is a subclass.
 
     Args:
         value: ``[refinement, *axes]``, in squared nats.
@@ -67,7 +67,7 @@ class Covariances(OfRefinements, AsTable):
         return tuple(status_of(wrong) for wrong in self.faults)
 
     def marks(self, limits: Limits | None = None) -> np.ndarray:
-        """What is wrong with single values, ``[refinement, *axes]``, as texts.
+        """Return a mark for each value, ``[refinement, *axes]``, as texts.
 
         ``"ok"``; ``"chains disagree"`` where they sit apart and move the value by more than half
         its error; ``"no chains"`` where a chain diverged or a cell is missing; ``"nothing
@@ -81,6 +81,7 @@ class Covariances(OfRefinements, AsTable):
         is_constant = (self.value == 0) & (self.standard_error == 0)
         is_missing = np.isnan(self.value)
         marks = np.full(self.value.shape, "ok", dtype=object)
+        # The last mark that fits counts.
         marks[disagrees] = "chains disagree"
         marks[is_constant] = "constant"
         marks[is_missing] = "nothing predicted"
@@ -206,26 +207,25 @@ class Covariances(OfRefinements, AsTable):
 
 
 def _kind(result: type) -> str:
-    """What a file says that it holds: the class as it is typed."""
+    """The kind that a file of this class names, such as ``"rllc.covariances.LossKernel"``."""
     return f"rllc.covariances.{result.__name__}"
 
 
 def _value_in_file(name: str, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Any:
-    """A field: an array, a covariance, or names."""
+    """The value of a field: an array, a covariance of several arrays, or names."""
     if name in arrays:
         return arrays[name]
-    names_of_parts = [f"{name}.{part}" for part in Covariance._fields]
-    if names_of_parts[0] in arrays:
-        parts = [arrays[name_of_part] for name_of_part in names_of_parts]
+    if f"{name}.value" in arrays:
+        parts = [arrays[f"{name}.{part}"] for part in Covariance._fields]
         return Covariance(*parts)
     return tuple(header[name])
 
 
 def _check_read(values: Mapping[str, Any]) -> None:
-    """See that what was read is one result: equal shapes, and names for all axes.
+    """Refuse values of a file that do not fit together.
 
     Raises:
-        ValueError: it is not.
+        ValueError: shapes differ, or axes have no names.
     """
     check_settings(values["settings"])
     shape = values["value"].shape
@@ -274,22 +274,22 @@ def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, 
     right = isinstance(sweep, Sweep)
     must_be("each_checkpoint", "sweep", sweep, right, "what rllc.Sweep.open gave")
     must_be("each_checkpoint", "make", make, callable(make), "a function of draws")
-    made: dict[tuple[int, str, str], Result] = {}
+    result_of_cell: dict[tuple[int, str, str], Result] = {}
     for step, weights, data in sweep.finished:
         draws = sweep.draws(step, weights, data)
-        made[step, weights, data] = make(draws)
-    if not made:
+        result_of_cell[step, weights, data] = make(draws)
+    if not result_of_cell:
         raise InputError(
             "each_checkpoint: no cell of this sweep is finished; call rllc.track again."
         )
-    like = next(iter(made.values()))
+    like = next(iter(result_of_cell.values()))
     results = {}
     for step in sweep.steps:
         parts = []
         for weights, data in sweep.names:
             cell = (step, weights, data)
-            if cell in made:
-                parts.append(made[cell])
+            if cell in result_of_cell:
+                parts.append(result_of_cell[cell])
                 continue
             fault = Fault("missing")
             if cell in sweep.failed:
@@ -302,34 +302,34 @@ def each_checkpoint(sweep: Sweep, make: Callable[[Draws], Result]) -> dict[int, 
 
 def joined(parts: Sequence[Result]) -> Result:
     """Return results of different refinements as one, along the refinement axis."""
-    together: dict[str, Any] = {}
+    joined_fields: dict[str, Any] = {}
     for field in fields(parts[0]):
         values = [getattr(part, field.name) for part in parts]
         if isinstance(values[0], np.ndarray):
-            together[field.name] = np.concatenate(values)
+            joined_fields[field.name] = np.concatenate(values)
         elif isinstance(values[0], Covariance):
-            numbers = [np.concatenate(arrays) for arrays in zip(*values, strict=True)]
-            together[field.name] = Covariance(*numbers)
+            joined_arrays = [np.concatenate(arrays) for arrays in zip(*values, strict=True)]
+            joined_fields[field.name] = Covariance(*joined_arrays)
     faults: list[tuple[Fault, ...]] = []
     pairs: list[tuple[str, str]] = []
     for part in parts:
         faults += part.faults
         pairs += part.names
     names = Names.of(pairs)
-    return replace(parts[0], faults=tuple(faults), names=names, **together)
+    return replace(parts[0], faults=tuple(faults), names=names, **joined_fields)
 
 
 def _absent(like: Result, names: Names, fault: Fault) -> Result:
-    """NaN in the shape of one refinement's result."""
-    nothing: dict[str, Any] = {}
+    """The result of a refinement without draws: NaN in the shape of another result."""
+    all_nan: dict[str, Any] = {}
     for field in fields(like):
         value = getattr(like, field.name)
         if isinstance(value, np.ndarray):
-            nothing[field.name] = np.full(value.shape, np.nan)
+            all_nan[field.name] = np.full(value.shape, np.nan)
         elif isinstance(value, Covariance):
-            numbers = [np.full(array.shape, np.nan) for array in value]
-            nothing[field.name] = Covariance(*numbers)
-    return replace(like, faults=((fault,),), names=names, **nothing)
+            arrays = [np.full(array.shape, np.nan) for array in value]
+            all_nan[field.name] = Covariance(*arrays)
+    return replace(like, faults=((fault,),), names=names, **all_nan)
 
 
 def _shown(values: np.ndarray, summary: Callable[[np.ndarray], Any], digits: str) -> str:

@@ -37,7 +37,7 @@ from rllc.weights.refinement import DataLike, WeightsLike, product
 _PROBES = "probes"
 
 Phi = str | Callable[[Draws], np.ndarray] | None
-"""What answers; see :meth:`Susceptibilities.of`."""
+"""The quantity φ that answers; see :meth:`Susceptibilities.of`."""
 
 
 @names_checked
@@ -181,12 +181,12 @@ class Susceptibilities(Covariances):
         observables = list(names)
         responses = list(_responses(draws, observables, phi))
         if reference is not None:
-            (response,) = _responses(reference, observables, phi)
-            responses = [replace(own, reference=response) for own in responses]
-        tokens = stacked([own.to_tokens() for own in responses])
-        by_row = [own.to_means(lambda probes: probes.by_row) for own in responses]
-        by_data = [own.to_means(lambda probes: probes.by_data) for own in responses]
-        on_all = [own.to_means(lambda probes: probes.mean) for own in responses]
+            (of_reference,) = _responses(reference, observables, phi)
+            responses = [replace(response, reference=of_reference) for response in responses]
+        tokens = stacked([response.to_tokens() for response in responses])
+        by_row = [response.to_means(lambda probes: probes.by_row) for response in responses]
+        by_data = [response.to_means(lambda probes: probes.by_data) for response in responses]
+        on_all = [response.to_means(lambda probes: probes.mean) for response in responses]
         return cls(
             **tokens._asdict(),
             faults=faults_of_chains(draws),
@@ -231,8 +231,9 @@ class _Probes(FixedRows):
         numbers = []
         for number, rows in enumerate(data_sets):
             num_rows, num_positions, *chains_and_draws = rows.losses.shape
-            nothing = np.full((num_rows, longest - num_positions, *chains_and_draws), np.nan)
-            padded.append(np.concatenate([rows.losses, nothing], axis=1))
+            num_missing = longest - num_positions
+            padding = np.full((num_rows, num_missing, *chains_and_draws), np.nan)
+            padded.append(np.concatenate([rows.losses, padding], axis=1))
             numbers.append(np.full(num_rows, number))
         return cls(
             losses=np.concatenate(padded),
@@ -268,7 +269,7 @@ class _Response:
     reference: _Response | None = None
 
     def to_tokens(self) -> Covariance:
-        """χ of every token, a row at a time: products of all tokens need not fit into memory."""
+        """χ of every token, row by row because products of all tokens may not fit in memory."""
         mean_in_reference = self._mean_in_reference(lambda probes: probes.losses)
         of_rows = []
         for row, losses in enumerate(self.probes.losses):
@@ -296,21 +297,22 @@ class _Response:
         n = self.probes.independent_draws(phi)
         terms = -deviations_product(phi, rise, n)
         within = -within_chains(phi, rise, relaxation)
-        apart = agreement(phi, rise, relaxation)
+        p_value = agreement(phi, rise, relaxation)
         if mean_in_reference is None:
-            return Covariance(*self.probes.mean_of_draws(terms), within, apart)
-        # The product of two means is followed to first order in the deviation of each.
+            return Covariance(*self.probes.mean_of_draws(terms), within, p_value)
+        # χ − E[φ]·lag, where lag = E[ℓ_z − L] − E_full[ℓ_z − L].
         lag = rise.mean(axis=(-2, -1)) - mean_in_reference.value
         terms = terms - phi * lag[..., None, None]
+        # The error of the product of two means is that of the sum of its first-order deviations.
         deviation = rise - rise.mean(axis=(-2, -1), keepdims=True)
-        own = self.probes.mean_of_draws(terms - phi.mean() * deviation)
+        mean = self.probes.mean_of_draws(terms - phi.mean() * deviation)
         error_of_reference = phi.mean() * mean_in_reference.standard_error
-        error = np.hypot(own.standard_error, error_of_reference)
-        return Covariance(own.value, error, own.dof, within - phi.mean() * lag, apart)
+        error = np.hypot(mean.standard_error, error_of_reference)
+        return Covariance(mean.value, error, mean.dof, within - phi.mean() * lag, p_value)
 
 
 def _responses(draws: Draws, probes: Sequence[str], phi: Phi) -> Iterator[_Response]:
-    """Yield what answers in each refinement, and to what."""
+    """Yield φ and the probes' losses of each refinement."""
     asked_by = "Susceptibilities.of"
     if not probes:
         raise InputError(f"{asked_by}: expected the name of an observable, got none.")
@@ -322,13 +324,15 @@ def _responses(draws: Draws, probes: Sequence[str], phi: Phi) -> Iterator[_Respo
     elif phi is not None:
         numbers = _one_number_a_draw(draws, phi)
     for i, rows in enumerate(zip(*data_sets, strict=True)):
-        together = _Probes.of(rows)
+        all_probes = _Probes.of(rows)
         if other_losses is not None:
             loss = next(other_losses).mean
         else:
-            loss = together.mean
-        answer = loss if numbers is None else numbers[i, :, : draws.lengths[i]]
-        yield _Response(together, answer, loss)
+            loss = all_probes.mean
+        values_of_phi = loss
+        if numbers is not None:
+            values_of_phi = numbers[i, :, : draws.lengths[i]]
+        yield _Response(all_probes, values_of_phi, loss)
 
 
 def _one_number_a_draw(draws: Draws, phi: str | Callable[[Draws], np.ndarray]) -> np.ndarray:

@@ -27,7 +27,7 @@ _NOT_CODE = frozenset({
 """Folders left out: tests, other people's packages, and tables of data (encodings, help topics)."""
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-"""What can have a docstring."""
+"""Kinds of nodes that can have a docstring."""
 
 
 def python_corpus(*, max_bytes: int | None = None, seed: int = 0) -> dict[str, list[str]]:
@@ -73,7 +73,9 @@ def python_corpus(*, max_bytes: int | None = None, seed: int = 0) -> dict[str, l
                 f"without the sources of its library. Use a full CPython, or give your own texts."
             )
         random.Random(seed).shuffle(documents)
-        corpus[name] = documents if max_bytes is None else list(_first_bytes(documents, max_bytes))
+        if max_bytes is not None:
+            documents = list(_first_bytes(documents, max_bytes))
+        corpus[name] = documents
     return corpus
 
 
@@ -178,16 +180,16 @@ def _summary(literal: str) -> str | None:
     quotes = literal[-3:]
     if quotes not in ('"""', "'''"):
         return None
-    kept = ""
+    beginning = ""
     for line in literal[:-3].splitlines():
-        kept += line
+        beginning += line
         has_text = bool(line.strip(" rRuU\"'\\"))
         if has_text:
             break
-        kept += "\n"
+        beginning += "\n"
     # A quote mark at the end must not run into the closing ones.
-    space = " " if kept.endswith(quotes[0]) else ""
-    summary = kept + space + quotes
+    space = " " if beginning.endswith(quotes[0]) else ""
+    summary = beginning + space + quotes
     try:
         value = ast.literal_eval(summary)
     except SyntaxError:
@@ -201,7 +203,7 @@ def _summary(literal: str) -> str | None:
 def _topics(path: Path) -> list[str]:
     """The topics of the language reference.
 
-    The longest comes first: it contains others, of which then nothing is kept.
+    The longest comes first, because it contains shorter ones, whose paragraphs are then left out.
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -217,20 +219,21 @@ def _topics(path: Path) -> list[str]:
 def _without_examples(text: str) -> str:
     """A text without its interactive examples, which are code."""
     paragraphs = text.split("\n\n")
-    return "\n\n".join(part for part in paragraphs if ">>> " not in part).strip()
+    without_examples = [paragraph for paragraph in paragraphs if ">>> " not in paragraph]
+    return "\n\n".join(without_examples).strip()
 
 
 def _once(documents: Iterable[str]) -> list[str]:
-    """The documents without the long paragraphs that an earlier place has."""
-    seen: set[str] = set()
-    result = []
+    """The documents without long paragraphs that occurred earlier."""
+    long_paragraphs: set[str] = set()
+    shortened = []
     for document in documents:
-        kept = []
+        new_paragraphs = []
         for paragraph in document.split("\n\n"):
             words = " ".join(paragraph.split())
-            if words not in seen:
-                kept.append(paragraph)
+            if words not in long_paragraphs:
+                new_paragraphs.append(paragraph)
             if len(words) >= _LONG_PARAGRAPH:
-                seen.add(words)
-        result.append("\n\n".join(kept))
-    return result
+                long_paragraphs.add(words)
+        shortened.append("\n\n".join(new_paragraphs))
+    return shortened

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the library: numbered rows that are taken as minibatches.
+"""Data sets as the rest of the library sees them: numbered rows that are taken as minibatches.
 
 :class:`rllc.Tokens` is the data set of language models, :class:`Tensors` that of every other model.
 """
@@ -34,7 +34,7 @@ class Data(Protocol):
 
     @property
     def name(self) -> str:
-        """What tables, figures and files call the data set."""
+        """The name of the data set in tables, figures and files."""
         ...
 
     @property
@@ -96,11 +96,11 @@ class Tensors:
         return len(self.parts[0])
 
     def __repr__(self) -> str:
-        shown = [_shown(part[0]) for part in self.parts]
+        kinds = [_kind_of_row(part[0]) for part in self.parts]
         if self.fields:
-            shown = [f"{name} {part}" for name, part in zip(self.fields, shown, strict=True)]
-        parts = ", ".join(shown)
-        return f"Tensors({self.name!r}: {len(self):,} rows of {parts})"
+            kinds = [f"{field} {kind}" for field, kind in zip(self.fields, kinds, strict=True)]
+        listed = ", ".join(kinds)
+        return f"Tensors({self.name!r}: {len(self):,} rows of {listed})"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -113,9 +113,12 @@ class Tensors:
         by_name = self.by_name
         if "input_ids" not in by_name:
             return None
-        ids, mask = by_name["input_ids"], by_name.get("attention_mask")
-        if mask is not None and mask.shape == ids.shape and bool((mask > 0).any()):
-            ids = ids[mask > 0]
+        ids = by_name["input_ids"]
+        mask = by_name.get("attention_mask")
+        if mask is not None and mask.shape == ids.shape:
+            is_token = mask > 0
+            if bool(is_token.any()):
+                ids = ids[is_token]
         return int(ids.max())
 
     @property
@@ -138,7 +141,8 @@ class Tensors:
         One part gives its tensor alone, so that a loss of one input reads naturally; parts with
         fields give a dict.
         """
-        batch = tuple(to_device(part[rows.to(part.device)], device) for part in self.parts)
+        chosen = [part[rows.to(part.device)] for part in self.parts]
+        batch = tuple(to_device(part, device) for part in chosen)
         if self.fields:
             return dict(zip(self.fields, batch, strict=True))
         return batch[0] if len(batch) == 1 else batch
@@ -152,13 +156,15 @@ def to_device(batch: Tensor, device: torch.device) -> Tensor:
     return batch.to(device)
 
 
-def _shown(row: Tensor) -> str:
-    return f"{str(row.dtype).removeprefix('torch.')} {list(row.shape)}"
+def _kind_of_row(row: Tensor) -> str:
+    dtype = str(row.dtype).removeprefix("torch.")
+    return f"{dtype} {list(row.shape)}"
 
 
 def _check_parts(parts: tuple[Tensor, ...], name: str) -> None:
     expected = "expected a tuple of tensors with one leading dimension of at least 1"
-    if not isinstance(parts, tuple) or not all(isinstance(part, Tensor) for part in parts):
+    are_tensors = isinstance(parts, tuple) and all(isinstance(part, Tensor) for part in parts)
+    if not are_tensors:
         raise InputError(f"`data` {name!r}: {expected}, got {_kinds(parts)}.")
     for part in parts:
         if part.layout != torch.strided:
@@ -169,8 +175,8 @@ def _check_parts(parts: tuple[Tensor, ...], name: str) -> None:
     shapes = [list(part.shape) for part in parts]
     lengths = {shape[0] if shape else 0 for shape in shapes}
     if len(lengths) != 1 or 0 in lengths:
-        got = ", ".join(map(str, shapes)) or "no tensor"
-        raise InputError(f"`data` {name!r}: {expected}, got {got}.")
+        listed = ", ".join(str(shape) for shape in shapes) or "no tensor"
+        raise InputError(f"`data` {name!r}: {expected}, got {listed}.")
 
 
 def _kinds(parts: object) -> str:

@@ -1,4 +1,4 @@
-"""Examples of a data set, made to tensors and put together to rows."""
+"""Examples of a data set: how each becomes tensors, and how many become rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_INPUTS = frozenset(
         "length",
     }
 )
-"""What tokenizers give beside a model's inputs."""
+"""Fields that tokenizers give beside a model's inputs."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,11 @@ class Collated:
 def to_example(item: Any) -> Example:
     """An example as a tensor, a tuple of them or a dict."""
     if isinstance(item, Mapping):
-        fields = {name: value for name, value in item.items() if name not in NOT_INPUTS}
-        return {str(name): as_tensor(value) for name, value in fields.items()}
+        inputs = {}
+        for name, value in item.items():
+            if name not in NOT_INPUTS:
+                inputs[str(name)] = as_tensor(value)
+        return inputs
     if isinstance(item, tuple) or (isinstance(item, list) and _has_arrays(item)):
         return tuple(as_tensor(part) for part in item)
     return as_tensor(item)
@@ -102,15 +105,7 @@ def rows_of_examples(examples: list[Example], name: str, width: int = 0) -> Data
     """Put examples into rows, padding those of tokens."""
     first = examples[0]
     if isinstance(first, dict):
-        columns: dict[str, list[Tensor]] = {field: [] for field in first}
-        for row, example in enumerate(examples):
-            if not isinstance(example, dict) or example.keys() != first.keys():
-                raise InputError(
-                    f"`data` {name!r}: row 0 has {', '.join(first)}, row {row} has "
-                    f"{', '.join(example) if isinstance(example, dict) else 'no names'}."
-                )
-            for field, value in example.items():
-                columns[field].append(value)
+        columns = _columns(examples, list(first), name)
         return rows_of_fields(_padded(columns, name, width), name)
     if isinstance(first, tuple):
         parts = []
@@ -119,10 +114,27 @@ def rows_of_examples(examples: list[Example], name: str, width: int = 0) -> Data
             parts.append(_stacked(column, name, number))
         return Tensors(tuple(parts), name)
     rows = _stacked(examples, name, 0)  # type: ignore[arg-type]
-    return Tokens(rows, name) if rows.dim() == 2 and is_integer(rows) else Tensors((rows,), name)
+    if rows.dim() == 2 and is_integer(rows):
+        return Tokens(rows, name)
+    return Tensors((rows,), name)
+
+
+def _columns(examples: list[Example], fields: list[str], name: str) -> dict[str, list[Tensor]]:
+    """The values of each field, row by row."""
+    columns: dict[str, list[Tensor]] = {field: [] for field in fields}
+    for row, example in enumerate(examples):
+        if not isinstance(example, dict) or example.keys() != columns.keys():
+            fields_of_row = ", ".join(example) if isinstance(example, dict) else "no names"
+            raise InputError(
+                f"`data` {name!r}: row 0 has {', '.join(fields)}, row {row} has {fields_of_row}."
+            )
+        for field, value in example.items():
+            columns[field].append(value)
+    return columns
 
 
 def _padded(columns: Mapping[str, list[Tensor]], name: str, width: int) -> dict[str, Tensor]:
+    """Fields as tensors ``[row, …]``; those with a value a token are padded to one width."""
     ids = columns.get("input_ids")
     if ids is None or any(row.dim() != 1 for row in ids):
         return {field: _stacked(rows, name, field) for field, rows in columns.items()}
@@ -130,27 +142,30 @@ def _padded(columns: Mapping[str, list[Tensor]], name: str, width: int) -> dict[
     width = max(width, *lengths)
     tensors = {}
     for field, rows in columns.items():
-        by_token = [row.shape == token.shape for row, token in zip(rows, ids, strict=True)]
-        if not all(by_token):
+        has_value_a_token = [
+            row.shape == ids_of_row.shape for row, ids_of_row in zip(rows, ids, strict=True)
+        ]
+        if not all(has_value_a_token):
             tensors[field] = _stacked(rows, name, field)
             continue
         blank = -100 if field == "labels" else 0
-        out = rows[0].new_full((len(rows), width), blank)
+        padded = rows[0].new_full((len(rows), width), blank)
         for number, row in enumerate(rows):
-            out[number, : len(row)] = row
-        tensors[field] = out
+            padded[number, : len(row)] = row
+        tensors[field] = padded
     if "attention_mask" not in columns and min(lengths) < width:
-        numbers = torch.tensor(lengths)
-        tensors["attention_mask"] = (torch.arange(width) < numbers[:, None]).long()
+        is_token = torch.arange(width) < torch.tensor(lengths)[:, None]  # [row, pos]
+        tensors["attention_mask"] = is_token.long()
     return tensors
 
 
 def rows_of_fields(tensors: Mapping[str, Tensor], name: str) -> Data:
     """One data set of named tensors; ``Tokens`` where there is nothing but ids."""
-    ids, mask = tensors.get("input_ids"), tensors.get("attention_mask")
-    shows_all = mask is None or (mask.dim() == 2 and bool((mask == 1).all()))
-    is_bare = set(tensors) <= {"input_ids", "attention_mask"} and shows_all
-    if ids is not None and ids.dim() == 2 and is_bare:
+    ids = tensors.get("input_ids")
+    mask = tensors.get("attention_mask")
+    hides_nothing = mask is None or (mask.dim() == 2 and bool((mask == 1).all()))
+    has_only_ids = set(tensors) <= {"input_ids", "attention_mask"} and hides_nothing
+    if ids is not None and ids.dim() == 2 and has_only_ids:
         return Tokens(ids, name)
     return Tensors(tuple(tensors.values()), name, tuple(tensors))
 
@@ -158,9 +173,9 @@ def rows_of_fields(tensors: Mapping[str, Tensor], name: str) -> Data:
 def _stacked(rows: Sequence[Tensor], name: str, part: int | str) -> Tensor:
     shapes = {tuple(row.shape) for row in rows}
     if len(shapes) > 1:
-        got = ", ".join(map(str, sorted(shapes)[:4]))
+        listed = ", ".join(str(shape) for shape in sorted(shapes)[:4])
         raise InputError(
-            f"`data` {name!r}: part {part!r} of the rows must have one shape, got {got}; only "
+            f"`data` {name!r}: part {part!r} of the rows must have one shape, got {listed}; only "
             f"token rows with `input_ids` are padded."
         )
     return torch.stack(list(rows))
@@ -175,10 +190,10 @@ def parts_of(example: Any) -> tuple[Tensor, ...]:
 
 def are_equal(first: Example, second: Example) -> bool:
     """Whether two examples have the same contents; NaN equals NaN."""
-    pairs = zip(parts_of(first), parts_of(second), strict=True)
-    for one, other in pairs:
-        same = one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
-        if not same:
+    for part, other_part in zip(parts_of(first), parts_of(second), strict=True):
+        if part.shape != other_part.shape:
+            return False
+        if not torch.equal(part.nan_to_num(), other_part.nan_to_num()):
             return False
     return True
 

@@ -188,7 +188,7 @@ class _Given:
 
     def _ids(self, ids: np.ndarray) -> Data:
         if ids.ndim == 1 or self.context_length is not None:
-            ids = _cut(ids.reshape(-1) if ids.ndim == 1 else ids, self.context_length, self.name)
+            ids = _cut(ids, self.context_length, self.name)
         if 4 * ids.size <= IN_MEMORY:
             return Tokens(torch.from_numpy(ids.astype(np.int64)), self.name)
         return TokenArray(ids, self.name)

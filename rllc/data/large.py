@@ -1,8 +1,8 @@
-"""Rows that do not fit into memory: only those of a minibatch are read."""
+"""Data sets that do not fit into memory: only the rows of a minibatch are read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,15 +50,21 @@ class TokenArray:
     @cached_property
     def fingerprint(self) -> str:
         """That of :class:`rllc.Tokens` with the same ids."""
-        shape = f"{len(self)} {self.ids.shape[1]}"
-        blocks = (np.ascontiguousarray(block.astype("<i4")) for block in self._blocks())
-        return sha256_of(_after(shape, blocks))
+        return sha256_of(self._pieces())
 
     def take(self, rows: Tensor, device: torch.device) -> Tensor:
         """The minibatch of the given rows: ids ``[batch, pos]``, int64, on ``device``."""
-        return to_device(torch.from_numpy(self.ids[rows.numpy()].astype(np.int64)), device)
+        ids = self.ids[rows.numpy()].astype(np.int64)
+        return to_device(torch.from_numpy(ids), device)
+
+    def _pieces(self) -> Iterator[str | np.ndarray]:
+        """The pieces to hash: the shape, and the ids a block at a time."""
+        yield f"{len(self)} {self.ids.shape[1]}"
+        for block in self._blocks():
+            yield np.ascontiguousarray(block.astype("<i4"))
 
     def _blocks(self) -> Iterator[np.ndarray]:
+        """The rows, as many at a time as make about four million ids."""
         size = max(1, 2**22 // self.ids.shape[1])
         for start in range(0, len(self.ids), size):
             yield self.ids[start : start + size]
@@ -99,12 +105,19 @@ class Examples:
 
     def take(self, rows: Tensor, device: torch.device) -> Batch:
         """The minibatch of the given rows."""
-        chosen = [self.example(self.dataset[self.rows[row]]) for row in rows.tolist()]
-        return rows_of_examples(chosen, self.name, self.width).take(torch.arange(len(rows)), device)
+        examples = []
+        for row in rows.tolist():
+            item = self.dataset[self.rows[row]]
+            examples.append(self.example(item))
+        minibatch = rows_of_examples(examples, self.name, self.width)
+        return minibatch.take(torch.arange(len(rows)), device)
 
 
 class Reading:
-    """Examples that are read once: kept while they fit, and hashed for when they do not."""
+    """The examples of a first reading, with a hash of each.
+
+    ``examples`` is ``None`` once they do not fit into memory; they are then read anew when needed.
+    """
 
     def __init__(self) -> None:
         self.examples: list[Example] | None = []
@@ -126,10 +139,5 @@ class Reading:
                 self.examples = None
 
     def digest(self) -> str:
-        """The SHA-256 of all."""
+        """The SHA-256 of all examples."""
         return sha256_of(self.pieces)
-
-
-def _after(first: str, rest: Iterable[np.ndarray]) -> Iterator[str | np.ndarray]:
-    yield first
-    yield from rest

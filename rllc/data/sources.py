@@ -25,10 +25,10 @@ FORMATS = (".jsonl", ".json", ".parquet", ".txt")
 """Ends of names that can be read."""
 
 COMPRESSIONS = (".zst", ".gz")
-"""What may follow them; parquet is compressed inside."""
+"""Ends that may follow one of these; parquet is compressed inside."""
 
 NAMES = ".jsonl or .jsonl.zst, .json, .parquet or .txt (.gz and .zst may follow)"
-"""The same in words."""
+"""Both lists in words, for errors."""
 
 _CHUNK = 1 << 16
 """Bytes read at once."""
@@ -145,7 +145,8 @@ def _json(place: str) -> Iterator[Document]:
     if not contents.startswith(b"[") and _is_json(first):
         for number, line in enumerate(contents.split(b"\n"), start=1):
             if line.strip():
-                yield f"{place}, line {number}", _from_json(line, f"{place}, line {number}")
+                place_of_line = f"{place}, line {number}"
+                yield place_of_line, _from_json(line, place_of_line)
         return
     value = _from_json(contents, place)
     for number, document in enumerate(value if isinstance(value, list) else [value]):

@@ -32,7 +32,7 @@ _FREE_WALKS = 1e2
 many free random walks √(lr · steps)."""
 
 State = Mapping[str, np.ndarray]
-"""What the chains of one refinement need to go on, arrays ``[chain, …]`` by name."""
+"""The state from which the chains of one refinement go on: arrays ``[chain, …]`` by name."""
 
 
 @dataclass
@@ -224,7 +224,7 @@ class Chains:
                 p.spread = float(variance.max())
 
     def states(self) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-        """What the chains of each refinement need to go on.
+        """The state from which the chains of each refinement can go on.
 
         What a chain begins with in any case, such as w*, is left out.
         """

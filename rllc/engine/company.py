@@ -20,26 +20,28 @@ _RUNS_BETWEEN = 500
 work at most, where a run in company takes a tenth of one alone."""
 
 _ROUNDING = 5e-5
-"""By how much of itself a mean loss may differ in company."""
+"""The share of a mean loss by which it may differ in company."""
 
 _ROUNDING_ON_GPU = 1e-3
-"""The same where convolutions may round their inputs to 10 bits."""
+"""That share where convolutions may round their inputs to 10 bits."""
 
 _OF_LAST_BITS = 30.0
 """Where weights that differ in their last bits give larger differences, so many times these."""
 
 
 class Company:
-    """When a run of a group is held against itself alone, and which."""
+    """Decides when a run of a group is compared with the same run alone, and which run."""
 
     def __init__(self) -> None:
         self.calls = 0
         self.runs = 0
-        """Since the last comparison."""
+        """How many since the last comparison."""
         self.comparisons = 0
 
     def is_due(self, runs: int) -> bool:
-        """Count a call of so many runs: is one of them compared? At calls 2, 4, 8, … and so on.
+        """Count a call, and say whether one of its runs is compared.
+
+        So it is at calls 2, 4, 8, …, and otherwise after a fixed number of runs.
 
         Args:
             runs: of the call.
@@ -55,7 +57,9 @@ class Company:
         return True
 
     def chosen(self, losses: Tensor) -> int:
-        """The run of the largest loss, which passes a threshold first, or each in its turn.
+        """The run to compare: by turns the one of the largest loss, and any.
+
+        The largest loss is the first to pass a threshold.
 
         Args:
             losses: ``[run]``.
@@ -66,43 +70,42 @@ class Company:
         return self.comparisons // 2 % len(losses)
 
     def compare(
-        self, in_company: float, position: Tensor, alone: Callable[[Tensor], float], runs: int
+        self, in_company: float, position: Tensor, loss_alone: Callable[[Tensor], float], runs: int
     ) -> None:
         """Refuse a run whose loss in company is not its loss alone.
 
         Args:
-            in_company: its loss.
-            position: where it is, ``[1, dim]``.
-            alone: its loss alone at a position.
-            runs: of the pass.
+            in_company: the run's loss in company.
+            position: of the run, ``[1, dim]``.
+            loss_alone: gives its loss alone at a position.
+            runs: how many the pass has.
 
         Raises:
             InputError: gives both losses.
         """
-        by_itself = alone(position)
-        if not math.isfinite(in_company) and not math.isfinite(by_itself):
+        alone = loss_alone(position)
+        if not math.isfinite(in_company) and not math.isfinite(alone):
             return
         rounding = _ROUNDING_ON_GPU if position.is_cuda else _ROUNDING
-        difference = abs(in_company - by_itself)
-        if difference <= rounding * abs(by_itself):
+        difference = abs(in_company - alone)
+        if difference <= rounding * abs(alone):
             return
-        if difference <= _OF_LAST_BITS * _of_last_bits(by_itself, position, alone):
+        if difference <= _OF_LAST_BITS * _of_last_bits(alone, position, loss_alone):
             return
         raise InputError(
             f"sampling: in a pass of {runs} runs one has the loss {in_company:.6g}, but alone it "
-            f"has {by_itself:.6g}: model or loss mix rows of a minibatch (as with a threshold at "
+            f"has {alone:.6g}: model or loss mix rows of a minibatch (as with a threshold at "
             f"the mean of all), though not yet at the weights where this was tried before the "
             f"first step. Pass compute=rllc.Compute(runs_per_pass=1), which evaluates each run "
             f"alone."
         )
 
 
-def _of_last_bits(loss: float, position: Tensor, alone: Callable[[Tensor], float]) -> float:
-    """By how much a loss changes where the last bits of the weights do."""
+def _of_last_bits(loss: float, position: Tensor, loss_alone: Callable[[Tensor], float]) -> float:
+    """The change of a loss when the last bits of the weights change."""
     eps = torch.finfo(torch.float32).eps
     sign = torch.ones_like(position)
     sign[:, ::2] = -1
-    changes = []
-    for beside in (position * (1 + eps * sign), position * (1 - eps * sign)):
-        changes.append(abs(alone(beside) - loss))
-    return max(changes)
+    up = loss_alone(position * (1 + eps * sign))
+    down = loss_alone(position * (1 - eps * sign))
+    return max(abs(up - loss), abs(down - loss))

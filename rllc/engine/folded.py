@@ -32,7 +32,7 @@ class DoesNotFold(Exception):
 
 
 class Shared(NamedTuple):
-    """What runs on one minibatch share."""
+    """The values that runs on one minibatch share."""
 
     seed: int
     kept: list[list[Kept]]
@@ -92,21 +92,16 @@ class Folded:
             at = self.exact.center(batch, seed)
         return at._replace(shared=Shared(at.shared, keeper.kept))
 
-    def kept(self, unmoved: Unmoved, shared: Shared, batch: Batch) -> dict[str, list[Kept]]:
-        """What a centre has kept, by module; what it lacks is computed."""
+    def kept_calls(self, unmoved: Unmoved, shared: Shared, batch: Batch) -> dict[str, list[Kept]]:
+        """The calls that a centre has kept, by module; calls of new modules are made now."""
         self.kept_names += [name for name in unmoved.names if name not in self.kept_names]
-        missing = self.kept_names[len(shared.kept) :]
-        if missing:
-            keeper = self.kept_by(missing, batch)
+        new_names = self.kept_names[len(shared.kept) :]
+        if new_names:
+            keeper = Keeper(self.model, new_names)
+            with self.evaluating(keeper.forwards()):
+                self.exact.losses({}, batch)
             shared.kept.extend(keeper.kept)
         return dict(zip(self.kept_names, shared.kept, strict=True))
-
-    def kept_by(self, names: list[str], batch: Batch) -> Keeper:
-        """What modules give on a minibatch alone."""
-        keeper = Keeper(self.model, names)
-        with self.evaluating(keeper.forwards()):
-            self.exact.losses({}, batch)
-        return keeper
 
     @contextmanager
     def evaluating(self, forwards: dict[str, Forward]) -> Iterator[None]:
@@ -150,11 +145,11 @@ class Folded:
             return Evaluated(losses.detach(), each.detach(), None)
         if not losses.requires_grad:
             raise DoesNotFold("the loss does not depend on the weights that move")
-        # Runs do not touch one another, so the gradient of their sum holds each run's own.
-        (slope,) = torch.autograd.grad(losses.sum(), position, allow_unused=True)
-        if slope is None:
+        # Runs do not touch one another, so the gradient of their sum holds that of each run.
+        (gradients,) = torch.autograd.grad(losses.sum(), position, allow_unused=True)
+        if gradients is None:
             raise DoesNotFold("the loss does not depend on the weights that move")
-        return Evaluated(losses.detach(), each.detach(), slope)
+        return Evaluated(losses.detach(), each.detach(), gradients)
 
     def watched(self, plan: Plan, runs: Positions, batch: Batch, watch: Watch) -> None:
         """Let a pass of several runs be watched, up to the losses."""
@@ -172,7 +167,7 @@ class Folded:
         runs: int,
         batch: Batch,
     ) -> dict[str, Forward]:
-        """What modules do instead in a pass of several runs."""
+        """The forwards that replace those of modules in a pass of several runs."""
         leading = {runs * rows_of(batch)}
         forwards: dict[str, Forward] = {"": _noting(self.model.forward, leading)}
         forwards |= plan.maps.attentions
@@ -196,7 +191,7 @@ class Folded:
     def _swept(
         self, head: Head, forwards: dict[str, Forward], batch: Batch, runs: int
     ) -> tuple[Tensor, Tensor]:
-        """Mean losses and losses of tokens, without any logits that last."""
+        """Mean losses and losses of tokens; logits are made in chunks and not kept."""
         documents = documents_of(batch)
         hidden: list[Tensor] = []
 
@@ -206,15 +201,16 @@ class Folded:
 
         with self.evaluating({**forwards, head.name: instead_of_logits}):
             self.exact.run(self.logits, {}, _repeated_documents(documents, runs))
-        if len(hidden) != 1 or len(hidden[0]) != runs * len(documents.tokens):
+        num_documents = runs * len(documents.tokens)
+        if len(hidden) != 1 or len(hidden[0]) != num_documents:
             raise DoesNotFold("the head is not called once, with all documents")
-        asked = Asked.of(documents, next_tokens=self.exact.loss is next_token)
+        predicted = Predicted.of(documents, next_tokens=self.exact.loss is next_token)
         states = hidden[0].unflatten(0, (runs, -1))
-        if asked.next_tokens:
+        if predicted.next_tokens:
             states = states[:, :, :-1]
         states = states.flatten(1, 2)
-        if asked.kept is not None:
-            states = states[:, asked.kept]
+        if predicted.positions is not None:
+            states = states[:, predicted.positions]
         module: Any = self.model.get_submodule(head.name)
         W = module.weight.detach()
         if type(module).__name__ == "Conv1D":
@@ -222,56 +218,56 @@ class Folded:
         b = None
         if module.bias is not None:
             b = module.bias.detach()
-        losses, each = VocabularyLoss.apply(states, W, b, asked.ids, head, self.exact.autocast)
-        return losses, asked.at_home(each)
+        losses, each = VocabularyLoss.apply(states, W, b, predicted.ids, head, self.exact.autocast)
+        return losses, predicted.at_home(each)
 
 
-class Asked(NamedTuple):
-    """Which tokens of a minibatch are predicted, and what they are."""
+class Predicted(NamedTuple):
+    """The tokens of a minibatch that are predicted."""
 
     next_tokens: bool
     """Whether the state at a position predicts the next token, and not its own."""
     ids: Tensor
     """``[position]``."""
-    kept: Tensor | None
-    """``[position]``: of ``[document · pos]``; ``None``: all."""
+    positions: Tensor | None
+    """``[position]``: their places in ``[document · pos]``; ``None``: all places, in order."""
     home: Tensor
-    """``[row, pos]``: which of these positions is of which token; −1 where none is."""
+    """``[row, pos]``: for each token of the minibatch, its number among these; −1 for none."""
 
     @classmethod
-    def of(cls, documents: Documents, next_tokens: bool) -> Asked:
-        """Take from documents what :func:`rllc.next_token` or :func:`rllc.losses.masked_lm` asks.
+    def of(cls, documents: Documents, next_tokens: bool) -> Predicted:
+        """Take the tokens that :func:`rllc.next_token` or :func:`rllc.losses.masked_lm` predicts.
 
         Args:
             documents: of the minibatch.
-            next_tokens: for the former.
+            next_tokens: whether it is the former.
         """
         labels = documents.labels
         if labels is None:
             labels = documents.tokens
-        wanted = documents.wanted()
+        is_predicted = documents.wanted()
         if next_tokens:
             labels = labels[:, 1:]
-            wanted = wanted[:, 1:]
-        kept = wanted.flatten().nonzero()[:, 0]
-        number = torch.full((wanted.numel(),), -1, device=kept.device)
-        number[kept] = torch.arange(len(kept), device=kept.device)
-        number = number.view(wanted.shape)
+            is_predicted = is_predicted[:, 1:]
+        positions = is_predicted.flatten().nonzero()[:, 0]
+        number = torch.full((is_predicted.numel(),), -1, device=positions.device)
+        number[positions] = torch.arange(len(positions), device=positions.device)
+        number = number.view(is_predicted.shape)
         if next_tokens:
             home = predictions_at_home(documents, number, -1)
         else:
             home = documents.at_home(number, -1)
-        ids = labels.flatten()[kept]
-        if bool(wanted.all()):
+        ids = labels.flatten()[positions]
+        if bool(is_predicted.all()):
             return cls(next_tokens, ids, None, home)
-        return cls(next_tokens, ids, kept, home)
+        return cls(next_tokens, ids, positions, home)
 
     def at_home(self, each: Tensor) -> Tensor:
         """Put ``each [run, position]`` where its token is, ``[run, row, pos]``; else NaN."""
         is_predicted = self.home >= 0
         place = self.home.clamp(min=0)
-        returned = each[:, place]
-        return torch.where(is_predicted, returned, torch.nan)
+        losses = each[:, place]
+        return torch.where(is_predicted, losses, torch.nan)
 
 
 def repeated(batch: Batch, runs: int) -> Any:

@@ -33,7 +33,9 @@ class Tridiagonal(NamedTuple):
     def matrix(self) -> Tensor:
         """Return T as a dense matrix ``[step, step]``."""
         links = self.beside[:-1]
-        return torch.diag(self.diagonal) + torch.diag(links, 1) + torch.diag(links, -1)
+        above = torch.diag(links, 1)
+        below = torch.diag(links, -1)
+        return torch.diag(self.diagonal) + above + below
 
 
 def largest_eigenvalue(

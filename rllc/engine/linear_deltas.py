@@ -60,19 +60,20 @@ class LinearDeltas:
             else:
                 if not self.exact.random:
                     runs = _as_runs(together, center, each)
-                    where = Positions(member, position)
-                    self._compare_with_one_alone(group, plan, runs.losses, where, center, batch)
+                    positions = Positions(member, position)
+                    self._compare_with_one_alone(group, plan, runs.losses, positions, center, batch)
                     return runs
                 self._give_up(group, RANDOM)
-        alone = center._replace(shared=center.shared.seed)
-        asked = {"gradient": gradient, "each": each}
-        return self.exact.runs(group, member, position, alone, batch, **asked)
+        center_of_exact = center._replace(shared=center.shared.seed)
+        return self.exact.runs(
+            group, member, position, center_of_exact, batch, gradient=gradient, each=each
+        )
 
     def gradient(  # noqa: D102 (see Loss)
         self, names: Collection[str], center: Center, batch: Batch, seed: int
     ) -> dict[str, Tensor]:
-        alone = center._replace(shared=center.shared.seed)
-        return self.exact.gradient(names, alone, batch, seed)
+        center_of_exact = center._replace(shared=center.shared.seed)
+        return self.exact.gradient(names, center_of_exact, batch, seed)
 
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
         # Activations of as many runs as fit: a pass is evaluated in parts.
@@ -80,7 +81,8 @@ class LinearDeltas:
 
     @property
     def ways(self) -> list[str]:  # noqa: D102 (see Loss)
-        return list(dict.fromkeys(self.way(group) for group, _ in self.plans.values()))
+        ways = [self.way(group) for group, _ in self.plans.values()]
+        return list(dict.fromkeys(ways))
 
     def way(self, group: Group) -> str:
         """How runs of a group are evaluated, once some were."""
@@ -109,11 +111,11 @@ class LinearDeltas:
         group: Group,
         plan: Plan,
         losses: Tensor,
-        where: Positions,
+        positions: Positions,
         center: Center,
         batch: Batch,
     ) -> None:
-        """Hold one run against itself alone, where it is time for that.
+        """Compare one run with the same run alone, at calls at which this is due.
 
         Raises:
             InputError: it has another loss in company.
@@ -123,22 +125,22 @@ class LinearDeltas:
         if not company.is_due(runs):
             return
         chosen = company.chosen(losses)
-        member = where.member[chosen : chosen + 1]
+        member = positions.member[chosen : chosen + 1]
         in_precision = self.exact.autocast is None
         with in_float32(self.exact):
             if not in_precision:
                 center = self.center(batch, center.shared.seed)
-                together = self._together(plan, *where, center, batch, False)
+                together = self._together(plan, *positions, center, batch, False)
                 losses = _as_runs(together, center, each=False).losses
-            by_itself = center._replace(shared=center.shared.seed)
+            center_of_exact = center._replace(shared=center.shared.seed)
             options = {"gradient": False, "each": False}
 
-            def alone(position: Tensor) -> float:
-                outcome = self.exact.runs(group, member, position, by_itself, batch, **options)
-                return float(outcome.losses[0])
+            def loss_alone(position: Tensor) -> float:
+                run = self.exact.runs(group, member, position, center_of_exact, batch, **options)
+                return float(run.losses[0])
 
-            position = where.position[chosen : chosen + 1]
-            company.compare(float(losses[chosen]), position, alone, runs)
+            position = positions.position[chosen : chosen + 1]
+            company.compare(float(losses[chosen]), position, loss_alone, runs)
 
     def _together(
         self,
@@ -150,7 +152,7 @@ class LinearDeltas:
         gradient: bool,
     ) -> list[Evaluated]:
         """Runs in passes of as many as fit."""
-        kept = self.folded.kept(plan.unmoved, center.shared, batch)
+        kept_calls = self.folded.kept_calls(plan.unmoved, center.shared, batch)
         size = runs_that_fit(int(plan.bytes_per_row * rows_of(batch)), position.device)
         parts = []
         for start in range(0, len(position), size):
@@ -158,7 +160,7 @@ class LinearDeltas:
 
             def evaluate(chosen: slice = chosen) -> Evaluated:
                 runs = Positions(member[chosen], position[chosen])
-                return self.folded.evaluate(plan, runs, center, batch, kept, gradient)
+                return self.folded.evaluate(plan, runs, center, batch, kept_calls, gradient)
 
             parts.append(self.exact.seeded("runs", center.shared.seed, batch, evaluate))
         return parts
@@ -171,8 +173,5 @@ def _as_runs(parts: list[Evaluated], center: Center, each: bool) -> Runs:
         examples = torch.cat([part.each for part in parts]).float()
         if center.counted is not None:
             examples = examples.masked_fill(~center.counted, torch.nan)
-    return Runs(
-        torch.cat([part.losses for part in parts]),
-        torch.cat(gradients) if gradients else None,
-        examples,
-    )
+    losses = torch.cat([part.losses for part in parts])
+    return Runs(losses, torch.cat(gradients) if gradients else None, examples)

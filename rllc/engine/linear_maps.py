@@ -1,4 +1,4 @@
-"""Linear maps whose weights differ from run to run: what they give for all runs at once.
+"""The outputs, for all runs at once, of linear maps whose weights differ from run to run.
 
 A map gives y = Wx + b. Where a part of W moves, run r gives y + (W_r − W)x, and only the rows and
 columns of the part are multiplied. Where all of W moves, it gives W_r x.
@@ -120,7 +120,7 @@ class LinearMap:
         if self.weight is None or self.bias is None:
             return False
         outputs = self.weight.columns if self.is_transposed else self.weight.rows
-        return _same(outputs, self.bias.rows)
+        return _are_equal(outputs, self.bias.rows)
 
     def change(self, position: Tensor, origin: Tensor, member: Tensor) -> Change:
         """How the map differs in runs at ``position [run, dim]`` around ``origin [run, dim]``."""
@@ -141,22 +141,23 @@ class LinearMap:
                 matrix = matrix.mT
         bias = bias_outputs = None
         if self.bias is not None:
-            at = slice(self.bias.slot.start, self.bias.slot.stop)
-            bias = position[:, at] - origin[:, at]
+            columns_of_bias = _columns(self.bias.slot)
+            bias = position[:, columns_of_bias] - origin[:, columns_of_bias]
             bias_outputs = _of_runs(self.bias.rows, member)
         return Change(outputs, inputs, matrix, is_whole, bias_outputs, bias)
 
     def _matrix(self, part: Part, position: Tensor, origin: Tensor, member: Tensor) -> Tensor:
-        at = slice(part.slot.start, part.slot.stop)
+        """The new matrix of each run where all of it moves, else its change in the part."""
+        columns = _columns(part.slot)
         if part.is_whole:
             weight: Any = self.module.weight
-            return part.put(position[:, at], member, weight.detach())
+            return part.put(position[:, columns], member, weight.detach())
         zero = position.new_zeros(())
-        step = position[:, at] - origin[:, at]
+        step = position[:, columns] - origin[:, columns]
         return part.put(step, member, zero)
 
     def output(self, change: Change, x: Tensor, frozen: Tensor | None) -> Tensor:
-        """What the map gives for each run, ``[run, n, output]``.
+        """The output of the map for each run, ``[run, n, output]``.
 
         Args:
             change: of :meth:`change`.
@@ -289,6 +290,11 @@ def is_linear(module: nn.Module) -> bool:
     return type(module).forward is library.Conv1D.forward
 
 
+def _columns(slot: Slot) -> slice:
+    """Where a parameter's weights are in position vectors."""
+    return slice(slot.start, slot.stop)
+
+
 def _touched(column: Tensor, width: int) -> Tensor | None:
     """The columns of each member that hold a weight, if all have equally many but not all."""
     touched = [numbers.unique() for numbers in column]
@@ -302,10 +308,10 @@ def _of_runs(index: Tensor | None, member: Tensor) -> Tensor | None:
     return None if index is None else index[member]
 
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one.shape == other.shape and torch.equal(one, other)
+def _are_equal(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return first.shape == second.shape and torch.equal(first, second)
 
 
 def _chosen(x: Tensor, inputs: Tensor | None) -> Tensor:
@@ -314,7 +320,8 @@ def _chosen(x: Tensor, inputs: Tensor | None) -> Tensor:
         return x
     if len(x) == 1:
         return x[0][:, inputs].transpose(0, 1)
-    index = inputs[:, None].expand(-1, x.shape[1], -1)
+    n = x.shape[1]
+    index = inputs[:, None].expand(-1, n, -1)
     return x.gather(2, index)
 
 
@@ -324,8 +331,8 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
     if len(x) > 1 or runs == 1:
         return torch.bmm(x, matrix)
     # One product for all runs, whose inputs are the same.
-    beside = matrix.transpose(0, 1).reshape(num_inputs, runs * num_outputs)
-    y = F.linear(x[0], beside.T)
+    side_by_side = matrix.transpose(0, 1).reshape(num_inputs, runs * num_outputs)
+    y = F.linear(x[0], side_by_side.T)
     return y.view(-1, runs, num_outputs).transpose(0, 1)
 
 

@@ -300,7 +300,7 @@ class GlobalNumbers(NamedTuple):
 
 
 class Count(TorchDispatchMode):
-    """What is computed inside: floating-point operations, and whether random numbers are drawn.
+    """Counts floating-point operations, and notes whether random numbers are drawn.
 
     It sees this thread alone, unlike torch's own counter, which hangs hooks on all modules.
     """

@@ -36,7 +36,7 @@ _STACKED_FLOPS = 2e7
 
 
 _MISFITS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
-"""What PyTorch and Python raise where model, loss and data do not fit together."""
+"""Errors that PyTorch and Python raise where model, loss and data do not fit together."""
 
 
 class ModuleLoss:
@@ -229,7 +229,7 @@ class ModuleLoss:
         return _split(result)
 
     def _fails(self, error: Exception, batch: Batch) -> InputError:
-        """What to look at where model and loss cannot be evaluated at all."""
+        """Return an error with advice, where model and loss cannot be evaluated at all."""
         parts = list(batch.values()) if isinstance(batch, dict) else batch
         parts = [parts] if isinstance(parts, Tensor) else list(parts)
         of_data = {part.dtype for part in parts if part.is_floating_point()}
@@ -259,11 +259,14 @@ class ModuleLoss:
             changed: weights by name.
             batch: what the wrapper takes.
         """
+        tensors = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"module.{name}"] = changed.get(name, parameter)
         # A forward pass may update buffers, so it gets copies.
-        buffers = {f"module.{name}": b.clone() for name, b in self.model.named_buffers()}
-        weights = {f"module.{name}": changed.get(name, p) for name, p in self.parameters.items()}
+        for name, buffer in self.model.named_buffers():
+            tensors[f"module.{name}"] = buffer.clone()
         with in_precision(self.device, self.autocast):
-            return self.call(wrapper, weights | buffers, (batch,))
+            return self.call(wrapper, tensors, (batch,))
 
 
 class Call(nn.Module):
@@ -336,8 +339,9 @@ def _check_zeros(losses: Tensor, batch: Batch) -> None:
     if not bool(zero.any()):
         return
     for name, ignored in _ignored_by_batch(batch, losses.shape):
-        others = ~zero & ~ignored
-        if bool((zero | ~ignored).all()) and bool(ignored.any()) and bool(others.any()):
+        are_ignored_zero = bool((zero | ~ignored).all())
+        has_other_losses = bool((~zero & ~ignored).any())
+        if are_ignored_zero and bool(ignored.any()) and has_other_losses:
             raise InputError(
                 f"the loss gives 0 at {int(ignored.sum())} of {losses.numel()} positions, just "
                 f"those that are ignored by {name}; they would be counted as perfect predictions. "
@@ -347,7 +351,7 @@ def _check_zeros(losses: Tensor, batch: Batch) -> None:
 
 
 def _ignored_by_batch(batch: Batch, shape: torch.Size) -> Iterator[tuple[str, Tensor]]:
-    """What parts of a batch could say of which losses do not count."""
+    """Yield parts of a batch that may say which losses do not count."""
     if isinstance(batch, Tensor):
         return
     named = batch.items() if isinstance(batch, dict) else enumerate(batch)
@@ -376,9 +380,12 @@ def rows_of(batch: Batch) -> int:
 
 def _check_losses(result: object, batch: Batch) -> None:
     rows = rows_of(batch)
-    has_mask = isinstance(result, tuple) and len(result) == 2
-    losses: Any = result[0] if isinstance(result, tuple) and has_mask else result
-    mask: Any = result[1] if isinstance(result, tuple) and has_mask else None
+    losses: Any = result
+    mask: Any = None
+    has_mask = False
+    if isinstance(result, tuple) and len(result) == 2:
+        losses, mask = result
+        has_mask = True
     fits = isinstance(losses, Tensor) and losses.dim() in (1, 2) and len(losses) == rows
     if fits and losses.is_complex():
         raise InputError(
@@ -388,17 +395,22 @@ def _check_losses(result: object, batch: Batch) -> None:
     if fits and (not has_mask or _is_mask(mask, losses.shape)):
         return
     if fits:
-        got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise InputError(
             f"`loss(module, batch)` gave (losses, mask), where the mask must be of the losses' "
             f"shape {tuple(losses.shape)} and true or 1 where a loss counts, else false or 0; got "
-            f"{got}. To give losses other weights, multiply them."
+            f"{_shape_or_type(mask)}. To give losses other weights, multiply them."
         )
-    shape = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
     raise InputError(
         f"`loss(module, batch)` must give per-example [batch] or per-token [batch, pos] losses; "
-        f"expected batch = {rows}, got {shape}; with a torch loss, pass reduction='none'."
+        f"expected batch = {rows}, got {_shape_or_type(losses)}; with a torch loss, pass "
+        f"reduction='none'."
     )
+
+
+def _shape_or_type(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def _is_mask(mask: object, shape: torch.Size) -> bool:

@@ -201,7 +201,7 @@ class _Copy:
 
 
 def _parts(value: Any, modules: Mapping[int, nn.Module]) -> list[Any]:
-    """What a value refers to."""
+    """The values that a value refers to."""
     if isinstance(value, dict):
         return list(value.values())
     if isinstance(value, tuple | list | set | frozenset):

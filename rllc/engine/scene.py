@@ -1,4 +1,4 @@
-"""What all runs of one data set share: the minibatch of a step, and the gradient around w*."""
+"""The shared part of all runs of one data set: a step's minibatch, and the gradient around w*."""
 
 from __future__ import annotations
 

@@ -77,7 +77,8 @@ class Attention:
         module: Any = self.module
         heads = module.num_heads
         parts = module.in_proj(query).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
+        by_head = [part.unflatten(-1, (heads, -1)) for part in parts]
+        q, k, v = (part.transpose(1, 2) for part in by_head)  # [batch, head, pos, d_head]
         # A hint that a mask is causal says no more than the mask.
         mask = _mask(attn_mask, key_padding_mask, query.dtype, heads)
         weights = None
@@ -95,11 +96,13 @@ class Attention:
 def _mask(
     attn_mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype, heads: int
 ) -> Tensor | None:
-    """What is added to scores ``[batch, head, pos, pos]``."""
+    """The masks as one tensor that is added to scores ``[batch, head, pos, pos]``."""
     parts = []
     if attn_mask is not None:
         added = _added(attn_mask, dtype)
-        parts.append(added if added.dim() == 2 else added.unflatten(0, (-1, heads)))
+        if added.dim() != 2:
+            added = added.unflatten(0, (-1, heads))
+        parts.append(added)
     if padding is not None:
         parts.append(_added(padding, dtype)[:, None, None])
     return sum(parts[1:], parts[0]) if parts else None

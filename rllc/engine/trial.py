@@ -1,12 +1,14 @@
-"""Whether runs may be folded into the batch, found out by doing it.
+"""A trial of whether runs may be folded into the batch.
 
-A few rows are evaluated at random positions near w*, one run after the other and all together. What
-makes a difference beyond rounding is left out: first the sweep over the vocabulary, then what is
-kept of a minibatch, then the whole way.
+A few rows are evaluated at random positions near w*, one run after the other and all together. If
+the numbers differ by more than rounding, shortcuts are left out: first the sweep over the
+vocabulary, then what is kept of a minibatch. If they still differ, runs are evaluated in turn.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,22 +39,22 @@ _RUNS = 3
 away, whether they do so past a threshold."""
 
 _NEAR = 2
-"""The first of them, near w*."""
+"""How many runs are near w*; they come first."""
 
 _FAR = 10.0
-"""So many times as far the others are."""
+"""The other runs are so many times as far from w*."""
 
 _SHARE, _LEAST = 0.3, 0.03
-"""A weight is moved by so much of the root mean square of its tensor's, and this, at random."""
+"""A weight moves at random by this share of the root mean square of its tensor, plus the least."""
 
 _LOSS_ROUNDING = 2e-5
-"""By how much of the largest a loss may differ."""
+"""The most that a loss may differ, as a share of the largest loss."""
 
 _GRADIENT_ROUNDING = 2e-4
-"""By how much of its largest component a gradient may differ."""
+"""The most that a gradient may differ, as a share of its largest component."""
 
 _OF_LAST_BITS = 30.0
-"""Where weights that differ in their last bits give larger differences, so many times these."""
+"""Differences may also be so many times those that weights with other last bits make."""
 
 _NOTHING = Unmoved({}, frozenset())
 
@@ -69,8 +71,8 @@ def plan_of(folded: Folded, group: Group, batch: Batch, seed: int) -> Plan | str
     parameters = folded.exact.parameters.values()
     dtypes = {parameter.dtype for parameter in parameters}
     if not dtypes <= {torch.float32, torch.float64}:
-        shown = ", ".join(sorted(str(dtype) for dtype in dtypes))
-        return f"weights are of {shown}"
+        listed = ", ".join(sorted(str(dtype) for dtype in dtypes))
+        return f"weights are of {listed}"
     maps = maps_of(group, folded.model)
     if isinstance(maps, str):
         return maps
@@ -87,12 +89,12 @@ def plan_of(folded: Folded, group: Group, batch: Batch, seed: int) -> Plan | str
 @contextmanager
 def in_float32(exact: ModuleLoss) -> Iterator[None]:
     """Without autocast, whose rounding would hide what is wrong."""
-    before = exact.autocast
+    autocast = exact.autocast
     exact.autocast = None
     try:
         yield
     finally:
-        exact.autocast = before
+        exact.autocast = autocast
 
 
 class _Trial:
@@ -103,11 +105,15 @@ class _Trial:
     """
 
     def __init__(self, folded: Folded, maps: Maps, group: Group, batch: Batch) -> None:
-        self.folded, self.exact = folded, folded.exact
-        self.maps, self.group, self.batch = maps, group, batch
-        members = len(maps.origin)
-        member = torch.tensor([0, members - 1, 0], device=maps.origin.device)
-        self.runs = Positions(member, maps.origin[member] + self._displacement())
+        self.folded = folded
+        self.exact = folded.exact
+        self.maps = maps
+        self.group = group
+        self.batch = batch
+        last_member = len(maps.origin) - 1
+        member = torch.tensor([0, last_member, 0], device=maps.origin.device)
+        position = maps.origin[member] + self._displacement()
+        self.runs = Positions(member, position)
 
     def plan(self, seed: int) -> Plan:
         """The first plan that gives what runs give in turn.
@@ -125,19 +131,20 @@ class _Trial:
         if self.exact.random:
             raise Refusal(RANDOM)
         head = self._head(last, keeper)
-        kept = unmoved(calls, moved, keeper, _RUNS)
-        return self._first_right(kept, head, keeper, center)
+        same_for_all_runs = unmoved(calls, moved, keeper, _RUNS)
+        return self._first_right(same_for_all_runs, head, keeper, center)
 
     def _displacement(self) -> Tensor:
-        """``[run, dim]``."""
+        """How far each run is from w*, ``[run, dim]``."""
         stream = generator("trial", self.group.dim)
-        noise = torch.randn(_RUNS, self.group.dim, generator=stream).to(self.maps.origin.device)
+        noise = torch.randn(_RUNS, self.group.dim, generator=stream)
+        displacement = noise.to(self.maps.origin.device)
         for slot in self.group.slots:
             weights = self.exact.parameters[slot.name].float()
-            size = float(weights.square().mean().sqrt())
-            noise[:, slot.start : slot.stop] *= _SHARE * size + _LEAST
-        noise[_NEAR:] *= _FAR
-        return noise
+            root_mean_square = float(weights.square().mean().sqrt())
+            displacement[:, slot.start : slot.stop] *= _SHARE * root_mean_square + _LEAST
+        displacement[_NEAR:] *= _FAR
+        return displacement
 
     def _watched(self) -> list[Seen]:
         """All calls of modules in a pass of several runs."""
@@ -154,36 +161,46 @@ class _Trial:
         """The whole model and its last linear map, where logits of tokens come from that."""
         if self.exact.loss not in (next_token, masked_lm):
             return []
-        called = [call.name for call in calls]
-        once = [name for name in called if called.count(name) == 1]
-        linear = [name for name in once if is_linear(self.folded.model.get_submodule(name))]
-        if not linear or linear[-1] in self.maps.maps or "" not in once:
+        num_calls = Counter(call.name for call in calls)
+        called_once = [name for name, number in num_calls.items() if number == 1]
+        linear = [name for name in called_once if is_linear(self.folded.model.get_submodule(name))]
+        if not linear or linear[-1] in self.maps.maps or "" not in called_once:
             return []
         return ["", linear[-1]]
 
     def _head(self, last: list[str], keeper: Keeper) -> Head | None:
-        """How logits are made of what the last map gives, if in a way that is known."""
+        """How the model makes logits of the last map's output; ``None`` if no known way fits.
+
+        Args:
+            last: of :meth:`_last_map`.
+            keeper: has kept what the model and the map give.
+        """
         if not last:
             return None
-        kept = dict(zip(keeper.names, keeper.kept, strict=True))
-        whole, linear = (kept[name][0] for name in last)
-        z = linear.values[0]
+        model_name, map_name = last
+        kept_calls = dict(zip(keeper.names, keeper.kept, strict=True))
+        call_of_model = kept_calls[model_name][0]
+        z = kept_calls[map_name][0].values[0]
         for head in heads_of_config(self.folded.model):
             logits = head.logits(z)
-            for output in whole.tensors:
-                # Whether the loss is right then, is tried as well.
+            for output in call_of_model.tensors:
+                # Equal outputs do not prove that the loss uses them so; the trial shows that later.
                 if output.shape == z.shape and torch.allclose(logits, output, atol=1e-4):
-                    return head._replace(name=last[1])
+                    return head._replace(name=map_name)
         return None
 
     def _first_right(
-        self, kept: Unmoved, head: Head | None, keeper: Keeper, center: Center
+        self, same_for_all_runs: Unmoved, head: Head | None, keeper: Keeper, center: Center
     ) -> Plan:
+        """The first plan, from most to fewest shortcuts, that gives what runs give in turn."""
         expected = self._in_turn(self.runs.position, center)
-        attempts = [(kept, head), (kept, None), (_NOTHING, None)]
+        plans = [
+            Plan(self.maps, same_for_all_runs, head),
+            Plan(self.maps, same_for_all_runs, None),
+            Plan(self.maps, _NOTHING, None),
+        ]
         reason = ""
-        for chosen, chosen_head in attempts:
-            plan = Plan(self.maps, chosen, chosen_head)
+        for plan in plans:
             try:
                 return self._compared(plan, keeper, center, expected)
             except Exception as error:  # models fail in ways of their own with what is left out
@@ -196,16 +213,17 @@ class _Trial:
         Raises:
             Refusal: it gives other losses or gradients than runs give in turn.
         """
-        by_name = dict(zip(keeper.names, keeper.kept, strict=True))
-        kept = {name: by_name[name] for name in plan.unmoved.names}
+        all_kept_calls = dict(zip(keeper.names, keeper.kept, strict=True))
+        kept_calls = {name: all_kept_calls[name] for name in plan.unmoved.names}
         shared = [*self.exact.parameters.values()]
-        for calls in kept.values():
+        for calls in kept_calls.values():
             for call in calls:
                 shared += call.tensors
         with _counting_saved(shared) as saved:
-            together = self.folded.evaluate(plan, self.runs, center, self.batch, kept, True)
+            together = self.folded.evaluate(plan, self.runs, center, self.batch, kept_calls, True)
         self._compare(together, center, expected)
-        return replace(plan, bytes_per_row=sum(saved.values()) / (_RUNS * rows_of(self.batch)))
+        num_rows = _RUNS * rows_of(self.batch)
+        return replace(plan, bytes_per_row=sum(saved.values()) / num_rows)
 
     def _compare(self, together: Evaluated, center: Center, expected: Runs) -> None:
         """Hold runs in one pass against runs in turn.
@@ -218,24 +236,26 @@ class _Trial:
         if difference.fits(_Difference(0.0, 0.0, 0.0)):
             return
         eps = torch.finfo(torch.float32).eps
-        beside = self._in_turn(self.runs.position * (1 + eps), center)
-        assert beside.gradient is not None
-        assert beside.each is not None
-        of_last_bits = _Difference.of(beside.each, beside.gradient, expected, center)
+        # The same in turn, with weights that differ in their last bits.
+        rounded = self._in_turn(self.runs.position * (1 + eps), center)
+        assert rounded.gradient is not None
+        assert rounded.each is not None
+        of_last_bits = _Difference.of(rounded.each, rounded.gradient, expected, center)
         if not difference.fits(of_last_bits):
+            losses = max(difference.losses, difference.far_losses)
             raise Refusal(
-                f"together runs give other numbers than in turn (losses by "
-                f"{max(difference.losses, difference.far_losses):.2g} of the largest, gradients by "
-                f"{difference.gradients:.2g})"
+                f"together runs give other numbers than in turn (losses by {losses:.2g} of the "
+                f"largest, gradients by {difference.gradients:.2g})"
             )
 
     def _in_turn(self, position: Tensor, center: Center) -> Runs:
-        where = self.group, self.runs.member, position, center, self.batch
-        return self.exact.runs(*where, gradient=True, each=True)
+        return self.exact.runs(
+            self.group, self.runs.member, position, center, self.batch, gradient=True, each=True
+        )
 
 
 class Refusal(Exception):
-    """What speaks against a plan."""
+    """The reason why a plan cannot be used."""
 
 
 class _Difference(NamedTuple):
@@ -244,24 +264,23 @@ class _Difference(NamedTuple):
     losses: float
     gradients: float
     far_losses: float
-    """Of the runs that are far away, whose gradients may be rough."""
+    """That of the runs far away, whose gradients may be rough."""
 
     @classmethod
     def of(cls, each: Tensor, gradient: Tensor, expected: Runs, center: Center) -> _Difference:
-        """Compare with what is expected."""
+        """Compare losses and gradients with those expected."""
         assert expected.each is not None
         assert expected.gradient is not None
-        others = expected.each
+        expected_losses = expected.each
         if center.counted is not None:
-            each, others = each[:, center.counted], others[:, center.counted]
-        far = 0.0
-        if bool(others[_NEAR:].isfinite().all()):
-            far = _difference(each[_NEAR:], others[_NEAR:])
-        return cls(
-            _difference(each[:_NEAR], others[:_NEAR]),
-            _difference(gradient[:_NEAR], expected.gradient[:_NEAR]),
-            far,
-        )
+            each = each[:, center.counted]
+            expected_losses = expected_losses[:, center.counted]
+        far_losses = 0.0
+        if bool(expected_losses[_NEAR:].isfinite().all()):
+            far_losses = _difference(each[_NEAR:], expected_losses[_NEAR:])
+        losses = _difference(each[:_NEAR], expected_losses[:_NEAR])
+        gradients = _difference(gradient[:_NEAR], expected.gradient[:_NEAR])
+        return cls(losses, gradients, far_losses)
 
     def fits(self, of_last_bits: _Difference) -> bool:
         """Whether it is rounding.
@@ -277,27 +296,31 @@ class _Difference(NamedTuple):
 
 
 def _difference(values: Tensor, expected: Tensor) -> float:
+    """The largest difference, over the largest value; infinite where it is not defined."""
     if values.shape != expected.shape:
-        return float("inf")
+        return math.inf
     size = float(expected.abs().max()) + 1e-30
     difference = float((values.double() - expected.double()).abs().max())
-    return difference / size if difference == difference else float("inf")
+    if math.isnan(difference):
+        return math.inf
+    return difference / size
 
 
 @contextmanager
 def _counting_saved(shared: list[Tensor]) -> Iterator[dict[int, int]]:
-    """The bytes of what autograd keeps for the backward pass, by where they are.
+    """Count the bytes that autograd keeps for the backward pass, by their address.
 
     Args:
-        shared: what all runs share, and does not count.
+        shared: tensors that all runs share, which do not count.
     """
     saved: dict[int, int] = {}
-    elsewhere = {tensor.untyped_storage().data_ptr() for tensor in shared}
+    shared_addresses = {tensor.untyped_storage().data_ptr() for tensor in shared}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in elsewhere:
-            saved[storage.data_ptr()] = storage.nbytes()
+        address = storage.data_ptr()
+        if address not in shared_addresses:
+            saved[address] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -46,7 +46,7 @@ class Goal(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What is to be predicted at each of ``position = batch × (pos − 1)``."""
+    """The tokens or distributions to predict at each of ``position = batch × (pos − 1)``."""
 
     shape: tuple[int, int]
     """``(batch, pos − 1)``."""
@@ -104,8 +104,8 @@ def mean_and_each(
     mean, each = UnembedLoss.apply(chosen, W, b, target, autocast)
     is_predicted = target.home >= 0
     place = target.home.clamp(min=0)
-    returned = each[:, 0, place]
-    return mean, torch.where(is_predicted, returned, torch.nan)
+    losses = each[:, 0, place]  # [run, row, pos − 1]
+    return mean, torch.where(is_predicted, losses, torch.nan)
 
 
 class UnembedLoss(torch.autograd.Function):
@@ -131,18 +131,18 @@ class UnembedLoss(torch.autograd.Function):
         target: Target,
         autocast: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:
-        want_x, want_W, want_b = ctx.needs_input_grad[:3]
+        needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
         runs = max(len(hidden), len(W), len(b))
         batch, pos = target.shape
         count = batch * pos
         x = hidden.reshape(len(hidden), count, -1)
         each = x.new_empty(runs, count)
         d_x = d_W = d_b = None
-        if want_x:
+        if needs_x:
             d_x = torch.empty_like(x)
-        if want_W:
+        if needs_W:
             d_W = W.new_zeros(runs, *W.shape[1:], dtype=torch.float32)
-        if want_b:
+        if needs_b:
             d_b = b.new_zeros(runs, *b.shape[1:], dtype=torch.float32)
         low_W = W
         low_b = b
@@ -152,10 +152,10 @@ class UnembedLoss(torch.autograd.Function):
         # Products and look-ups are faster along rows.
         W_T = W.mT.contiguous()
         low_W_T = low_W.mT.contiguous()
-        pieces = list(chunks(count, W.shape[-1], x.device))
-        # One chunk's logits, whose memory all chunks use.
-        room = x.new_empty(pieces[0].stop, W.shape[-1], dtype=low_W.dtype)
-        for rows in pieces:
+        position_chunks = list(chunks(count, W.shape[-1], x.device))
+        # All chunks write their logits to the same memory.
+        logits_of_chunk = x.new_empty(position_chunks[0].stop, W.shape[-1], dtype=low_W.dtype)
+        for rows in position_chunks:
             goal = target.at(rows)
             shared_pull = None
             if len(W) == 1:
@@ -165,26 +165,22 @@ class UnembedLoss(torch.autograd.Function):
                 low_W_run = _of_run(low_W, run)
                 low_W_T_run = _of_run(low_W_T, run)
                 low_b_run = _of_run(low_b, run)
-                if shared_pull is None:
+                pull = shared_pull
+                if pull is None:
                     pull = goal.pull(_of_run(W_T, run))
-                else:
-                    pull = shared_pull
-                logits = room[: len(x_run)]
+                logits = logits_of_chunk[: len(x_run)]
                 torch.addmm(low_b_run, x_run.to(low_W.dtype), low_W_run, out=logits)
-                z = logits.float()
-                top = z.amax(1, keepdim=True)
-                total = z.sub_(top).exp_().sum(1, keepdim=True)
-                log_normaliser = (top + total.log())[:, 0]
-                # The target's logit is the sum of these two.
-                from_x = (x_run * pull).sum(1)
+                exp_z, total, log_normaliser = _exponentials(logits)
+                # q·z, the target's part of the loss, is the sum of these two.
+                pull_of_x = (x_run * pull).sum(1)
                 lift = goal.lift(_of_run(b, run))
-                each[run, rows] = log_normaliser - from_x - lift
+                each[run, rows] = log_normaliser - pull_of_x - lift
                 if d_x is not None:
-                    back = z.to(low_W_T.dtype) @ low_W_T_run
-                    back = back.float().div_(total)
-                    torch.sub(back, pull, out=d_x[run, rows])
+                    p_W_T = exp_z.to(low_W_T.dtype) @ low_W_T_run
+                    p_W_T = p_W_T.float().div_(total)
+                    torch.sub(p_W_T, pull, out=d_x[run, rows])
                 if d_W is not None or d_b is not None:
-                    p_minus_q = goal.subtract_from(z.div_(total))
+                    p_minus_q = goal.subtract_from(exp_z.div_(total))
                     if d_W is not None:
                         d_W[run].addmm_(x_run.T, p_minus_q)
                     if d_b is not None:
@@ -212,6 +208,19 @@ class UnembedLoss(torch.autograd.Function):
         return scaled(d_x), scaled(d_W), scaled(d_b), None, None
 
 
+def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(z − max z) of logits z, its sum and log Σ exp z, for each position.
+
+    Logits in float32 are overwritten.
+    """
+    z = logits.float()
+    largest = z.amax(1, keepdim=True)
+    exp_z = z.sub_(largest).exp_()
+    total = exp_z.sum(1, keepdim=True)
+    log_normaliser = (largest + total.log())[:, 0]
+    return exp_z, total, log_normaliser
+
+
 def _of_run(values: Tensor, run: int) -> Tensor:
     """One run's values; those that all runs share have a run axis of length 1."""
     if len(values) == 1:
@@ -220,8 +229,8 @@ def _of_run(values: Tensor, run: int) -> Tensor:
 
 
 def chunks(count: int, vocab: int, device: torch.device) -> Iterator[slice]:
-    """Slices of positions that are done at once."""
-    logits = _CPU_LOGITS if device.type == "cpu" else _GPU_LOGITS
-    size = max(16, min(count, logits // vocab))
+    """Slices of positions whose logits are computed at once."""
+    num_logits = _CPU_LOGITS if device.type == "cpu" else _GPU_LOGITS
+    size = max(16, min(count, num_logits // vocab))
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))

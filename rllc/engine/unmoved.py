@@ -1,10 +1,10 @@
-"""What of a forward pass no moved weight reaches: computed once a minibatch, not once a run.
+"""The part of a forward pass that no moved weight reaches, computed once for all runs.
 
-A forward pass of several runs is watched. A call of a module of which no output leads back to the
-weights that move gives each run the same, so that later passes get what it gives on the minibatch
-alone, repeated for each run: blocks before the first one that is refined, embeddings, the encoder
-before a decoder, LayerNorm and keys in front of a head's queries. Modules keep their places, so
-that a model that knows its blocks by number calls each with what belongs to it.
+A forward pass of several runs is watched. Where no output of a module's call depends on the weights
+that move, the call gives every run the same. Later passes then take what the module gives on the
+minibatch alone, repeated for each run. So it is with blocks before the first refined one,
+embeddings, the encoder before a decoder, and LayerNorm and keys in front of a head's queries.
+Modules keep their places, because a model may call its blocks by number.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from rllc.engine.linear_maps import is_linear
 Forward = Callable[..., Any]
 
 _SIMPLE = (Tensor, type(None), bool, int, float, str)
-"""What a module may give that is replaced."""
+"""Kinds of values that a module may give if its calls are to be replaced."""
 
 
 class Kept(NamedTuple):
-    """What one call of a module got and gave on the minibatch alone."""
+    """One call of a module on the minibatch alone: what it gave, and what a linear map got."""
 
     values: list[Any]
-    """Tensors and plain values, flattened."""
+    """The tensors and plain values that the module gave, flattened."""
     structure: TreeSpec
+    """How they were nested."""
     first_input: Tensor | None
-    """Of a linear map: what it multiplies."""
+    """The input of a linear map; ``None`` for other modules."""
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -43,17 +44,22 @@ class Kept(NamedTuple):
         return tensors
 
     def repeated(self, runs: int, has_rows: Sequence[bool]) -> Any:
-        """The same for several runs, one after the other, in memory of its own."""
+        """The values for several runs, the rows of one run after those of another.
+
+        Args:
+            runs: how many.
+            has_rows: which of the values have a row axis, which is repeated.
+        """
         values = []
         for value, repeat in zip(self.values, has_rows, strict=True):
-            if isinstance(value, Tensor):
-                if repeat:
-                    other_axes = [1] * (value.dim() - 1)
-                    value = value.repeat(runs, *other_axes)
-                else:
-                    # A later module may write into what it is given.
-                    value = value.clone()
-            values.append(value)
+            if not isinstance(value, Tensor):
+                values.append(value)
+            elif repeat:
+                other_axes = [1] * (value.dim() - 1)
+                values.append(value.repeat(runs, *other_axes))
+            else:
+                # A later module may write into what it is given.
+                values.append(value.clone())
         return tree_unflatten(values, self.structure)
 
 
@@ -62,46 +68,48 @@ class Seen(NamedTuple):
 
     name: str
     parent: int
-    """Which call it was made in; −1: in none."""
+    """The number of the call that made this one; −1: none did."""
     moves: bool
-    """Whether what it gives depends on the weights that move."""
+    """Whether an output depends on the weights that move."""
     input_moves: bool
-    """Whether its first argument does."""
+    """Whether the first tensor among the arguments depends on them."""
     input_shape: tuple[int, ...]
     shapes: list[tuple[int, ...] | None]
-    """Of the tensors that it gives; ``None`` for plain values."""
+    """Shapes of the output tensors; ``None`` for plain values."""
 
 
 @contextmanager
 def replaced(model: nn.Module, forwards: Mapping[str, Forward]) -> Iterator[None]:
-    """Let modules of a private copy of a model do something else, by name."""
-    before: list[tuple[nn.Module, Any]] = []
+    """Replace the forwards of modules of a private copy of a model, by name."""
+    replaced_forwards: list[tuple[nn.Module, Any]] = []
     try:
         for name, forward in forwards.items():
             module = model.get_submodule(name)
-            before.append((module, vars(module).get("forward")))
+            # Only a module whose forward was replaced before has one among its attributes.
+            replaced_forwards.append((module, vars(module).get("forward")))
             vars(module)["forward"] = forward
         yield
     finally:
-        for module, own in before:
+        for module, previous in replaced_forwards:
             del vars(module)["forward"]
-            if own is not None:
-                vars(module)["forward"] = own
+            if previous is not None:
+                vars(module)["forward"] = previous
 
 
 class Watch:
-    """Watches a pass of several runs: which calls depend on the weights that move."""
+    """Watches a pass of several runs, and notes which calls depend on the weights that move."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.calls: list[Seen] = []
         self.within: list[int] = [-1]
+        """Numbers of the calls that have begun and not ended, the innermost last."""
 
     def forwards(self, instead: Mapping[str, Forward]) -> dict[str, Forward]:
-        """The forward of each module, watched.
+        """The watched forward of each module.
 
         Args:
-            instead: of moved modules, what they do instead.
+            instead: forwards that moved modules have in place of their own.
         """
         watched = {}
         for name, module in self.model.named_modules():
@@ -133,7 +141,7 @@ class Watch:
 
 
 class Keeper:
-    """Keeps what some modules give on a minibatch alone, call by call."""
+    """Keeps the outputs of modules in a pass over the minibatch alone, call by call."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.model = model
@@ -142,7 +150,7 @@ class Keeper:
         self.versions: list[list[int]] = [[] for _ in names]
 
     def forwards(self) -> dict[str, Forward]:
-        """The forwards of these modules, that keep what they give."""
+        """Forwards of these modules that keep their outputs."""
         forwards = {}
         for number, name in enumerate(self.names):
             module = self.model.get_submodule(name)
@@ -166,7 +174,7 @@ class Keeper:
         return call
 
     def untouched(self, number: int) -> bool:
-        """Whether nothing has written into what was kept."""
+        """Whether nothing has written into the tensors that were kept."""
         versions = []
         for kept in self.kept[number]:
             versions += [tensor._version for tensor in kept.tensors]
@@ -177,32 +185,32 @@ class Unmoved(NamedTuple):
     """The calls that need not be made for each run."""
 
     modules: dict[str, list[list[bool]]]
-    """By module: for each of its calls which of the values that it gives have a row axis."""
+    """By module, for each of its calls: which output values have a row axis."""
     maps: frozenset[str]
-    """Moved maps whose input is the same for all runs, in the one call of each."""
+    """Moved maps, called once, whose input is the same for all runs."""
 
     @property
     def names(self) -> list[str]:
-        """All modules of which something is kept."""
+        """All modules of which outputs or inputs are kept."""
         return [*self.modules, *sorted(self.maps)]
 
 
 def candidates(calls: Sequence[Seen], moved: Sequence[str]) -> tuple[list[str], list[str]]:
     """Modules that give each run the same, and moved maps that get the same, by name."""
-    of_module: dict[str, list[Seen]] = {}
+    calls_of: dict[str, list[Seen]] = {}
     for call in calls:
-        of_module.setdefault(call.name, []).append(call)
-    same = []
-    for name, own in of_module.items():
-        gives_what_moves = any(call.moves for call in own)
-        if name not in moved and not gives_what_moves:
-            same.append(name)
-    maps = []
+        calls_of.setdefault(call.name, []).append(call)
+    same_outputs = []
+    for name, calls_of_module in calls_of.items():
+        is_moved = name in moved or any(call.moves for call in calls_of_module)
+        if not is_moved:
+            same_outputs.append(name)
+    same_inputs = []
     for name in moved:
-        own = of_module.get(name, [])
-        if len(own) == 1 and not own[0].input_moves:
-            maps.append(name)
-    return same, maps
+        calls_of_map = calls_of.get(name, [])
+        if len(calls_of_map) == 1 and not calls_of_map[0].input_moves:
+            same_inputs.append(name)
+    return same_outputs, same_inputs
 
 
 def unmoved(calls: Sequence[Seen], moved: Sequence[str], keeper: Keeper, runs: int) -> Unmoved:
@@ -212,17 +220,17 @@ def unmoved(calls: Sequence[Seen], moved: Sequence[str], keeper: Keeper, runs: i
         calls: of a pass of several runs.
         moved: modules whose own weights move.
         keeper: of the candidates, after a pass over the same minibatch alone.
-        runs: how many there were.
+        runs: number of runs in the watched pass.
     """
     same, maps = candidates(calls, moved)
-    kept = {}
+    kept_calls = {}
     for number, name in enumerate(keeper.names):
         if keeper.untouched(number):
-            kept[name] = keeper.kept[number]
+            kept_calls[name] = keeper.kept[number]
     has_rows: dict[str, list[list[bool]]] = {}
     for name in same:
-        own = [call for call in calls if call.name == name]
-        flags = _with_rows(own, kept.get(name, []), runs)
+        calls_of_module = [call for call in calls if call.name == name]
+        flags = _with_rows(calls_of_module, kept_calls.get(name, []), runs)
         if flags is not None:
             has_rows[name] = flags
     outermost = dict(has_rows)
@@ -231,21 +239,27 @@ def unmoved(calls: Sequence[Seen], moved: Sequence[str], keeper: Keeper, runs: i
     shared = []
     for name in maps:
         (call,) = (call for call in calls if call.name == name)
-        alone = kept.get(name, [])
-        if len(alone) != 1:
+        kept_calls_of_map = kept_calls.get(name, [])
+        if len(kept_calls_of_map) != 1:
             continue
-        shape_alone = _shape(alone[0].first_input)
-        if _repeats(call.input_shape, shape_alone, runs):
+        shape_of_one_run = _shape(kept_calls_of_map[0].first_input)
+        if _repeats(call.input_shape, shape_of_one_run, runs):
             shared.append(name)
     return Unmoved(outermost, frozenset(shared))
 
 
-def _with_rows(own: list[Seen], alone: list[Kept], runs: int) -> list[list[bool]] | None:
-    """For each call, which values have a row axis; ``None`` where it cannot be told."""
-    if len(own) != len(alone):
+def _with_rows(calls: list[Seen], kept_calls: list[Kept], runs: int) -> list[list[bool]] | None:
+    """For each call, which values have a row axis; ``None`` if shapes do not show it.
+
+    Args:
+        calls: of one module, in a pass of several runs.
+        kept_calls: of the same module, in a pass over the minibatch alone.
+        runs: number of runs.
+    """
+    if len(calls) != len(kept_calls):
         return None
     flags = []
-    for call, kept in zip(own, alone, strict=True):
+    for call, kept in zip(calls, kept_calls, strict=True):
         if len(call.shapes) != len(kept.values):
             return None
         flags_of_call = []
@@ -262,20 +276,20 @@ def _with_rows(own: list[Seen], alone: list[Kept], runs: int) -> list[list[bool]
 def _covered(calls: Sequence[Seen], chosen: Mapping[str, object]) -> set[str]:
     """Modules of which a call is made within a call of a chosen one."""
     covered = set()
-    inside: list[bool] = []
+    is_inside: list[bool] = []  # for each call; a parent comes before its calls
     for call in calls:
-        is_inside = False
-        if call.parent >= 0:
-            parent = calls[call.parent]
-            is_inside = inside[call.parent] or parent.name in chosen
-        inside.append(is_inside)
-        if is_inside:
+        if call.parent < 0:
+            is_inside.append(False)
+            continue
+        parent = calls[call.parent]
+        is_inside.append(is_inside[call.parent] or parent.name in chosen)
+        if is_inside[-1]:
             covered.add(call.name)
     return covered
 
 
 def _repeats(shape: tuple[int, ...] | None, single: tuple[int, ...], runs: int) -> bool:
-    """Whether a shape is that of one run, but for ``runs`` times the rows."""
+    """Whether a shape is that of a single run with ``runs`` times the rows."""
     if not shape or not single:
         return False
     num_rows, *other_axes = shape

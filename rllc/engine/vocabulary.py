@@ -18,14 +18,14 @@ _CPU_POSITIONS, _CPU_TILE = 512, 1024
 """Positions and token ids of a tile on a CPU: 2 MB of logits."""
 
 _GPU_POSITIONS, _GPU_TILE = 8192, 8192
-"""The same on a GPU: 256 MB."""
+"""Positions and token ids of a tile on a GPU: 256 MB of logits."""
 
 
 class Head(NamedTuple):
     """How a model makes logits of what its last linear map gets: c·tanh(s(Wx + b)/c)."""
 
     name: str
-    """Of the map's module."""
+    """The name of the map's module."""
     scale: float = 1.0
     """s."""
     cap: float | None = None
@@ -126,7 +126,7 @@ class VocabularyLoss(torch.autograd.Function):
 
 
 class _Tile(NamedTuple):
-    """What a sweep has found so far, for some positions."""
+    """The results of a sweep so far, for some positions."""
 
     top: Tensor
     """``[position, 1]``: m, the largest logit."""

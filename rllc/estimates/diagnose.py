@@ -1,4 +1,4 @@
-"""What draws say of themselves: diagnostics by name, and the parts of the error of λ̂.
+"""Diagnostics of draws by name, and the parts of the error of λ̂.
 
 The functions of :mod:`rllc.statistics.diagnostics` know arrays only. Here they are applied to
 :class:`rllc.Draws`, beside what the sampler's probes saw.
@@ -46,7 +46,7 @@ DIAGNOSTICS: Mapping[str, str] = {
     "minibatch_variance": "variance of the draws that comes from the choice of the minibatch",
     "prior_shrinkage": "1 − from_variance/λ̂: the share that the prior takes from λ̂, roughly",
 }
-"""What ``Estimate.diagnostics`` holds, each ``[refinement]``.
+"""The diagnostics in ``Estimate.diagnostics``, each ``[refinement]``.
 
 Acceptance, discretisation, curvature and stability need ``Sampling(num_probes=…)`` above 0. An
 acceptance near 0 says that steps are too large, one of 1 that they may be too small. The reading
@@ -95,10 +95,10 @@ def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict
         mean: λ̂ of these refinements, with its error.
 
     Returns:
-        By name, each ``[row]``; what cannot be known from these draws is left out.
+        By name, each ``[row]``, as far as these draws have what a diagnostic needs.
     """
-    kept = slice(0, num_draws)
-    llc = draws.llc[rows, :, kept]
+    made = slice(0, num_draws)
+    llc = draws.llc[rows, :, made]
     shared = share_minibatches(draws, rows, num_draws)
     relaxation = draws.settings.get("relaxation")
     draws_of_all_chains = llc.shape[1] * num_draws
@@ -106,18 +106,18 @@ def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict
     numbers = {
         "moves": _moves(llc),
         "spikes": diagnostics.spikes(llc),
-        "rounding": _rounding(draws, rows, kept),
+        "rounding": _rounding(draws, rows, made),
         "heavy_tails": heavy_tails(llc),
         "relaxation": autocorrelation_time,
     }
     memory = relaxation
     if memory is None:
-        # Where no law tells what chains forget, their own autocorrelation has to.
+        # Without the relaxation of a sampler's law, the autocorrelation of chains takes its place.
         memory = _memory(autocorrelation_time)
     numbers |= _of_start(draws.settings, num_draws, len(rows))
     with np.errstate(divide="ignore", invalid="ignore"):
         numbers |= _of_levels(llc, relaxation, memory, shared)
-        numbers |= _of_variance(draws, rows, kept, mean.value)
+        numbers |= _of_variance(draws, rows, made, mean.value)
         numbers |= _of_steps(draws, rows, num_draws, mean, numbers)
         numbers |= _of_prior(draws, rows, mean)
         numbers |= _of_pairing(draws, rows, num_draws, mean.value)
@@ -125,15 +125,16 @@ def diagnose(draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean) -> dict
 
 
 def _moves(llc: np.ndarray) -> np.ndarray:
+    """The share of draws whose loss differs from that of the draw before."""
     if llc.shape[-1] < 2:
         return np.full(len(llc), np.nan)
     has_moved = np.diff(llc, axis=-1) != 0
     return has_moved.mean((1, 2))
 
 
-def _rounding(draws: Draws, rows: np.ndarray, kept: slice) -> np.ndarray:
+def _rounding(draws: Draws, rows: np.ndarray, made: slice) -> np.ndarray:
     """nβ times the last bits of the losses, of which λ̂ is a difference."""
-    losses = np.abs(draws.baseline[rows, :, kept])
+    losses = np.abs(draws.baseline[rows, :, made])
     last_bits = losses.mean((1, 2)) * 2.0**-24
     return 4 * draws.settings["n_beta"] * last_bits
 
@@ -148,7 +149,7 @@ def _memory(autocorrelation_time: np.ndarray) -> float:
 
 
 def _of_start(settings: Mapping[str, Any], num_draws: int, count: int) -> dict[str, np.ndarray]:
-    """What is known of the start before a chain runs."""
+    """Diagnostics of the start, which are known before a chain runs."""
     relaxation = settings.get("relaxation")
     if relaxation is None:
         return {}
@@ -199,7 +200,7 @@ def _of_prior(draws: Draws, rows: np.ndarray, mean: Mean) -> dict[str, np.ndarra
 def _of_pairing(
     draws: Draws, rows: np.ndarray, num_draws: int, value: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What the pairing of minibatches adds; with a control variate it has been subtracted."""
+    """The bias by the pairing of minibatches; a control variate has subtracted it already."""
     pairing = draws.observed.get("pairing")
     if pairing is None:
         return {}
@@ -207,12 +208,12 @@ def _of_pairing(
 
 
 def share_minibatches(draws: Draws, rows: np.ndarray, num_draws: int) -> bool:
-    """Whether chains may have noise in common, which they have not on full batches."""
+    """Whether chains may have noise in common; on full batches there is none."""
     noise = draws.observed.get("minibatch_variance")
     if noise is None:
         return True
-    of_rows = noise[rows, :, :num_draws]
-    return bool(of_rows.any())
+    noise_of_rows = noise[rows, :, :num_draws]
+    return bool(noise_of_rows.any())
 
 
 def parts_of_error(
@@ -251,18 +252,18 @@ def parts_of_error(
     with np.errstate(divide="ignore", invalid="ignore"):
         step = _step_part(value, numbers)
         variance = np.maximum(numbers["from_variance"], numbers["from_variance_se"])
-        counted = variance / value * np.exp(-step)
-        counted = np.nan_to_num(counted, nan=1.0)
-        most = _share_of_sharpest(numbers["max_curvature"], settings)
-        counted = np.clip(counted, 1e-4, most)
-        lacking = _lacking_at_start(numbers["relaxation"], settings)
-        lacking = lacking * np.isfinite(value)
-        judged = np.where(value > 0, 0.0, np.nan)
+        average_share = variance / value * np.exp(-step)
+        average_share = np.nan_to_num(average_share, nan=1.0)
+        largest_share = _share_of_sharpest(numbers["max_curvature"], settings)
+        average_share = np.clip(average_share, 1e-4, largest_share)
+        missing_share = _missing_at_start(numbers["relaxation"], settings)
+        missing_share = missing_share * np.isfinite(value)
+        nan_or_0 = np.where(value > 0, 0.0, np.nan)  # λ̂ that is not positive has no parts
         return {
-            "step": judged + step,
-            "prior": judged - np.log(counted),
-            "noise": judged + standard_error / value,
-            "start": judged - np.log1p(-lacking),
+            "step": nan_or_0 + step,
+            "prior": nan_or_0 - np.log(average_share),
+            "noise": nan_or_0 + standard_error / value,
+            "start": nan_or_0 - np.log1p(-missing_share),
         }
 
 
@@ -275,15 +276,16 @@ def _share_of_sharpest(curvature: np.ndarray, settings: Mapping[str, Any]) -> np
 
 
 def _step_part(value: np.ndarray, numbers: Mapping[str, np.ndarray]) -> np.ndarray:
-    added = np.nan_to_num(numbers["discretisation"])
-    added = np.clip(added, 0, 0.99)
+    """The part ``"step"`` of :func:`parts_of_error`."""
+    share = np.nan_to_num(numbers["discretisation"])
+    share = np.clip(share, 0, 0.99)
     heat = numbers["minibatch_variance"] / (2 * value)
     heat = np.nan_to_num(heat)
     heat = np.maximum(heat, 0)
-    return np.log1p(added * heat) - np.log1p(-added)
+    return np.log1p(share * heat) - np.log1p(-share)
 
 
-def _lacking_at_start(relaxation: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+def _missing_at_start(relaxation: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
     """Share of λ̂ that draws lack because chains start at w*."""
     if settings["start"] != "center":
         return np.zeros_like(relaxation)
@@ -291,22 +293,22 @@ def _lacking_at_start(relaxation: np.ndarray, settings: Mapping[str, Any]) -> np
     decay = (time - 1) / (time + 1)
     num_draws = settings["num_draws"]
     burnin = settings["num_burnin_steps"] / settings["num_steps_bw_draws"]
-    lacking = decay / (1 - decay) / num_draws * decay**burnin
-    return np.clip(lacking, 0, 0.99)
+    missing_share = decay / (1 - decay) / num_draws * decay**burnin
+    return np.clip(missing_share, 0, 0.99)
 
 
 def _of_variance(
-    draws: Draws, rows: np.ndarray, kept: slice, value: np.ndarray
+    draws: Draws, rows: np.ndarray, made: slice, value: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What the spread of the draws tells, where the minibatches' part of it is known."""
+    """Diagnostics from the spread of draws, where the minibatches' part of it is known."""
     loss_noise = draws.observed.get("minibatch_variance")
     if loss_noise is None:
         return {}
     n_beta = draws.settings["n_beta"]
-    noise = n_beta**2 * loss_noise[rows, :, kept]
+    noise = n_beta**2 * loss_noise[rows, :, made]
     # Without the control variate, whose subtraction changes the variance.
-    plain = n_beta * (draws.loss - draws.baseline)[rows, :, kept]
-    reading, error = diagnostics.variance_reading(plain, noise)
+    uncontrolled = n_beta * (draws.loss - draws.baseline)[rows, :, made]
+    reading, error = diagnostics.variance_reading(uncontrolled, noise)
     return {
         "from_variance": reading,
         "from_variance_se": error,
@@ -318,10 +320,10 @@ def _of_variance(
 def _of_steps(
     draws: Draws, rows: np.ndarray, num_draws: int, mean: Mean, numbers: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """What a second look at some steps tells of their size."""
+    """Diagnostics of the step's size, from a second evaluation at some steps."""
     settings = draws.settings
-    looked_at = probed(settings["num_probes"], settings["num_draws"], settings["target_se"])
-    count = sum(draw < num_draws for draw in looked_at)
+    probed_draws = probed(settings["num_probes"], settings["num_draws"], settings["target_se"])
+    count = sum(draw < num_draws for draw in probed_draws)
     steps: dict[str, np.ndarray] = {}
     if "acceptance" in draws.observed:
         acceptance = draws.observed["acceptance"]
@@ -334,10 +336,10 @@ def _of_steps(
         # A minibatch's noise widens a chain; see the part "step" of parts_of_error.
         noise = numbers.get("minibatch_variance", np.zeros(len(rows)))
         added_by_heat = share * np.nan_to_num(noise) / 2
-        without = corrected(mean, added, added_by_heat)
+        without_bias = corrected(mean, added, added_by_heat)
         steps["discretisation"] = share
-        steps["corrected"] = without.value
-        steps["corrected_se"] = without.standard_error
+        steps["corrected"] = without_bias.value
+        steps["corrected_se"] = without_bias.standard_error
     return steps
 
 

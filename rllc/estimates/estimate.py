@@ -49,7 +49,7 @@ ARRAYS = ("value", "standard_error", "dof", "rhat", "ess", "per_chain")
 
 
 Key = str | tuple[str, str]
-"""What names a refinement: its weights, or (weights, data) where there are several data sets."""
+"""The name of a refinement: its weights, or (weights, data) where there are several data sets."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Estimate(OfRefinements):
 
     @cached_property
     def error_parts(self) -> dict[str, np.ndarray]:
-        """What is known of λ̂'s relative error: :func:`rllc.estimates.diagnose.parts_of_error`."""
+        """The known parts of λ̂'s relative error: :func:`rllc.estimates.diagnose.parts_of_error`."""
         return parts_of_error(self.value, self.standard_error, self._diagnostics, self.settings)
 
     @property
@@ -231,8 +231,10 @@ class Estimate(OfRefinements):
         for key, weight in weights.items():
             factors[self._index(key)] += weight
         chosen = np.flatnonzero(factors)
-        length = int(np.isfinite(self.llc[chosen]).all(axis=(0, 1)).sum())
-        drawn = self.llc[chosen, :, : max(length, 1)]
+        # Refinements that stopped early have NaN behind their draws.
+        is_drawn = np.isfinite(self.llc[chosen]).all(axis=(0, 1))
+        num_draws = max(int(is_drawn.sum()), 1)
+        drawn = self.llc[chosen, :, :num_draws]
         return contrast(drawn, factors[chosen], self.settings.get("relaxation"))
 
     def judge(self, limits: Limits | None = None) -> Estimate:
@@ -252,10 +254,12 @@ class Estimate(OfRefinements):
         return replace(self, faults=tuple(judged))
 
     def _judge(self, i: int, limits: Limits) -> tuple[Fault, ...]:
-        row = {name: float(getattr(self, name)[i]) for name in ARRAYS if name != "per_chain"}
-        row |= {name: float(array[i]) for name, array in self._diagnostics.items()}
-        row["imprecision"] = float(self._imprecision[i])
-        row |= {f"{name}_part": float(array[i]) for name, array in self.error_parts.items()}
+        arrays = {name: getattr(self, name) for name in ARRAYS if name != "per_chain"}
+        arrays |= self._diagnostics
+        arrays["imprecision"] = self._imprecision
+        for name, part in self.error_parts.items():
+            arrays[f"{name}_part"] = part
+        row = {name: float(array[i]) for name, array in arrays.items()}
         return faults_of(row, self.settings, limits)
 
     @cached_property
@@ -443,7 +447,8 @@ class Estimate(OfRefinements):
         if self.llc is not None:
             arrays["draws"] = ((axis, "chain", "draw"), self.llc)
         coordinates = {"weights": (axis, list(self.weights)), "data": (axis, list(self.data))}
-        return xr.Dataset(arrays, coordinates, {"settings": json.dumps(dict(self.settings))})
+        settings = json.dumps(dict(self.settings))
+        return xr.Dataset(arrays, coordinates, {"settings": settings})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Estimate) and same(self, other)

@@ -1,4 +1,4 @@
-"""What is wrong with an estimate, as values, and the rules that find it.
+"""Faults of an estimate, as values, and the rules that find them.
 
 :func:`faults_of` applies :data:`RULES` to the numbers of one refinement. A status is the text of
 its faults; nothing reads that text again. :func:`rllc.estimate` and :func:`rllc.calibrate` use the
@@ -77,7 +77,7 @@ PROBLEMS: Mapping[Kind, str] = {
     "above_target": "standard error above target_se",
     "prior_dominated": "the prior alone gives this (λ̂ is {share:.2f} of its control)",
 }
-"""What each kind says of its numbers."""
+"""The words of each kind of fault, with places for its numbers."""
 
 ABSENT: frozenset[Kind] = frozenset({"missing", "failed", "damaged", "not_asked_for"})
 """The kinds of a cell that has no estimate."""
@@ -118,14 +118,14 @@ class Fault:
 
     @property
     def problem(self) -> str:
-        """What is wrong, in words, without the advice."""
+        """The fault in words, without the advice."""
         words = PROBLEMS[self.kind].format_map(self.numbers)
         others = self.numbers.get("others", 0)
         return f"{words} (and {others:.0f} more)" if others else words
 
     @property
     def text(self) -> str:
-        """What is wrong and what to change."""
+        """The fault in words, and what to change."""
         if not self.advice:
             return self.problem
         separator = "; " if ":" in self.problem else ": "
@@ -190,29 +190,30 @@ Rule = Callable[[Row, Mapping[str, Any], Limits], Fault | None]
 
 
 def faults_of(row: Row, settings: Mapping[str, Any], limits: Limits) -> tuple[Fault, ...]:
-    """Return what is wrong with one refinement, the severest first.
+    """Return the faults of one refinement, the severest first.
 
-    Where two rules find a fault of the same kind, only the graver one is told.
+    Where two rules find a fault of the same kind, only the graver one counts.
 
     Args:
-        row: its numbers; NaN where one is not known.
+        row: the refinement's numbers; NaN where one is not known.
         settings: of sampler and sampling.
-        limits: from where on something is wrong.
+        limits: beyond which a number is a fault.
     """
     gravest: dict[Kind, Fault] = {}
     for rule in RULES:
         fault = rule(row, settings, limits)
         if fault is None:
             continue
-        other = gravest.setdefault(fault.kind, fault)
-        if fault.numbers.get("times", 1.0) > other.numbers.get("times", 1.0):
+        gravest_so_far = gravest.setdefault(fault.kind, fault)
+        if fault.numbers.get("times", 1.0) > gravest_so_far.numbers.get("times", 1.0):
             gravest[fault.kind] = fault
     return tuple(gravest.values())
 
 
 def _too_few_draws(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
-    unknown = math.isnan(row["standard_error"])
-    return Fault("too_few_draws", {}, "at least 4") if unknown else None
+    if not math.isnan(row["standard_error"]):
+        return None
+    return Fault("too_few_draws", {}, "at least 4")
 
 
 def _spikes(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
@@ -248,8 +249,8 @@ def _rarely_accepted(row: Row, settings: Mapping[str, Any], limits: Limits) -> F
 
 def _step_bias(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
     share = row["discretisation"]
-    signal = row["value"] > limits.min_signal * row["standard_error"]
-    if not (signal and share > limits.max_step):
+    is_above_noise = row["value"] > limits.min_signal * row["standard_error"]
+    if not is_above_noise or not share > limits.max_step:
         return None
     return _fault("step_bias", "lower lr", share=share, times=_ratio(share, limits.max_step))
 
@@ -275,14 +276,14 @@ def _few_relaxations(row: Row, settings: Mapping[str, Any], limits: Limits) -> F
 
 
 def _too_short(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
-    missing = row["missing_at_start"]
-    if missing > limits.max_missing and row["relaxation_times"] > 0:
+    share = row["missing_at_start"]
+    if share > limits.max_missing and row["relaxation_times"] > 0:
         # The share falls as 1/(relaxation times).
-        enough = settings["num_draws"] / row["relaxation_times"] / limits.max_missing
-        more = max(math.ceil(enough - settings["num_draws"]), 1)
-        advice = _advice(row, limits, f"start='gaussian', or {more} more draws")
-        times = _ratio(missing, limits.max_missing)
-        return _fault("too_short", advice, share=missing, times=times)
+        draws_needed = settings["num_draws"] / row["relaxation_times"] / limits.max_missing
+        more_draws = max(math.ceil(draws_needed - settings["num_draws"]), 1)
+        advice = _advice(row, limits, f"start='gaussian', or {more_draws} more draws")
+        times = _ratio(share, limits.max_missing)
+        return _fault("too_short", advice, share=share, times=times)
     relaxations = row["relaxation_times"]
     if relaxations < limits.min_relaxation_times:
         times = limits.min_relaxation_times / relaxations
@@ -294,7 +295,8 @@ def _too_short(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault |
 def _moving(
     row: Row, settings: Mapping[str, Any], limits: Limits, *, kind: Kind, direction: int
 ) -> Fault | None:
-    if not (row["drift_p"] < limits.false_alarm and direction * row["drift"] > 0):
+    is_significant = row["drift_p"] < limits.false_alarm
+    if not is_significant or not direction * row["drift"] > 0:
         return None
     times = limits.false_alarm / max(row["drift_p"], 1e-12)
     advice = _advice(row, limits, "more burn-in, or larger lr")
@@ -302,8 +304,8 @@ def _moving(
 
 
 def _disagree(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
-    unlikely = row["disagreement_p"] < limits.false_alarm
-    if not (unlikely and row["spread"] > limits.min_spread):
+    is_significant = row["disagreement_p"] < limits.false_alarm
+    if not is_significant or not row["spread"] > limits.min_spread:
         return None
     times = _ratio(row["spread"], limits.min_spread)
     advice = _advice(row, limits, "more draws or burn-in")
@@ -322,7 +324,7 @@ def _does_not_move(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fau
     nothing_changes = row["value"] == 0 and row["standard_error"] == 0
     if nothing_changes and row["control"] == 0:
         return _fault("weights_ignored", "the loss does not depend on these weights")
-    # From wherever they start, chains whose proposals are all refused show their start alone.
+    # Chains whose proposals are all refused stay at their start, wherever that is.
     if nothing_changes or row["moves"] < limits.min_acceptance:
         return _fault("does_not_move", "lower lr, or start='gaussian'", moves=row["moves"])
     return None
@@ -342,14 +344,16 @@ def _negative(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | 
 
 
 def _noisy(row: Row, settings: Mapping[str, Any], limits: Limits) -> Fault | None:
-    value, error = row["value"], row["standard_error"]
+    value = row["value"]
+    error = row["standard_error"]
     if not value >= 0 or error == 0:
         return None
     share = _ratio(error, value)
+    times_noise = _ratio(share, limits.max_noise)
     if share > max(limits.max_noise, 1.0):
-        times = _ratio(share, limits.max_noise)
-        return _fault("noise_above_signal", "more draws", share=share, times=times)
-    times = max(_ratio(share, limits.max_noise), _ratio(row["imprecision"], limits.max_imprecision))
+        return _fault("noise_above_signal", "more draws", share=share, times=times_noise)
+    times_imprecision = _ratio(row["imprecision"], limits.max_imprecision)
+    times = max(times_noise, times_imprecision)
     if not times > 1:
         return None
     advice = "more draws, or larger batches"
@@ -409,7 +413,8 @@ RULES: tuple[Rule, ...] = (
 
 def _fault(kind: Kind, advice: str, **numbers: float) -> Fault:
     """Make a fault of the numbers that are known."""
-    return Fault(kind, {k: v for k, v in numbers.items() if not math.isnan(v)}, advice)
+    known_numbers = {name: number for name, number in numbers.items() if not math.isnan(number)}
+    return Fault(kind, known_numbers, advice)
 
 
 def _ratio(number: float, limit: float) -> float:

@@ -14,8 +14,8 @@ from rllc.tables import UNKNOWN, Table, label, rounded
 if TYPE_CHECKING:
     from rllc.estimates.estimate import Estimate
 
-_CLEAR = 0.25
-"""How well the effect of nβ must be known to be told: its standard error, as a share of λ̂."""
+_LARGEST_ERROR = 0.25
+"""The effect of nβ is printed where its standard error is below this share of λ̂."""
 
 
 def table_of(estimate: Estimate) -> Table:
@@ -29,15 +29,15 @@ def table_of(estimate: Estimate) -> Table:
         rows.append((llc.weights, llc.data, value, error, rhat, ess, status))
     settings = sampled(estimate.settings)
     title = f"Estimate of {len(estimate)} LLCs ({settings})"
-    above = [title, *_by_prior(estimate)]
-    below = [*counted(estimate.faults), *_doubling(estimate)]
-    wrong = [i for i, faults in enumerate(estimate.faults) if faults]
+    lines_above = [title, *_by_prior(estimate)]
+    lines_below = [*counted(estimate.faults), *_doubling(estimate)]
+    faulty_rows = [i for i, faults in enumerate(estimate.faults) if faults]
     return Table(
-        title="\n".join(above),
+        title="\n".join(lines_above),
         rows=rows,
         left=(0, 1, 6),
-        wrong=[(i, 6) for i in wrong],
-        notes=below,
+        wrong=[(i, 6) for i in faulty_rows],
+        notes=lines_below,
         see_all="print(estimate.to_dataframe().to_string()); wrong ones: estimate.select(ok=False)",
     )
 
@@ -97,15 +97,15 @@ def _by_prior(estimate: Estimate) -> list[str]:
 
 
 def _doubling(estimate: Estimate) -> list[str]:
-    """A line on what doubling nβ would do, by the rows whose chains tell it well enough."""
+    """A line on the effect of doubling nβ, from the rows that know it well enough."""
     elasticity = estimate.elasticity
     change = np.log(2) * elasticity.value
     error = np.log(2) * elasticity.standard_error
     with np.errstate(divide="ignore", invalid="ignore"):
         share = change / estimate.value
         uncertainty = error / estimate.value
-    has_share = _sampled_at_n_beta(estimate) & np.isfinite(share)
-    is_clear = (uncertainty > 0) & (uncertainty < _CLEAR)
+    has_share = _has_control(estimate) & np.isfinite(share)
+    is_clear = (uncertainty > 0) & (uncertainty < _LARGEST_ERROR)
     rows = np.flatnonzero(has_share & is_clear)
     if not rows.size:
         return []
@@ -124,8 +124,8 @@ def _doubling(estimate: Estimate) -> list[str]:
     ]
 
 
-def _sampled_at_n_beta(estimate: Estimate) -> np.ndarray:
-    """Which rows are of chains that see the loss; a control has no control of its own."""
+def _has_control(estimate: Estimate) -> np.ndarray:
+    """Which rows have a control at nβ = 0, ``[refinement]``; controls themselves have none."""
     unknown = np.full(len(estimate), np.nan)
     return np.isfinite(estimate.diagnostics.get("control", unknown))
 
@@ -135,11 +135,11 @@ def _in_short(faults: Sequence[Fault]) -> str:
     if not faults:
         return "ok"
     severest = faults[0].text
-    others = len(faults) - 1
-    if not others:
+    num_others = len(faults) - 1
+    if not num_others:
         return severest
-    plural = "s" if others > 1 else ""
-    return f"{severest}; and {others} more fault{plural}"
+    noun = "faults" if num_others > 1 else "fault"
+    return f"{severest}; and {num_others} more {noun}"
 
 
 def _written(value: float, form: str) -> str:

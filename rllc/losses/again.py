@@ -17,14 +17,14 @@ from rllc.errors import InputError
 from rllc.losses.contract import Loss
 
 _LAST_BITS = 16.0
-"""By so many times the last bit of the largest loss two equal evaluations may differ, as where
+"""Two equal evaluations may differ by so many times the last bit of the largest loss, as where
 threads add in another order."""
 
 _LAST_BITS_ON_GPU = 1e3
-"""The same on a GPU, some of whose kernels add in an order of their own."""
+"""That number on a GPU, some of whose kernels add in an order of their own."""
 
 _LAST_BITS_OF_HALF = 1e5
-"""The same for products of 8 or 11 bits."""
+"""That number for products of 8 or 11 bits."""
 
 _SHOWN = 3
 """How many attributes that changed are listed."""
@@ -47,18 +47,17 @@ def check_again(scene: Scene, loss: Loss, name: str) -> None:
     Raises:
         InputError: it is another number now; names the state that has changed, if it is in sight.
     """
-    before = _state(loss)
+    state_before = _state(loss)
     center = loss.center(scene.batch, scene.seed)
-    again = center.losses.double()
+    second = center.losses.double()
     first = scene.center.losses.double()
-    difference = (again - first).abs().nan_to_num(nan=0.0)
+    difference = (second - first).abs().nan_to_num(nan=0.0)
     magnitude = first.abs().nan_to_num(nan=0.0)
     size = float(magnitude.max())
     largest = float(difference.max())
-    allowed = _allowed(loss, first) * size
-    if again.shape == first.shape and largest <= allowed:
+    if second.shape == first.shape and largest <= _rounding(loss, first) * size:
         return
-    cause = _cause(before, _state(loss))
+    cause = _cause(state_before, _state(loss))
     raise InputError(
         f"sampling on data {name!r}: the loss at w* is not the same when it is evaluated again on "
         f"the same minibatch (a row's differs by {largest:.3g}, of {size:.3g}), so that a run and "
@@ -66,7 +65,8 @@ def check_again(scene: Scene, loss: Loss, name: str) -> None:
     )
 
 
-def _allowed(loss: Loss, losses: Tensor) -> float:
+def _rounding(loss: Loss, losses: Tensor) -> float:
+    """How far two evaluations may be apart, relative to the largest loss."""
     last_bit = torch.finfo(torch.float32).eps
     if not losses.is_cuda:
         return _LAST_BITS * last_bit
@@ -84,25 +84,26 @@ def _allowed(loss: Loss, losses: Tensor) -> float:
 _HALVES = {torch.bfloat16, torch.float16}
 
 
-def _cause(before: Mapping[str, object], after: Mapping[str, object]) -> str:
+def _cause(state_before: Mapping[str, object], state_after: Mapping[str, object]) -> str:
+    """A sentence on the state that an evaluation changed."""
     changed = []
-    for name, value in after.items():
-        if not _is_same(before.get(name), value):
+    for name, value in state_after.items():
+        if not _is_same(state_before.get(name), value):
             changed.append(name)
     if not changed:
         return (
             "It may come from a state that model or loss keep between calls (a counter, a running "
             "mean, a list that grows), or from random numbers of a generator of their own."
         )
-    shown = changed[:_SHOWN]
+    names = changed[:_SHOWN]
     if len(changed) > _SHOWN:
-        shown.append("…")
-    names = ", ".join(shown)
-    return f"Each evaluation changes {names}."
+        names.append("…")
+    listed = ", ".join(names)
+    return f"Each evaluation changes {listed}."
 
 
 def _state(loss: Loss) -> dict[str, object]:
-    """What model and loss hold besides weights and buffers, as far as it can be compared."""
+    """The state of model and loss besides weights and buffers, as far as it can be compared."""
     state: dict[str, object] = {}
     model: nn.Module | None = getattr(loss, "model", None)
     if model is not None:
@@ -119,7 +120,7 @@ def _state(loss: Loss) -> dict[str, object]:
 
 
 def _variables(function: Any) -> dict[str, object]:
-    """What a function keeps between calls."""
+    """The variables that a function keeps between calls."""
     closure = getattr(function, "__closure__", None)
     if not closure:
         return dict(getattr(function, "__dict__", {}))
@@ -134,7 +135,7 @@ def _variables(function: Any) -> dict[str, object]:
 
 
 def _noted(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Values that can be compared later, though they be changed in place."""
+    """Yield values in a form that can be compared later, even if they are changed in place."""
     for name, value in values.items():
         if isinstance(value, _PLAIN):
             yield name, value
@@ -149,7 +150,8 @@ def _noted(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def _is_same(before: object, after: object) -> bool:
-    if isinstance(before, tuple) and isinstance(after, tuple) and isinstance(after[0], Tensor):
-        return before[0] is after[0] and before[1] == after[1]
-    return before == after
+def _is_same(first: object, second: object) -> bool:
+    """Whether two noted values are equal; tensors are if nothing was written to one object."""
+    if isinstance(first, tuple) and isinstance(second, tuple) and isinstance(second[0], Tensor):
+        return first[0] is second[0] and first[1] == second[1]
+    return first == second

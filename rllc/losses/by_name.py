@@ -164,7 +164,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _targets(documents: Documents) -> Tensor:
-    """What is to be predicted, with any id where nothing is; int64, as cross entropy wants it."""
+    """The ids to predict, in int64 for cross entropy; any id where none is to be predicted."""
     labels = documents.labels
     if labels is None:
         labels = documents.tokens
@@ -394,7 +394,7 @@ def _loss_of_rows(module: nn.Module, batch: Mapping[str, Tensor], rows: slice) -
 def _predictions(
     task: str, module: nn.Module, batch: Batch
 ) -> tuple[Tensor, Tensor, Documents | None]:
-    """What a model gives, what it should give, and where its tokens are, if it has any."""
+    """The outputs of a model, its targets, and its documents if it has tokens."""
     documents = None
     if isinstance(batch, Mapping):
         name = "labels" if "labels" in batch else "label"

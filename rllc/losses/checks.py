@@ -27,7 +27,7 @@ from rllc.losses.by_name import (
     next_token,
     next_tokens_counted,
 )
-from rllc.losses.contract import Center, LossFunction
+from rllc.losses.contract import Center, LossFunction, listed_rows
 from rllc.losses.documents import Batch, Documents, documents_of
 from rllc.sampling.model_checks import refusing_reentrant
 
@@ -38,10 +38,10 @@ SHIPPED = (
 """The losses that can be had by name, for error messages."""
 
 _ROUNDING = 1e-4
-"""By how much of itself a mean loss may differ between two ways through float32 kernels."""
+"""The share of a mean loss by which two ways through float32 kernels may differ."""
 
 _ROUNDING_OF_HALF = 3e-2
-"""The same for products of 8 or 11 bits."""
+"""That share for products of 8 or 11 bits."""
 
 _PADDING = 100.0
 """Single tokens differ by more than means, and kernels with a mask are others than those without:
@@ -131,16 +131,15 @@ def check_rows(loss: LossFunction | None, data: Data, name: str) -> None:
             is_empty = ~counted.reshape(len(counted), -1).any(1)
             empty += rows[is_empty].tolist()
     if empty:
-        shown = ", ".join(map(str, empty[:6])) + (", …" if len(empty) > 6 else "")
         raise InputError(
             f"sampling on data {name!r}: {len(empty)} of its {len(data)} rows have nothing to "
-            f"predict (rows {shown}): all is padding, or has the label −100, or is the first token "
-            f"of a document; leave these rows out."
+            f"predict (rows {listed_rows(empty, 6)}): all is padding, or has the label −100, or is "
+            f"the first token of a document; leave these rows out."
         )
 
 
 def _counted(loss: LossFunction | None, batch: Batch) -> Tensor | None:
-    """What counts in a minibatch, ``[row, …]``; ``None`` where only the loss knows."""
+    """The losses that count in a minibatch, ``[row, …]``; ``None`` where only the loss knows."""
     if not isinstance(batch, dict):
         return None
     if _predicts_next_tokens(loss):
@@ -209,7 +208,7 @@ def _check_documents_are_told(model: nn.Module, batch: dict[str, Tensor], name: 
 
 
 _OF_DOCUMENTS = ("document_ids", "document_id", "doc_ids", "seq_idx", "segment_ids", "sequence_id")
-"""What people call the numbers of documents that share a row."""
+"""Usual names of the numbers of documents that share a row."""
 
 
 def _warn_if_it_looks_ahead(model: nn.Module, batch: Batch) -> None:
@@ -252,16 +251,16 @@ def _check_padding(
     if pair is None:
         return
     bound = bind(model, loss)
-    padded, alone = (bound.center(rows, seed=0) for rows in pair)
-    first = _first_row(padded), _first_row(alone)
-    difference = float((first[0] - first[1]).abs().max())
-    allowed = min(0.3, _PADDING * _tolerance(model)) * float(first[1].abs().mean()) + 1e-3
-    if not difference <= allowed:
+    with_padding, without_padding = (_first_row(bound.center(rows, seed=0)) for rows in pair)
+    difference = float((with_padding - without_padding).abs().max())
+    size = float(without_padding.abs().mean())
+    tolerance = min(0.3, _PADDING * _tolerance(model))
+    if not difference <= tolerance * size + 1e-3:
         raise InputError(
             f"sampling on data {name!r}: {type(model).__name__} gives a row another loss when it "
-            f"is padded behind (by {difference:.3g} of {float(first[1].abs().mean()):.3g}), so it "
-            f"does not leave out what `attention_mask` hides; give it rows of one length, or use a "
-            f"model whose forward takes `attention_mask`."
+            f"is padded behind (by {difference:.3g} of {size:.3g}), so it does not leave out what "
+            f"`attention_mask` hides; give it rows of one length, or use a model whose forward "
+            f"takes `attention_mask`."
         )
 
 
@@ -293,10 +292,11 @@ def _pair_of_documents(
     for field, values in documents.extras.items():
         if len(values) == len(documents.tokens):
             padded[field] = values[chosen]
-    return padded, _alone(padded, width)
+    return padded, _first_without_padding(padded, width)
 
 
 def _pair_of_rows(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+    """A short row beside a long one, and the short one alone, which the loss cuts to its length."""
     lengths = (batch["attention_mask"] > 0).flatten(1).sum(1)
     short, long = int(lengths.argmin()), int(lengths.argmax())
     if int(lengths[short]) == int(lengths[long]):
@@ -306,12 +306,16 @@ def _pair_of_rows(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
     return padded, {field: values[:1] for field, values in padded.items()}
 
 
-def _alone(padded: dict[str, Tensor], width: int) -> dict[str, Tensor]:
-    shape = padded["input_ids"].shape
-    alone = {}
+def _first_without_padding(padded: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """The first row, whose fields by token are cut to its own length."""
+    shape_of_ids = padded["input_ids"].shape
+    fields = {}
     for field, values in padded.items():
-        alone[field] = values[:1, :width] if values.shape == shape else values[:1]
-    return alone
+        first_row = values[:1]
+        if values.shape == shape_of_ids:
+            first_row = first_row[:, :width]
+        fields[field] = first_row
+    return fields
 
 
 # The chains before their first step.
@@ -405,25 +409,28 @@ def check_baseline(at: Center, name: str, scene: Scene | None = None) -> None:
         finite = finite | ~at.counted
     if bool(finite.all()):
         return
-    which, rows = "at w*, before any step,", ""
+    where = "at w*, before any step,"
     minibatch = "the first minibatch"
+    rows = ""
     if scene is not None:
-        broken = ~finite.reshape(len(finite), -1).all(1)
-        rows = _rows(scene.rows[broken.cpu()].tolist())
+        is_broken = ~finite.reshape(len(finite), -1).all(1)
+        rows = _rows(scene.rows[is_broken.cpu()].tolist())
         if scene.step > 0:
-            which, minibatch = "at w*", f"minibatch {scene.step}"
+            where = "at w*"
+            minibatch = f"minibatch {scene.step}"
+    num_broken = int((~finite).sum())
     raise InputError(
-        f"sampling on data {name!r}: {which} {int((~finite).sum())} of the {at.losses.numel()} "
-        f"losses of {minibatch} are not finite{rows}; expected a loss that is finite at the "
-        f"weights it is asked about. Look at what the loss does there; a smaller lr does not help."
+        f"sampling on data {name!r}: {where} {num_broken} of the {at.losses.numel()} losses of "
+        f"{minibatch} are not finite{rows}; expected a loss that is finite at the weights it is "
+        f"asked about. Look at what the loss does there; a smaller lr does not help."
     )
 
 
 def _rows(rows: list[int]) -> str:
     if not rows:
         return ""
-    listed = ", ".join(map(str, rows[:6])) + (", …" if len(rows) > 6 else "")
-    return f", those of row{'s' if len(rows) > 1 else ''} {listed}"
+    noun = "rows" if len(rows) > 1 else "row"
+    return f", those of {noun} {listed_rows(rows, 6)}"
 
 
 def check_rows_of_no_numbers(
@@ -452,8 +459,9 @@ def check_rows_of_no_numbers(
             return
     except InputError:  # NaN means that there is nothing to predict
         pass
+    num_broken = int((~finite).sum())
     raise InputError(
-        f"sampling on data {name!r}: {int((~finite).sum())} of its {len(data)} rows hold numbers "
+        f"sampling on data {name!r}: {num_broken} of its {len(data)} rows hold numbers "
         f"that are not finite{_rows(rows.tolist())}, and the loss of them at w* is not finite; "
         f"leave them out, or put numbers in place of these."
     )

@@ -6,7 +6,7 @@ A loss is a function of a module and a batch. :func:`rllc.engine.bind.bind` make
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -32,9 +32,9 @@ class Center(NamedTuple):
     """``[batch]`` or ``[batch, pos]``: the baseline, example by example; NaN at what does not
     count."""
     shared: Any
-    """What runs reuse; the loss's own business."""
+    """Values that runs reuse; only the loss looks into them."""
     counted: Tensor | None = None
-    """Of the shape of ``losses``: what counts in a mean; ``None``: everything."""
+    """Which losses count in a mean, in the shape of ``losses``; ``None``: all."""
 
     @property
     def mean(self) -> Tensor:
@@ -119,6 +119,16 @@ def mean_of(losses: Tensor, counted: Tensor | None) -> Tensor:
     return flat.mean(1)
 
 
+def listed_rows(rows: Sequence[int], most: int) -> str:
+    """Return the first row numbers of a list, as a text for messages.
+
+    >>> listed_rows([3, 5, 8], most=2)
+    '3, 5, …'
+    """
+    listed = ", ".join(str(row) for row in rows[:most])
+    return f"{listed}, …" if len(rows) > most else listed
+
+
 def check_rows_counted(counted: Tensor) -> None:
     """Refuse rows of a minibatch in which nothing counts.
 
@@ -129,10 +139,9 @@ def check_rows_counted(counted: Tensor) -> None:
     if not bool(empty.any()):
         return
     rows = empty.nonzero()[:, 0].tolist()
-    shown = ", ".join(map(str, rows[:4])) + (", …" if len(rows) > 4 else "")
     raise InputError(
         f"the loss has nothing to predict in {len(rows)} of the {len(counted)} rows of a minibatch "
-        f"(its rows {shown}), or is NaN there; leave such rows out of the data."
+        f"(its rows {listed_rows(rows, 4)}), or is NaN there; leave such rows out of the data."
     )
 
 
@@ -144,7 +153,7 @@ class NamedLoss:
     name: str
 
     def __call__(self, module: nn.Module, batch: Any) -> Tensor | tuple[Tensor, Tensor]:
-        """What the loss gives."""
+        """Return the losses of a batch."""
         return self.loss(module, batch)
 
 

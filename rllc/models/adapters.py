@@ -119,7 +119,8 @@ def _matrices(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
         by_module.setdefault(match[1], {})[match[2]] = tensor
     pairs = {}
     for name, both in by_module.items():
-        if both.keys() != {"A", "B"} or len(both["A"]) != both["B"].shape[1]:
+        has_both = both.keys() == {"A", "B"}
+        if not has_both or len(both["A"]) != both["B"].shape[1]:
             raise FileError(f"loading {files[0]}: A and B of {name!r} do not fit together.")
         pairs[name] = both["A"], both["B"]
     return pairs

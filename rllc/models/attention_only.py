@@ -33,7 +33,7 @@ One slice of each, together, is a head.
 
 
 class Activations(NamedTuple):
-    """What the unmoved model computes on one batch, and runs may share."""
+    """Activations of the unmoved model on one batch, which runs may share."""
 
     tokens: Tensor
     """``[batch, pos]``."""
@@ -341,7 +341,7 @@ class AttentionOnly(PreTrainedModel):
         return z.unflatten(0, (num_runs, -1))
 
     def write(self, layer: int, z: Tensor, moved: Mapping[str, Moved]) -> Tensor:
-        """What the heads add to the residual stream: Σ_head z W_O + b_O."""
+        """The sum that the heads add to the residual stream: Σ_head z W_O + b_O."""
         attn = f"blocks.{layer}.attn."
         summed = _sum_over_heads(z, self.weight(f"{attn}W_O", moved))
         b_O = self.weight(f"{attn}b_O", moved)
@@ -383,8 +383,10 @@ class AttentionOnly(PreTrainedModel):
         of_heads = {f"blocks.{last}.attn.{tensor}" for tensor in HEAD_TENSORS}
         if not of_heads.issuperset(rows):
             return 0
-        heads_of_each = [self.config.n_heads if x is None else x.shape[1] for x in rows.values()]
-        return max(heads_of_each)
+        num_heads = []
+        for heads in rows.values():
+            num_heads.append(self.config.n_heads if heads is None else heads.shape[1])
+        return max(num_heads)
 
     def unmoved_heads(self, layer: int, rows: Tensor, at: Activations) -> tuple[Tensor, Tensor]:
         """Outputs and W_O of heads ``rows [run, head]`` as they are in the model.
@@ -497,7 +499,8 @@ def _project(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
         y = y.view(r, batch, pos, heads, d_head)
     elif r == 1:
         # One product, because the inputs are shared.
-        y = x.reshape(-1, d_model) @ flat.transpose(0, 1).reshape(d_model, -1)
+        side_by_side = flat.transpose(0, 1).reshape(d_model, -1)
+        y = x.reshape(-1, d_model) @ side_by_side
         y = y.view(batch, pos, s, heads, d_head)
         y = y.permute(2, 0, 1, 3, 4)
     else:
@@ -508,7 +511,7 @@ def _project(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
 
 
 def _sum_over_heads(z: Tensor, W: Tensor) -> Tensor:
-    """What heads write together.
+    """The sum of what heads write.
 
     Args:
         z: ``[r, batch, head, pos, d_head]``.

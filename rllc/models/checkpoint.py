@@ -42,10 +42,10 @@ _FILES_OF_FORMS = (
     ("adapter_model.safetensors", "adapter_model-*.safetensors"),
     ("adapter_model.bin", "adapter_model-*.bin"),
 )
-"""What ``save_pretrained`` calls weights in one file, and in several."""
+"""The names that ``save_pretrained`` gives to weights in one file, and in several."""
 
 _FINAL = "model_final.pth"
-"""What TransformerLens's toy models (``attn-only-2l``, …) call their weights."""
+"""The file of weights of TransformerLens's toy models (``attn-only-2l``, …)."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ class Checkpoint:
             return Path(self.source)
         place = hub.place_of(self.source, self.cache_dir, self.token)
         if self.file is not None and self._is_state_dict:
-            path = place.fetch(self.revision, [self.file, *self._configs()]) / self.file
+            folder = place.fetch(self.revision, [self.file, *self._configs()])
+            path = folder / self.file
         else:
             path = self._fetch_folder(place)
         if not path.exists():

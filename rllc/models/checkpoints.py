@@ -47,7 +47,7 @@ def checkpoints(
     positions: Positions | None = None,
     **options: Unpack[HubOptions],
 ) -> list[Checkpoint]:
-    """What a source holds, in the order of the steps.
+    """The checkpoints of a source, in the order of the steps.
 
     >>> checkpoints("runs/seed0")  # doctest: +SKIP
     [Checkpoint(step=0, source='runs/seed0', revision=None, file='step0000000'), ...]

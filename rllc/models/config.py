@@ -140,5 +140,6 @@ def sinusoids(n_ctx: int, d_model: int) -> Tensor:
     longest = max(n_ctx / 2, _SHORTEST_PERIOD)
     exponents = (math.log10(_SHORTEST_PERIOD), math.log10(longest))
     periods = torch.logspace(*exponents, num_periods)
-    angles = 2 * math.pi * torch.arange(n_ctx)[:, None] / periods
-    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :d_model]
+    angles = 2 * math.pi * torch.arange(n_ctx)[:, None] / periods  # [pos, period]
+    sinusoids = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return sinusoids[:, :d_model]

@@ -16,10 +16,10 @@ from rllc.models.checkpoint import Into
 from rllc.wrappers import unwrapped
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-"""What DataParallel, torch.compile and modules around a model put before all of its names."""
+"""Prefixes that DataParallel, torch.compile and modules around a model give to all of its names."""
 
 _ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What torch puts inside names, when a part of a model is wrapped."""
+"""Texts that torch puts inside names when a part of a model is wrapped."""
 
 
 def module_of(into: Into) -> nn.Module:

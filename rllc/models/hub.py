@@ -18,11 +18,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 _DEPTHS = ("*", "*/*", "*/*/*")
-"""As deep as checkpoints are in a folder. What lies deeper may be large."""
+"""Patterns as deep as checkpoints lie in a folder. Deeper folders may be large."""
 
 
 class HubOptions(TypedDict, total=False):
-    """What is passed on to the hub's client, with its names and meanings."""
+    """Options that are passed on to the hub's client, with its names and meanings."""
 
     revision: str
     """A branch, tag or commit; a pattern such as ``"stage1-*"`` chooses among the revisions of a
@@ -231,7 +231,8 @@ def place_of(
         return Hub(source, cache_dir, token)
     hint = ""
     if path.parent.is_dir():
-        hint = f" In {path.parent}: {nearest(path.name, _names_in(path.parent))}"
+        advice = nearest(path.name, _names_in(path.parent))
+        hint = f" In {path.parent}: {advice}"
     raise FileError(f"loading {source}: there is no such file or folder.{hint}")
 
 
@@ -245,5 +246,8 @@ def _beside(source: str) -> str:
     if not path.parent.is_dir():
         return f" (there is no folder {str(path.parent)!r} in {Path.cwd()})"
     similar = difflib.get_close_matches(path.name, _names_in(path.parent), n=1)
-    hint = f"; did you mean {(path.parent / similar[0]).as_posix()!r}?" if similar else ""
+    hint = ""
+    if similar:
+        suggestion = path.parent / similar[0]
+        hint = f"; did you mean {suggestion.as_posix()!r}?"
     return f" (in {Path.cwd()}{hint})"

@@ -1,7 +1,7 @@
 """The steps of a run, from the names of its files or revisions.
 
-:mod:`rllc.models.steps` reads one name; here are many, which together are one run or are refused.
-No file is opened.
+:mod:`rllc.models.steps` reads one name. This module reads many, and refuses names that are not of
+one run. No file is opened.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _AUXILIARY = re.compile(
     r"|resume)(?:[-_.]|$)",
     re.IGNORECASE,
 )
-"""Files that training keeps beside the weights."""
+"""Files that training writes beside the weights."""
 
 _FORMS = ("config.json", "adapter_config.json")
 """Files that make a folder one model."""
@@ -34,14 +34,18 @@ SHOWN = 6
 
 
 def refuse_mixtures(source: str, steps: Mapping[str, Named]) -> None:
-    """Names that count different things, or are of several runs, are not one sequence of steps."""
-    units = _by(steps, "unit")
+    """Refuse names that count different things or are of several runs.
+
+    Raises:
+        FileError: gives examples of each.
+    """
+    units = _grouped((name, named.unit) for name, named in steps.items())
     if len(units) > 1:
         raise FileError(
             f"listing the checkpoints of {source}: its names count {' and '.join(units)}: "
             f"{_examples(units)}. Type {{step: path}} with those of one kind."
         )
-    runs = _by(steps, "run")
+    runs = _grouped((name, named.run) for name, named in steps.items())
     if len(runs) > 1:
         raise FileError(
             f"listing the checkpoints of {source}: they seem to be of several runs or stages: "
@@ -49,34 +53,37 @@ def refuse_mixtures(source: str, steps: Mapping[str, Named]) -> None:
         )
 
 
-def _by(steps: Mapping[str, Named], what: str) -> dict[str, list[str]]:
-    """Names by one thing that they say."""
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Names by their group, from pairs of a name and its group."""
     groups: dict[str, list[str]] = {}
-    for name, named in steps.items():
-        groups.setdefault(getattr(named, what), []).append(name)
+    for name, group in pairs:
+        groups.setdefault(group, []).append(name)
     return groups
 
 
 def _examples(groups: Mapping[str, list[str]]) -> str:
-    shown = []
-    for names in groups.values():
-        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        shown.append(f"{names[0]}{more}")
-    return "; ".join(shown)
+    """The first name of each group, and how many more it has."""
+    examples = []
+    for first_name, *more_names in groups.values():
+        example = first_name
+        if more_names:
+            example += f" (and {len(more_names)} more)"
+        examples.append(example)
+    return "; ".join(examples)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What the names of a source's files say."""
+    """The steps in the names of a source's files."""
 
     steps: Mapping[str, Named]
-    """State dicts and folders whose names say a step."""
+    """State dicts and folders whose names have a step."""
     not_understood: list[str]
-    """Files and folders of weights whose names say none."""
+    """Files and folders of weights whose names have none."""
 
     @classmethod
     def of(cls, files: Iterable[str]) -> Listing:
-        """Look at the top, else one folder below.
+        """Read the names at the top, or one folder below if the top has no steps.
 
         >>> listing = Listing.of(["step10/config.json", "ckpt_20.pt", "notes.txt", "best.pt"])
         >>> list(listing.steps), listing.not_understood
@@ -102,20 +109,24 @@ class Listing:
                     not_understood.append(file)
                 else:
                     steps_of_folders.setdefault(_folder_of(path), {})[file] = named
-        for step_folder, inside in files_of_steps.items():
+        for step_folder, files_of_step in files_of_steps.items():
             path = PurePosixPath(step_folder)
             named = read_name(path.name)
             assert named is not None
-            weights = _weights_of(step_folder, inside)
+            weights = _weights_of(step_folder, files_of_step)
             steps_of_folders.setdefault(_folder_of(path), {})[weights] = named
-        if "" not in steps_of_folders and len(steps_of_folders) > 1:
+        if "" in steps_of_folders:
+            return cls(steps_of_folders[""], not_understood)
+        folders = list(steps_of_folders)
+        if not folders:
+            return cls({}, not_understood)
+        if len(folders) > 1:
             raise FileError(
-                f"listing checkpoints: the folders {shortened(list(steps_of_folders))} each hold "
+                f"listing checkpoints: the folders {shortened(folders)} each hold "
                 f"some, as of several runs; give one of them, or "
-                f"subfolder={next(iter(steps_of_folders))!r}."
+                f"subfolder={folders[0]!r}."
             )
-        steps = steps_of_folders.get("") or next(iter(steps_of_folders.values()), {})
-        return cls(steps, not_understood)
+        return cls(steps_of_folders[folders[0]], not_understood)
 
 
 def _folder_of(path: PurePosixPath) -> str:
@@ -162,13 +173,13 @@ def _weights_of(folder: str, files: list[str]) -> str:
 
 
 def is_model_folder(files: Iterable[str]) -> bool:
-    """Whether a folder with these files is one model, in a form that says so.
+    """Whether a folder with these files is one model: it has a configuration, or shards.
 
     >>> is_model_folder(["config.json", "model.safetensors"]), is_model_folder(["a/config.json"])
     (True, False)
     """
-    at_the_top = [name for name in files if "/" not in name]
-    return any(name in _FORMS or is_shard(name) for name in at_the_top)
+    names_at_the_top = [file for file in files if "/" not in file]
+    return any(name in _FORMS or is_shard(name) for name in names_at_the_top)
 
 
 def shortened(names: list[str]) -> str:

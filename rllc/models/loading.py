@@ -160,9 +160,10 @@ def _of_step(source: object, listed: list[Checkpoint], step: int) -> Checkpoint:
         if checkpoint.step == step:
             return checkpoint
     steps = [checkpoint.step for checkpoint in listed if checkpoint.step is not None]
-    nearest_steps = sorted(sorted(steps, key=lambda other: abs(other - step))[:3])
+    by_distance = sorted(steps, key=lambda listed_step: abs(listed_step - step))
+    nearest_steps = ", ".join(str(near) for near in sorted(by_distance[:3]))
     raise InputError(
-        f"load: {source} has no step {step}; the nearest are {', '.join(map(str, nearest_steps))} "
+        f"load: {source} has no step {step}; the nearest are {nearest_steps} "
         f"({len(steps)} checkpoints, steps {steps[0]} to {steps[-1]})."
     )
 

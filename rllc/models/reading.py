@@ -26,11 +26,11 @@ _SHOWN = 8
 
 
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "weights")
-"""What training loops call a state dict among the other things that they save: Lightning's
+"""Names that training loops give to a state dict among the other things that they save: Lightning's
 ``state_dict``, nanoGPT's ``model``, DeepSpeed's ``module``, …"""
 
 _CONFIGS = ("cfg", "config", "model_config", "hyper_parameters")
-"""What they call the model's configuration."""
+"""Names that they give to the model's configuration."""
 
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
@@ -41,7 +41,7 @@ matrices that have it as their other side."""
 
 
 class Contents(NamedTuple):
-    """What a file of weights holds."""
+    """The contents of a file of weights."""
 
     state: dict[str, Tensor]
     config: Mapping[str, Any] | None
@@ -178,7 +178,7 @@ def _check_state_dict(path: Path, contents: object) -> None:
 
 
 def refused_pickle(path: Path, error: pickle.UnpicklingError) -> FileError:
-    """What to say of a pickle that torch refused to read. torch's own words advise to run it."""
+    """An error for a pickle that torch refused to read. torch's own message advises to run it."""
     match = re.search(r"GLOBAL (\S+)|module (\S+) is blocked", str(error))
     if match:
         reason = f"it would call {match[1] or match[2]}"

@@ -28,12 +28,12 @@ _COUNTED = {
 }
 _NUMBERED = re.compile(rf"(?P<run>|.*[-_.])(?:{_WORDS})[-_=.]?{_NUMBER}", re.IGNORECASE)
 _METRIC = re.compile(r"(?:epochs?|ep)[-_=]?\d+|\w+=[-+.\de]+", re.IGNORECASE)
-_MOST = 2**63
-"""Steps are kept as 64-bit integers."""
+_TOO_LARGE = 2**63
+"""Steps are stored as 64-bit integers."""
 
 
 class Named(NamedTuple):
-    """What a name says.
+    """The step in a name, and what else the name says.
 
     >>> read_name("stage1-step1000-tokens4B")
     Named(step=1000, unit='steps', run='stage1')
@@ -43,8 +43,8 @@ class Named(NamedTuple):
     unit: str
     """``"steps"``, ``"tokens"`` or ``"epochs"``: what ``step`` counts."""
     run: str
-    """What stands before the number: steps of another run, or of a run's other stage, may have the
-    same numbers."""
+    """The text before the number: another run, or another stage of a run, may have the same
+    steps."""
 
 
 def read_name(name: str) -> Named | None:
@@ -73,19 +73,24 @@ def read_name(name: str) -> Named | None:
         matches = list(pattern.finditer(stem))
         if not matches:
             continue
-        steps = {_whole(match) for match in matches}
-        step = steps.pop()
-        if steps or step is None:
+        steps = {_whole_number(match) for match in matches}
+        if len(steps) > 1:
             return None
-        return Named(step, unit, _run(stem[: matches[0].start()]))
+        (step,) = steps
+        if step is None:
+            return None
+        text_before = stem[: matches[0].start()]
+        return Named(step, unit, _run(text_before))
     is_file = stem != PurePosixPath(Path(name).as_posix()).name
     if is_file and stem.isdecimal():
         return Named(int(stem), "steps", "")
     match = _NUMBERED.fullmatch(stem)
     if match is None:
         return None
-    step = _whole(match)
-    return None if step is None else Named(step, "steps", _run(match["run"]))
+    step = _whole_number(match)
+    if step is None:
+        return None
+    return Named(step, "steps", _run(match["run"]))
 
 
 def step_in_name(name: str) -> int | None:
@@ -99,7 +104,7 @@ def step_in_name(name: str) -> int | None:
 
 
 def stem_of(name: str) -> str:
-    """The last part of a path, without what says that it is a file of weights.
+    """The last part of a path, without a suffix of weights.
 
     >>> stem_of("runs/ckpt_100.pth.tar"), stem_of("runs/v1.0")
     ('ckpt_100', 'v1.0')
@@ -111,13 +116,17 @@ def stem_of(name: str) -> str:
     return last_part
 
 
-def _whole(match: re.Match[str]) -> int | None:
+def _whole_number(match: re.Match[str]) -> int | None:
     """The number, if it is a whole one: ``1e9``, ``4B`` and ``1.5k`` are, ``1.5`` is not."""
-    value = Decimal(match["number"]) * _SCALES[match["scale"].lower()]
-    is_whole = value == value.to_integral_value() and value < _MOST
+    scale = _SCALES[match["scale"].lower()]
+    value = Decimal(match["number"]) * scale
+    is_whole = value == value.to_integral_value() and value < _TOO_LARGE
     return int(value) if is_whole else None
 
 
-def _run(before: str) -> str:
-    """What a name says of its run: without epochs and metrics, which differ from step to step."""
-    return _METRIC.sub("", before).strip("-_=. ")
+def _run(text_before: str) -> str:
+    """The name of a run, from the text before a step's number.
+
+    Epochs and metrics are left out, because they differ from step to step.
+    """
+    return _METRIC.sub("", text_before).strip("-_=. ")

@@ -1,4 +1,4 @@
-"""What can be watched along chains; each file holds one kind of :class:`rllc.Observable`."""
+"""Observables to watch along chains; each file has one kind of :class:`rllc.Observable`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the slope of a minibatch adds to its loss: 0 on average, so it may be subtracted."""
+"""The part of a minibatch's loss that its slope makes: 0 on average, so it may be subtracted."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _LANCZOS_STEPS = 12
 known to some percent after these."""
 
 _ROUNDING = 0.02
-"""What is left of a product, relative to the largest, that may be an error of the difference."""
+"""Products below this share of the largest may be errors of the difference."""
 
 
 def max_curvature(lr: float) -> Observable:

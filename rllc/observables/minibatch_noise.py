@@ -27,7 +27,7 @@ def minibatch_variance() -> Observable:
 
 
 def pairing(sampler: Sampler) -> Observable:
-    """What λ̂ gains because the minibatches of one epoch exclude each other.
+    """The bias of λ̂ that arises because the minibatches of one epoch exclude each other.
 
     Measured where an epoch has 2 to 99 minibatches and no control variate takes it off, else 0. It
     is
@@ -74,7 +74,7 @@ def _minibatch_variance(moment: Moment) -> Tensor:
 
 
 def _shares(rise: Tensor, counted: Tensor) -> Tensor:
-    """What each row adds to the mean's distance from its expectation, times the number of rows."""
+    """Each row's part in the mean's distance from its expectation, times the number of rows."""
     counted = counted.reshape(len(counted), -1)
     number = counted.sum(1).double()
     total = rise.masked_fill(~counted, 0.0).sum(2)

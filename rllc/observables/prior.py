@@ -1,4 +1,4 @@
-"""What the loss would be if the prior alone held the chains."""
+"""The loss that chains would have if the prior alone held them."""
 
 from __future__ import annotations
 

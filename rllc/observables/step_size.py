@@ -1,4 +1,4 @@
-"""What a second look at the loss tells of a step: would it be accepted, and what does it add?
+"""Two readings of a step's size, from a second evaluation: its acceptance, and its bias.
 
 Cost: one evaluation of each run at each probed draw.
 """
@@ -27,7 +27,7 @@ def acceptance(law: Law) -> Observable:
 
 
 def discretisation() -> Observable:
-    """What the step's size adds to λ̂: ⅛ nβ δ·(∇ℓ_B(v′) − ∇ℓ_B(v)), with δ = v′ − v.
+    """The bias of λ̂ by the step's size: ⅛ nβ δ·(∇ℓ_B(v′) − ∇ℓ_B(v)), with δ = v′ − v.
 
     On a quadratic its mean is Σ ½ nβhᵢ(1/(aᵢ(1 − εaᵢ/4)) − 1/aᵢ), what a finite ε adds to λ̂
     (exactly, without gradient noise), also with a preconditioner εGᵢ that is held fixed. The

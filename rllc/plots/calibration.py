@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,18 +43,19 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None) -> Axes:
     y = calibration.lr
     scale = ScalarMappable(Normalize(0, 1, clip=True), colormaps["viridis"].resampled(10))
     colors = scale.to_rgba(np.clip(_largest_ratio(calibration), 0, _TOP))
-    kinds = _kinds(calibration)
+    kinds = np.array(_kinds(calibration))
     for kind, marker in _MARKERS.items():
-        chosen = np.array([its_kind == kind for its_kind in kinds])
-        if not chosen.any():
+        settings = np.flatnonzero(kinds == kind)
+        if not settings.size:
             continue
         look: dict[str, Any] = {"s": 55.0, "marker": marker, "linewidths": 1.6, "label": kind}
         if marker == "x":
-            ax.scatter(x[chosen], y[chosen], color="0.25", **look)
+            look["color"] = "0.25"
         elif kind == "good":
-            ax.scatter(x[chosen], y[chosen], color=colors[chosen], **look)
+            look["color"] = colors[settings]
         else:
-            ax.scatter(x[chosen], y[chosen], facecolors="none", edgecolors=colors[chosen], **look)
+            look |= {"facecolors": "none", "edgecolors": colors[settings]}
+        ax.scatter(x[settings], y[settings], **look)
     best = calibration.best
     if calibration.good[best]:
         ring: dict[str, Any] = {"s": 190.0, "linewidths": 2.0, "label": "recommended"}
@@ -78,20 +80,25 @@ _MARKERS = {"good": "o", "not good": "o", "the prior dominates": "D", "chains di
 
 
 def _kinds(calibration: Calibration) -> list[str]:
-    """Return which of the kinds ``[setting]`` each setting is."""
-    words = []
-    for faults in calibration.faults:
-        kinds = {fault.kind for of_refinement in faults for fault in of_refinement}
-        if "diverged" in kinds:
-            words.append("chains diverged")
-        elif kinds == {"prior_dominated"}:
-            words.append("the prior dominates")
+    """Return which kind of :data:`_MARKERS` each setting is, ``[setting]``."""
+    kinds = []
+    for faults_of_setting in calibration.faults:
+        faults = {fault.kind for fault in chain.from_iterable(faults_of_setting)}
+        if "diverged" in faults:
+            kinds.append("chains diverged")
+        elif faults == {"prior_dominated"}:
+            kinds.append("the prior dominates")
+        elif faults:
+            kinds.append("not good")
         else:
-            words.append("not good" if kinds else "good")
-    return words
+            kinds.append("good")
+    return kinds
 
 
 def _largest_ratio(calibration: Calibration) -> np.ndarray:
     """λ̂ over its control ``[setting]``, of the refinement for which it is largest."""
-    ratios = [result.diagnostics["control_ratio"] for result in calibration.estimates]
-    return np.array([np.max(of_setting) for of_setting in ratios])
+    largest = []
+    for estimate in calibration.estimates:
+        ratios = estimate.diagnostics["control_ratio"]  # [refinement]
+        largest.append(np.max(ratios))
+    return np.array(largest)

@@ -20,7 +20,9 @@ from rllc.plots.figures import (
     new_axes,
     of_intervals,
     plain,
+    rise_from_0,
     small_print,
+    with_roles,
     without_bands,
     zero_line,
 )
@@ -221,7 +223,7 @@ def plot_curves(
     """
     times = np.asarray(steps, dtype=np.float64)
     are_steps = times.ndim == 1 and len(times) > 0
-    if not are_steps or times[0] < 0 or (np.diff(times) <= 0).any():
+    if not are_steps or not rise_from_0(times):
         raise InputError(
             f"plot_curves: `steps` must be rising training steps from 0 on, got {steps!r}."
         )
@@ -233,7 +235,8 @@ def plot_curves(
     _check_names("error", error, curves)
     _check_names("dof", dof, curves)
     names = list(curves)
-    values = np.stack([_at_steps(curves[name], times, f"curve {name!r}") for name in names])
+    rows = [_at_steps(curves[name], times, f"curve {name!r}") for name in names]
+    values = np.stack(rows)  # [curve, step]
     half_width = _half_widths(names, times, error, dof)
     groups = groups_by_name("plot_curves", names, groups)
     is_new = ax is None
@@ -324,6 +327,5 @@ def _name_ends(
     groups: Mapping[str, str] | None,
 ) -> int:
     """Write name and group at each line's end; return how many lines have none."""
-    groups = groups or {}
-    words = [f"{name} {groups.get(name, '')}".strip() for name in names]
+    words = with_roles(names, groups or {})
     return name_ends(ax, steps, values, words, colors)

@@ -110,7 +110,9 @@ def plot_against(
 
 def _said(estimate: Estimate, wrong: np.ndarray) -> list[str]:
     """The small print of dots."""
-    hollow = f"hollow: not ok ({wrong.sum()} of {len(wrong)})" if wrong.any() else ""
+    hollow = ""
+    if wrong.any():
+        hollow = f"hollow: not ok ({wrong.sum()} of {len(wrong)})"
     return [sampled(estimate.settings), hollow]
 
 
@@ -152,7 +154,9 @@ def plot_data_pair(
         raise InputError(
             f"plot_data_pair: expected two data sets with weights in common, got {x!r} and {y!r}."
         )
-    rows = np.array([[rows_on_x[name] for name in names], [rows_on_y[name] for name in names]])
+    x_rows = [rows_on_x[name] for name in names]
+    y_rows = [rows_on_y[name] for name in names]
+    rows = np.array([x_rows, y_rows])
     places = estimate.value[rows]
     error = estimate.mean.half_width()[rows]
     is_new = ax is None
@@ -163,8 +167,10 @@ def plot_data_pair(
     ax.axline((middle, middle), (middle + 1, middle + 1), color="0.7", lw=0.8, zorder=0)
     ax.set_xlabel(rf"$\hat\lambda$ on {plain(x)} (95 % interval)")
     ax.set_ylabel(rf"$\hat\lambda$ on {plain(y)} (95 % interval)")
-    faults = [faults_of_rows(estimate, of_axis.tolist()) for of_axis in rows]
-    wrong = np.array([bool(one or other) for one, other in zip(*faults, strict=True)])
+    faults_on_x = faults_of_rows(estimate, x_rows)
+    faults_on_y = faults_of_rows(estimate, y_rows)
+    pairs = zip(faults_on_x, faults_on_y, strict=True)
+    wrong = np.array([bool(on_x or on_y) for on_x, on_y in pairs])
     if is_new:
         small_print(ax, _said(estimate, wrong))
     grouped = groups_by_name("plot_data_pair", names, groups)

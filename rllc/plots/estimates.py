@@ -23,6 +23,7 @@ from rllc.plots.figures import (
     plain,
     pyplot,
     small_print,
+    starts,
     zero_line,
 )
 from rllc.plots.labels import name_dots
@@ -178,11 +179,14 @@ def _name_highest(
     """Name the highest dots: of each panel, or of the only one."""
     low, high = panels[0].get_ylim()
     panels[0].set_ylim(low, high + 0.12 * (high - low))
+    is_shared = len(panels) == 1
+    finite = np.flatnonzero(np.isfinite(estimate.value)).tolist()
     for number, panel in enumerate(panels):
-        finite = np.flatnonzero(np.isfinite(estimate.value)).tolist()
-        rows = [row for row in finite if len(panels) == 1 or estimate.data[row] == data[number]]
+        rows = finite
+        if not is_shared:
+            rows = [row for row in finite if estimate.data[row] == data[number]]
         sets = [data.index(estimate.data[row]) for row in rows]
-        beside = [_beside(k, len(data)) if len(panels) == 1 else 0.0 for k in sets]
+        beside = [_beside(k, len(data)) if is_shared else 0.0 for k in sets]
         places = [weights.index(estimate.weights[row]) for row in rows]
         name_dots(
             panel,
@@ -214,7 +218,8 @@ def label_weights(ax: Axes, weights: Sequence[str]) -> None:
 def _label_layers(ax: Axes, weights: Sequence[str]) -> None:
     """Write the layers in the middle of their heads."""
     edges = [-0.5, *_layer_edges(weights), len(weights) - 0.5]
-    layers = [layer_of(weights[int(edge + 0.5)]) for edge in edges[:-1]]
+    first_heads = [int(edge + 0.5) for edge in edges[:-1]]
+    layers = [layer_of(weights[head]) for head in first_heads]
     numbers = [layer.removeprefix("layer ") for layer in layers]
     middles = [(low + high) / 2 for low, high in pairwise(edges)]
     if len(middles) > MOST_NAMED:
@@ -225,5 +230,6 @@ def _label_layers(ax: Axes, weights: Sequence[str]) -> None:
 
 
 def _layer_edges(weights: Sequence[str]) -> list[float]:
+    """Places between the heads of one layer and those of the next."""
     layers = [layer_of(name) for name in weights]
-    return [i - 0.5 for i in range(1, len(layers)) if layers[i] != layers[i - 1]]
+    return [start - 0.5 for start in starts(layers)]

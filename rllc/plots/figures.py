@@ -1,4 +1,4 @@
-"""What figures share: sizes, colours, lines with bands, marks of faults, an axis of training steps.
+"""Parts that figures share: sizes, colours, lines with bands, marks of faults, an axis of steps.
 
 Needs the extra ``plot`` when called.
 """
@@ -30,7 +30,7 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 """A second and a third round of colours have other dashes."""
 
 MARKERS = "os^Dv*P"
-"""Of data sets and groups, so that they can also be told apart in grey."""
+"""Markers of data sets and groups, which differ in grey prints, too."""
 
 NO_GROUP = "0.55"
 """The colour of what is in no group."""
@@ -379,6 +379,35 @@ def layer_of(weights: str) -> str:
         return "other weights"
     tower, layer, _ = parts_of_head(weights)
     return f"{tower} layer {layer}".strip()
+
+
+def rise_from_0(steps: np.ndarray) -> bool:
+    """Whether steps rise, the first being 0 or more.
+
+    >>> rise_from_0(np.array([0, 1, 10])), rise_from_0(np.array([1, 1]))
+    (True, False)
+    """
+    if len(steps) and steps[0] < 0:
+        return False
+    return not (np.diff(steps) <= 0).any()
+
+
+def with_roles(names: Sequence[str], roles: Mapping[str, str]) -> list[str]:
+    """Return each name with its role behind it, where it has one.
+
+    >>> with_roles(["1:6", "1:7"], {"1:6": "induction"})
+    ['1:6 induction', '1:7']
+    """
+    return [f"{name} {roles.get(name, '')}".strip() for name in names]
+
+
+def starts(groups: Sequence[object]) -> list[int]:
+    """Return the places at which a list goes on to another group.
+
+    >>> starts(["a", "a", "b", "c"])
+    [2, 3]
+    """
+    return [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]
 
 
 def plain(name: str) -> str:

@@ -31,10 +31,10 @@ def plot_kernel(kernel: LossKernel, weights: str | tuple[str, str], ax: Axes | N
     """
     mean = kernel[weights]
     ax = new_axes(ax, width=4.5, height=4.0)
-    stands_out = np.abs(mean.value) > 2 * mean.standard_error
-    shown = np.where(stands_out, mean.value, 0.0)
-    limit = float(np.nanmax(np.abs(shown))) or 1.0
-    image = ax.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    is_significant = np.abs(mean.value) > 2 * mean.standard_error
+    values = np.where(is_significant, mean.value, 0.0)
+    limit = float(np.nanmax(np.abs(values))) or 1.0
+    image = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
     unit = "" if kernel.kind == "correlation" else ", squared nats"
     ax.figure.colorbar(image, ax=ax, label=f"{kernel.kind}{unit}")
     ax.set_xlabel("query")
@@ -113,11 +113,11 @@ def _places(correlation: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
 
 
 def _principal_components(correlation: np.ndarray) -> np.ndarray:
-    """The first two, ``[row, 2]``."""
+    """The first two principal components, ``[row, 2]``."""
     centred = correlation - correlation.mean(axis=0)
     centred = centred - centred.mean(axis=1, keepdims=True)
     symmetric = (centred + centred.T) / 2
-    values, vectors = np.linalg.eigh(symmetric)  # rising
-    first_two = slice(None, -3, -1)
-    variances = np.maximum(values[first_two], 0.0)
-    return vectors[:, first_two] * np.sqrt(variances)
+    values, vectors = np.linalg.eigh(symmetric)
+    largest_two = [-1, -2]  # eigenvalues rise
+    variances = np.maximum(values[largest_two], 0.0)
+    return vectors[:, largest_two] * np.sqrt(variances)

@@ -56,9 +56,8 @@ def name_ends(
     height = ax.get_window_extent().height * 72 / ax.figure.dpi  # in points
     ends = np.array([_end(x, curve) for curve in values]).reshape(-1, 2)
     to_axes = ax.transData + ax.transAxes.inverted()
-    heights = to_axes.transform(ends)[:, 1]
-    wanted = np.nan_to_num(heights)
-    order = np.argsort(wanted, kind="stable")
+    heights_of_ends = np.nan_to_num(to_axes.transform(ends)[:, 1])
+    order = np.argsort(heights_of_ends, kind="stable")
     smallest_line = _LINE_SPACING * _SMALLEST_FONT
     most = max(int(height / smallest_line), 1)
     if len(order) > most:
@@ -71,7 +70,7 @@ def name_ends(
     largest_that_fits = height / (_LINE_SPACING * num_words)
     size = min(_LARGEST_FONT, largest_that_fits)
     gap = _LINE_SPACING * size / height
-    places = _apart(wanted[order], gap)
+    places = _apart(heights_of_ends[order], gap)
     for i, place in zip(order, places, strict=True):
         has_value = np.isfinite(values[i]).any()
         leader = _leader(colors[i], lw=0.5, alpha=0.6, shrinkA=1, shrinkB=0, relpos=(0, 0.5))
@@ -108,23 +107,22 @@ def _end(x: Sequence[float] | np.ndarray, curve: np.ndarray) -> tuple[float, flo
     return x[last], curve[last]
 
 
-def _apart(wanted: np.ndarray, gap: float) -> np.ndarray:
-    """Return places in 0 … 1, at least ``gap`` apart, nearest to the wanted ones, which rise.
+def _apart(rising: np.ndarray, gap: float) -> np.ndarray:
+    """Return places in 0 … 1, at least ``gap`` apart, nearest to the rising ones given.
 
-    Isotonic regression: places less rank · gap need only not fall, so those in each other's way
-    share their mean.
+    By isotonic regression. Less rank · gap the new places need only not fall, so places that would
+    fall are joined to a block, and a block stands at its mean.
     """
     blocks: list[list[float]] = []
-    for rank, place in enumerate(wanted):
-        blocks.append([place - rank * gap])
-        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
-            last = blocks.pop()
-            blocks[-1] += last
+    for rank, place in enumerate(rising):
+        block = [place - rank * gap]
+        while blocks and np.mean(blocks[-1]) > np.mean(block):
+            block = blocks.pop() + block
+        blocks.append(block)
     means = [np.full(len(block), np.mean(block)) for block in blocks]
-    gaps_below = gap * np.arange(len(wanted))
-    highest = max(0.0, 1 - gap * (len(wanted) - 1))
-    lowest_places = np.concatenate(means).clip(0, highest)
-    return lowest_places + gaps_below
+    highest = max(0.0, 1 - gap * (len(rising) - 1))
+    without_gaps = np.concatenate(means).clip(0, highest)
+    return without_gaps + gap * np.arange(len(rising))
 
 
 def name_dots(
@@ -159,7 +157,7 @@ def name_dots(
     """
     settle(ax)
     canvas = _Canvas.of(ax, x, y, error)
-    taken = np.empty((0, 4))
+    boxes_of_words = np.empty((0, 4))
     if most is None:
         most = len(words) if len(words) <= _MOST_DOTS else _NAMED_DOTS
     chosen = np.arange(len(words))
@@ -172,10 +170,10 @@ def name_dots(
     for i in chosen.tolist():
         word = words[i]
         size = canvas.size_of(word)
-        place = canvas.best_place(i, size, taken)
+        place = canvas.best_place(i, size, boxes_of_words)
         if place is None:
             continue
-        taken = np.vstack([taken, place.box])
+        boxes_of_words = np.vstack([boxes_of_words, place.box])
         offset = (place.center - canvas.dots[i]) / canvas.point
         leader = _leader(colors[i], lw=0.6, shrinkA=0, shrinkB=2)
         ax.annotate(
@@ -189,7 +187,7 @@ def name_dots(
             color=colors[i],
             arrowprops=leader if place.needs_leader else None,
         )
-    return len(words) - len(taken)
+    return len(words) - len(boxes_of_words)
 
 
 class _Place(NamedTuple):
@@ -203,7 +201,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Canvas:
-    """What is drawn already, in pixels."""
+    """Dots and error bars in pixels, which words keep off."""
 
     ax: Axes
     point: float
@@ -242,8 +240,8 @@ class _Canvas:
         text.remove()
         return size
 
-    def best_place(self, i: int, size: np.ndarray, taken: np.ndarray) -> _Place | None:
-        """Return the cheapest free place around dot i; ``None`` where none is free."""
+    def best_place(self, i: int, size: np.ndarray, boxes_of_words: np.ndarray) -> _Place | None:
+        """Return the cheapest place around dot i that is free of words; ``None`` if none is."""
         frame = self.ax.get_window_extent()
         best = None
         for distance, turn in product(_DISTANCES, _TURNS):
@@ -252,9 +250,10 @@ class _Canvas:
             center = self.dots[i] + toward * distance * self.point + edge
             lower = center - size / 2
             upper = center + size / 2
-            is_outside = np.any(lower < frame.min) or np.any(upper > frame.max)
+            if np.any(lower < frame.min) or np.any(upper > frame.max):
+                continue
             box = np.concatenate([lower, upper])
-            if is_outside or _overlap(box, taken) > 0:
+            if _overlap(box, boxes_of_words) > 0:
                 continue
             place = self._place(i, distance, toward, center, box)
             # Costs that differ by rounding are equal; the first place is then the nearer one.
@@ -271,23 +270,26 @@ class _Canvas:
         box: np.ndarray,
     ) -> _Place:
         """Weigh what a word covers, how far off it is, and whether it seems another dot's."""
-        size = box[2:] - box[:2]
-        own_dot = self.dots[i]
+        width, height = box[2:] - box[:2]
+        dot = self.dots[i]
         other_dots = np.delete(self.dots, i, axis=0)
-        to_others = np.linalg.norm(other_dots - center, axis=1)
-        to_own = np.linalg.norm(own_dot - center)
-        is_doubtful = bool(np.any(to_others < 1.3 * to_own))
-        sideways = toward[::-1] * [-1, 1]
-        directions = np.array([toward, sideways])
-        along, across = directions @ (other_dots - own_dot).T
-        is_on_the_way = (along > 0) & (along < distance * self.point)
-        is_near = np.abs(across) < 4 * self.point
-        num_crossed = (is_on_the_way & is_near).sum()
+        from_center = np.linalg.norm(other_dots - center, axis=1)
+        is_doubtful = bool(np.any(from_center < 1.3 * np.linalg.norm(dot - center)))
+        num_crossed = self._num_crossed(other_dots - dot, toward, distance)
         covered = 5 * _overlap(box, self.circles) + 4 * _overlap(box, self.bars)
-        share_covered = covered / size.prod()
+        share_covered = covered / (width * height)
         cost = share_covered + 0.02 * distance + 0.3 * is_doubtful + num_crossed
         is_far = distance > _DISTANCES[0]
         return _Place(cost, box, center, is_far or is_doubtful)
+
+    def _num_crossed(self, from_dot: np.ndarray, toward: np.ndarray, distance: int) -> int:
+        """Count the dots ``[dot, 2]``, seen from one, that a leader this long runs into."""
+        sideways = toward[::-1] * [-1, 1]
+        directions = np.array([toward, sideways])
+        along, across = directions @ from_dot.T
+        is_beside_leader = (along > 0) & (along < distance * self.point)
+        is_near = np.abs(across) < 4 * self.point
+        return int((is_beside_leader & is_near).sum())
 
 
 def _pixels(ax: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -295,10 +297,10 @@ def _pixels(ax: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return ax.transData.transform(points)
 
 
-def _overlap(box: np.ndarray, others: np.ndarray) -> float:
-    """Return the summed area of what a box shares with others ``[other, (x0, y0, x1, y1)]``."""
-    lower = np.maximum(box[:2], others[:, :2])
-    upper = np.minimum(box[2:], others[:, 2:])
+def _overlap(box: np.ndarray, boxes: np.ndarray) -> float:
+    """Return the summed area that a box shares with others, ``[box, (x0, y0, x1, y1)]``."""
+    lower = np.maximum(box[:2], boxes[:, :2])
+    upper = np.minimum(box[2:], boxes[:, 2:])
     sides = (upper - lower).clip(min=0)
     areas = sides.prod(axis=1)
     return float(areas.sum())

@@ -1,4 +1,4 @@
-"""What of a result a figure shows: rows of one data set, groups by name, an Axes a panel."""
+"""Choose what a figure shows: the rows of one data set, groups by name, an Axes for each panel."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def rows_of_data(data_of_rows: Sequence[str], data: str | None, doing: str) -> l
 def faults_of_rows(estimate: Estimate, rows: Sequence[int]) -> list[Sequence[Fault]]:
     """Return the faults of some rows; other results than estimates have none."""
     faults = getattr(estimate, "faults", None)
-    return [() if faults is None else faults[row] for row in rows]
+    if faults is None:
+        return [() for _ in rows]
+    return [faults[row] for row in rows]
 
 
 def by_head_name(named: Mapping[str, Named]) -> dict[str, Named]:
@@ -60,13 +62,14 @@ def groups_by_name(
     """
     if groups is None:
         return None
-    named = {name: str(group) for name, group in by_head_name(groups).items()}
-    if not set(names) & set(named):
-        closest = nearest(next(iter(named), ""), names)
+    group_of_name = {name: str(group) for name, group in by_head_name(groups).items()}
+    if group_of_name.keys().isdisjoint(names):
+        first_name = next(iter(group_of_name), "")
+        advice = nearest(first_name, names)
         raise InputError(
-            f"{doing}: `groups` are of {list(groups)[:4]}, but none of these is drawn; {closest}"
+            f"{doing}: `groups` are of {list(groups)[:4]}, but none of these is drawn; {advice}"
         )
-    return named
+    return group_of_name
 
 
 def panels_for(

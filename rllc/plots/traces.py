@@ -137,5 +137,6 @@ def _row_of(draws: Draws | Estimate, weights: str | None, data: str | None) -> i
     if len(rows) == 1:
         return rows[0]
     problem = f"matches {len(rows)} refinements; name one" if rows else "matches nothing"
-    closest = nearest(f"{weights}, {data}", [", ".join(pair) for pair in pairs])
-    raise InputError(f"plot_traces({weights!r}, {data!r}): {problem}; {closest}")
+    written = [", ".join(pair) for pair in pairs]
+    advice = nearest(f"{weights}, {data}", written)
+    raise InputError(f"plot_traces({weights!r}, {data!r}): {problem}; {advice}")

@@ -194,7 +194,8 @@ class _Step:
         if self.tuning.num_steps:
             eta = eta * (state.log_factor / 2).exp()[:, None]
         if self.jitter:
-            eta = eta * (1 + self.jitter * (2 * random.uniform()[:, None] - 1))
+            from_minus_1_to_1 = 2 * random.uniform()[:, None] - 1
+            eta = eta * (1 + self.jitter * from_minus_1_to_1)
         before = loss + self.prior.energy(start, center) + _kinetic(momentum)
         position = start
         force = gradient + self.prior.gradient(start, center)

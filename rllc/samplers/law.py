@@ -1,4 +1,4 @@
-"""What a sampler knows of itself, so that nobody has to know it by name."""
+"""Laws: the facts that a sampler states of itself, so that no code depends on its name."""
 
 from __future__ import annotations
 

@@ -20,6 +20,19 @@ _LOCALIZATION = 200.0
 """The paper's γ, in force where neither ``localization`` nor ``prior`` is given."""
 
 
+def check_localization(doing: str, localization: float) -> None:
+    """Refuse a localization that is not a finite number from 0 on.
+
+    Raises:
+        InputError: says what the paper uses.
+    """
+    if not isinstance(localization, int | float) or not 0 <= localization < math.inf:
+        raise InputError(
+            f"{doing}: `localization` must be a number from 0 on, got {localization!r}; "
+            f"the paper uses 200."
+        )
+
+
 @dataclass(frozen=True)
 class Prior:
     """A prior on v around the centre v*.
@@ -40,11 +53,7 @@ class Prior:
     half_width: float = math.inf
 
     def __post_init__(self) -> None:
-        if not isinstance(self.localization, int | float) or not 0 <= self.localization < math.inf:
-            raise InputError(
-                f"prior: `localization` must be a number from 0 on, got {self.localization!r}; "
-                f"the paper uses 200."
-            )
+        check_localization("prior", self.localization)
         if not is_real(self.half_width) or not self.half_width > 0:
             raise InputError(
                 f"prior: `half_width` must be positive, got {self.half_width!r}; it is how far "
@@ -57,7 +66,8 @@ class Prior:
 
     def energy(self, position: Tensor, center: Tensor) -> Tensor:
         """−log p = (γ/2)‖v − v*‖² up to a constant, inside the box; ``[run]`` in float64."""
-        return (position - center).square().sum(1, dtype=torch.float64).mul_(self.localization / 2)
+        squared_distance = (position - center).square().sum(1, dtype=torch.float64)
+        return squared_distance.mul_(self.localization / 2)
 
     def reflect(self, position: Tensor, center: Tensor) -> tuple[Tensor, Tensor | float]:
         """Bring back what left the box, mirrored at its walls as often as it takes.
@@ -86,7 +96,7 @@ class Prior:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What there is to say beyond ``localization``, for a sampler's settings."""
+        """The prior's numbers besides ``localization``, for a sampler's settings."""
         return {} if self.half_width == math.inf else {"half_width": self.half_width}
 
     def __repr__(self) -> str:

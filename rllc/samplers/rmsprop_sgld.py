@@ -116,7 +116,8 @@ class _Step:
         weight = (1 - self.alpha) * learning[:, None]
         square = torch.lerp(state.square, loss_gradient.square_(), weight)
         fed = state.fed + learning
-        corrected = square / -torch.expm1(fed * math.log(self.alpha))[:, None]  # v̂ = s/(1 − α^t)
+        total_weight = -torch.expm1(fed * math.log(self.alpha))  # 1 − α^t
+        corrected = square / total_weight[:, None]  # v̂
         scale = corrected.sqrt_().add_(self.eps).reciprocal_()  # G
         drift = self.prior.gradient(state.position, state.center).add_(gradient).mul_(scale)
         moved = torch.add(state.position, drift, alpha=-self.lr / 2)
@@ -136,7 +137,8 @@ def _check(alpha: float, eps: float, num_adaptation_steps: int | None) -> None:
             f"rmsprop_sgld: `eps` must be a positive number, got {eps!r}; the literature uses 0.1."
         )
     steps = num_adaptation_steps
-    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
+    is_integer = isinstance(steps, int) and not isinstance(steps, bool)
+    if steps is not None and (not is_integer or steps < 1):
         raise InputError(
             f"rmsprop_sgld: `num_adaptation_steps` must be an integer of at least 1, or None to "
             f"adapt for ever; got {steps!r}."

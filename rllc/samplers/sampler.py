@@ -1,4 +1,4 @@
-"""What a sampler is: a name, settings and two pure functions; and what it is handed."""
+"""A sampler: a name, settings and two pure functions; and the arguments of these functions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rllc.errors import InputError
 from rllc.samplers.law import Law
+from rllc.samplers.prior import check_localization
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,11 @@ class Sampler:
 
     def __post_init__(self) -> None:
         check_lr(self.name, self.lr)
-        if not isinstance(self.localization, int | float) or not 0 <= self.localization < math.inf:
-            raise InputError(
-                f"{self.name}: `localization` must be a number from 0 on, "
-                f"got {self.localization!r}; the paper uses 200."
-            )
+        check_localization(self.name, self.localization)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes its results: name and numbers, for files and tables."""
+        """The name and the numbers that decide its results, for files and tables."""
         numbers = {"lr": self.lr, "localization": self.localization}
         return {"sampler": self.name, **numbers, **self.options}
 
@@ -118,8 +115,8 @@ class Sampler:
         numbers = {"lr": self.lr, "localization": self.localization, **self.options}
         written = []
         for name, value in numbers.items():
-            plain = isinstance(value, int | float)
-            written.append(f"{name}={value:g}" if plain else f"{name}={value!r}")
+            number = f"{value:g}" if isinstance(value, int | float) else repr(value)
+            written.append(f"{name}={number}")
         return f"{self.name}({', '.join(written)})"
 
 

@@ -101,5 +101,6 @@ class _Step:
         halfway = torch.add(state.position, kicked, alpha=eta / 2)
         position, sign = self.prior.reflect(halfway, state.center)
         fresh = (kicked * (self.momentum * sign)).add_(random.normal(), alpha=noise_scale)
-        position, sign = self.prior.reflect(position.add_(fresh, alpha=eta / 2), state.center)
+        position = position.add_(fresh, alpha=eta / 2)
+        position, sign = self.prior.reflect(position, state.center)
         return SGHMCState(position, state.center, fresh * sign)

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a chain runs.
+"""Checks of arguments before a chain runs.
 
 Each error says what was being done, what was expected, what was got and what to type.
 """
@@ -203,12 +203,12 @@ def _check_tuning(sampler: Sampler, sampling: Sampling) -> None:
 
 
 def _check_parameter(model: nn.Module, name: str, parameter: Tensor) -> None:
-    finite = parameter.detach().isfinite()
-    if not bool(finite.all()):
+    is_finite = parameter.detach().isfinite()
+    num_broken = int((~is_finite).sum())
+    if num_broken:
         raise InputError(
-            f"sampling {type(model).__name__}: parameter {name!r} has {int((~finite).sum())} "
-            f"non-finite numbers; expected finite weights. Load a checkpoint from before training "
-            f"broke."
+            f"sampling {type(model).__name__}: parameter {name!r} has {num_broken} non-finite "
+            f"numbers; expected finite weights. Load a checkpoint from before training broke."
         )
 
 

@@ -1,4 +1,4 @@
-"""What sampling gives: losses with named axes, each beside the loss at w* on the same minibatch."""
+"""The result of sampling: losses with named axes, and the loss at w* on the same minibatches."""
 
 from __future__ import annotations
 
@@ -147,7 +147,8 @@ class Draws(OfRefinements):
             "states": list(self.states),
         }
         # States are random bits, and so are most of the bits of what was observed.
-        compress = not self.states and max(map(_size, arrays.values())) < 2**26
+        largest = max(_size(array) for array in arrays.values())
+        compress = not self.states and largest < 2**26
         return save_arrays(path, arrays, header, compress=compress)
 
     @classmethod
@@ -199,7 +200,7 @@ _OPTIONAL = {
     "observed": "object",
 }
 _OF_MINIBATCHES = {"batch_size": "count", "control_variate": None}
-"""Of which kind the settings are that results look at."""
+"""The kinds of the settings that results look at."""
 
 
 def check_settings(settings: object, needed: bool = True) -> None:
@@ -234,7 +235,8 @@ def _check_alike(arrays: Mapping[str, np.ndarray], lengths: Sequence[int]) -> No
     shape = arrays["loss"].shape
     if arrays["baseline"].shape != shape or arrays["diverged"].shape != shape[:2]:
         raise ValueError("loss, baseline and diverged are of different shapes")
-    if len(lengths) != shape[0] or not all(0 <= int(length) <= shape[2] for length in lengths):
+    is_one_each = len(lengths) == shape[0]
+    if not is_one_each or not all(0 <= int(length) <= shape[2] for length in lengths):
         raise ValueError(f"lengths is not {shape[0]} numbers of draws")
     for name, array in arrays.items():
         if name.startswith("observed."):

@@ -48,7 +48,7 @@ def check_weights_are_there(model: nn.Module) -> None:
 
 
 def _unsuited(parameter: Tensor) -> tuple[str, str] | None:
-    """What is unusual about a parameter, and what to do about it."""
+    """The reason why a parameter cannot be sampled, and what to do about it."""
     if is_lazy(parameter):
         return "lazy and has no shape yet", "call the model once on a batch, then sample it"
     if parameter.is_meta:

@@ -1,4 +1,4 @@
-"""What can be watched along chains: an :class:`Observable` is a function of one :class:`Moment`.
+"""Observables, which are watched along chains: each is a function of one :class:`Moment`.
 
 An observable never changes a chain: it reads positions and losses, and evaluates the model beside
 the chains, with random numbers of its own.
@@ -72,8 +72,9 @@ class Observable:
             value = getattr(self, name)
             right = value is None or callable(value)
             must_be("Observable", name, value, right, "a function of a moment, or left out")
-        right = isinstance(self.axes, tuple | list) and all(isinstance(a, str) for a in self.axes)
-        must_be("Observable", "axes", self.axes, right, "a tuple of names, such as ('pos',)")
+        are_axes = isinstance(self.axes, tuple | list)
+        are_axes = are_axes and all(isinstance(axis, str) for axis in self.axes)
+        must_be("Observable", "axes", self.axes, are_axes, "a tuple of names, such as ('pos',)")
         if not one_of(self.at, ("start", "draw", "probe")):
             raise InputError(
                 f"Observable: `at` must be 'start', 'draw' or 'probe', got {self.at!r}."
@@ -176,7 +177,8 @@ class Moment:
 
     def evaluate_origin(self, rows: Data) -> Tensor:
         """Return the losses at w* on other rows, ``[row]`` or ``[row, pos]``."""
-        return torch.cat([self._stage.center(batch).losses for batch in self._stage.batches(rows)])
+        losses = [self._stage.center(batch).losses for batch in self._stage.batches(rows)]
+        return torch.cat(losses)
 
     def run(self, position: Tensor, member: int | None = None) -> Runs:
         """Evaluate the step's minibatch, with gradients, at other positions ``[run, dim]``.
@@ -222,7 +224,7 @@ class Moment:
         return self._memo[key]
 
     def with_prepared(self, prepared: Tensor | None) -> Moment:
-        """The same moment for an observable with a ``prepare`` of its own."""
+        """Return the moment for an observable with a ``prepare`` of its own."""
         return replace(self, prepared=prepared)
 
     @property
@@ -261,7 +263,7 @@ class Stage:
 
     @property
     def surroundings(self) -> Any:
-        """Of the data set."""
+        """The surroundings of the data set."""
         return self.scene.surroundings
 
     def run(self, position: Tensor, member: int | None) -> Runs:

@@ -1,4 +1,4 @@
-"""What is kept of the values that are measured along chains."""
+"""Values that are measured along chains, recorded draw by draw."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 _PENDING_BYTES = 2**25
-"""Bytes that wait on the device before they are copied: a copy at every draw would wait for it."""
+"""Bytes that are gathered on the device before a copy, because a copy waits for the device."""
 
 _PENDING_DRAWS = 64
+"""Draws that are gathered on the device before a copy."""
 
 _FIRST_BYTES = 2**30
 """Up to this size an array gets its final length at once; longer ones grow by doubling."""
@@ -47,8 +48,9 @@ class Column:
             values = _padded(values, self.shape)
         self.pending.append(values)
         self.pending_bytes += values.numel() * values.element_size()
-        are_many = len(self.pending) >= _PENDING_DRAWS
-        if are_many or self.pending_bytes > _PENDING_BYTES:
+        has_many_draws = len(self.pending) >= _PENDING_DRAWS
+        has_many_bytes = self.pending_bytes > _PENDING_BYTES
+        if has_many_draws or has_many_bytes:
             self._flush()
 
     @property
@@ -60,6 +62,7 @@ class Column:
         return self.values[:, :, : self.length]
 
     def _flush(self) -> None:
+        """Copy what is pending from the device into the array."""
         if not self.pending:
             return
         stacked = torch.stack(self.pending, 2)
@@ -71,26 +74,26 @@ class Column:
         self._write(block)
 
     def _make_room(self, one_draw: np.ndarray, length: int) -> None:
+        """Make the array long enough for so many draws like this one."""
         capacity = 0
         if self.values is not None:
             capacity = self.values.shape[2]
         if length <= capacity:
             return
-        bytes_of_all = one_draw.nbytes * self.num_draws
-        if bytes_of_all <= _FIRST_BYTES:
-            wanted = self.num_draws
+        bytes_of_all_draws = one_draw.nbytes * self.num_draws
+        if bytes_of_all_draws <= _FIRST_BYTES:
+            capacity = max(length, self.num_draws)
         else:
-            wanted = 2 * capacity
-        capacity = max(length, wanted)
+            capacity = max(length, 2 * capacity)
         refinements, chains, *axes = one_draw.shape
         shape = (refinements, chains, capacity, *axes)
         larger = np.empty(shape, one_draw.dtype)
         if self.values is not None:
-            written = slice(0, self.length)
-            larger[:, :, written] = self.values[:, :, written]
+            larger[:, :, : self.length] = self.values[:, :, : self.length]
         self.values = larger
 
     def _write(self, block: np.ndarray) -> None:
+        """Put new draws ``[refinement, chain, draw, *axes]`` behind those in the array."""
         assert self.values is not None
         end = self.length + block.shape[2]
         self.values[:, :, self.length : end] = block
@@ -119,17 +122,17 @@ class RunningMoments:
         if self.mean is None or self.count is None:
             self.mean = np.zeros_like(draw)
             self.count = np.zeros(runs)
-        flat = draw.reshape(*runs, -1)
-        mean = self.mean.reshape(flat.shape)
+        values_of_run = draw.reshape(*runs, -1)  # [refinement, chain, value]
+        mean = self.mean.reshape(values_of_run.shape)
         if self._sums is None:
-            self._sums = self._earlier_sums(flat.shape)
-        has_stopped = np.isnan(flat).all(-1, keepdims=True)
+            self._sums = self._earlier_sums(values_of_run.shape)
+        has_stopped = np.isnan(values_of_run).all(-1, keepdims=True)
         is_running = ~has_stopped
         self.count += is_running[..., 0]
         count = np.maximum(self.count, 1)
-        from_old_mean = np.where(is_running, flat - mean, 0.0)
+        from_old_mean = np.where(is_running, values_of_run - mean, 0.0)
         mean = mean + from_old_mean / count[..., None]
-        from_new_mean = np.where(is_running, flat - mean, 0.0)
+        from_new_mean = np.where(is_running, values_of_run - mean, 0.0)
         self._sums += from_old_mean[..., :, None] * from_new_mean[..., None, :]
         self.mean = mean.reshape(draw.shape)
 
@@ -142,6 +145,7 @@ class RunningMoments:
         return self.mean, covariance
 
     def _earlier_sums(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Sums of products over earlier draws, ``[refinement, chain, value, value]``."""
         if self.covariance is None or self.count is None:
             num_values = shape[-1]
             return np.zeros((*shape, num_values))
@@ -149,7 +153,7 @@ class RunningMoments:
 
     @staticmethod
     def _degrees(count: np.ndarray) -> np.ndarray:
-        """By what sums of squares are divided, ``[refinement, chain, 1, 1]``."""
+        """Degrees of freedom of covariances, ``[refinement, chain, 1, 1]``; at least 1."""
         degrees = np.maximum(count - 1, 1)
         return degrees[..., None, None]
 
@@ -173,20 +177,22 @@ class Page:
             page = _blank((*self.shape, *axes), values)
         elif page.shape[2:] != axes:
             lengths = zip(page.shape[2:], axes, strict=True)
-            longest = [max(pair) for pair in lengths]
-            page = _padded(page, (*self.shape, *longest))
-            values = _padded(values, (len(values), *longest))
+            longest_axes = [max(pair) for pair in lengths]
+            page = _padded(page, (*self.shape, *longest_axes))
+            values = _padded(values, (len(values), *longest_axes))
         page[refinement, chain] = values
         self.values[name] = page
 
 
 def _padded(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    wider = _blank(shape, values)
-    filled = [slice(length) for length in values.shape]
-    wider[tuple(filled)] = values
-    return wider
+    """Values in a larger shape, with blanks behind them on each axis."""
+    padded = _blank(shape, values)
+    place = tuple(slice(length) for length in values.shape)
+    padded[place] = values
+    return padded
 
 
 def _blank(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    missing = torch.nan if like.is_floating_point() else -1
-    return like.new_full(shape, missing)
+    """A tensor of NaN, or of −1 where values are integers."""
+    blank = torch.nan if like.is_floating_point() else -1
+    return like.new_full(shape, blank)

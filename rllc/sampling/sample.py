@@ -244,7 +244,7 @@ class _Question:
 
     @property
     def _minibatches(self) -> dict[str, dict[str, int | None]]:
-        """What was chosen for each data set: rows of a minibatch, and whether with the control."""
+        """The choices for each data set: rows of a minibatch, and whether with the control."""
         by_data = _by_data(self.refinements, self.sampler, self.sampling)
         chosen = {}
         for name, settings in by_data.items():
@@ -280,7 +280,7 @@ class _Sample:
         self.chains: Chains | None = None
         self.parameters = dict(question.model.named_parameters())
         self.ambient: dict[str, object] = {}
-        """What chains were computed with, of which their last bits may depend."""
+        """The threads and determinism of torch, on which the last bits of chains may depend."""
         self.identity: dict[str, object] | None = None
         """Of model, loss and sampler, where states are kept or gone on from: it takes a hash of
         all weights."""
@@ -464,7 +464,7 @@ def _by_data(
 def _built_in(
     sampler: Sampler, sampling: Sampling, by_data: Iterable[Sampling]
 ) -> dict[str, Observable]:
-    """What estimates need: the minibatch's noise, and what the sampler's law can say.
+    """The observables that estimates need: the minibatch's noise, and those of the sampler's law.
 
     A data set's own settings decide whether the control variate is measured, or 0.
     """
@@ -499,7 +499,7 @@ def _step(
     positions: list[tuple[Pass, Tensor]],
     parameters: Mapping[str, Tensor],
 ) -> Step:
-    """What a caller of :func:`iterate` sees of a step."""
+    """A step as callers of :func:`iterate` see it."""
     loss, baseline = page.values.pop("loss"), page.values.pop("baseline")
     find = partial(_positions, positions, chains.diverged.shape[1])
     by_name = partial(_parameters, positions, parameters)
@@ -522,7 +522,10 @@ def _parameters(
         for name, block in moved.items():
             parts.setdefault(name, []).append(stack(block, parameters[name]))
     order = torch.cat(chains).argsort()
-    return {name: torch.cat(stacked)[order].detach() for name, stacked in parts.items()}
+    values = {}
+    for name, parts_of_passes in parts.items():
+        values[name] = torch.cat(parts_of_passes)[order].detach()
+    return values
 
 
 def _positions(positions: list[tuple[Pass, Tensor]], num_chains: int, refinement: int) -> Tensor:
@@ -539,7 +542,7 @@ def _positions(positions: list[tuple[Pass, Tensor]], num_chains: int, refinement
 
 
 def relaxation_of_draws(sampler: Sampler, sampling: Sampling) -> float | None:
-    """What a draw remembers of the one before in the slowest direction; ``None`` if not known."""
+    """The correlation of successive draws in the slowest direction; ``None`` if not known."""
     if sampler.law is None or sampler.law.relaxation is None:
         return None
     return sampler.law.relaxation**sampling.num_steps_bw_draws

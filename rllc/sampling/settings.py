@@ -1,4 +1,4 @@
-"""What is sampled and how it is run: the settings of :func:`rllc.sample`."""
+"""The settings of :func:`rllc.sample`: what is sampled, and how it is run."""
 
 from __future__ import annotations
 

@@ -157,8 +157,10 @@ class Watch:
             self.failure = error
             return
         if name in self.yours and values.is_floating_point():
-            broken = ~alive.reshape(-1, *[1] * (values.dim() - 1))
-            values = values.masked_fill(broken, torch.nan)  # no number of a chain that diverged
+            # A chain that diverged has no number.
+            other_axes = [1] * (values.dim() - 1)
+            has_diverged = ~alive.reshape(-1, *other_axes)
+            values = values.masked_fill(has_diverged, torch.nan)
         page.put(name, values, p.refinement, p.chain)
 
     def keep(self, observed: Mapping[str, Tensor]) -> None:
@@ -314,14 +316,15 @@ def _check_shape(name: str, values: object, runs: int, axes: tuple[str, ...]) ->
 
 
 def _check_finite(name: str, values: Tensor, alive: Tensor) -> None:
-    """NaN marks what is not there; a run without a single number is an error."""
+    """Refuse NaN for all values of a run; for single values it marks that they do not exist."""
     if not values.is_floating_point():
         return
-    empty = ~values.isfinite().reshape(len(values), -1).any(1) & alive
-    if bool(empty.any()):
+    has_value = values.isfinite().reshape(len(values), -1).any(1)
+    is_empty = ~has_value & alive
+    if bool(is_empty.any()):
         raise ObservationError(
             name,
-            f"sample: the observable {name!r} gave no finite number for {int(empty.sum())} of "
+            f"sample: the observable {name!r} gave no finite number for {int(is_empty.sum())} of "
             f"{len(values)} runs whose chains have not diverged. Mark single values that do not "
             f"exist with NaN, but give at least one a run.",
         )

@@ -30,7 +30,9 @@ _LOG_ODDS = np.linspace(-7, 7, 29)
 _SHARES = 1 / (1 + np.exp(-_LOG_ODDS))
 """Shares of a chain's variance that may relax slowly: a thousandth to all but a thousandth."""
 
-_SMALLEST = 1e-300
+_SMALLEST_VARIANCE = 1e-300
+
+_LARGEST_RATIO = 1e300
 
 
 class Disagreement(NamedTuple):
@@ -62,27 +64,24 @@ def drift(x: ArrayLike, relaxation: float | None, *, shared: bool = True) -> Mea
     x, usable = finite_draws(x)
     check_relaxation(relaxation)
     chains, draws = x.shape[-2:]
-    halves = _halves(x)
-    half = halves.shape[-1]
-    are_enough = chains > 1 and half >= FEWEST_DRAWS
-    usable = usable & are_enough
+    first_half, second_half = _halves(x)
+    half = first_half.shape[-1]
+    has_enough_draws = chains > 1 and half >= FEWEST_DRAWS
+    usable = usable & has_enough_draws
     if not usable.any():
-        nothing = np.full(usable.shape, np.nan)
-        return Mean(nothing, nothing, nothing)
-    means = halves.mean(-1)
-    of_first = means[..., 0, :]
-    of_second = means[..., 1, :]
-    changes = of_second - of_first
+        unknown = np.full(usable.shape, np.nan)
+        return Mean(unknown, unknown, unknown)
+    changes = second_half.mean(-1) - first_half.mean(-1)  # [..., chain]
     variance = changes.var(axis=-1, ddof=1)
     dof = chains - 1
     if relaxation is not None:
         covariance = autocovariance(deviations(x))
         slow, white = slow_and_white(covariance, relaxation)
-        of_halves = slow * relaxation_time(relaxation, half)
+        slow_in_half = slow * relaxation_time(relaxation, half)
         correlation = _correlation_of_halves(relaxation, half)
-        of_change = of_halves * (1 - correlation)
-        allowed = 2 * (of_change + white) / half
-        variance = np.maximum(variance, allowed)
+        slow_in_change = slow_in_half * (1 - correlation)
+        expected_variance = 2 * (slow_in_change + white) / half
+        variance = np.maximum(variance, expected_variance)
         dof = dof * pieces(relaxation, draws)
     variance = variance / chains
     if shared:
@@ -128,29 +127,29 @@ def disagreement(x: ArrayLike, relaxation: float) -> Disagreement:
     x, usable = finite_draws(x)
     check_relaxation(relaxation)
     chains, draws = x.shape[-2:]
-    are_enough = chains > 1 and draws >= 2 * FEWEST_DRAWS
-    usable = usable & are_enough
+    has_enough_draws = chains > 1 and draws >= 2 * FEWEST_DRAWS
+    usable = usable & has_enough_draws
     if not usable.any():
-        nothing = np.full(usable.shape, np.nan)
-        return Disagreement(nothing, nothing, nothing)
-    own = deviations(x)
-    levels = own.mean(-1)
+        unknown = np.full(usable.shape, np.nan)
+        return Disagreement(unknown, unknown, unknown)
+    from_common_mean = deviations(x)
+    levels = from_common_mean.mean(-1)  # [..., chain]
     variance_of_levels = np.square(levels).mean(-1)
     between = draws * variance_of_levels
-    allowed, likelihood = _allowed_variance(own, relaxation)
-    ratios = _ratio(between[..., None], allowed)
+    expected_by_share, likelihood = _expected_between(from_common_mean, relaxation)
+    ratios = _ratio(between[..., None], expected_by_share)
     dof_between = chains - 1
     dof_within = (chains - 1) * (draws - 1)
     p_values = f_tail(ratios, dof_between, dof_within)
     p_value = (likelihood * p_values).sum(-1)
-    usual = (likelihood * allowed).sum(-1)
-    excess = np.maximum(between - usual, 0) / draws
+    expected = (likelihood * expected_by_share).sum(-1)
+    excess = np.maximum(between - expected, 0) / draws
     mean = x.mean(axis=(-2, -1))
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.sqrt(excess) / np.abs(mean)
     spread = np.where(excess == 0, 0.0, spread)
     return Disagreement(
-        ratio=np.where(usable, _ratio(between, usual), np.nan),
+        ratio=np.where(usable, _ratio(between, expected), np.nan),
         p_value=np.where(usable, p_value, np.nan),
         spread=np.where(usable, spread, np.nan),
     )
@@ -175,65 +174,61 @@ def heavy_tails(x: ArrayLike, share: float = 0.02) -> np.ndarray:
     x, usable = finite_draws(x)
     *rows, chains, draws = x.shape
     steps = np.diff(x, axis=-1)
-    squares = np.square(steps)
-    squares = squares.reshape(*rows, chains * (draws - 1))
-    squares = np.sort(squares, axis=-1)
-    count = round(share * chains * (draws - 1))
-    count = max(1, count)
-    largest = squares[..., -count:]
-    sum_of_largest = largest.sum(-1)
-    total = squares.sum(-1)
+    num_steps = chains * (draws - 1)
+    squares = np.square(steps).reshape(*rows, num_steps)
+    rising = np.sort(squares, axis=-1)
+    num_largest = max(1, round(share * num_steps))
+    sum_of_largest = rising[..., -num_largest:].sum(-1)
+    total = rising.sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        part = sum_of_largest / total
-    part = np.where(total == 0, 0.0, part)
-    enough = usable & (draws >= FEWEST_DRAWS)
-    return np.where(enough, part, np.nan)
+        share_of_largest = sum_of_largest / total
+    share_of_largest = np.where(total == 0, 0.0, share_of_largest)
+    has_enough_draws = draws >= FEWEST_DRAWS
+    return np.where(usable & has_enough_draws, share_of_largest, np.nan)
 
 
-def _allowed_variance(own: np.ndarray, relaxation: float) -> tuple[np.ndarray, np.ndarray]:
-    """N times the variance that means of agreeing chains have, and the likelihood, of each share.
+def _expected_between(
+    from_common_mean: np.ndarray, relaxation: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """N times the variance that means of agreeing chains have, and its likelihood.
 
     Both are ``[..., share]``, for each of the shares that may relax as slowly as ``relaxation``.
     """
-    chains, draws = own.shape[-2:]
-    power = cosine_power(own)
-    of_slow = cosine_variances(relaxation, draws)
+    chains, draws = from_common_mean.shape[-2:]
+    power = cosine_power(from_common_mean)
+    slow_power = cosine_variances(relaxation, draws)
     white = 1 - _SHARES
     # [cosine, share]: what a chain of variance 1 would have.
-    expected = of_slow[:, None] * _SHARES + white
-    variance = power @ (1 / expected)
+    unit_power = slow_power[:, None] * _SHARES + white
+    variance = power @ (1 / unit_power)
     variance = variance / (draws - 1)
-    variance = np.maximum(variance, _SMALLEST)
-    log_of_expected = np.log(expected).sum(0)
-    log_of_variance = (draws - 1) * np.log(variance)
-    log_of_variances = log_of_expected + log_of_variance
-    log_likelihood = -(chains - 1) / 2 * log_of_variances
+    variance = np.maximum(variance, _SMALLEST_VARIANCE)
+    # The logarithm of the product of the variances of all cosines.
+    log_of_product = np.log(unit_power).sum(0) + (draws - 1) * np.log(variance)
+    log_likelihood = -(chains - 1) / 2 * log_of_product
     largest = log_likelihood.max(-1, keepdims=True)
     likelihood = np.exp(log_likelihood - largest)
     likelihood = likelihood / likelihood.sum(-1, keepdims=True)
-    time = relaxation_time(relaxation, draws)
-    of_mean = time * _SHARES + white
-    return variance * of_mean, likelihood
+    unit_between = relaxation_time(relaxation, draws) * _SHARES + white
+    return variance * unit_between, likelihood
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """What numbers can hold of a ratio; chains that do not move allow no variance."""
+    """Return above/below, finite also where chains do not move and so ``below`` is almost 0."""
     with np.errstate(over="ignore"):
-        return np.minimum(above / below, 1e300)
+        return np.minimum(above / below, _LARGEST_RATIO)
 
 
 def _correlation_of_halves(relaxation: float, half: int) -> float:
     """Correlation of the means of two successive halves of a chain with autocorrelation r^k."""
     whole = 2 * half
-    of_whole = relaxation_time(relaxation, whole) / whole
-    of_half = relaxation_time(relaxation, half) / half
-    return 2 * of_whole / of_half - 1
+    variance_of_whole = relaxation_time(relaxation, whole) / whole
+    variance_of_half = relaxation_time(relaxation, half) / half
+    return 2 * variance_of_whole / variance_of_half - 1
 
 
-def _halves(x: np.ndarray) -> np.ndarray:
-    """``[..., half, chain, draw]``; the middle draw of an odd number is left out."""
+def _halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both halves of the draws; the middle draw of an odd number is in neither."""
     draws = x.shape[-1]
     half = draws // 2
-    first = x[..., :half]
-    second = x[..., draws - half :]
-    return np.stack([first, second], axis=-3)
+    return x[..., :half], x[..., draws - half :]

@@ -20,20 +20,23 @@ FEWEST_DRAWS = 4
 
 
 def finite_draws(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Draws with zeros in place of rows that are not finite, and which rows are finite."""
+    """Draws with zeros in place of rows that are not finite, and which rows are finite, ``[...]``.
+
+    Raises:
+        InputError: ``x`` is not an array of real numbers ``[..., chain, draw]``.
+    """
     x = np.asarray(x)
     is_real = x.dtype.kind in "iuf"
     is_empty = 0 in x.shape[-2:]
     if x.ndim < 2 or not is_real or is_empty:
         raise InputError(
             f"expected real numbers [..., chain, draw] with at least one chain "
-            f"and one draw; got shape {list(x.shape)}, dtype {x.dtype}."
+            f"and one draw; got shape {list(x.shape)}, dtype {x.dtype}. For one chain type x[None]."
         )
     x = x.astype(np.float64)
-    finite = np.isfinite(x).all(axis=(-2, -1))
-    finite_row = finite[..., None, None]
-    x = np.where(finite_row, x, 0.0)
-    return x, finite
+    is_finite = np.isfinite(x).all(axis=(-2, -1))
+    x = np.where(is_finite[..., None, None], x, 0.0)
+    return x, is_finite
 
 
 def check_relaxation(relaxation: float | None) -> None:
@@ -46,11 +49,11 @@ def check_relaxation(relaxation: float | None) -> None:
 
 
 def deviations(x: np.ndarray) -> np.ndarray:
-    """Deviations from the mean over chains, scaled to the variance of the chains' own part."""
+    """Deviations from the mean over chains, scaled to the variance of what chains do not share."""
     chains = x.shape[-2]
     scale = math.sqrt(chains / (chains - 1))
-    common = x.mean(-2, keepdims=True)
-    return scale * (x - common)
+    mean_of_chains = x.mean(-2, keepdims=True)
+    return scale * (x - mean_of_chains)
 
 
 def autocovariance(x: np.ndarray) -> np.ndarray:
@@ -61,8 +64,8 @@ def autocovariance(x: np.ndarray) -> np.ndarray:
     spectrum = np.square(np.abs(waves))
     spectrum = spectrum.mean(-2)
     sums = np.fft.irfft(spectrum, axis=-1)
-    pairs = draws - np.arange(draws)
-    return sums[..., :draws] / pairs
+    num_pairs = draws - np.arange(draws)
+    return sums[..., :draws] / num_pairs
 
 
 def shared_variance(x: np.ndarray) -> np.ndarray:
@@ -72,46 +75,48 @@ def shared_variance(x: np.ndarray) -> np.ndarray:
     square_of_sum = np.square(steps.sum(-2))
     sum_of_squares = np.square(steps).sum(-2)
     # (Σ_c s_c)² − Σ_c s_c² is the sum over all pairs of different chains.
-    products = square_of_sum - sum_of_squares
-    ordered_pairs = chains * (chains - 1)
-    covariance = products.mean(-1) / ordered_pairs
+    sum_over_pairs = square_of_sum - sum_of_squares
+    num_pairs = chains * (chains - 1)
+    covariance = sum_over_pairs.mean(-1) / num_pairs
     return np.maximum(covariance / 2, 0)
 
 
 def slow_and_white(
     covariance: np.ndarray, relaxation: float, centred: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A and white ``[...]`` in autocovariances ``[..., lag]`` of A·r^k, plus white at lag 0.
+    """Fit autocovariances ``[..., lag]`` by A·r^lag, plus white at lag 0: A and white, ``[...]``.
 
     ``centred`` says that each chain's own mean was subtracted, which lowers every lag alike.
     """
     draws = covariance.shape[-1]
     lags = np.arange(draws)
-    shape = relaxation**lags
+    decay = relaxation**lags
     if centred:
-        shape = shape - relaxation_time(relaxation, draws) / draws
-    # Beyond three relaxation times there is nothing left to fit but noise.
-    last = draws - 1
-    if relaxation > 0:
-        three_times = math.ceil(-3 / math.log(relaxation))
-        three_times = max(4, three_times)
-        last = min(last, three_times)
-    fitted = slice(1, last + 1)
-    fitted_shape = shape[fitted]
-    pairs = draws - lags[fitted]
-    weights = pairs * fitted_shape
-    norm = np.sum(weights * fitted_shape)
-    if shape[0] == 0:  # of one draw nothing is left without its own mean
-        rows = covariance.shape[:-1]
-        unknown = np.full(rows, np.nan)
+        decay = decay - relaxation_time(relaxation, draws) / draws
+    if decay[0] == 0:  # one draw less its own mean is always 0
+        unknown = np.full(covariance.shape[:-1], np.nan)
         return unknown, unknown
-    total = covariance[..., 0] / shape[0]
+    total = covariance[..., 0] / decay[0]
+    fitted = slice(1, _last_fitted_lag(relaxation, draws) + 1)
+    fitted_decay = decay[fitted]
+    num_pairs = draws - lags[fitted]
+    weights = num_pairs * fitted_decay
+    norm = np.sum(weights * fitted_decay)
     if norm == 0:
         return np.zeros_like(total), total
     weighted = covariance[..., fitted] * weights
     amplitude = weighted.sum(-1) / norm
     amplitude = np.clip(amplitude, 0, total)
     return amplitude, total - amplitude
+
+
+def _last_fitted_lag(relaxation: float, draws: int) -> int:
+    """The last lag within three relaxation times; beyond them autocovariances are only noise."""
+    longest = draws - 1
+    if relaxation == 0:
+        return longest
+    three_times = math.ceil(-3 / math.log(relaxation))
+    return min(longest, max(4, three_times))
 
 
 def cosine_power(x: np.ndarray) -> np.ndarray:
@@ -136,17 +141,17 @@ def cosine_variances(relaxation: float, draws: int) -> np.ndarray:
     being Σ_t of the product of the k-th cosine's values at t and t + l.
     """
     lags = np.arange(draws)
-    memory = relaxation ** lags.astype(np.float64)
+    decay = relaxation ** lags.astype(np.float64)
     overlap = 1 - lags / draws
-    # Sums over lags of a cosine and of a sine are the two parts of a Fourier transform.
-    with_overlap = np.fft.rfft(memory * overlap, n=2 * draws)
-    without = np.fft.rfft(memory, n=2 * draws)
-    cosines = with_overlap.real[1:draws]
-    sines = -without.imag[1:draws]
+    # A Fourier transform gives the sums over lags of cosines and of sines for all k at once.
+    transform_of_overlaps = np.fft.rfft(decay * overlap, n=2 * draws)
+    transform = np.fft.rfft(decay, n=2 * draws)
+    cosine_sums = transform_of_overlaps.real[1:draws]
+    sine_sums = -transform.imag[1:draws]
     k = np.arange(1, draws)
     angles = np.pi / draws * k
-    ends = sines / (draws * np.sin(angles))
-    return 2 * cosines - 1 - 2 * ends
+    sine_terms = sine_sums / (draws * np.sin(angles))
+    return 2 * cosine_sums - 1 - 2 * sine_terms
 
 
 def pieces(relaxation: float, draws: int) -> float:

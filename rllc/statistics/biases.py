@@ -1,4 +1,4 @@
-"""What shifts λ̂: the start, the step, the pairing of minibatches, and the prior, as formulas.
+"""Biases of λ̂ as formulas: of the start, the step, the pairing of minibatches, and the prior.
 
 Each is exact on a quadratic loss ℓ = ½ Σ hᵢvᵢ² (``rllc.theory.SGLDLaw`` has the whole law). In the
 direction i a chain of SGLD with step ε, localization γ and nβ is an AR(1) process of decay
@@ -94,7 +94,7 @@ def pairing_bias(
     localization: float,
     n_beta: float,
 ) -> float:
-    """What λ̂ gains because the minibatches of one epoch exclude each other.
+    """The bias of λ̂ that arises because the minibatches of one epoch exclude each other.
 
     Σᵢ (ε/2)(nβ)² Cᵢ/(K − 1) · Σ_{1≤k<K} ρᵢ^{k−1}(1 − k/K)
 
@@ -146,7 +146,7 @@ def added_by_gradient_noise(
     localization: float,
     n_beta: float,
 ) -> float:
-    """What the noise of minibatch gradients adds to λ̂: Σ ½nβhᵢ · (ε/4)(nβ)²Cᵢ / (aᵢ(1 − εaᵢ/4)).
+    """The bias of λ̂ by gradient noise: Σ ½nβhᵢ · (ε/4)(nβ)²Cᵢ / (aᵢ(1 − εaᵢ/4)).
 
     It widens the chain beyond what the step itself adds, and is of the first order in ε, too.
 

@@ -1,7 +1,8 @@
 """Covariances over the draws of chains, with standard errors.
 
 Susceptibilities, influence functions, loss kernels and elasticities are all covariances of two
-quantities along the same chains. Here are the arrays; what they mean is said elsewhere.
+quantities along the same chains. This module has the arithmetic; :mod:`rllc.covariances` says what
+each of them means.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ class Covariance(NamedTuple):
     >>> bool(covariance(x, x, relaxation=0.0).agreement > 0.001)
     True
 
-    A chain that sits apart in both quantities adds to their covariance what is no answer of the
-    weights. ``within`` is blind to it, and ``agreement`` says how probable it is.
+    A chain that sits apart in both quantities raises their covariance, though no weight answered.
+    ``within`` is blind to it, and ``agreement`` says how probable it is.
     """
 
     value: np.ndarray
@@ -35,7 +36,7 @@ class Covariance(NamedTuple):
     dof: np.ndarray
     """Degrees of freedom of the error."""
     within: np.ndarray
-    """The same with deviations from each chain's own means."""
+    """The covariance by deviations from each chain's own means."""
     agreement: np.ndarray
     """Probability that chains which agree lie this far apart; NaN with one chain."""
 
@@ -60,14 +61,12 @@ class Covariance(NamedTuple):
 
     def take(self, index: int) -> "Covariance":
         """Return one place of the first axis."""
-        taken = [numbers[index] for numbers in self]
-        return Covariance(*taken)
+        return Covariance(*(numbers[index] for numbers in self))
 
 
 def stacked(parts: Sequence[Covariance]) -> Covariance:
     """Return covariances along a new first axis."""
-    columns = zip(*parts, strict=True)
-    return Covariance(*map(np.stack, columns))
+    return Covariance(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def covariance(
@@ -127,10 +126,11 @@ def deviations_product(x: ArrayLike, y: ArrayLike, n: ArrayLike) -> np.ndarray:
             f"covariance: expected two arrays [..., chain, draw] of the same chains and draws; "
             f"got {list(x.shape)} and {list(y.shape)}."
         )
-    taken_by_means = 1 + 1 / np.asarray(n)
+    # The common means take a share 1/n of the covariance.
+    correction = 1 + 1 / np.asarray(n)
     with np.errstate(invalid="ignore"):
         products = _centred(x) * _centred(y)
-    return products * taken_by_means[..., None, None]
+    return products * correction[..., None, None]
 
 
 def independent_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = True) -> np.ndarray:
@@ -149,30 +149,28 @@ def independent_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = 
         variance = x.var(axis=_CHAINS_AND_DRAWS)
         count = variance / squared_error
     chains, draws = x.shape[-2:]
-    is_finite = np.isfinite(count)
-    count = np.where(is_finite, count, float(chains * draws))
+    count = np.where(np.isfinite(count), count, float(chains * draws))
     return np.maximum(count, 1.0)
 
 
 def within_chains(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarray:
     """Return the covariance by deviations from each chain's own means, ``[...]``.
 
-    What the chains' own means take is given back by 1 + 1/n, n being the independent draws of one
-    chain. It has more noise than the covariance about common means.
+    The chains' own means take a share 1/n of it, n being the independent draws of one chain; the
+    factor 1 + 1/n gives that back. It has more noise than the covariance about common means.
 
     >>> offsets = np.array([[-5.0], [-5.0], [5.0], [5.0]])
     >>> noise = np.random.default_rng(0).standard_normal((2, 4, 500))
     >>> bool(abs(within_chains(noise[0] + offsets, noise[1] + offsets, 0.0)) < 0.2)
     True
     """
-    first = _centred_by_chain(x)
-    second = _centred_by_chain(y)
+    x = _centred_by_chain(x)
+    y = _centred_by_chain(y)
     with np.errstate(invalid="ignore"):
-        products = first * second
-        mean = products.mean(axis=_CHAINS_AND_DRAWS)
-    chains = first.shape[-2]
-    of_all_chains = independent_draws(first, relaxation, shared=False)
-    n = np.maximum(of_all_chains / chains, 1.0)
+        mean = (x * y).mean(axis=_CHAINS_AND_DRAWS)
+    chains = x.shape[-2]
+    n_of_all_chains = independent_draws(x, relaxation, shared=False)
+    n = np.maximum(n_of_all_chains / chains, 1.0)
     return mean * (1 + 1 / n)
 
 
@@ -188,14 +186,14 @@ def agreement(x: ArrayLike, y: ArrayLike, relaxation: float | None) -> np.ndarra
     >>> bool(agreement(x[0], x[1], 0.0) == agreement(x[0], -x[1], 0.0))
     True
     """
-    first = _scaled(x)
-    second = _scaled(y)
+    x = _scaled(x)
+    y = _scaled(y)
     if relaxation is None:
-        *leading, _, _ = np.broadcast_shapes(first.shape, second.shape)
+        *leading, _, _ = np.broadcast_shapes(x.shape, y.shape)
         return np.full(leading, np.nan)
-    of_sum = disagreement(first + second, relaxation)
-    of_difference = disagreement(first - second, relaxation)
-    smaller = np.minimum(of_sum.p_value, of_difference.p_value)
+    p_of_sum = disagreement(x + y, relaxation).p_value
+    p_of_difference = disagreement(x - y, relaxation).p_value
+    smaller = np.minimum(p_of_sum, p_of_difference)
     return np.minimum(2 * smaller, 1.0)
 
 
@@ -212,7 +210,7 @@ def _centred_by_chain(x: ArrayLike) -> np.ndarray:
 
 
 def _scaled(values: ArrayLike) -> np.ndarray:
-    """Mean 0 and variance 1; 0 where nothing changes."""
+    """Values scaled to mean 0 and variance 1; zeros where they never change."""
     x = np.asarray(values, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         deviation = x.std(axis=_CHAINS_AND_DRAWS, keepdims=True)

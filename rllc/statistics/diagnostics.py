@@ -21,10 +21,8 @@ import torch
 from numpy.typing import ArrayLike
 
 from rllc.errors import InputError
+from rllc.statistics.autocovariance import FEWEST_DRAWS, finite_draws
 from rllc.statistics.uncertainty import mean_of_draws
-
-_MIN_DRAWS = 4
-"""With fewer a half chain has no variance, or no lag to correlate at."""
 
 _CONSTANT = 1e-15
 """Range below which draws count as all equal, as in arviz."""
@@ -53,8 +51,7 @@ def rhat(x: ArrayLike) -> np.ndarray:
     values, usable = _usable(x)
     halves = _split(values)
     median = np.median(_flat(halves), axis=-1)
-    from_median = halves - median[..., None, None]
-    folded = np.abs(from_median)
+    folded = np.abs(halves - median[..., None, None])
     bulk = _plain_rhat(_normal_scores(halves))
     tail = _plain_rhat(_normal_scores(folded))
     larger = np.fmax(bulk, tail)
@@ -108,7 +105,9 @@ def mcse(x: ArrayLike) -> np.ndarray:
         Standard error ``[...]``; NaN with fewer than 4 draws or non-finite draws.
     """
     values, usable = _usable(x)
-    return np.where(usable, _mcse(values), np.nan)
+    deviation = values.std(axis=_CHAINS_AND_DRAWS, ddof=1)
+    error = deviation / np.sqrt(_ess(_split(values)))
+    return np.where(usable, error, np.nan)
 
 
 def spikes(x: ArrayLike) -> np.ndarray:
@@ -131,12 +130,10 @@ def spikes(x: ArrayLike) -> np.ndarray:
     values, usable = _usable(x)
     flat = _flat(values)
     median = np.quantile(flat, 0.5, axis=-1, keepdims=True)
-    high = np.quantile(flat, 0.9, axis=-1, keepdims=True)
-    above_median = flat - median
-    spread = high - median
-    far = above_median > 30 * spread
-    count = far.sum(-1)
-    return np.where(usable, count, np.nan)
+    upper = np.quantile(flat, 0.9, axis=-1, keepdims=True)
+    spread = upper - median
+    is_spike = flat - median > 30 * spread
+    return np.where(usable, is_spike.sum(-1), np.nan)
 
 
 def variance_reading(x: ArrayLike, noise: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -165,60 +162,34 @@ def variance_reading(x: ArrayLike, noise: ArrayLike) -> tuple[np.ndarray, np.nda
         noise.
     """
     values, usable = _usable(x)
-    of_minibatches = np.asarray(noise, dtype=np.float64)
-    of_minibatches = np.broadcast_to(of_minibatches, np.shape(x))
-    finite_noise = np.isfinite(of_minibatches).all(axis=_CHAINS_AND_DRAWS)
-    usable = usable & finite_noise
-    if of_minibatches.shape == values.shape:
-        of_minibatches = _zero_elsewhere(of_minibatches, usable)
-    else:  # fewer draws than 4: nothing is usable
-        of_minibatches = np.zeros_like(values)
+    noise = np.asarray(noise, dtype=np.float64)
+    noise = np.broadcast_to(noise, np.shape(x))
+    usable = usable & np.isfinite(noise).all(axis=_CHAINS_AND_DRAWS)
+    if noise.shape == values.shape:
+        noise = np.where(usable[..., None, None], noise, 0.0)
+    else:  # with fewer draws than 4 no row is usable, and values are zeros of another shape
+        noise = np.zeros_like(values)
     mean = values.mean(axis=_CHAINS_AND_DRAWS, keepdims=True)
     squares = (values - mean) ** 2
-    squares = squares - of_minibatches
-    size = _ess(_split(values))
-    size = np.maximum(size, 2.0)
-    left = 1 - 1 / size
-    variance = mean_of_draws(squares, relaxation=None)
-    reading = variance.value / left
-    error = variance.standard_error / left
-    reading = np.where(usable, reading, np.nan)
-    error = np.where(usable, error, np.nan)
-    return reading, error
-
-
-def _draws(x: ArrayLike) -> np.ndarray:
-    values = np.asarray(x)
-    is_real = values.dtype.kind in "iuf"
-    is_empty = 0 in values.shape[-2:]
-    if values.ndim < 2 or not is_real or is_empty:
-        raise InputError(
-            f"rllc.statistics.diagnostics: expected real numbers [..., chain, draw] with at least "
-            f"one chain and draw; got shape {list(values.shape)}, dtype {values.dtype}. "
-            f"For one chain type x[None]."
-        )
-    return values.astype(np.float64)
+    variance = mean_of_draws(squares - noise, relaxation=None)
+    effective_size = np.maximum(_ess(_split(values)), 2.0)
+    shrinkage = 1 - 1 / effective_size
+    reading = variance.value / shrinkage
+    error = variance.standard_error / shrinkage
+    return np.where(usable, reading, np.nan), np.where(usable, error, np.nan)
 
 
 def _usable(x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return draws, and which leading axes can be used.
+    """Return draws, and which rows ``[...]`` of them are finite and long enough.
 
-    What cannot, because it is not finite or too few, is replaced by zeros, so that no formula
-    warns. Whoever calls puts NaN in its place.
+    The other rows are zeros, so that no formula warns; callers put NaN in place of their results.
     """
-    values = _draws(x)
-    enough = values.shape[-1] >= _MIN_DRAWS
-    finite = np.isfinite(values).all(axis=_CHAINS_AND_DRAWS)
-    if not enough:
-        few = values.shape[:-1]
-        values = np.zeros((*few, _MIN_DRAWS))
-    usable = finite & enough
-    return _zero_elsewhere(values, usable), usable
-
-
-def _zero_elsewhere(values: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """``values [..., chain, draw]`` where ``usable [...]``, and zeros elsewhere."""
-    return np.where(usable[..., None, None], values, 0.0)
+    values, usable = finite_draws(x)
+    *leading, num_draws = values.shape
+    if num_draws < FEWEST_DRAWS:
+        values = np.zeros((*leading, FEWEST_DRAWS))
+        usable = np.zeros_like(usable)
+    return values, usable
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
@@ -242,19 +213,24 @@ def _normal_scores(x: np.ndarray) -> np.ndarray:
     rows = x.reshape(-1, size)
     order = rows.argsort(-1)
     ranks = np.empty_like(rows)
-    one_to_size = np.arange(1.0, size + 1)
-    np.put_along_axis(ranks, order, one_to_size[None], axis=-1)
+    rising_ranks = np.arange(1.0, size + 1)
+    np.put_along_axis(ranks, order, rising_ranks[None], axis=-1)
     rising = np.take_along_axis(rows, order, axis=-1)
     is_tie = rising[:, 1:] == rising[:, :-1]
     has_ties = is_tie.any(-1)
     for i in np.flatnonzero(has_ties):
-        _, inverse, counts = np.unique(rows[i], return_inverse=True, return_counts=True)
-        last_of_ties = np.cumsum(counts)
-        middle_of_ties = last_of_ties - (counts - 1) / 2
-        ranks[i] = middle_of_ties[inverse]
+        ranks[i] = _mean_ranks(rows[i])
     share = (ranks - 0.375) / (size + 0.25)
     scores = torch.special.ndtri(torch.from_numpy(share))
     return scores.numpy().reshape(x.shape)
+
+
+def _mean_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1 on; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    highest_ranks = np.cumsum(counts)
+    mean_ranks = highest_ranks - (counts - 1) / 2
+    return mean_ranks[inverse]
 
 
 def _plain_rhat(x: np.ndarray) -> np.ndarray:
@@ -266,12 +242,6 @@ def _plain_rhat(x: np.ndarray) -> np.ndarray:
         within = variances.mean(-1)
         ratio = between / within
     return np.sqrt(ratio + (num_draws - 1) / num_draws)
-
-
-def _mcse(x: np.ndarray) -> np.ndarray:
-    size = _ess(_split(x))
-    deviation = x.std(axis=_CHAINS_AND_DRAWS, ddof=1)
-    return deviation / np.sqrt(size)
 
 
 def _autocovariance(x: np.ndarray) -> np.ndarray:
@@ -293,19 +263,18 @@ def _ess(x: np.ndarray) -> np.ndarray:
     if num_chains > 1:
         means = x.mean(-1)
         total = total + means.var(-1, ddof=1)
-    constant = np.ptp(x, axis=_CHAINS_AND_DRAWS) < _CONSTANT
-    total = np.where(constant, 1.0, total)
+    is_constant = np.ptp(x, axis=_CHAINS_AND_DRAWS) < _CONSTANT
+    total = np.where(is_constant, 1.0, total)
     sum_of_squares = covariance[..., :1] * num_draws
     within = sum_of_squares / (num_draws - 1)
-    missing = within - covariance
-    correlation = 1 - missing / total[..., None]
+    correlation = 1 - (within - covariance) / total[..., None]  # [..., lag]
     correlation[..., 0] = 1.0
     time = _geyer(correlation)
     size = num_chains * num_draws
     # Antithetic chains may be worth more than their draws, but not without bound.
-    shortest = 1 / np.log10(size)
-    worth = size / np.maximum(time, shortest)
-    return np.where(constant, size, worth)
+    shortest_time = 1 / np.log10(size)
+    effective_size = size / np.maximum(time, shortest_time)
+    return np.where(is_constant, size, effective_size)
 
 
 def _geyer(correlation: np.ndarray) -> np.ndarray:
@@ -321,17 +290,15 @@ def _geyer(correlation: np.ndarray) -> np.ndarray:
     even = paired[..., 0::2]
     odd = paired[..., 1::2]
     pairs = even + odd
-    limit = max(0, (num_lags - 3) // 2)
-    candidates = pairs[..., : limit + 1]
-    ended = candidates <= 0
-    ended[..., limit] = True
-    end = ended.argmax(-1)[..., None]
-    inside = np.arange(num_pairs) < end
+    latest_end = max(0, (num_lags - 3) // 2)
+    is_end = pairs[..., : latest_end + 1] <= 0
+    is_end[..., latest_end] = True
+    end = is_end.argmax(-1)[..., None]
+    is_in_sequence = np.arange(num_pairs) < end
     monotone = np.minimum.accumulate(pairs, axis=-1)
-    monotone = monotone * inside
-    next_even = np.take_along_axis(even, end, -1)
-    next_pair = np.take_along_axis(pairs, end, -1)
-    added = (next_even > 0) | (next_pair >= 0)
-    last = np.where(added, next_even, 0.0)[..., 0]
-    sum_of_pairs = monotone.sum(-1)
-    return -1 + 2 * sum_of_pairs + last
+    sum_of_pairs = (monotone * is_in_sequence).sum(-1)
+    even_at_end = np.take_along_axis(even, end, -1)
+    pair_at_end = np.take_along_axis(pairs, end, -1)
+    is_added = (even_at_end > 0) | (pair_at_end >= 0)
+    improvement = np.where(is_added, even_at_end, 0.0)[..., 0]
+    return -1 + 2 * sum_of_pairs + improvement

@@ -40,22 +40,19 @@ def student_quantile(level: float, dof: ArrayLike) -> np.ndarray:
     """
     if not 0 < level < 1:
         raise InputError(f"student_quantile: level must be between 0 and 1; got {level}.")
-    outside = 1 - level
+    wanted_tail = 1 - level
     degrees = _degrees(dof)
-    normal = NormalDist().inv_cdf(1 - outside / 2)
+    normal = NormalDist().inv_cdf(1 - wanted_tail / 2)
     t = np.full(degrees.shape, normal)
     # The log of the tail is concave in log t. Newton's steps therefore never oscillate: the first
     # may pass the solution, all others come down to it.
     for _ in range(50):
         tail = student_tail(t, degrees)
         density = _student_density(t, degrees)
-        slope = -2 * t * density / tail
-        log_of_tail = np.log(tail)
-        missing = math.log(outside) - log_of_tail
-        step = missing / slope
+        slope = -2 * t * density / tail  # of log tail over log t
+        step = (math.log(wanted_tail) - np.log(tail)) / slope
         t = t * np.exp(step)
-        moving = np.abs(step) > 1e-12
-        if not moving.any():
+        if not (np.abs(step) > 1e-12).any():
             break
     return t
 
@@ -117,7 +114,8 @@ def incomplete_beta(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> np.ndarray:
     x = np.asarray(x, dtype=np.float64)
     a = np.asarray(a, dtype=np.float64)
     b = np.asarray(b, dtype=np.float64)
-    front = _beta_front(x, a, b)  # before they grow: logarithms of Γ are slow
+    # Log Γ is slow, so it is taken of a and b as they come, not of the larger arrays below.
+    front = _beta_front(x, a, b)
     x, a, b = np.broadcast_arrays(x, a, b)
     # The fraction converges fast below the mean of the distribution; beyond it, take 1 − I_{1−x}.
     mean = (a + 1) / (a + b + 2)
@@ -151,24 +149,20 @@ def _beta_fraction(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     value = d
     for m in range(1, 20_000):
         place = a + 2 * m
-        even = m * (b - m) * x
-        even = even / (place - 1) / place
-        odd = -(a + m) * (a + b + m) * x
-        odd = odd / place / (place + 1)
+        even = m * (b - m) * x / (place - 1) / place
+        odd = -(a + m) * (a + b + m) * x / place / (place + 1)
         for coefficient in (even, odd):
-            below = 1 + coefficient * d
-            d = 1 / _away_from_zero(below)
-            above = 1 + coefficient / c
-            c = _away_from_zero(above)
+            d = 1 / _away_from_zero(1 + coefficient * d)
+            c = _away_from_zero(1 + coefficient / c)
             change = c * d
             value = value * change
-        moving = np.abs(change - 1) > 1e-14
-        if not moving.any():
+        if not (np.abs(change - 1) > 1e-14).any():
             break
     return value
 
 
 def _degrees(dof: ArrayLike) -> np.ndarray:
+    """Degrees of freedom, at most as many as already give the normal distribution."""
     degrees = np.asarray(dof, dtype=np.float64)
     return np.minimum(degrees, _MANY)
 
@@ -179,6 +173,7 @@ def _away_from_zero(x: np.ndarray) -> np.ndarray:
 
 
 def _student_density(t: np.ndarray, dof: np.ndarray) -> np.ndarray:
+    """The density of Student's T at t."""
     half = dof / 2
     log_ratio_of_gammas = _log_gamma(half + 0.5) - _log_gamma(half)
     log_scale = log_ratio_of_gammas - np.log(np.pi * dof) / 2

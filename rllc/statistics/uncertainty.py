@@ -63,31 +63,29 @@ class Mean(NamedTuple):
         Reference: Šidák (1967), Rectangular confidence regions for the means of multivariate
         normal distributions.
         """
-        half = self.half_width(level, simultaneous)
-        low = self.value - half
-        high = self.value + half
+        half_width = self.half_width(level, simultaneous)
+        low = self.value - half_width
+        high = self.value + half_width
         return np.stack([low, high], axis=-1)
 
     def take(self, columns: Sequence[int]) -> "Mean":
         """Return the means at some places of the last axis."""
         index = np.array(columns, dtype=int)
-        taken = [numbers[..., index] for numbers in self]
-        return Mean(*taken)
+        return Mean(*(numbers[..., index] for numbers in self))
 
     def half_width(self, level: float = 0.95, simultaneous: bool = False) -> np.ndarray:
         """Half the length ``[...]`` of :meth:`interval`, with the same arguments."""
         if simultaneous:
-            intervals = np.isfinite(self.standard_error).sum()
-            intervals = max(intervals, 1)
-            level = level ** (1 / intervals)
+            num_intervals = np.isfinite(self.standard_error).sum()
+            level = level ** (1 / max(num_intervals, 1))
         t = student_quantile(level, self.dof)
         return t * self.standard_error
 
     def imprecision(self, level: float = 0.95) -> np.ndarray:
         """Half the length of the interval over the absolute value, ``[...]``; 0.1 is ± 10 %."""
-        half = self.half_width(level)
+        half_width = self.half_width(level)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return half / np.abs(self.value)
+            return half_width / np.abs(self.value)
 
     def p_value(self) -> np.ndarray:
         """Two-sided p-value ``[...]`` of Student's test that the mean is 0."""
@@ -142,19 +140,18 @@ def mean_of_draws(x: ArrayLike, relaxation: float | None, *, shared: bool = True
     check_relaxation(relaxation)
     chains, draws = x.shape[-2:]
     long_run, long_run_dof = _long_run_variance(x, relaxation)
-    own = long_run / (chains * draws)
-    common = np.zeros_like(own)
+    variance_of_chains = long_run / (chains * draws)
+    variance_of_minibatches = np.zeros_like(variance_of_chains)
     if shared and chains > 1:
-        common = shared_variance(x) / draws
-    variance = own + common
-    dof = satterthwaite((own, long_run_dof), (common, draws))
-    enough = usable & (draws >= FEWEST_DRAWS)
+        variance_of_minibatches = shared_variance(x) / draws
+    error = np.sqrt(variance_of_chains + variance_of_minibatches)
+    dof = satterthwaite((variance_of_chains, long_run_dof), (variance_of_minibatches, draws))
+    has_error = usable & (draws >= FEWEST_DRAWS)
     mean = x.mean(axis=(-2, -1))
-    error = np.sqrt(variance)
     return Mean(
         value=np.where(usable, mean, np.nan),
-        standard_error=np.where(enough, error, np.nan),
-        dof=np.where(enough, dof, np.nan),
+        standard_error=np.where(has_error, error, np.nan),
+        dof=np.where(has_error, dof, np.nan),
     )
 
 
@@ -185,8 +182,8 @@ def contrast(
     """
     x = np.asarray(x)
     weights = np.asarray(weights, dtype=np.float64)
-    each_weighed = weights.ndim >= 1 and weights.shape[-1] == len(x)
-    if x.ndim != 3 or not each_weighed:
+    are_weights_enough = weights.ndim >= 1 and weights.shape[-1] == len(x)
+    if x.ndim != 3 or not are_weights_enough:
         raise InputError(
             f"contrast: expected draws [refinement, chain, draw] and one weight for each "
             f"refinement; got draws {list(x.shape)} and weights {list(weights.shape)}."
@@ -242,12 +239,12 @@ def _long_run_variance(x: np.ndarray, relaxation: float | None) -> tuple[np.ndar
     chains, draws = x.shape[-2:]
     if chains == 1:
         return _of_one_chain(x, relaxation)
-    own = deviations(x)
-    covariance = autocovariance(own)
-    variance, count = _from_correlations(covariance, relaxation)
-    dof = (chains - 1) * count
+    from_common_mean = deviations(x)
+    covariance = autocovariance(from_common_mean)
+    variance, num_independent = _from_correlations(covariance, relaxation)
+    dof = (chains - 1) * num_independent
     # Levels of chains that lie further apart than their correlations explain raise the error.
-    levels = own.mean(-1)
+    levels = from_common_mean.mean(-1)  # [..., chain]
     variance_of_levels = np.square(levels).mean(-1)
     between = draws * variance_of_levels
     weighted = dof * variance + (chains - 1) * between
@@ -256,14 +253,13 @@ def _long_run_variance(x: np.ndarray, relaxation: float | None) -> tuple[np.ndar
 
 
 def _of_one_chain(x: np.ndarray, relaxation: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """The same where no other chain shows the mean: the chain's own costs one degree of freedom."""
+    """V of a single chain: subtracting the chain's own mean costs a degree of freedom."""
     centred = x - x.mean(-1, keepdims=True)
     covariance = autocovariance(centred)
-    variance, count = _from_correlations(covariance, relaxation, centred=True)
-    left = np.maximum(count - 1, 0.5)
-    variance = variance * count / left
-    dof = np.maximum(left, 1)
-    return variance, dof
+    variance, num_independent = _from_correlations(covariance, relaxation, centred=True)
+    num_deviations = np.maximum(num_independent - 1, 0.5)
+    variance = variance * num_independent / num_deviations
+    return variance, np.maximum(num_deviations, 1)
 
 
 def _from_correlations(
@@ -276,15 +272,14 @@ def _from_correlations(
     by_geyer = _geyer(covariance * overlap)
     if relaxation is None:
         with np.errstate(divide="ignore", invalid="ignore"):
-            count = draws * covariance[..., 0] / by_geyer
-        count = np.nan_to_num(count, nan=draws)
-        return by_geyer, np.clip(count, 1, draws)
+            num_independent = draws * covariance[..., 0] / by_geyer
+        num_independent = np.nan_to_num(num_independent, nan=draws)
+        return by_geyer, np.clip(num_independent, 1, draws)
     slow, white = slow_and_white(covariance, relaxation, centred)
     variance = slow * relaxation_time(relaxation, draws) + white
     if relaxation > 0:
         variance = np.maximum(variance, by_geyer)
-    count = pieces(relaxation, draws)
-    return variance, np.full(variance.shape, count)
+    return variance, np.full(variance.shape, pieces(relaxation, draws))
 
 
 def _geyer(covariance: np.ndarray) -> np.ndarray:
@@ -294,9 +289,8 @@ def _geyer(covariance: np.ndarray) -> np.ndarray:
     even = paired[..., 0::2]
     odd = paired[..., 1::2]
     pairs = even + odd
-    all_positive = np.minimum.accumulate(pairs > 0, axis=-1)
-    kept = np.where(all_positive, pairs, 0)
-    monotone = np.minimum.accumulate(kept, axis=-1)
-    sum_of_pairs = monotone.sum(-1)
-    variance = 2 * sum_of_pairs - covariance[..., 0]
+    are_positive_so_far = np.minimum.accumulate(pairs > 0, axis=-1)
+    positive_pairs = np.where(are_positive_so_far, pairs, 0)
+    monotone = np.minimum.accumulate(positive_pairs, axis=-1)
+    variance = 2 * monotone.sum(-1) - covariance[..., 0]
     return np.maximum(variance, 0)

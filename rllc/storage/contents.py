@@ -1,9 +1,9 @@
-"""What a value holds, as a hash: numbers, tensors, functions with all that they use, modules.
+"""A hash of a value's contents: of numbers, tensors, modules, and functions with all that they use.
 
-Two values of equal contents have equal hashes, in any process. A function of yours is its bytecode,
-defaults, closure, and the globals that it uses, followed into further functions of yours; one of an
-installed library is its name and the library's version. What cannot be known is refused:
-generators, open files, locks, objects of another language.
+Two values of equal contents have equal hashes, in any process. A function of the user is hashed by
+its bytecode, defaults, closure and the globals that it uses, among them further functions of the
+user; a function of an installed library by its name and the library's version. Values whose
+contents cannot be read are refused: generators, open files, locks, objects of another language.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rllc.errors import InputError
 from rllc.storage.files import bytes_of_tensor
 
 _RECORDED = {"rllc", "torch", "numpy", "transformers"}
-"""Libraries whose version does not count: it is recorded beside results, and a change warned of."""
+"""Libraries whose version is not hashed, because results record it and warn of a change."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None), type(...))
 
@@ -53,10 +53,10 @@ _KINDS_OF_NOTES = (
 """Kinds of values in which Python notes something in a class."""
 
 _OF_ANY_MODULE = set(vars(nn.Module()))
-"""Attributes that ``torch.nn.Module`` keeps for itself."""
+"""Attributes that every ``torch.nn.Module`` has."""
 
 _NOTES = {"name_or_path", "warnings_issued", "model_tags", "generation_config"}
-"""Attributes in which libraries note what changes no forward pass."""
+"""Attributes of models that change no forward pass."""
 
 NOTES_OF_CONFIG = {"transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"}
 """Fields of a configuration of transformers that change no forward pass."""
@@ -84,7 +84,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.open: dict[int, int] = {}
-        """Values that the walk is within, with their depth: a value may hold itself."""
+        """The depth of each value that the walk is inside of, by id: a value may hold itself."""
 
     def digest(self, value: Any, where: str) -> bytes:
         kind = type(value)
@@ -197,7 +197,7 @@ class _Walk:
         return _hashed(*parts)
 
     def _global(self, value: Any, attributes: set[str], where: str) -> bytes:
-        """Of a module of yours, what a function may take from it."""
+        """Return the hash of a global; of a user's module, of the attributes that are used."""
         if not isinstance(value, types.ModuleType) or is_installed_module(value):
             return self.digest(value, where)
         used_names = attributes & vars(value).keys()
@@ -254,8 +254,8 @@ class _Walk:
         for name, value in sorted(vars(kind).items()):
             if _is_note(name, value) or _is_generated(value):
                 continue
-            contents = self.digest(value, f"{where}, {kind.__qualname__}.{name}")
-            parts += [name.encode(), contents]
+            place = f"{where}, {kind.__qualname__}.{name}"
+            parts += [name.encode(), self.digest(value, place)]
         return _hashed("class", kind.__qualname__, *parts)
 
     def _library(self, module: types.ModuleType, where: str) -> bytes:
@@ -299,7 +299,7 @@ class _Walk:
         return _hashed("model", *parts)
 
     def _attributes(self, module: nn.Module) -> Iterator[tuple[str, Any]]:
-        """What else a part of a model holds; what a library keeps for itself is left out."""
+        """Yield hooks and attributes of a part of a model, without a library's private ones."""
         yield "hooks", list(module._forward_hooks.values())
         yield "pre-hooks", list(module._forward_pre_hooks.values())
         owner = sys.modules.get(type(module).__module__)
@@ -332,19 +332,19 @@ _DESCRIPTIONS: tuple[tuple[Any, Callable[[_Walk, Any, str], bytes]], ...] = (
     (PurePath, lambda _, path, where: _hashed("path", str(path))),
     (re.Pattern, lambda _, pattern, where: _hashed("pattern", repr(pattern))),
 )
-"""What each kind of value is described by; the first that fits."""
+"""The method that hashes each kind of value; the first kind that fits counts."""
 
 
 def _hashed(*parts: str | bytes | np.ndarray) -> bytes:
-    """The SHA-256 of parts, each with its length before it, so that no two lists are alike."""
+    """The SHA-256 of parts, each behind its length, so that no two lists give the same bytes."""
     sha = hashlib.sha256()
     for part in parts:
-        written: Any = part
+        contents: Any = part
         if isinstance(part, str):
-            written = part.encode("utf-8", "surrogatepass")
-        num_bytes = memoryview(written).nbytes
+            contents = part.encode("utf-8", "surrogatepass")
+        num_bytes = memoryview(contents).nbytes
         sha.update(f"{num_bytes}:".encode())
-        sha.update(written)
+        sha.update(contents)
     return sha.digest()
 
 
@@ -382,7 +382,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-# What is installed, and what is yours.
+# Installed libraries, and the user's own code.
 
 
 @functools.cache
@@ -431,7 +431,7 @@ def _installed(module: str, name: str) -> str:
 
 
 def _is_note(name: str, value: object) -> bool:
-    """Whether Python notes something in a class, such as its module or the names of its slots."""
+    """Whether a member of a class is only a note of Python's, such as the class's module."""
     if name in ("_abc_impl", "__dataclass_params__"):
         return True
     is_special = name.startswith("__") and name.endswith("__")

@@ -308,7 +308,7 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "list": lambda value: isinstance(value, list),
     "object": lambda value: isinstance(value, dict),
 }
-"""What a field of a JSON object may be."""
+"""Kinds that a field of a JSON object may have."""
 
 
 def check_shapes(arrays: Mapping[str, np.ndarray], axes: Mapping[str, int], length: int) -> None:

@@ -1,4 +1,4 @@
-"""What a measurement is of: the one place that says on what its numbers depend.
+"""The identity of a measurement: everything on which its numbers depend, in one place.
 
 :func:`measurement` makes the identity under which :func:`rllc.track`, :class:`rllc.Tracker` and
 ``rllc.sample(resume=...)`` give back what was computed before. What could change a number enters;

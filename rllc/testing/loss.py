@@ -80,8 +80,8 @@ def check_loss(
             dtype=torch.long,
             device=device,
         )
-        wanted = {"gradient": gradient, "each": gradient}
-        return bound.runs(group, member, position, at_center, batch, **wanted)
+        options = {"gradient": gradient, "each": gradient}
+        return bound.runs(group, member, position, at_center, batch, **options)
 
     copied = private_copy(model)
     with unchanged(model), torch.random.fork_rng(), torch.no_grad(), in_mode(copied, False):
@@ -106,8 +106,9 @@ def check_loss(
     coordinates = order[:_COORDINATES].to(device)
     for run in range(len(position)):
         up, down = _neighbours(position[run], coordinates)
-        rise = evaluate(up, gradient=False).losses - evaluate(down, gradient=False).losses
-        slopes = rise / (2 * _STEP)
+        losses_up = evaluate(up, gradient=False).losses
+        losses_down = evaluate(down, gradient=False).losses
+        slopes = (losses_up - losses_down) / (2 * _STEP)
         _check_gradient(run, together, coordinates, slopes)
 
 

@@ -45,7 +45,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _snapshot(model: nn.Module) -> dict[str, Any]:
-    """What must not change, by the name that errors call it."""
+    """The state that must not change, by the names that errors use."""
     state: dict[str, Any] = {"torch's random state": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["CUDA's random states"] = torch.cuda.get_rng_state_all()

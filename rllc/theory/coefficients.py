@@ -45,24 +45,22 @@ def normal_crossing(k: Sequence[int], h: Sequence[int] | None = None) -> Learnin
 
     Reference: Watanabe (2009).
     """
-    of_loss = [count("k", exponent, least=0) for exponent in k]
-    of_prior = [0] * len(of_loss)
-    if h is not None:
-        of_prior = [count("h", exponent, least=0) for exponent in h]
-    if len(of_loss) != len(of_prior):
+    k = [count("k", exponent, least=0) for exponent in k]
+    if h is None:
+        h = [0] * len(k)
+    h = [count("h", exponent, least=0) for exponent in h]
+    if len(k) != len(h):
         raise InputError(
-            f"normal_crossing: k and h need one entry per coordinate; got {len(of_loss)} and "
-            f"{len(of_prior)}."
+            f"normal_crossing: k and h need one entry per coordinate; got {len(k)} and {len(h)}."
         )
     ratios = []
-    for k_i, h_i in zip(of_loss, of_prior, strict=True):
+    for k_i, h_i in zip(k, h, strict=True):
         if k_i > 0:
-            ratio = Fraction(h_i + 1, 2 * k_i)
-            ratios.append(ratio)
+            ratios.append(Fraction(h_i + 1, 2 * k_i))
     if not ratios:
         raise InputError(
             f"normal_crossing: at least one k must be positive, else the loss is constant; "
-            f"got k={of_loss}."
+            f"got k={k}."
         )
     smallest = min(ratios)
     return LearningCoefficient(float(smallest), ratios.count(smallest))
@@ -95,8 +93,7 @@ def reduced_rank_regression(M: int, N: int, H: int, r: int) -> LearningCoefficie
     Reference: Aoyagi and Watanabe (2005), main theorem.
     """
     M, N, H = _widths(M, N, H)
-    largest_rank = min(M, N, H)
-    check_rank("reduced_rank_regression", "r", r, 0, largest_rank)
+    check_rank("reduced_rank_regression", "r", r, 0, min(M, N, H))
     return _reduced_rank_regression(M, N, H, r)
 
 
@@ -136,10 +133,9 @@ def reduced_rank_regression_at(
     largest_rank = min(r1, r2)
     check_rank(function, "r", r, smallest_rank, largest_rank)
     rank_of_derivative = N * r1 + M * r2 - r1 * r2
-    other_hidden = H - r1 - r2 + r
-    rest = _reduced_rank_regression(M - r1, N - r2, other_hidden, 0)
-    value = rank_of_derivative / 2 + rest.value
-    return LearningCoefficient(value, rest.multiplicity)
+    at_zero = _reduced_rank_regression(M - r1, N - r2, H - r1 - r2 + r, 0)
+    value = rank_of_derivative / 2 + at_zero.value
+    return LearningCoefficient(value, at_zero.multiplicity)
 
 
 def deep_linear(widths: Sequence[int], rank: int) -> LearningCoefficient:
@@ -210,10 +206,7 @@ def one_head_attention(v: int, d_head: int) -> LearningCoefficient:
 
 def _widths(M: int, N: int, H: int) -> tuple[int, int, int]:
     """Inputs, outputs and hidden units as integers."""
-    M = count("M", M)
-    N = count("N", N)
-    H = count("H", H)
-    return M, N, H
+    return count("M", M), count("N", N), count("H", H)
 
 
 def _reduced_rank_regression(M: int, N: int, H: int, r: int) -> LearningCoefficient:
@@ -227,9 +220,8 @@ def _reduced_rank_regression(M: int, N: int, H: int, r: int) -> LearningCoeffici
     if H + r > M + N:
         value = M * N / 2
         return LearningCoefficient(value, 1)
-    squares = (H + r) ** 2 + M**2 + N**2
-    products = 2 * (H + r) * (M + N) + 2 * M * N
-    s = products - squares
+    s = 2 * (H + r) * (M + N) + 2 * M * N
+    s -= (H + r) ** 2 + M**2 + N**2
     parity = (M + H + N + r) % 2
     return LearningCoefficient((s + parity) / 8, 1 + parity)
 
@@ -239,11 +231,9 @@ def _aoyagi_subset(M: list[int]) -> list[int]:
 
     Where one beginning fails, all longer ones fail.
     """
-    size = 2
-    while size < len(M):
-        next_width = M[size]
-        sum_with_next = sum(M[: size + 1])
-        if sum_with_next < size * next_width:
+    subset = M[:2]
+    for width in M[2:]:
+        if sum(subset) + width < len(subset) * width:
             break
-        size += 1
-    return M[:size]
+        subset.append(width)
+    return subset

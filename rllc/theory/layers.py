@@ -41,10 +41,10 @@ def deep_linear_layer(
         InputError: shapes do not chain, ``layer`` does not exist, or Σ is not a symmetric,
             positive semi-definite matrix.
     """
-    after, before = _layer_spectra(weights, layer, input_covariance)
-    rank_after = int(np.count_nonzero(after))
-    rank_before = int(np.count_nonzero(before))
-    return LearningCoefficient(rank_after * rank_before / 2, 1)
+    later_spectrum, earlier_spectrum = _layer_spectra(weights, layer, input_covariance)
+    later_rank = int(np.count_nonzero(later_spectrum))
+    earlier_rank = int(np.count_nonzero(earlier_spectrum))
+    return LearningCoefficient(later_rank * earlier_rank / 2, 1)
 
 
 def deep_linear_curvatures(
@@ -63,8 +63,8 @@ def deep_linear_curvatures(
     Returns:
         Eigenvalues ``[H_l · H_{l−1}]``, largest first.
     """
-    after, before = _layer_spectra(weights, layer, input_covariance)
-    products = np.outer(after, before)
+    later_spectrum, earlier_spectrum = _layer_spectra(weights, layer, input_covariance)
+    products = np.outer(later_spectrum, earlier_spectrum)
     rising = np.sort(products.ravel())
     return rising[::-1].copy()
 
@@ -85,11 +85,9 @@ def _layer_spectra(
     if input_covariance is not None:
         sigma = _matrix("input_covariance", input_covariance)
     root = _root(sigma, width)
-    earlier_layers = matrices[:layer]
-    later_layers = matrices[layer + 1 :]
-    after = _squared_singular_values(later_layers, outputs)
-    before = _squared_singular_values([root, *earlier_layers], inputs)
-    return after, before
+    later_spectrum = _squared_singular_values(matrices[layer + 1 :], outputs)
+    earlier_spectrum = _squared_singular_values([root, *matrices[:layer]], inputs)
+    return later_spectrum, earlier_spectrum
 
 
 def _check_chain(matrices: list[np.ndarray]) -> None:
@@ -119,8 +117,7 @@ def _squared_singular_values(chain: list[np.ndarray], dim: int) -> np.ndarray:
         product = matrix.astype(np.float64) @ product
     values = np.linalg.svd(product, compute_uv=False)
     eps = max(_eps(matrix) for matrix in chain)
-    norms = [float(np.linalg.norm(matrix, 2)) for matrix in chain]
-    product_of_norms = math.prod(norms)
+    product_of_norms = math.prod(float(np.linalg.norm(matrix, 2)) for matrix in chain)
     widest = max(max(matrix.shape) for matrix in chain)
     rounding = 10 * math.sqrt(widest) * eps * product_of_norms
     values = np.where(values > rounding, values, 0.0)

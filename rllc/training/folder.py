@@ -53,7 +53,7 @@ class RunFolder:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.settings: Mapping[str, Any] = {}
-        """Of the run that is written here, once it is taken up."""
+        """The settings of the run in the folder, once it is taken up."""
         self.resumed: int | None = None
         """The step of ``resume.pt`` when the folder was taken up."""
 
@@ -181,7 +181,7 @@ class RunFolder:
             write_atomically(self.path / "training.json", write)
 
     def _description(self) -> dict[str, Any]:
-        """What ``training.json`` says, ``{}`` for a folder without a run."""
+        """The contents of ``training.json``; ``{}`` for a folder without a run."""
         assert self.path is not None
         path = self.path / "training.json"
         if not path.exists():
@@ -263,7 +263,7 @@ class RunFolder:
 
 
 def _in_one_line(error: Exception) -> str:
-    """What torch says of a state dict, which names the weights in its second line."""
+    """torch's error about a state dict in one line; its second line names the weights."""
     text = " ".join(str(error).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
@@ -344,11 +344,12 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _warn_of_changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], path: Path, step: int
+    previous: Mapping[str, Any], now: Mapping[str, Any], path: Path, step: int
 ) -> None:
-    changes = [
-        f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]
-    ]
+    changes = []
+    for name, value in now.items():
+        if previous.get(name) != value:
+            changes.append(f"{name} {previous.get(name)} -> {value}")
     if changes:
         warnings.warn(
             f"training: going on with {path} from step {step} with {', '.join(changes)}; the "

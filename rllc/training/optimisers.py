@@ -70,7 +70,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     X = X.mT if tall else X
     for _ in range(_NUM_ITERATIONS):
         A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X
+        polynomial = b * A + c * A @ A
+        X = a * X + polynomial @ X
     return X.mT if tall else X
 
 

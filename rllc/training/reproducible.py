@@ -1,4 +1,4 @@
-"""What makes a resumed run equal an unbroken one: deterministic kernels, seeds a step, digests."""
+"""Means to make a resumed run equal an unbroken one: deterministic kernels, seeds, digests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def digest(state: Any) -> str:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            numbers = value.detach().cpu().contiguous().flatten()
+            sha.update(numbers.view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
             for key, item in value.items():
                 sha.update(repr(key).encode())
@@ -78,7 +79,7 @@ def digest(state: Any) -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the last bits of a result depend on, besides the settings."""
+    """Versions and hardware, on which the last bits of a result depend."""
     import transformers
 
     import rllc

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a step changes, and how.
+    """A model in training, with its optimisers and the losses so far.
 
     Args:
         model: in training mode, on the device where it is trained.
@@ -134,7 +134,7 @@ def mean_loss(model: Any, batch: Tensor, autocast: str | None) -> Tensor:
             return model(input_ids=batch, labels=batch).loss
         residual = model.activations(batch[:, :-1]).residual[-1]
         hidden = model.normalise("ln_final", residual, {})
-    target = Target((batch.shape[0], batch.shape[1] - 1), batch[:, 1:].flatten(), None)
+    target = Target.next_tokens(batch)
     W_U, b_U = model.unembed.W_U[None], model.unembed.b_U[None]
     losses, _ = UnembedLoss.apply(hidden.float(), W_U, b_U, target, low)
     return losses[0]

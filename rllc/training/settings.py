@@ -20,10 +20,10 @@ PAPER_STEPS = (
 """The 107 of 50,000 steps at which arXiv 2410.02984 estimates LLCs."""
 
 _STEPS_A_DECADE = 10
-"""Of the schedule that is even in log step: each kept step is a quarter later than the last."""
+"""Steps of the schedule that is even in log step: each is a quarter later than the last."""
 
 _LAST_RATE = 0.1
-"""What is left of the learning rate at the end of a decay."""
+"""The share of the learning rate that is left at the end of a decay."""
 
 _CHANGES_NO_WEIGHT = ("checkpoints", "resume_every")
 """Settings that only say what is written."""
@@ -200,12 +200,16 @@ def schedule(num_steps: int, kind: str = "paper") -> tuple[int, ...]:
     """
     num_steps = count("num_steps", num_steps)
     if kind == "paper":
-        return tuple(sorted({round(step * num_steps / PAPER_STEPS[-1]) for step in PAPER_STEPS}))
+        scaled = {round(step * num_steps / PAPER_STEPS[-1]) for step in PAPER_STEPS}
+        return tuple(sorted(scaled))
     if kind != "log":
         raise InputError(f"training: a schedule is 'paper' or 'log', got {kind!r}.")
     num_ratios = math.ceil(_STEPS_A_DECADE * math.log10(num_steps))
-    steps = {round(num_steps / 10 ** (k / _STEPS_A_DECADE)) for k in range(num_ratios + 1)}
-    return (0, *sorted(step for step in steps if step > 0))
+    steps = {0}
+    for k in range(num_ratios + 1):
+        ratio = 10 ** (k / _STEPS_A_DECADE)
+        steps.add(round(num_steps / ratio))
+    return tuple(sorted(steps))
 
 
 def count(name: str, value: Any) -> int:
@@ -268,7 +272,8 @@ def _check_steps(training: Training) -> None:
         value = getattr(training, name)
         if value is None:
             continue
-        if not isinstance(value, int) or value < 0 or (name == "decay_steps" and value == 0):
+        fewest = 1 if name == "decay_steps" else 0
+        if not isinstance(value, int) or value < fewest:
             raise InputError(
                 f"training: `{name}` must be a whole number of steps, got {value!r}; leave it out "
                 f"for none."

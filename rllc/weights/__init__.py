@@ -1,1 +1,1 @@
-"""What is refined: which weights, which data, and the names of the pairs."""
+"""Refinements: which weights, which data, and the names of the pairs."""

@@ -1,4 +1,4 @@
-"""What a selection takes from a model, in words: tensor by tensor, and what holds of its heads."""
+"""A selection in words: which weights it takes from each tensor, and notes on its heads."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _LISTED = 4
 
 
 def described(name: str, rule: Rule, masks: Masks, model: nn.Module) -> Shown:
-    """Say what :meth:`rllc.Weights.describe` says.
+    """Return the text of :meth:`rllc.Weights.describe`.
 
     Args:
         name: of the selection.
-        rule: how it finds its weights.
-        masks: what it takes from the model.
-        model: without what wraps it.
+        rule: of the selection.
+        masks: the weights that it takes, by parameter.
+        model: without wrappers.
     """
     parameters = parameters_of(model)
     other_names = _other_names(model)
@@ -42,8 +42,8 @@ def described(name: str, rule: Rule, masks: Masks, model: nn.Module) -> Shown:
             num_frozen += count
             notes.append("frozen")
         if parameter in other_names:
-            others = ", ".join(other_names[parameter])
-            notes.append(f"also {others}")
+            listed = ", ".join(other_names[parameter])
+            notes.append(f"also {listed}")
         shape = str(tuple(mask.shape))
         selected = f"{count:,}"
         of_all = f"{mask.numel():,}"
@@ -73,18 +73,17 @@ def shortened(names: Sequence[str]) -> str:
 
 
 def _other_names(model: nn.Module) -> dict[str, list[str]]:
-    """What else parameters are called, for those that have several names."""
-    others: dict[str, list[str]] = {}
+    """The further names of parameters that have several."""
+    other_names: dict[str, list[str]] = {}
     for name, parameters in names_of_parameters(model).items():
         for parameter in parameters:
             if parameter != name:
-                names = others.setdefault(parameter, [])
-                names.append(name)
-    return others
+                other_names.setdefault(parameter, []).append(name)
+    return other_names
 
 
 def _notes_on_heads(model: nn.Module, rule: Rule) -> list[str]:
-    """What is to be said of the heads in a rule: once for each layer."""
+    """Notes on the heads in a rule, once for each layer."""
     notes: dict[str, None] = {}  # each once, in order
     for kind, layer, _, tower, *options in _rules_of_heads(rule):
         attention = attention_of(model, layer, tower, options[-1])

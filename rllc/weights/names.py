@@ -1,4 +1,4 @@
-"""What heads are called, and the (weights, data) pairs along a result's refinement axis."""
+"""Names of heads, and of the (weights, data) pairs along a result's refinement axis."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def parts_of_head(name: str) -> tuple[str, int, int]:
     >>> parts_of_head("decoder.1:6")
     ('decoder', 1, 6)
     """
-    before, _, head = name.partition(":")
-    tower, _, layer = before.rpartition(".")
+    tower_and_layer, _, head = name.partition(":")
+    tower, _, layer = tower_and_layer.rpartition(".")
     return tower, int(layer), int(head)
 
 
@@ -222,8 +222,8 @@ class Names:
                 raise InputError(f"select(layer={layer!r}): heads are of the layers {layers}.")
             fitting_weights = tuple(name for name in fitting_weights if layer_of.get(name) == layer)
         rows = []
-        for row, (its_weights, its_data) in enumerate(self):
-            if its_weights in fitting_weights and its_data in fitting_data:
+        for row, (weights_of_row, data_of_row) in enumerate(self):
+            if weights_of_row in fitting_weights and data_of_row in fitting_data:
                 rows.append(row)
         return rows
 

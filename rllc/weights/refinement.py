@@ -1,4 +1,4 @@
-"""What is refined: a pair of which weights and which data; and the product of several of each."""
+"""Refinements: a pair of which weights and which data; and the product of several of each."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def _list_weights(weights: WeightsLike) -> list[Weights]:
             f"{type(weights).__name__}; {_advice(weights)}."
         )
     if isinstance(weights, Mapping):
-        selections = [_selection(w).named(str(name)) for name, w in weights.items()]
+        selections = [_selection(choice).named(str(name)) for name, choice in weights.items()]
     else:
-        selections = [_selection(w) for w in weights]
+        selections = [_selection(choice) for choice in weights]
     _check_names([selection.name for selection in selections])
     return selections
 
@@ -153,7 +153,10 @@ def named_data(data: DataLike) -> dict[str, Data]:
         return {data_set.name: data_set}
     if not data:
         raise InputError("`data`: the dict is empty; pass at least one named data set.")
-    named = {str(name): _of_one_name(str(name), one) for name, one in data.items()}
+    named = {}
+    for key, data_set_of_name in data.items():
+        name = str(key)
+        named[name] = _of_one_name(name, data_set_of_name)
     for name in named:
         check_name(name, "`data`")
     if len(named) < len(data):

@@ -54,7 +54,7 @@ class Weights:
         return Weights(f"~({self.name})", ("not", self.rule))
 
     def named(self, name: str) -> "Weights":
-        """The same selection under another name."""
+        """Return the same selection under another name."""
         return replace(self, name=name)
 
     def masks(self, model: nn.Module) -> Masks:
@@ -84,9 +84,9 @@ class Weights:
         return sum(int(mask.sum()) for mask in self.masks(model).values())
 
     def describe(self, model: nn.Module) -> str:
-        """What it takes from ``model``, tensor by tensor, with counts, and what of it is frozen.
+        """The weights that it takes from ``model``, tensor by tensor, with counts, and if frozen.
 
-        Of heads also which keys and values are theirs, and what belongs to no head. A notebook
+        Of heads it says which keys and values are theirs, and what belongs to no head. A notebook
         shows it as a table.
 
         >>> model = nn.Linear(3, 2).requires_grad_(False)
@@ -134,7 +134,7 @@ def trainable() -> Weights:
 
 
 def default_weights(model: nn.Module) -> Weights:
-    """What is refined when nothing is said: :func:`trainable` if some are frozen and some are not.
+    """The weights by default: :func:`trainable` where only a part of them is frozen.
 
     >>> default_weights(nn.Linear(3, 2)).name
     'everything'

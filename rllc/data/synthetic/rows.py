@@ -151,7 +151,7 @@ def draw_row(
 
 
 def _continue(unit: Unit, token: int | None) -> tuple[list[Option], float]:
-    """What the unit may go on with after the token, and the probability that it ends instead.
+    """The options of a unit after the token, and the probability that the unit ends instead.
 
     ``None`` for the token begins the unit: Python begins generators so.
     """
@@ -182,7 +182,8 @@ def _draw(options: Sequence[Option], number: float) -> tuple[int, int, float, fl
             share = remaining / chance
         remaining -= chance
     chance, ids, _ = options[chosen]
-    token = ids[min(int(share * len(ids)), len(ids) - 1)]
+    place = min(int(share * len(ids)), len(ids) - 1)
+    token = ids[place]
     return chosen, token, entropy, math.log(len(ids) / chance)
 
 

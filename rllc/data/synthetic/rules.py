@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rllc.data.synthetic.language import Language
 
 RULES = ("start", "ngram", "skip_ngram", "induction", "copy", "dyck", "sexpr")
-"""What produced a token; ``Synthetic.rule`` holds indices into this. ``start`` is BOS."""
+"""The rules that produce tokens; ``Synthetic.rule`` has indices into these. ``start`` is BOS."""
 
 ARITIES = (1, 2, 3)
 """Numbers of arguments of the operators of S-expressions."""
@@ -61,7 +61,7 @@ def scaled(options: list[Option], factor: float) -> list[Option]:
 
 
 def _found_at(options: list[Option], source: int) -> list[Option]:
-    """The options as tokens that are fixed by what stands at ``source``."""
+    """The options as tokens that the token at ``source`` decides."""
     return [Option(chance, ids, source) for chance, ids, _ in options]
 
 
@@ -96,7 +96,7 @@ def _ngram(language: Language, start: int, opener: int) -> Unit:
 def _skip_ngram(language: Language, start: int, opener: int) -> Unit:
     follow = language.continuations["skip_ngram"]
     first = yield follow[()]
-    # The trigger is told by the first letter only where it is the last token of its entry.
+    # The first letter decides the trigger only where the trigger is the last token of its entry.
     source = start + 1 if language.order == 2 else -1
     for gap in range(language.gaps[1] + 1):
         end = _hazard(gap, *language.gaps)
@@ -115,7 +115,7 @@ def _skip_ngram(language: Language, start: int, opener: int) -> Unit:
 def _rest_of_entry(language: Language, rule: str, beginning: tuple[int, ...], start: int) -> Unit:
     """The tokens of a table's entry behind ``beginning``, whose first token is at ``start``."""
     for k in range(len(beginning), language.order):
-        # Only all earlier tokens together fix a token, and they do so for the last one.
+        # All earlier tokens together decide the last one, and fewer decide none.
         is_fixed = k == language.order - 1
         following = language.continuations[rule][beginning]
         if is_fixed:
@@ -153,8 +153,8 @@ def _induction(language: Language, start: int, opener: int) -> Unit:
 def _copy(language: Language, start: int, opener: int) -> Unit:
     letters = language.ids["letters"]
     first = yield [Option(1.0, letters)]
-    others = [letter for letter in letters if letter != first]
-    second = yield [Option(1.0, others)]
+    other_letters = [letter for letter in letters if letter != first]
+    second = yield [Option(1.0, other_letters)]
     for count in range(2, _COPIED[1]):
         end = _hazard(count, *_COPIED)
         letter = second if count % 2 else first
@@ -190,7 +190,7 @@ def _sexpr(language: Language, start: int, opener: int) -> Unit:
 
 
 def _expression(language: Language, start: int, depth: int) -> Generator[list[Option], int, int]:
-    """What follows an opening parenthesis at ``start``.
+    """The tokens behind an opening parenthesis at ``start``.
 
     Returns:
         the position after the closing one.

@@ -40,7 +40,7 @@ def sizes_of_kinds(language: Language) -> dict[str, int]:
 
 
 def alphabets(language: Language) -> dict[str, list[range]]:
-    """For each table, what its first, second, … tokens are chosen from."""
+    """For each table, the ids from which its first, second, … tokens are chosen."""
     letters = language.ids["letters"]
     half = letters[: len(letters) // 2]
     quarter = letters[: len(letters) // 4]
@@ -60,9 +60,9 @@ def make_table(of_entry: Sequence[range], count: int, key: tuple[object, ...]) -
     """``count`` random entries with different beginnings.
 
     Args:
-        of_entry: what the first, second, … tokens of an entry are chosen from.
+        of_entry: the ids from which the first, second, … tokens of an entry are chosen.
         count: at most the number of beginnings.
-        key: what the random numbers are a function of.
+        key: decides the random numbers.
     """
     stream = generator("synthetic", *key)
     *of_beginning, of_last = of_entry
@@ -89,7 +89,7 @@ def _digits(number: int, alphabets: Sequence[range]) -> list[int]:
 
 
 def continuations(table: Table) -> Continuations:
-    """For each beginning of an entry, what follows it and how often."""
+    """For each beginning of an entry, the tokens that follow it, with their shares."""
     counts: dict[tuple[int, ...], dict[int, int]] = {}
     for entry in table:
         for k, token in enumerate(entry):
