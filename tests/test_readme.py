@@ -31,6 +31,7 @@ def test_files_and_folders_that_it_names_are_there() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_looks")
 def test_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matplotlib.use("Agg")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
