@@ -20,6 +20,7 @@ from torch import Tensor
 from rllc.engine.linear_maps import Change, LinearMap, Maps
 from rllc.engine.modes import in_mode, one_arithmetic
 from rllc.engine.module import Call, ModuleLoss, rows_of
+from rllc.engine.unembedding import at_home
 from rllc.engine.unmoved import Forward, Keeper, Kept, Unmoved, Watch, first_tensor, replaced
 from rllc.engine.vocabulary import Head, VocabularyLoss
 from rllc.losses.by_name import next_token, predictions_at_home, run_model
@@ -219,7 +220,7 @@ class Folded:
         if module.bias is not None:
             b = module.bias.detach()
         losses, each = VocabularyLoss.apply(states, W, b, predicted.ids, head, self.exact.autocast)
-        return losses, predicted.at_home(each)
+        return losses, at_home(each, predicted.home)
 
 
 class Predicted(NamedTuple):
@@ -261,13 +262,6 @@ class Predicted(NamedTuple):
         if bool(is_predicted.all()):
             return cls(next_tokens, ids, None, home)
         return cls(next_tokens, ids, positions, home)
-
-    def at_home(self, each: Tensor) -> Tensor:
-        """Put ``each [run, position]`` where its token is, ``[run, row, pos]``; else NaN."""
-        is_predicted = self.home >= 0
-        place = self.home.clamp(min=0)
-        losses = each[:, place]
-        return torch.where(is_predicted, losses, torch.nan)
 
 
 def repeated(batch: Batch, runs: int) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rllc.engine.unembedding import Target, chunks
+from rllc.engine.unembedding import Target, at_home, chunks
 
 
 class Writes(NamedTuple):
@@ -75,10 +75,7 @@ def mean_and_each_of_heads(
     mean, each = _HeadsLoss.apply(z, writes.W_O, columns, shared, target)
     if target.home is None:
         return mean, each.unflatten(1, target.shape)
-    is_predicted = target.home >= 0
-    place = target.home.clamp(min=0)
-    returned = each[:, place]
-    return mean, torch.where(is_predicted, returned, torch.nan)
+    return mean, at_home(each, target.home)
 
 
 class _Shared(NamedTuple):

@@ -102,10 +102,18 @@ def mean_and_each(
         return UnembedLoss.apply(hidden, W, b, target, autocast)
     chosen = hidden.flatten(1, 2)[:, None, target.kept]
     mean, each = UnembedLoss.apply(chosen, W, b, target, autocast)
-    is_predicted = target.home >= 0
-    place = target.home.clamp(min=0)
-    losses = each[:, 0, place]  # [run, row, pos − 1]
-    return mean, torch.where(is_predicted, losses, torch.nan)
+    return mean, at_home(each[:, 0], target.home)
+
+
+def at_home(each: Tensor, home: Tensor) -> Tensor:
+    """Put losses ``[run, position]`` where their tokens are, ``[run, row, pos]``; NaN elsewhere.
+
+    Args:
+        each: the losses of the tokens that are predicted.
+        home: ``[row, pos]``: for each token of the minibatch, its number among these; −1 for none.
+    """
+    place = home.clamp(min=0)
+    return torch.where(home >= 0, each[:, place], torch.nan)
 
 
 class UnembedLoss(torch.autograd.Function):

@@ -26,7 +26,7 @@ def check_localization(doing: str, localization: float) -> None:
     Raises:
         InputError: says what the paper uses.
     """
-    if not isinstance(localization, int | float) or not 0 <= localization < math.inf:
+    if not is_real(localization) or not 0 <= localization < math.inf:
         raise InputError(
             f"{doing}: `localization` must be a number from 0 on, got {localization!r}; "
             f"the paper uses 200."

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rllc.errors import InputError
+from rllc.errors import InputError, is_real
 from rllc.samplers.law import Law
 from rllc.samplers.prior import check_localization
 
@@ -126,7 +126,7 @@ def check_lr(sampler: str, lr: float) -> None:
     Raises:
         InputError: says what the paper uses.
     """
-    if not isinstance(lr, int | float) or not 0 < lr < math.inf:
+    if not is_real(lr) or not 0 < lr < math.inf:
         raise InputError(
             f"{sampler}: `lr` must be a positive number, got {lr!r}; the paper uses lr=1e-3."
         )

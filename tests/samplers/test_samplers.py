@@ -119,13 +119,13 @@ def test_a_sampler_of_your_own_runs_in_the_engine() -> None:
     assert abs(draws.llc).max() < 1e-4
 
 
-@pytest.mark.parametrize("lr", [0, -1e-3, float("inf"), float("nan")])
+@pytest.mark.parametrize("lr", [0, -1e-3, float("inf"), float("nan"), True])
 def test_a_learning_rate_must_be_positive(lr: float) -> None:
     with pytest.raises(InputError, match=r"sgld: `lr` must be a positive number, got .*lr=1e-3"):
         rllc.sgld(lr=lr)
 
 
-@pytest.mark.parametrize("localization", [-1, float("inf"), float("nan")])
+@pytest.mark.parametrize("localization", [-1, float("inf"), float("nan"), True])
 def test_a_localization_must_not_be_negative(localization: float) -> None:
     with pytest.raises(
         InputError, match=r"`localization` must be a number from 0 on, got .*uses 200"
