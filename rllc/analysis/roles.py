@@ -241,9 +241,13 @@ def classify(
     if scores is None:
         scores = attention.scores(model, bos=common_start(rows), seed=seed)
     evidence = _evidence(scores, contexts)
+    # Heads stand out from all others of their layer, also where only some are classified.
+    of_all = {}
+    for score in attention.SCORES:
+        of_all[score] = {head: scores[head][score] for head in scores.heads}
     return Roles(
         heads=contexts.heads,
-        roles=decide(contexts.heads, evidence, thresholds),
+        roles=decide(contexts.heads, evidence, thresholds, of_all),
         evidence=evidence,
         contexts=contexts,
         thresholds=thresholds,
@@ -275,6 +279,7 @@ def decide(
     heads: Sequence[str],
     evidence: Mapping[str, np.ndarray],
     thresholds: RoleThresholds,
+    scores: Mapping[str, Mapping[str, float]] | None = None,
 ) -> tuple[str, ...]:
     """The role of each head from the evidence; see :func:`classify` for the rule.
 
@@ -284,13 +289,16 @@ def decide(
         heads: names of the heads.
         evidence: by name (:data:`EVIDENCE`), ``[head]``.
         thresholds: from where on it counts.
+        scores: each attention of all heads of the model, by score and head; ``None``: ``heads``
+            are all of them.
     """
-    layer = np.array([numbers_of(head)[0] for head in heads])
+    if scores is None:
+        scores = {}
+        for score in _ROLE_OF_SCORE:
+            scores[score] = dict(zip(heads, evidence[score], strict=True))
     roles = []
-    for i in range(len(heads)):
-        heads_of_layer = np.flatnonzero(layer == layer[i])
-        other_heads = heads_of_layer[heads_of_layer != i]
-        role = _role_by_attention(i, other_heads, evidence, thresholds)
+    for i, head in enumerate(heads):
+        role = _role_by_attention(head, evidence["multigram"][i], scores, thresholds)
         if role is None:
             role = _role_by_tokens(i, evidence, thresholds)
         roles.append(role)
@@ -298,24 +306,38 @@ def decide(
 
 
 def _role_by_attention(
-    head: int,
-    other_heads: np.ndarray,
-    evidence: Mapping[str, np.ndarray],
+    head: str,
+    memory: float,
+    scores: Mapping[str, Mapping[str, float]],
     thresholds: RoleThresholds,
 ) -> str | None:
-    """The role of a head that stands out by where it looks; ``None`` if it does not."""
-    memory = evidence["multigram"][head]
+    """The role of a head that stands out by where it looks; ``None`` if it does not.
+
+    Args:
+        head: its name.
+        memory: its share of multigrams beyond chance.
+        scores: see :func:`decide`.
+        thresholds: from where on a score counts.
+    """
     for score, role in _ROLE_OF_SCORE.items():
-        values = evidence[score]
-        median_of_others = np.median(values[other_heads]) if len(other_heads) else 0.0
         least = max(
             thresholds.attention,
-            thresholds.stands_out * median_of_others,
+            thresholds.stands_out * _median_of_other_heads(head, scores[score]),
             thresholds.outweighs * memory,
         )
-        if values[head] >= least:
+        if scores[score][head] >= least:
             return role
     return None
+
+
+def _median_of_other_heads(head: str, values: Mapping[str, float]) -> float:
+    """The median over the other heads of a head's layer; 0 if there are none."""
+    layer, _ = numbers_of(head)
+    of_others = []
+    for other, value in values.items():
+        if other != head and numbers_of(other)[0] == layer:
+            of_others.append(value)
+    return float(np.median(of_others)) if of_others else 0.0
 
 
 def _role_by_tokens(

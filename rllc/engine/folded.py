@@ -340,6 +340,9 @@ def _moved(
             alone = shared.first_input
             (frozen,) = shared.values
             assert alone is not None
+            if x.shape[-1] != alone.shape[-1] or x.numel() != runs * alone.numel():
+                # Such as an expert, which gets another share in each run.
+                raise DoesNotFold(f"{name!r} is called with {list(x.shape)}, not row by row")
             inputs = alone.reshape(1, -1, alone.shape[-1])
             frozen = frozen.reshape(1, -1, frozen.shape[-1])
         else:

@@ -26,9 +26,10 @@ def max_curvature(lr: float) -> Observable:
 
     A product with the Hessian is a difference of gradients, (∇ℓ(w* + ηu) − ∇ℓ(w*))/η, over a
     quarter of the length √ε that a step's noise moves each weight, or a hundredth of the weights'
-    root mean square where that is more. So no kernel needs a second derivative. The value is at
-    most the largest; one minibatch's is on average at least that of the whole loss, because the
-    largest eigenvalue is convex. It costs 13 evaluations of one chain.
+    root mean square where that is more. So no kernel needs a second derivative. But for what the
+    curvature changes over that length, the value is at most the largest; one minibatch's is on
+    average at least that of the whole loss, because the largest eigenvalue is convex. It costs 13
+    evaluations of one chain.
 
     >>> max_curvature(lr=1e-3).at
     'start'

@@ -153,7 +153,9 @@ def test_a_head_alone_in_its_layer_stands_out() -> None:
 
 
 def test_an_untrained_model_has_no_roles() -> None:
-    roles = classify(tiny_model(), ROWS)
+    # Of few token ids every n-gram would come often, and a random head would seem to recall some.
+    rows = torch.randint(300, (60, 32), generator=torch.Generator().manual_seed(0))
+    roles = classify(tiny_model(d_vocab=300, n_ctx=32), rows)
     assert set(roles.roles) == {"other"}
 
 

@@ -80,7 +80,7 @@ def test_susceptibilities_are_those_of_the_law(draws: rllc.Draws, name: str) -> 
     i = list(WEIGHTS).index(name)
     result = Susceptibilities.of(draws, "rows")
     truth = Law(WEIGHTS[name][1]).susceptibilities()[:, None]
-    check(result[draws.weights[i]], truth, 0.16)
+    check(result[draws.weights[i]], truth, 0.3)
     # The mean loss answers to itself as much as to all tokens together.
     assert result.on_all.value[i] == pytest.approx(0, abs=1e-12)
     assert result.value[i].mean() == pytest.approx(0, abs=1e-9)

@@ -14,6 +14,7 @@ from tiny import QUIET, tiny_model
 from torch import Tensor, nn
 
 import rllc
+from rllc.data.minibatches import Minibatches
 from rllc.engine.bind import bind
 from rllc.engine.layout import center, groups
 from rllc.engine.linear_deltas import LinearDeltas
@@ -713,9 +714,10 @@ def clipped(module: nn.Module, x: Tensor) -> Tensor:
     return torch.minimum(losses, 1.1 * losses.mean())
 
 
-def clipped_where_large(module: nn.Module, x: Tensor) -> Tensor:
+def mixed_where_small(module: nn.Module, x: Tensor) -> Tensor:
     """Rows are mixed only in some minibatches."""
-    return clipped(module, x) if float(x.max()) > 10 else squares(module, x)
+    losses = squares(module, x)
+    return losses if float(x.max()) > 6 else losses + losses.mean()
 
 
 def test_a_loss_that_mixes_rows_past_a_threshold_is_evaluated_run_by_run() -> None:
@@ -728,12 +730,13 @@ def test_a_loss_that_mixes_rows_past_a_threshold_is_evaluated_run_by_run() -> No
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
 def test_a_loss_that_mixes_rows_later_on_is_noticed(autocast: str | None) -> None:
     model, x = Two(plain), torch.randn(6, 5)
-    x[3:] += 12
     weights = rllc.parameters(FIRST)
-    options = {"loss": clipped_where_large, "sampler": rllc.sgld(lr=0.02, localization=10.0)}
+    options = {"loss": mixed_where_small, "sampler": rllc.sgld(lr=1e-3, localization=10.0)}
     options["sampling"] = rllc.Sampling(
         **vars(SHORT) | {"autocast": autocast, "num_draws": 30, "batch_size": 1}
     )
+    # The first row that is sampled on, where runs are first compared, is the only large one.
+    x[Minibatches(len(x), 1, SHORT.seed)[0]] += 12
     with pytest.raises(rllc.InputError, match=r"mix rows .* Pass .*runs_per_pass=1") as caught:
         rllc.sample(model, x, weights, compute=QUIET, **options)
     assert "in a pass of 2 runs one has the loss" in str(caught.value)

@@ -62,6 +62,6 @@ def test_the_prior_explains_what_the_formula_says(curvatures: list[float], n_bet
     error = estimate.diagnostics["control_ratio_se"][0]
     # A step of ε adds εa/4, at most 3 %.
     assert abs(ratio - exact) < 5 * error + 0.03 * exact
-    assert error < 0.15 * exact
+    assert error < 0.25 * exact
     noted = "prior_dominated" in [fault.kind for fault in estimate.faults[0]]
     assert noted == (exact > 0.8)

@@ -450,8 +450,8 @@ def test_several_chains_that_diverged() -> None:
         (NOISE * 1e-9 + np.zeros((4, 200)) + 1e-3, "ok"),
         (
             5 + NOISE + np.arange(4)[:, None],
-            "chains disagree (they differ by 20%): more draws or burn-in; "
-            "imprecise (± 26%): more draws, or larger batches",
+            "chains disagree (they differ by …%): more draws or burn-in; "
+            "imprecise (± …%): more draws, or larger batches",
         ),
         (-5 + NOISE, "negative: w* is not a minimum for this data, or noise exceeds signal"),
         (NOISE - NOISE.mean() + 1e-3, "noise exceeds signal: more draws"),
@@ -460,7 +460,8 @@ def test_several_chains_that_diverged() -> None:
     ],
 )
 def test_status_of_chains_that_did_not(llc: np.ndarray, status: str) -> None:
-    assert estimate_of(llc).status == status
+    without_numbers = re.sub(r"\d+%", "…%", estimate_of(llc).status)
+    assert without_numbers == status
 
 
 def test_chains_that_all_rise_are_not_said_to_disagree() -> None:

@@ -94,7 +94,7 @@ def test_a_chain_that_blows_up() -> None:
 
 def test_a_cliff_that_no_gradient_warns_of() -> None:
     def cliff(v: Tensor) -> Tensor:
-        return square(v) + 100.0 * (v.abs() > 0.5).sum()
+        return square(v) + 100.0 * (v.abs() > 0.4).sum()
 
     llc = estimate_on(Surface(cliff, dim=4), lr=3e-3, gamma=50.0, num_draws=1000)
     assert llc.status.startswith("spikes in ")
@@ -115,10 +115,10 @@ def test_a_direction_too_sharp_for_the_step_that_the_loss_keeps_from_diverging()
 
 def test_what_the_step_size_adds() -> None:
     llc = estimate_on(Surface(square, dim=200), lr=2e-2, gamma=50.0)
-    assert re.fullmatch(r"the step size adds (39|40|41)%: lower lr", llc.status)
+    assert re.fullmatch(r"the step size adds (38|39|40|41|42)%: lower lr", llc.status)
     # εa/4 is 0.4.
-    assert llc.faults[0].numbers["share"] == pytest.approx(0.4, abs=0.01)
-    assert llc.faults[0].numbers["times"] == pytest.approx(4, abs=0.1)
+    assert llc.faults[0].numbers["share"] == pytest.approx(0.4, abs=0.02)
+    assert llc.faults[0].numbers["times"] == pytest.approx(4, abs=0.2)
 
 
 @pytest.mark.parametrize("dim", [2000, 3])
