@@ -107,7 +107,8 @@ class Plan:
         for name in ("data", "weights", "versions"):
             check_fields(fields[name], dict.fromkeys(fields[name], "text"))
         cells = []
-        # Thousands of cells are of the same step, data, weights and chains, which are kept once.
+        # Thousands of cells are of the same step, data, weights and chains, and thousands of
+        # checkpoints of one source. These are kept once.
         once: dict[Any, Any] = {}
         for cell in fields.pop("cells"):
             _check_cell(cell, fields)
@@ -119,7 +120,14 @@ class Plan:
         checkpoints = {}
         for step, where in fields.pop("checkpoints").items():
             check_fields({"parts": {}} | where, {"parts": "object"})
-            checkpoints[int(step)] = check_fields(where, _CHECKPOINT)
+            check_fields(where, _CHECKPOINT)
+            for name in ("source", "file"):
+                if name in where:
+                    where[name] = once.setdefault(where[name], where[name])
+            if "parts" in where:
+                parts = tuple(sorted(where["parts"].items()))
+                where["parts"] = once.setdefault(parts, where["parts"])
+            checkpoints[int(step)] = where
         return cls(**fields, checkpoints=checkpoints, cells=tuple(cells))
 
 

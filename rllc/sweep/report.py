@@ -14,7 +14,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -176,13 +175,11 @@ def _summary(sweep: Sweep, trajectory: Trajectory) -> str:
 
 
 def _last_finished(sweep: Sweep) -> str:
-    store = sweep.store
-    # A damaged cell may just have been set aside, and there may be none.
-    with suppress(FileNotFoundError, ValueError):
-        latest = max(store.path(name).stat().st_mtime for name in store.finished())
-        when = datetime.fromtimestamp(latest, UTC)
-        return f" The last cell was finished at {when:%Y-%m-%d %H:%M:%S} UTC."
-    return ""
+    latest = sweep.store.last_written()
+    if not latest:
+        return ""
+    when = datetime.fromtimestamp(latest, UTC)
+    return f" The last cell was finished at {when:%Y-%m-%d %H:%M:%S} UTC."
 
 
 # Figures.

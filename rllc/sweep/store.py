@@ -228,6 +228,14 @@ class Store:
         """Return the names of the cells that have a file."""
         return _stems(self.root / "cells", ".npz")
 
+    def last_written(self) -> float:
+        """Return when the last cell was written, as ``st_mtime`` of its file; 0 without cells."""
+        latest = 0.0
+        for entry in _files(self.root / "cells", ".npz"):
+            with suppress(FileNotFoundError):
+                latest = max(latest, entry.stat().st_mtime)
+        return latest
+
     def complete(self) -> set[str]:
         """Return the names of the cells for which :meth:`has` holds, by listing folders."""
         names = self.finished()
@@ -488,10 +496,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def _stems(folder: Path, suffix: str) -> set[str]:
-    """The names of the files with a suffix, without it; temporary ones are no such files."""
-    stems = set()
+    """The names of the files with a suffix, without it."""
+    return {entry.name.removesuffix(suffix) for entry in _files(folder, suffix)}
+
+
+def _files(folder: Path, suffix: str) -> Iterator[os.DirEntry[str]]:
+    """The files with a suffix, none if there is no such folder; temporary ones are left out."""
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(suffix) and not entry.name.startswith("."):
-                stems.add(entry.name.removesuffix(suffix))
-    return stems
+                yield entry
