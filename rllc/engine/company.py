@@ -25,7 +25,7 @@ _ROUNDING = 5e-5
 _ROUNDING_ON_GPU = 1e-3
 """That share where convolutions may round their inputs to 10 bits."""
 
-_OF_LAST_BITS = 30.0
+OF_LAST_BITS = 30.0
 """Where weights that differ in their last bits give larger differences, so many times these."""
 
 
@@ -90,7 +90,7 @@ class Company:
         difference = abs(in_company - alone)
         if difference <= rounding * abs(alone):
             return
-        if difference <= _OF_LAST_BITS * _of_last_bits(alone, position, loss_alone):
+        if difference <= OF_LAST_BITS * _of_last_bits(alone, position, loss_alone):
             return
         raise InputError(
             f"sampling: in a pass of {runs} runs one has the loss {in_company:.6g}, but alone it "

@@ -132,6 +132,7 @@ class _HeadsLoss(torch.autograd.Function):
                     u = z[run, rows]
                     hidden = torch.addmm(shared.unmoved[place, rows], u, W_O[run])
                     variance, mean = torch.var_mean(hidden, 1, correction=0, keepdim=True)
+                    centred = hidden - mean
                     s = (variance + shared.eps).rsqrt()
                     raw = torch.addmm(of_place, u, C, out=raw_room)
                     logits = torch.addcmul(shared.bias, raw, s, out=room)
@@ -144,7 +145,7 @@ class _HeadsLoss(torch.autograd.Function):
                         continue
                     expected = torch.linalg.vecdot(logits, raw)[:, None] / total
                     d_s = expected - raw.gather(1, id_column)
-                    d_hidden = (hidden - mean) * (-d_s * s**3 / width)
+                    d_hidden = centred * (-d_s * s**3 / width)
                     back = (logits @ C.T).div_(total)
                     d_u = s * (back - C.T[ids])
                     d_z[run, rows] = torch.addmm(d_u, d_hidden, W_O[run].T)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rllc.engine.company import OF_LAST_BITS
 from rllc.engine.folded import Evaluated, Folded, Plan, Positions, first_rows
 from rllc.engine.layout import Group
 from rllc.engine.linear_maps import Maps, is_linear, maps_of
@@ -52,9 +53,6 @@ _LOSS_ROUNDING = 2e-5
 
 _GRADIENT_ROUNDING = 2e-4
 """The most that a gradient may differ, as a share of its largest component."""
-
-_OF_LAST_BITS = 30.0
-"""Differences may also be so many times those that weights with other last bits make."""
 
 _NOTHING = Unmoved({}, frozenset())
 
@@ -290,7 +288,7 @@ class _Difference(NamedTuple):
         """
         limits = (_LOSS_ROUNDING, _GRADIENT_ROUNDING, _LOSS_ROUNDING)
         for value, limit, rounding in zip(self, limits, of_last_bits, strict=True):
-            if not value <= max(_OF_LAST_BITS * rounding, limit):
+            if not value <= max(OF_LAST_BITS * rounding, limit):
                 return False
         return True
 

@@ -148,7 +148,7 @@ class Estimate(OfRefinements):
 
     @cached_property
     def error_parts(self) -> dict[str, np.ndarray]:
-        """The known parts of λ̂'s relative error: :func:`rllc.estimates.diagnose.parts_of_error`."""
+        """Known parts of λ̂'s relative error: :func:`rllc.estimates.diagnose.parts_of_error`."""
         return parts_of_error(self.value, self.standard_error, self._diagnostics, self.settings)
 
     @property

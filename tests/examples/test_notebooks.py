@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from rllc.estimates.faults import PROBLEMS
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
@@ -19,6 +21,9 @@ LIKENESS = 0.9
 
 Numbers may differ from one processor to another, and with them a status that is near its limit.
 """
+
+BEGINNINGS = "|".join(["ok", *(re.escape(words.split()[0]) for words in PROBLEMS.values())])
+"""The first words of statuses."""
 
 
 def code_cells(notebook: Any) -> list[Any]:
@@ -38,6 +43,7 @@ def words(cell: Any) -> list[str]:
         text = re.sub(r"^doubling nβ would .*$", "", text, flags=re.MULTILINE)
         text = re.sub(r"^\d+ of \d+ are not ok.*$", "", text, flags=re.MULTILINE)
         text = re.sub(r"^(\S+ +\S+(?: +[-\d.]+){4,}) .*$", r"\1", text, flags=re.MULTILINE)
+        text = re.sub(rf"^(\d+:\d+): ({BEGINNINGS}).*$", r"\1", text, flags=re.MULTILINE)
         texts.append(text)
     return re.findall(r"[^\W\d_]{2,}", " ".join(texts))
 
@@ -66,6 +72,8 @@ def test_words_are_compared_and_numbers_are_not() -> None:
     assert likeness(stored, words(cell("1:0 code nan diverged at step"))) < LIKENESS
     more = "1:0 code 152.9 ± 4.0 ok\ndoubling nβ would change λ̂ by +83 ± 9\n"
     assert words(cell(more)) == stored
+    unstable = words(cell("of the heads\n1:0: unstable in the sharpest direction: lower lr\n"))
+    assert unstable == words(cell("of the heads\n1:0: diverged: chain 0 at step 7; lower lr\n"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
