@@ -66,15 +66,26 @@ def _check_there(device: torch.device) -> None:
         raise InputError("Compute: there is no device 'mps' here; pass device='cpu'.")
 
 
-def runs_that_fit(bytes_per_run: int, device: torch.device) -> int:
-    """How many runs a pass may hold; see ``Compute.runs_per_pass``."""
+def runs_that_fit(bytes_per_run: int, device: torch.device, worthwhile: int = 1) -> int:
+    """How many runs a pass may hold; see ``Compute.runs_per_pass``.
+
+    Args:
+        bytes_per_run: that a run needs.
+        device: where.
+        worthwhile: so many runs are worth more memory than a pass on a CPU should take.
+    """
+    bytes_per_run = max(bytes_per_run, 1)
     if device.type == "cuda":
-        budget = torch.cuda.mem_get_info(device)[0] // 4
-    else:
-        budget = min(_free_memory() // 4, _CPU_PASS)
-    # A power of two is the same from day to day, and so is the rounding of float32.
-    budget = 2 ** (int(budget).bit_length() - 1)
-    return max(1, budget // max(bytes_per_run, 1))
+        budget = _power_of_two(torch.cuda.mem_get_info(device)[0] // 4)
+        return max(1, budget // bytes_per_run)
+    budget = _power_of_two(_free_memory() // 4)
+    runs = min(budget, _CPU_PASS) // bytes_per_run
+    return max(1, runs, min(worthwhile, budget // bytes_per_run))
+
+
+def _power_of_two(number: int) -> int:
+    """The next lower one. It is the same from day to day, and so is the rounding of float32."""
+    return int(2 ** (number.bit_length() - 1))
 
 
 def _free_memory() -> int:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rllc.engine.fused import fused_forwards
 from rllc.engine.linear_maps import Change, LinearMap, Maps
 from rllc.engine.modes import in_mode, one_arithmetic
 from rllc.engine.module import Call, ModuleLoss, rows_of
@@ -85,6 +86,7 @@ class Folded:
         self.kept_names: list[str] = []
         """Modules whose calls are kept at each centre; it only grows."""
         self.logits = Call(self.model, run_model)
+        self.fused = fused_forwards(self.model)
 
     def center(self, batch: Batch, seed: int) -> Center:
         """The unmoved model, with what runs share."""
@@ -171,6 +173,7 @@ class Folded:
         """The forwards that replace those of modules in a pass of several runs."""
         leading = {runs * rows_of(batch)}
         forwards: dict[str, Forward] = {"": _noting(self.model.forward, leading)}
+        forwards |= self.fused
         forwards |= plan.maps.attentions
         for name, has_rows in plan.unmoved.modules.items():
             forwards[name] = _replayed(name, kept[name], has_rows, runs)

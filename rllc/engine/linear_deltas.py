@@ -8,6 +8,7 @@ now and then.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -19,7 +20,9 @@ from rllc.engine.folded import DoesNotFold, Evaluated, Folded, Plan, Positions
 from rllc.engine.layout import Group
 from rllc.engine.module import ModuleLoss, rows_of
 from rllc.engine.trial import RANDOM, in_float32, plan_of
+from rllc.engine.vocabulary import CPU_POSITIONS
 from rllc.losses.contract import Batch, Center, Runs
+from rllc.losses.documents import documents_of
 
 
 class LinearDeltas:
@@ -153,7 +156,11 @@ class LinearDeltas:
     ) -> list[Evaluated]:
         """Runs in passes of as many as fit."""
         kept_calls = self.folded.kept_calls(plan.unmoved, center.shared, batch)
-        size = runs_that_fit(int(plan.bytes_per_row * rows_of(batch)), position.device)
+        bytes_per_run = int(plan.bytes_per_row * rows_of(batch))
+        worthwhile = 1
+        if plan.head is not None:
+            worthwhile = math.ceil(CPU_POSITIONS / documents_of(batch).tokens.numel())
+        size = runs_that_fit(bytes_per_run, position.device, worthwhile)
         parts = []
         for start in range(0, len(position), size):
             chosen = slice(start, start + size)

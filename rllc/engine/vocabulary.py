@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CPU_POSITIONS, _CPU_TILE = 512, 1024
+CPU_POSITIONS, _CPU_TILE = 512, 1024
 """Positions and token ids of a tile on a CPU: 2 MB of logits."""
 
 _GPU_POSITIONS, _GPU_TILE = 8192, 8192
@@ -92,7 +92,7 @@ class VocabularyLoss(torch.autograd.Function):
         if want_gradient:
             gradient = torch.empty_like(x)
         on_cpu = x.device.type == "cpu"
-        size = _CPU_POSITIONS if on_cpu else _GPU_POSITIONS
+        size = CPU_POSITIONS if on_cpu else _GPU_POSITIONS
         with torch.autocast(x.device.type, enabled=False):
             for start in range(0, len(x), size):
                 rows = slice(start, start + size)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 import rllc
 from rllc.data.minibatches import Minibatches
 from rllc.engine.bind import bind
+from rllc.engine.devices import _CPU_PASS, runs_that_fit
+from rllc.engine.fused import fused_forwards
 from rllc.engine.layout import center, groups
 from rllc.engine.linear_deltas import LinearDeltas
 from rllc.engine.module import ModuleLoss
@@ -474,14 +476,37 @@ def test_what_a_head_gets_is_computed_once_a_minibatch() -> None:
 def test_runs_in_parts_are_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
-    def two_fit(num_bytes: int, device: torch.device) -> int:
+    worthwhile = set()
+
+    def two_fit(num_bytes: int, device: torch.device, runs: int) -> int:
         sizes.append(num_bytes)
+        worthwhile.add(runs)
         return 2
 
     monkeypatch.setattr("rllc.engine.linear_deltas.runs_that_fit", two_fit)
     assert_equals_in_turn(*CASES["gpt2"]())
     # Activations before the backward pass: fewer behind the last layer than behind the first.
     assert sizes[0] > 2 * sizes[-1] > 0
+    # So many runs of these rows are a tile of the sweep over the vocabulary.
+    assert max(worthwhile) > 1
+
+
+def test_a_pass_takes_more_memory_where_that_is_worthwhile() -> None:
+    device = torch.device("cpu")
+    beyond = 2 * _CPU_PASS
+    assert runs_that_fit(beyond, device) == 1
+    assert runs_that_fit(beyond, device, worthwhile=3) == 3
+    # But not more than there is.
+    assert runs_that_fit(2**60, device, worthwhile=3) == 1
+
+
+def test_a_gelu_in_one_operation_is_the_one_in_eight() -> None:
+    activation = transformers.activations.NewGELUActivation()
+    model = nn.Sequential(nn.Linear(3, 3), activation, nn.GELU())
+    x = torch.linspace(-6, 6, 1001, dtype=torch.float64)
+    ((name, fused),) = fused_forwards(model).items()
+    assert name == "1"
+    torch.testing.assert_close(fused(x), activation(x), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("cap", [None, 2.0])
@@ -489,7 +514,7 @@ def test_runs_in_parts_are_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 def test_one_sweep_over_the_vocabulary_is_autograd(
     cap: float | None, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rllc.engine.vocabulary._CPU_POSITIONS", 4)
+    monkeypatch.setattr("rllc.engine.vocabulary.CPU_POSITIONS", 4)
     monkeypatch.setattr("rllc.engine.vocabulary._CPU_TILE", 6)
     head = Head("", 0.5, cap)
     hidden = torch.randn(3, 7, 5, dtype=torch.float64, requires_grad=True)
