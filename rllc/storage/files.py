@@ -55,10 +55,14 @@ def as_path(path: object, doing: str, argument: str = "path") -> Path:
     Raises:
         InputError: it is no path, is empty, or has a character that no path has.
     """
+    return Path(_text_of(path, doing, argument))
+
+
+def _text_of(path: object, doing: str, argument: str = "path") -> str:
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
     right = isinstance(text, str) and bool(text) and "\0" not in text
     must_be(doing, argument, path, right, "the path of a file or folder")
-    return Path(text)
+    return text
 
 
 # Writing.
@@ -198,8 +202,8 @@ def load_arrays(
             contents do not match their checksum, or they are far larger than the file
             (:func:`rllc.storage.npz.check_unpacked`).
     """
-    path = as_path(path, "reading a file")
-    if not path.is_file():
+    path = _text_of(path, "reading a file")
+    if not os.path.isfile(path):
         raise FileError(f"reading {path}: there is no such file.")
     try:
         with open(path, "rb") as file:

@@ -207,7 +207,15 @@ class Store:
 
     def path(self, name: str) -> Path:
         """Return the path of a cell's file, which is there when the cell is finished."""
-        return self.root.joinpath("cells", f"{name}.npz")
+        return Path(self.path_text(name))
+
+    def path_text(self, name: str) -> str:
+        """Return :meth:`path` as text. Of 10,000 cells, ``Path`` would intern 4 MB of names."""
+        return os.path.join(self._cells, f"{name}.npz")
+
+    @cached_property
+    def _cells(self) -> str:
+        return os.fspath(self.root / "cells")
 
     def state_path(self, name: str) -> Path:
         """Return the path of the file with a cell's states."""
@@ -345,7 +353,7 @@ class Store:
         Raises:
             FileError: there is no such file, it is damaged, or it is another cell's.
         """
-        return _read_cell(self.path(name))
+        return _read_cell(self.path_text(name))
 
     def read_observed(self, name: str, observables: Iterable[str] | None = None) -> Draws:
         """Read a finished cell with what was observed along its chains.
@@ -463,7 +471,7 @@ def is_whole(path: Path) -> bool:
     return header.get("kind") != "rllc.Draws" or _name_in(header.get("settings")) == path.stem
 
 
-def _read_cell(path: Path) -> Draws:
+def _read_cell(path: str | os.PathLike[str]) -> Draws:
     """Read a cell, which says itself which one it is.
 
     Raises:
@@ -471,7 +479,7 @@ def _read_cell(path: Path) -> Draws:
     """
     draws = Draws.load(path)
     name = _name_in(draws.settings)
-    if name != path.stem:
+    if f"{name}.npz" != os.path.basename(path):
         raise FileError(
             f"reading {path}: it holds the cell {name}; the file was copied or renamed. Remove it, "
             f"and call rllc.track again."

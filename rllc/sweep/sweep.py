@@ -225,7 +225,7 @@ class Sweep:
             keys += keys_of_cell
         first_cell = self.finished[keys[0]][0]
         try:
-            with reading(self.store.path(first_cell.name)):
+            with reading(self.store.path_text(first_cell.name)):
                 draws = parts.stacked([draws for _, draws in read])
                 estimate = Estimate.of(draws, limits)
         except FileError as error:
@@ -347,7 +347,7 @@ class Sweep:
         Raises:
             FileError: they are not what the plan says that they are.
         """
-        with reading(self.store.path(cells[0].name)):
+        with reading(self.store.path_text(cells[0].name)):
             chains_of_cells = [cell.chains for cell in cells]
             joined = parts.joined(draws, chains_of_cells, weights)
             expected = self.settings["num_chains"]

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -199,7 +200,7 @@ def test_a_wrong_field_of_a_cell_makes_it_damaged(unbroken_store, monkeypatch) -
     for change, other in list(changed(header))[::4]:
 
         def load(file, kind=None, other=other):
-            return (dict(arrays), other) if file == path else load_arrays(file, kind=kind)
+            return (dict(arrays), other) if Path(file) == path else load_arrays(file, kind=kind)
 
         monkeypatch.setattr("rllc.sampling.draws.load_arrays", load)
         try:
