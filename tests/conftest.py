@@ -13,6 +13,7 @@ import torch
 import rllc
 from rllc.data import train_tokenizer
 from rllc.engine import scene
+from rllc.observables import curvature, prior
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)  # tests work on small tensors, which two threads only slow down
@@ -31,10 +32,16 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight minibatches in place of 128 tell the slope at w*: for tests that compare two ways of
-    one sampling, which agree with any number."""
-    monkeypatch.setattr(scene, "_LOOKS_FOR_SLOPE", 8)
-    monkeypatch.setattr(scene, "_LOOKS_FOR_WIDTH", 8)
+    """Measure little at w* before the first step: for tests that do not ask what it shows.
+
+    A tiny model's chains of a few draws cost less than the minibatches at w* that tell slope and
+    curvature. Two ways of one sampling agree with any number of these.
+    """
+    monkeypatch.setattr(scene, "_LOOKS_FOR_SLOPE", 4)
+    monkeypatch.setattr(scene, "_LOOKS_FOR_WIDTH", 4)
+    monkeypatch.setattr(curvature, "_LANCZOS_STEPS", 3)
+    monkeypatch.setattr(prior, "_MINIBATCHES", 2)
+    monkeypatch.setattr(prior, "_POSITIONS", 1)
 
 
 @pytest.fixture(scope="session")
