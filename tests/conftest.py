@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,33 @@ def one_thread() -> Iterator[None]:
     """
     yield
     torch.set_num_threads(1)
+
+
+_VERIFIED: set[object] = set()
+"""Configurations of attention-only models whose heads have been verified, and where they are."""
+
+
+@pytest.fixture(autouse=True)
+def verified_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify the heads of attention-only models of one configuration once.
+
+    It takes .1 s for each of the many models that differ only in their weights. The tests of
+    ``anatomy`` verify every one.
+    """
+    if "anatomy" in request.path.parts:
+        return
+    anatomy = sys.modules["rllc.anatomy"]
+
+    def verify(model: torch.nn.Module, described: object, call: object = None) -> None:
+        key = None
+        if type(model) is rllc.models.AttentionOnly and call is None:
+            key = model.config.to_json_string(), described
+        if key is None or key not in _VERIFIED:
+            real(model, described, call)
+            _VERIFIED.add(key)
+
+    real = anatomy.verify
+    monkeypatch.setattr(anatomy, "verify", verify)
 
 
 @pytest.fixture

@@ -128,7 +128,14 @@ def unobserved(sampling: rllc.Sampling) -> rllc.Draws:
     "sampling",
     [
         replace(SHORT, num_draws=3, num_probes=2),
-        replace(SHORT, num_draws=2, num_probes=2, start="gaussian", control_variate=True, num_steps_bw_draws=2),
+        replace(
+            SHORT,
+            num_draws=2,
+            num_probes=2,
+            start="gaussian",
+            control_variate=True,
+            num_steps_bw_draws=2,
+        ),
     ],
     ids=["plain", "with all"],
 )
