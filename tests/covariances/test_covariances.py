@@ -61,6 +61,7 @@ def check(mean: object, truth: np.ndarray, largest_error: float) -> None:
 # Against the exact law.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_kernel_is_that_of_the_law(draws: rllc.Draws, name: str) -> None:
     law = Law(WEIGHTS[name][1])
@@ -75,6 +76,7 @@ def test_the_kernel_is_that_of_the_law(draws: rllc.Draws, name: str) -> None:
     assert np.diag(correlation.value[i]) == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_susceptibilities_are_those_of_the_law(draws: rllc.Draws, name: str) -> None:
     i = list(WEIGHTS).index(name)
@@ -86,6 +88,7 @@ def test_susceptibilities_are_those_of_the_law(draws: rllc.Draws, name: str) -> 
     assert result.value[i].mean() == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_llc_of_rows_is_that_of_the_law(draws: rllc.Draws, name: str) -> None:
     i = list(WEIGHTS).index(name)
@@ -97,6 +100,7 @@ def test_the_llc_of_rows_is_that_of_the_law(draws: rllc.Draws, name: str) -> Non
     assert mean.value[i].mean() == pytest.approx(draws.llc[i].mean(), rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_elasticities_are_those_of_the_law(draws: rllc.Draws, name: str) -> None:
     i = list(WEIGHTS).index(name)
@@ -110,7 +114,8 @@ def test_elasticities_are_those_of_the_law(draws: rllc.Draws, name: str) -> None
         assert mean.standard_error[i] < 0.15 * abs(truth)
 
 
-def test_elasticities_are_printed_beside_the_llc_and_drawn(draws: rllc.Draws) -> None:
+def test_elasticities_are_printed_beside_the_llc_and_drawn() -> None:
+    draws = sampled(4, 40, num_burnin_steps=10)
     result = elasticities(draws)
     first, header, *lines = repr(result).splitlines()
     assert first.startswith("λ̂ at nβ = 6, γ = 4")
@@ -260,7 +265,7 @@ def test_a_slow_loop() -> None:
 def test_the_mean_of_a_covariance_is_unbiased() -> None:
     """Short chains, whose own means take much of the variance with them."""
     stream = np.random.default_rng(0)
-    x = np.zeros((20_000, 2, 30))
+    x = np.zeros((5_000, 2, 30))
     x[..., 0] = stream.standard_normal(x.shape[:-1])
     for t in range(1, 30):
         noise = stream.standard_normal(x.shape[:-1])

@@ -43,6 +43,7 @@ def test_same_tells_apart() -> None:
     assert same(np.array(["a"]), np.array(["a"]))
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_says_it_in_few_lines() -> None:
     code = "import rllc; rllc.load('no-such-org/no-such-name')"
     done = subprocess.run(
