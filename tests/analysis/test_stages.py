@@ -73,6 +73,7 @@ def test_noise_is_not_taken_for_stages() -> None:
     assert num_turns <= 1
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_turns() -> None:
     """32 turns in 95 % intervals: fewer than 22 would have a chance of 2e-7."""
     num_held = 0

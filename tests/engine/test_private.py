@@ -192,6 +192,7 @@ def test_what_cannot_be_copied_is_refused() -> None:
         private_copy(model)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_sampled_as_what_it_was_made_of() -> None:
     model = nn.Linear(3, 1)
     weights = {"all": rllc.everything()}
