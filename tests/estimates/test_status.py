@@ -92,6 +92,7 @@ def test_a_chain_that_blows_up() -> None:
     assert llc.faults[0].numbers["others"] == 3
 
 
+@pytest.mark.slow
 def test_a_cliff_that_no_gradient_warns_of() -> None:
     def cliff(v: Tensor) -> Tensor:
         return square(v) + 100.0 * (v.abs() > 0.4).sum()
@@ -307,6 +308,7 @@ def test_a_calibration_is_stricter_than_a_status_in_every_limit_it_changes() -> 
 # The control.
 
 
+@pytest.mark.slow
 def test_the_control_is_what_the_prior_alone_gives() -> None:
     """½nβΣh σ² with σ² = 1/(γ(1 − εγ/4)).
 
