@@ -80,14 +80,15 @@ def test_the_size_on_disk_is_that_of_the_files(run, tmp_path) -> None:
         "moments": rllc.losses_on(DATA["b"], keep="moments"),
     }
     store = rllc.sweep.Store(tmp_path, observe=observe)
-    cost = rllc.sweep.sweep_cost(run, DATA, "0:1", store=store, **QUICK)
-    rllc.track(run, DATA, "0:1", store=store, **QUICK)
+    first = rllc.checkpoints(run)[:1]
+    cost = rllc.sweep.sweep_cost(first, DATA, "0:1", store=store, **QUICK)
+    rllc.track(first, DATA, "0:1", store=store, **QUICK)
     expected = {"states": kept_bytes(tmp_path / "states", ("states",))}
     for name in observe:
         expected[f"observed {name!r}"] = kept_bytes(tmp_path / "observed" / name, (name,))
     assert cost.disk == pytest.approx(expected, rel=0.05)
     nothing_kept = replace(store, keep_states=False, observe={})
-    more = rllc.sweep.sweep_cost(run, DATA, "0:1", store=nothing_kept, **quick(num_draws=6))
+    more = rllc.sweep.sweep_cost(first, DATA, "0:1", store=nothing_kept, **quick(num_draws=6))
     assert more.disk == {}
     assert "on disk" not in str(more)
 
