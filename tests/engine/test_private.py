@@ -145,7 +145,9 @@ def threads(work, count: int) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize(("count", "stacked"), [(2, True), (4, False)])
+@pytest.mark.parametrize(
+    ("count", "stacked"), [(2, True), pytest.param(4, False, marks=pytest.mark.slow)]
+)
 def test_threads_on_one_model_leave_it_and_one_another_alone(
     count: int, stacked: bool, monkeypatch
 ) -> None:

@@ -313,6 +313,7 @@ def test_the_part_of_the_slope_is_taken_off() -> None:
     assert "code / prose: seed 0 +60% / +0%" in answer.detail
 
 
+@pytest.mark.slow
 def test_results_are_the_same_after_saving(tmp_path) -> None:
     run = by_the_paper()
     run.save(tmp_path)

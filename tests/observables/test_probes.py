@@ -209,6 +209,7 @@ def test_probes_change_no_draw_and_can_be_left_out() -> None:
     assert all(np.isfinite(array).all() for array in draws[1].observed.values())
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_minibatch_is_that_over_all_minibatches() -> None:
     """At a fixed position the estimate is unbiased: its mean over draws is the variance of loss −
     baseline over minibatches."""

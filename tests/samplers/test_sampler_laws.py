@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from marks import quickly
 from scipy import integrate, stats
 from torch import Tensor
 
@@ -379,7 +380,7 @@ def test_a_proposal_that_is_not_a_number_is_refused() -> None:
         assert float(draws(sampler, walled, torch.zeros(50, 1), 50, 0).abs().max()) < 0.5
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("make", quickly((sgld, hmc), MAKERS))
 def test_a_box_on_a_flat_loss_is_uniform(make: Callable[..., Sampler]) -> None:
     b = 0.1
     sampler = make(lr=2e-3, prior=box(b))

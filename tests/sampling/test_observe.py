@@ -127,7 +127,7 @@ def unobserved(sampling: rllc.Sampling) -> rllc.Draws:
 @pytest.mark.parametrize(
     "sampling",
     [
-        replace(SHORT, num_draws=3, num_probes=2),
+        pytest.param(replace(SHORT, num_draws=3, num_probes=2), marks=pytest.mark.slow),
         replace(
             SHORT,
             num_draws=2,

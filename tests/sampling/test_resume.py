@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from marks import quickly
 from tiny import QUIET, Quadratic, loss_of_quadratic, tiny_model, tiny_tokens
 
 import rllc
@@ -62,7 +63,7 @@ SWITCHES = [
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", quickly(("sgld",), SAMPLERS))
 def test_chains_that_go_on_are_those_that_never_stopped(
     name: str, switches: dict[str, object]
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_diverged_chain_stays_diverged_and_its_neighbours_go_on() -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_target_se_has_stopped_stays_stopped_and_the_rest_goes_on() -> None:
     def some(num_draws: int, target_se: float | None, **options) -> rllc.Draws:
         sampling = replace(SAMPLING, num_chains=2, target_se=target_se)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import quickly
 from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
 from torch import Tensor, nn
 
@@ -127,7 +128,7 @@ def soft_loss(model: nn.Module, batch: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "sampling",
     [
-        replace(SHORT, num_draws=3),
+        pytest.param(replace(SHORT, num_draws=3), marks=pytest.mark.slow),
         replace(SHORT, num_burnin_steps=3, num_steps_bw_draws=2, num_draws=2, seed=7),
     ],
 )
@@ -430,7 +431,7 @@ def draws_of_all() -> rllc.Draws:
     return rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, compute=QUIET)
 
 
-@pytest.mark.parametrize("runs_per_pass", [None, 1, 3])
+@pytest.mark.parametrize("runs_per_pass", quickly((None, 3), [None, 1, 3]))
 def test_noise_is_the_same_alone_in_company_in_any_order_and_in_passes_of_any_size(
     runs_per_pass: int | None,
 ) -> None:
@@ -470,7 +471,7 @@ def test_noise_depends_on_what_it_is_for_and_not_on_names() -> None:
         assert not torch.allclose(noise - center, base - start)
 
 
-@pytest.mark.parametrize("runs_per_pass", [None, 1, 3])
+@pytest.mark.parametrize("runs_per_pass", quickly((None, 3), [None, 1, 3]))
 def test_losses_are_the_same_alone_in_company_and_in_passes_of_any_size(
     runs_per_pass: int | None,
 ) -> None:

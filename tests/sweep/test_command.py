@@ -76,6 +76,7 @@ def test_state_dicts_are_told_their_model_or_their_positions(
         assert np.array_equal(trajectory.value, unbroken.value)
 
 
+@pytest.mark.slow
 def test_a_share_is_counted_alone_and_does_not_answer_for_others(
     run, tmp_path, computed, capsys
 ) -> None:

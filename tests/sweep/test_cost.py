@@ -50,6 +50,7 @@ def test_without_a_store_it_looks_into_no_folder_that_somebody_may_have_made(
     assert [path.name for path in tmp_path.iterdir()] == ["rllc-no-store"]
 
 
+@pytest.mark.slow
 def test_second_looks_are_counted(run) -> None:
     """2 chains × 5 steps; and with probes 2 chains × 4 of them, and 13 for the curvature."""
     without, with_probes = (
@@ -74,6 +75,7 @@ def kept_bytes(folder: Path, prefixes: tuple[str, ...]) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_the_size_on_disk_is_that_of_the_files(run, tmp_path) -> None:
     observe = {
         "losses": rllc.observables.minibatch_losses(),
