@@ -169,6 +169,7 @@ def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() ->
     assert [("above target_se" in status) for status in estimate.status] == list(~reached)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_looks")
 def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
     data = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}

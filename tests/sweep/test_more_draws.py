@@ -178,9 +178,8 @@ def test_without_whole_states_a_cell_is_computed_from_the_first_draw(
     assert same(more, rllc.track(run, DATA["a"], "0:1", **quick(num_draws=8)))
 
 
-@pytest.mark.parametrize(
-    ("share", "counts"), [(0.9, (60, 80)), pytest.param(1e9, (40, 80), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "counts"), [(0.9, (60, 80)), (1e9, (40, 80))])
 def test_more_draws_with_target_se_are_of_those_that_have_not_reached_it(
     run, tmp_path, drawn, share, counts
 ) -> None:
@@ -194,6 +193,7 @@ def test_more_draws_with_target_se_are_of_those_that_have_not_reached_it(
     assert same(grown, rllc.track(first, DATA["a"], both, **more))
 
 
+@pytest.mark.slow
 def test_draws_go_on_in_other_workers_and_the_cost_counts_what_is_left(
     run, tmp_path, drawn
 ) -> None:
