@@ -52,8 +52,9 @@ def _names_of_examples(
     source = "\n".join(example.source for example in doctest.examples)
     if "python_corpus" in source:
         # A part of the standard library, for reading all of it takes seconds.
-        part = Path(sysconfig.get_paths()["stdlib"]) / "email"
-        monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(part)})
+        real = sysconfig.get_paths
+        part = {"stdlib": str(Path(real()["stdlib"]) / "email")}
+        monkeypatch.setattr(sysconfig, "get_paths", lambda *args: real(*args) | part)
     for name, make in _MAKERS.items():
         if re.search(rf"\b{name}\b", source) and name not in doctest.globs:
             doctest_namespace[name] = make()
