@@ -104,6 +104,7 @@ def test_only_the_new_draws_are_computed() -> None:
     assert more < short  # nor are the gradients around w*
 
 
+@pytest.mark.slow
 def test_losses_per_token_go_on_too_or_are_those_of_the_new_draws() -> None:
     whole, short = draw(6, observe=TOKENS), draw(3, observe=TOKENS)
     assert_same(draw(6, observe=TOKENS, resume=short), whole)
