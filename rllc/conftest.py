@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def _names_of_examples(
         return
     monkeypatch.chdir(tmp_path)
     source = "\n".join(example.source for example in doctest.examples)
+    if "python_corpus" in source:
+        # A part of the standard library, for reading all of it takes seconds.
+        real = sysconfig.get_paths
+        part = {"stdlib": str(Path(real()["stdlib"]) / "email")}
+        monkeypatch.setattr(sysconfig, "get_paths", lambda *args: real(*args) | part)
     for name, make in _MAKERS.items():
         if re.search(rf"\b{name}\b", source) and name not in doctest.globs:
             doctest_namespace[name] = make()
@@ -102,7 +108,7 @@ def _curve() -> rllc.calibration.Resolution:
     return rllc.resolution(
         model,
         _tokens(),
-        rllc.heads(model),
+        ["0:6", "1:3", "1:6"],
         n_betas=[10.0, 100.0],
         sampling=_SHORT,
         compute=_QUIET,
@@ -123,6 +129,7 @@ def _calibration() -> rllc.Calibration:
     )
 
 
+@functools.cache
 def _kernel() -> rllc.covariances.LossKernel:
     return rllc.loss_kernel(_model(), _tokens(), _tokens(), sampling=_SHORT, compute=_QUIET)
 

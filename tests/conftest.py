@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,18 @@ import torch
 import rllc
 from rllc.data import train_tokenizer
 from rllc.engine import scene
+from rllc.observables import curvature, prior
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)  # tests work on small tensors, which two threads only slow down
+
+
+def pytest_collection_finish() -> None:
+    """Let Python not look through torch and all tests again at each collection of garbage.
+
+    That takes .4 s, and a report collects after the figures of each data set.
+    """
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -29,12 +40,45 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+_VERIFIED: set[object] = set()
+"""Configurations of attention-only models whose heads have been verified, and where they are."""
+
+
+@pytest.fixture(autouse=True)
+def verified_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify the heads of attention-only models of one configuration once.
+
+    It takes .1 s for each of the many models that differ only in their weights. The tests of
+    ``anatomy`` verify every one.
+    """
+    if "anatomy" in request.path.parts:
+        return
+    anatomy = sys.modules["rllc.anatomy"]
+
+    def verify(model: torch.nn.Module, described: object, call: object = None) -> None:
+        key = None
+        if type(model) is rllc.models.AttentionOnly and call is None:
+            key = model.config.to_json_string(), described
+        if key is None or key not in _VERIFIED:
+            real(model, described, call)
+            _VERIFIED.add(key)
+
+    real = anatomy.verify
+    monkeypatch.setattr(anatomy, "verify", verify)
+
+
 @pytest.fixture
 def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight minibatches in place of 128 tell the slope at w*: for tests that compare two ways of
-    one sampling, which agree with any number."""
-    monkeypatch.setattr(scene, "_LOOKS_FOR_SLOPE", 8)
-    monkeypatch.setattr(scene, "_LOOKS_FOR_WIDTH", 8)
+    """Measure little at w* before the first step: for tests that do not ask what it shows.
+
+    A tiny model's chains of a few draws cost less than the minibatches at w* that tell slope and
+    curvature. Two ways of one sampling agree with any number of these.
+    """
+    monkeypatch.setattr(scene, "_LOOKS_FOR_SLOPE", 4)
+    monkeypatch.setattr(scene, "_LOOKS_FOR_WIDTH", 4)
+    monkeypatch.setattr(curvature, "_LANCZOS_STEPS", 3)
+    monkeypatch.setattr(prior, "_MINIBATCHES", 2)
+    monkeypatch.setattr(prior, "_POSITIONS", 1)
 
 
 @pytest.fixture(scope="session")

@@ -165,6 +165,7 @@ def without_law() -> rllc.samplers.Sampler:
     return rllc.samplers.Sampler("own", known.lr, known.localization, known.init, known.step)
 
 
+@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize(
     ("sampler", "chains_and_draws"),
     [

@@ -157,6 +157,7 @@ def test_an_affinity_mask_is_kept(tmp_path: Path, monkeypatch) -> None:
     assert threads.available_cpus(tmp_path) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wish", "answer"), [("2", "as torch"), (None, "1")])
 def test_the_choice_in_a_fresh_process(wish: str | None, answer: str) -> None:
     """With and without a wish in the environment; children of the tests inherit one."""

@@ -118,7 +118,7 @@ def slow_training(model: torch.nn.Module, tokens: Tokens, seed: int, clip: float
 
 
 @pytest.mark.parametrize("clip", [1.0, 0.05])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_against_a_slow_loop(tmp_path, seed, clip):
     """In float64, where AdamW's epsilon is far above the rounding errors of zero gradients.
 
@@ -159,6 +159,7 @@ def test_learns(tmp_path):
         num_steps=80,
         batch_size=20,
         lr=3e-2,
+        checkpoints=(80,),
     )
     loss = np.load(tmp_path / "losses.npz")["loss"]
     assert loss.shape == (80,)
@@ -255,7 +256,7 @@ def test_two_threads_give_the_same_bits_each_time(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        models = [run(config=config, tokens=tokens, num_steps=2, batch_size=64) for _ in range(3)]
+        models = [run(config=config, tokens=tokens, num_steps=2, batch_size=64) for _ in range(2)]
     finally:
         torch.set_num_threads(before)
     assert all(
@@ -463,7 +464,7 @@ def test_resume_after_a_stop(tmp_path, monkeypatch):
     run(tmp_path / "unbroken", resume_every=2)
     expected = contents(tmp_path / "unbroken")
     real = Minibatches.__getitem__
-    for stop_at in (0, 1, 3, 4, 7, 11):
+    for stop_at in (0, 3, 4, 11):
         out = tmp_path / f"stop{stop_at}"
 
         def stopping(self: Minibatches, t: int, stop_at: int = stop_at) -> torch.Tensor:
@@ -490,7 +491,7 @@ def test_resume_after_a_stop(tmp_path, monkeypatch):
         assert taken == list(range(last, 12))
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_resume_after_a_stop_in_every_write(tmp_path, monkeypatch, after):
     """Stops right before and after each rename, when a folder is between two states."""
     few = {"num_steps": 3, "checkpoints": (0, 1)}

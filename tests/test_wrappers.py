@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from marks import quickly
 from tiny import QUIET, SHORT, tiny_model, tiny_tokens
 from torch import nn
 
@@ -39,7 +40,7 @@ def wrapped(kind: str, model: nn.Module) -> nn.Module:
 KINDS = ["DataParallel", "DistributedDataParallel", "compile", "all three"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", quickly(("DataParallel", "all three"), KINDS))
 def test_a_wrapped_model_is_the_model(group, kind) -> None:
     model = tiny_model()
     outside = wrapped(kind, model)

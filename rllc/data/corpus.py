@@ -163,13 +163,21 @@ def _line_starts(source: bytes) -> list[int]:
 def _docstrings(tree: ast.Module) -> list[ast.Constant]:
     """The docstrings of a module, its classes and its functions, in the order of their lines."""
     constants = []
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             first = node.body[0]
             assert isinstance(first, ast.Expr)
             assert isinstance(first.value, ast.Constant)
             constants.append(first.value)
     return sorted(constants, key=lambda constant: (constant.lineno, constant.col_offset))
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and all statements in it; expressions, which are most nodes, hold no docstrings."""
+    yield node
+    for part in ("body", "handlers", "cases", "orelse", "finalbody"):
+        for child in getattr(node, part, ()):
+            yield from _statements(child)
 
 
 def _summary(literal: str) -> str | None:

@@ -280,7 +280,10 @@ def _half_widths(
     many = np.full(len(steps), np.inf)
     half_widths = []
     for name in names:
-        errors = _at_steps(error.get(name, unknown), steps, f"error of {name!r}")
+        if name not in error:
+            half_widths.append(unknown)
+            continue
+        errors = _at_steps(error[name], steps, f"error of {name!r}")
         degrees = _at_steps(dof.get(name, many), steps, f"dof of {name!r}")
         half_widths.append(student_quantile(0.95, degrees) * errors)
     return np.stack(half_widths)

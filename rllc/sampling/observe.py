@@ -17,7 +17,7 @@ from rllc.data.data import Data
 from rllc.engine.layout import Group
 from rllc.engine.scene import Scene
 from rllc.errors import InputError, must_be, one_of
-from rllc.losses.contract import Center, Loss, Runs
+from rllc.losses.contract import Batch, Center, Loss, Runs
 from rllc.samplers import Jump
 from rllc.sampling.settings import Sampling
 from rllc.seeds import stable_hash
@@ -196,7 +196,13 @@ class Moment:
             position: v, ``[run, dim]``.
             minibatch: its number, from 0 on.
         """
-        return self._stage.rise_at(position, minibatch)
+        known = self._memo.get("beside")
+        if known is None or known[0] != minibatch:
+            # Only the last is kept: a centre holds all activations of its minibatch.
+            known = (minibatch, self._stage.surroundings.beside(minibatch))
+            self._memo["beside"] = known
+        batch, center = known[1]
+        return self._stage.rise(position, batch, center)
 
     def origin_gradient(self) -> Tensor:
         """Return the gradient at w* on the step's minibatch, ``[run, dim]``."""
@@ -274,9 +280,8 @@ class Stage:
             self.group, members, position, center, batch, gradient=True, each=member is None
         )
 
-    def rise_at(self, position: Tensor, minibatch: int) -> Tensor:
-        """Losses minus those at w* on a minibatch of a stream of its own, ``[run]``."""
-        batch, center = self.surroundings.beside(minibatch)
+    def rise(self, position: Tensor, batch: Batch, center: Center) -> Tensor:
+        """Losses minus those at w* on a minibatch, ``[run]``."""
         # The loss that the centre is of; products may be of lower precision than this stage's.
         runs = self.surroundings.loss.runs(
             self.group, self.member, position, center, batch, gradient=False, each=False

@@ -9,6 +9,7 @@ Reference: Press, Teukolsky, Vetterling and Flannery (2007), Numerical Recipes, 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -40,8 +41,20 @@ def student_quantile(level: float, dof: ArrayLike) -> np.ndarray:
     """
     if not 0 < level < 1:
         raise InputError(f"student_quantile: level must be between 0 and 1; got {level}.")
-    wanted_tail = 1 - level
     degrees = _degrees(dof)
+    quantiles = _quantiles(float(level), degrees.tobytes())
+    return np.frombuffer(quantiles).reshape(degrees.shape).copy()[()]
+
+
+@lru_cache(maxsize=64)
+def _quantiles(level: float, bytes_of_degrees: bytes) -> bytes:
+    """The quantiles of some degrees of freedom, both as bytes of float64.
+
+    Figures and tables ask again and again for the same, often for nothing but infinity, where
+    rounding lets the steps below never become as small as they should.
+    """
+    wanted_tail = 1 - level
+    degrees = np.frombuffer(bytes_of_degrees)
     normal = NormalDist().inv_cdf(1 - wanted_tail / 2)
     t = np.full(degrees.shape, normal)
     # The log of the tail is concave in log t. Newton's steps therefore never oscillate: the first
@@ -54,7 +67,7 @@ def student_quantile(level: float, dof: ArrayLike) -> np.ndarray:
         t = t * np.exp(step)
         if not (np.abs(step) > 1e-12).any():
             break
-    return t
+    return t.tobytes()
 
 
 def student_tail(t: ArrayLike, dof: ArrayLike) -> np.ndarray:

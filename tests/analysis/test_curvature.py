@@ -165,6 +165,7 @@ def test_the_two_fisher_matrices_differ_where_the_model_is_wrong() -> None:
     assert abs(empirical / true - 1) > 0.2
 
 
+@pytest.mark.slow
 def test_errors_of_fisher_traces_are_calibrated() -> None:
     model = mlp()
     trace = dense_fisher_trace(model, rllc.everything(), class_logits)
@@ -228,6 +229,7 @@ def test_hessian_rank_where_no_eigenvalue_is_near_the_threshold(curvatures: list
     assert result["everything"].value == pytest.approx(int((h != 0).sum()), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_hessian_rank_of_a_head_with_a_gap() -> None:
     """A head whose layer sees two tokens only has as many large eigenvalues as it should."""
     model = tiny_model()

@@ -62,7 +62,13 @@ def numbers(result: Curvature | Eigenvalues) -> np.ndarray:
     return np.concatenate([result.largest, result.smallest], 1)
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "hessian_rank" else name
+        for name in MEASURES
+    ],
+)
 def test_selections_and_data_give_one_row_each_and_the_same_alone(name: str) -> None:
     model = tiny_model()
     measure = MEASURES[name]

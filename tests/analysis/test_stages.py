@@ -65,6 +65,7 @@ def test_a_curve_that_only_rises_is_one_stage() -> None:
     assert result.to_dataframe()["direction"].tolist() == ["rises"]
 
 
+@pytest.mark.slow
 def test_noise_is_not_taken_for_stages() -> None:
     """Curves of noise hardly have turns that are 90 % sure; a best fit finds many in each."""
     num_turns = 0
@@ -73,6 +74,7 @@ def test_noise_is_not_taken_for_stages() -> None:
     assert num_turns <= 1
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_turns() -> None:
     """32 turns in 95 % intervals: fewer than 22 would have a chance of 2e-7."""
     num_held = 0
@@ -87,8 +89,8 @@ def test_intervals_hold_the_turns() -> None:
 
 
 def test_intervals_are_narrower_with_less_noise() -> None:
-    rough = stages(WAVE + noise(1, 0.2), STEPS)
-    fine = stages(WAVE + noise(1, 0.05), STEPS)
+    rough = stages(WAVE + noise(1, 0.2), STEPS, num_samples=500)
+    fine = stages(WAVE + noise(1, 0.05), STEPS, num_samples=500)
     for wide, narrow in zip(rough.turns, fine.turns, strict=True):
         assert narrow.high / narrow.low < wide.high / wide.low
         assert narrow.low <= narrow.step <= narrow.high
@@ -135,8 +137,8 @@ def test_values_with_large_errors_count_little() -> None:
     wrong = rising.copy()
     wrong[28:32] -= 2.0
     errors = np.where(wrong == rising, 0.02, 3.0)
-    assert len(stages(wrong, STEPS, errors)) == 1
-    assert len(stages(wrong, STEPS, np.full(len(STEPS), 0.02))) == 3
+    assert len(stages(wrong, STEPS, errors, num_samples=500)) == 1
+    assert len(stages(wrong, STEPS, np.full(len(STEPS), 0.02), num_samples=500)) == 3
 
 
 def test_turns_do_not_depend_on_units() -> None:
@@ -171,8 +173,8 @@ def test_the_same_seed_gives_the_same_and_global_random_numbers_stay() -> None:
 def test_of_a_trajectory() -> None:
     errors = np.full(len(STEPS), 0.1)
     trajectory = trajectory_of(WAVE, errors)
-    result = stages(trajectory, data="b")
-    assert result.turns == stages(WAVE, STEPS, errors).turns
+    result = stages(trajectory, data="b", num_samples=300)
+    assert result.turns == stages(WAVE, STEPS, errors, num_samples=300).turns
     assert result.name == "LLC of everything on b"
     assert len(stages(trajectory, weights="0:1")) == 1
 

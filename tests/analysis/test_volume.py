@@ -123,6 +123,7 @@ def test_reweighting_undoes_the_posterior() -> None:
     assert abs(z_of(result, slope_of_x2y2(result.high[0]))) < Z
 
 
+@pytest.mark.slow
 def test_from_sampling_regular_weights() -> None:
     drawn = rllc.sample(
         Quadratic(torch.linspace(0.5, 2.0, 5)),

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from marks import quickly
 from tiny import QUIET, SHORT, tiny_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +34,8 @@ from rllc.errors import InputError
 from rllc.testing import check_weights, unchanged
 
 EVERY = pytest.mark.parametrize("name", KINDS)
+SOME = pytest.mark.parametrize("name", quickly(list(KINDS)[::3], KINDS))
+"""For what costs more than to verify a model, which is done to each of them."""
 
 
 def names_of(kind: Kind) -> list[str]:
@@ -119,7 +122,7 @@ def test_heads_and_their_counts(name: str) -> None:
         assert {group.count(model) for group in groups} == {per_group}
 
 
-@EVERY
+@SOME
 @torch.no_grad()
 def test_a_head_is_what_moves_its_part_of_what_o_reads(name: str) -> None:
     """Beside the product's own check: with the masks alone, and a run of the whole model."""
@@ -151,7 +154,7 @@ def test_a_head_is_what_moves_its_part_of_what_o_reads(name: str) -> None:
                     assert torch.equal(rises, expected), (head_name, kv)
 
 
-@EVERY
+@SOME
 @torch.no_grad()
 def test_zeroing_a_heads_o_is_zeroing_what_o_reads_of_it(name: str) -> None:
     kind = KINDS[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import sys
@@ -61,6 +62,7 @@ def law_at(calibration: Calibration, i: int) -> SGLDLaw:
 # What is known of the error
 
 
+@pytest.mark.slow
 def test_parts_of_the_error_are_those_of_the_law() -> None:
     """One curvature, where all four are exact, and minibatch noise of covariance h/batch_size."""
     h, n_beta, lr, gamma, batch = 2.0, 100.0, 1e-3, 50.0, 50
@@ -310,12 +312,16 @@ OFF = [(1.0, 1.0, 1.0), *itertools.product((0.01, 100.0), repeat=3)]
 
 
 @pytest.mark.parametrize(
-    "known",
-    [True, pytest.param(False, marks=pytest.mark.slow)],
-    ids=["curvature known", "curvature unknown"],
+    ("known", "off"),
+    [
+        (True, OFF[:2]),
+        pytest.param(True, OFF, marks=pytest.mark.slow),
+        pytest.param(False, OFF, marks=pytest.mark.slow),
+    ],
+    ids=["curvature known, two starts", "curvature known", "curvature unknown"],
 )
 def test_the_search_recovers_from_two_decades_off_in_any_combination(
-    known: bool, monkeypatch: pytest.MonkeyPatch
+    known: bool, off: list[tuple[float, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All 9 starts end where a wide grid has its best, but for the scale.
 
@@ -327,7 +333,7 @@ def test_the_search_recovers_from_two_decades_off_in_any_combination(
     wide = on_the_quadratic(lr=lrs, n_beta=[30.0], localization=localizations)
     least = wide.error[wide.best]
     num_tried = []
-    for factors in OFF:
+    for factors in off:
         limits = Limits.for_calibration(max_settings=60)
         calibration = on_the_quadratic(limits=limits, **starting(*factors))
         assert calibration.good.any(), factors
@@ -378,6 +384,12 @@ FINE_GRID = {"lr": [1e-3], "n_beta": [30.0], "localization": [60.0]}
 """One setting, at which the quadratic is sampled well."""
 
 
+@functools.cache
+def fine() -> Calibration:
+    with unchanged(QUADRATIC):
+        return on_the_quadratic(**FINE_GRID)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "factors",
@@ -401,8 +413,7 @@ def test_a_quadratic_is_recovered_from_two_decades_off(factors: dict[str, float]
 
 
 def test_it_is_a_function_of_its_arguments_and_leaves_the_model_alone() -> None:
-    with unchanged(QUADRATIC):
-        calibration = on_the_quadratic(**FINE_GRID)
+    calibration = fine()
     first = calibration.estimates[0]
     again = rllc.estimate(
         QUADRATIC, NOWHERE, loss=loss_of_quadratic, compute=QUIET, **calibration.recommended
@@ -609,7 +620,7 @@ def test_the_dataframe(hopeless: Calibration) -> None:
 
 
 def test_the_sampler_for_another_n_beta_takes_the_same_step() -> None:
-    calibration = on_the_quadratic(**FINE_GRID)
+    calibration = fine()
     sampler = calibration.sampler_at(300.0)
     assert sampler.localization == 60.0
     assert sampler.lr == pytest.approx(1e-3 * (30 * 10 + 60) / (300 * 10 + 60), rel=1e-3)

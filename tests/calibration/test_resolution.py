@@ -33,6 +33,7 @@ def on_the_quadratic(n_betas: list[float], num_draws: int = 200, **arguments: An
     )
 
 
+@pytest.mark.slow
 def test_the_curve_is_the_laws() -> None:
     curve = on_the_quadratic([3.0, 100.0, 30.0])
     assert curve.n_beta.tolist() == [3.0, 30.0, 100.0]

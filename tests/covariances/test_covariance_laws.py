@@ -192,6 +192,7 @@ def test_waic_is_leave_one_out() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_limits_are_gradient_similarity_and_the_damped_influence_function() -> None:
     g = MODEL.g.double().numpy()
     prior = Law(ALL, n_beta=1e-9)

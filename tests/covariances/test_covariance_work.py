@@ -18,6 +18,7 @@ SIZE = covariances.Size(
 SHAPE = {"d_model": 32, "n_heads": 2, "d_head": 8, "n_ctx": 16, "d_vocab": 400}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 1])
 def test_observing_64_rows_costs_the_forward_passes_that_it_needs(layer: int) -> None:
     share = covariances.observing(tiny_model(**SHAPE), SIZE, layer)

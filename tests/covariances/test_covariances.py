@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,13 +32,18 @@ def loss(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
 
 
-def sampled(num_chains: int = 128, num_draws: int = 200, **changes: object) -> rllc.Draws:
+def sampled(
+    num_chains: int = 128,
+    num_draws: int = 200,
+    names: Sequence[str] = tuple(WEIGHTS),
+    **changes: object,
+) -> rllc.Draws:
     settings = {"n_beta": N_BETA, "num_burnin_steps": 60, "num_steps_bw_draws": 2} | changes
     sampling = rllc.Sampling(num_chains, num_draws, batch_size=ROWS, num_probes=0, **settings)
     return rllc.sample(
         MODEL,
         X,
-        [weights for weights, _ in WEIGHTS.values()],
+        [WEIGHTS[name][0] for name in names],
         loss=loss,
         sampler=rllc.sgld(LR, GAMMA),
         sampling=sampling,
@@ -61,6 +66,7 @@ def check(mean: object, truth: np.ndarray, largest_error: float) -> None:
 # Against the exact law.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_kernel_is_that_of_the_law(draws: rllc.Draws, name: str) -> None:
     law = Law(WEIGHTS[name][1])
@@ -75,6 +81,7 @@ def test_the_kernel_is_that_of_the_law(draws: rllc.Draws, name: str) -> None:
     assert np.diag(correlation.value[i]) == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_susceptibilities_are_those_of_the_law(draws: rllc.Draws, name: str) -> None:
     i = list(WEIGHTS).index(name)
@@ -86,6 +93,7 @@ def test_susceptibilities_are_those_of_the_law(draws: rllc.Draws, name: str) -> 
     assert result.value[i].mean() == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_the_llc_of_rows_is_that_of_the_law(draws: rllc.Draws, name: str) -> None:
     i = list(WEIGHTS).index(name)
@@ -97,6 +105,7 @@ def test_the_llc_of_rows_is_that_of_the_law(draws: rllc.Draws, name: str) -> Non
     assert mean.value[i].mean() == pytest.approx(draws.llc[i].mean(), rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_elasticities_are_those_of_the_law(draws: rllc.Draws, name: str) -> None:
     i = list(WEIGHTS).index(name)
@@ -110,7 +119,8 @@ def test_elasticities_are_those_of_the_law(draws: rllc.Draws, name: str) -> None
         assert mean.standard_error[i] < 0.15 * abs(truth)
 
 
-def test_elasticities_are_printed_beside_the_llc_and_drawn(draws: rllc.Draws) -> None:
+def test_elasticities_are_printed_beside_the_llc_and_drawn() -> None:
+    draws = sampled(4, 40, num_burnin_steps=10)
     result = elasticities(draws)
     first, header, *lines = repr(result).splitlines()
     assert first.startswith("λ̂ at nβ = 6, γ = 4")
@@ -213,7 +223,7 @@ def test_the_llc_of_a_head_answers_to_weighing_a_subset_more() -> None:
 @pytest.mark.slow
 def test_intervals_cover() -> None:
     """Of 200 repetitions of 4 chains of 100 draws, each chain used once."""
-    draws = sampled(num_chains=800, num_draws=100, num_steps_bw_draws=4)
+    draws = sampled(num_chains=800, num_draws=100, names=["all"], num_steps_bw_draws=4)
     law = Law(slice(0, DIM))
     truth = {"kernel": law.kernel(), "chi": law.susceptibilities()[:, None]}
     covered: dict[str, list[np.ndarray]] = {"kernel": [], "chi": []}
@@ -260,7 +270,7 @@ def test_a_slow_loop() -> None:
 def test_the_mean_of_a_covariance_is_unbiased() -> None:
     """Short chains, whose own means take much of the variance with them."""
     stream = np.random.default_rng(0)
-    x = np.zeros((20_000, 2, 30))
+    x = np.zeros((5_000, 2, 30))
     x[..., 0] = stream.standard_normal(x.shape[:-1])
     for t in range(1, 30):
         noise = stream.standard_normal(x.shape[:-1])

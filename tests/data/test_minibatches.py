@@ -62,6 +62,7 @@ def test_every_row_is_used_once_before_any_is_used_again(num_rows: int, batch_si
         assert len(batch.unique()) == batch_size
 
 
+@pytest.mark.slow
 def test_batches_that_span_two_epochs_are_uniform_draws() -> None:
     """In batch 1 each of the 15 sets of 4 of 6 rows is as likely as another.
 

@@ -85,6 +85,7 @@ def test_units_come_as_often_as_stated() -> None:
         assert abs(count - num_rows * chance) < 5 * standard_error
 
 
+@pytest.mark.slow
 def test_long_rows_have_the_shares_that_were_asked_for() -> None:
     num_rows = 40
     sample = replace(LANGUAGE, context_length=4000).sample(num_rows)

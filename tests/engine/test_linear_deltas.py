@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import quickly
 from tiny import QUIET, tiny_model
 from torch import Tensor, nn
 
@@ -435,7 +436,10 @@ def assert_equals_in_turn(
     return bound
 
 
-@pytest.mark.parametrize("case", CASES)
+FEW = ("gpt2", "llama", "bert", "whole maps", "a perceptron", "a teacher")
+
+
+@pytest.mark.parametrize("case", quickly(FEW, CASES))
 def test_runs_at_once_are_runs_in_turn(case: str) -> None:
     assert_equals_in_turn(*CASES[case]())
 
@@ -565,6 +569,7 @@ def test_the_model_is_left_as_it_was() -> None:
         assert not module._forward_hooks
 
 
+@pytest.mark.slow
 def test_threads_do_not_disturb_one_another() -> None:
     model, weights, _, _ = CASES["gpt2"]()
 

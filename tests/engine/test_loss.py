@@ -477,7 +477,9 @@ def test_an_attention_only_with_a_forward_of_its_own_is_evaluated_by_it() -> Non
     assert torch.allclose(torch.from_numpy(draws.observed["losses"][0, 0, 0]), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float64, marks=pytest.mark.slow), torch.bfloat16]
+)
 def test_models_of_other_precision_are_sampled_with_float32_chains(dtype: torch.dtype) -> None:
     model = model_of("shortformer")
     other = copy.deepcopy(model).to(dtype)

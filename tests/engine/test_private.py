@@ -145,7 +145,9 @@ def threads(work, count: int) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize(("count", "stacked"), [(2, True), (4, False)])
+@pytest.mark.parametrize(
+    ("count", "stacked"), [(2, True), pytest.param(4, False, marks=pytest.mark.slow)]
+)
 def test_threads_on_one_model_leave_it_and_one_another_alone(
     count: int, stacked: bool, monkeypatch
 ) -> None:
@@ -192,6 +194,7 @@ def test_what_cannot_be_copied_is_refused() -> None:
         private_copy(model)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_sampled_as_what_it_was_made_of() -> None:
     model = nn.Linear(3, 1)
     weights = {"all": rllc.everything()}

@@ -41,8 +41,8 @@ def test_the_error_of_a_difference_is_its_spread_over_seeds() -> None:
     ("curvatures", "n_beta"),
     [
         ([0.5] * 30, 3.0),  # nβh < γ/4
-        ([0.5] * 30, 30.0),  # nβh > γ/4
-        ([0.03, 0.3, 3.0] * 10, 30.0),
+        pytest.param([0.5] * 30, 30.0, marks=pytest.mark.slow),  # nβh > γ/4
+        pytest.param([0.03, 0.3, 3.0] * 10, 30.0, marks=pytest.mark.slow),
     ],
 )
 def test_the_prior_explains_what_the_formula_says(curvatures: list[float], n_beta: float) -> None:

@@ -174,8 +174,10 @@ def inputs(rank: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("n_beta", "lr", "localization"),
-    [(30.0, 1e-2, 20.0), (1000.0, 2e-4, 1.0)],
-    ids=["far from asymptotic", "near"],
+    [
+        pytest.param(30.0, 1e-2, 20.0, id="far from asymptotic", marks=pytest.mark.slow),
+        pytest.param(1000.0, 2e-4, 1.0, id="near"),
+    ],
 )
 def test_each_layer_of_a_deep_linear_network_on_full_and_deficient_inputs(
     n_beta: float, lr: float, localization: float

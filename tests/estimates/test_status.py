@@ -92,6 +92,7 @@ def test_a_chain_that_blows_up() -> None:
     assert llc.faults[0].numbers["others"] == 3
 
 
+@pytest.mark.slow
 def test_a_cliff_that_no_gradient_warns_of() -> None:
     def cliff(v: Tensor) -> Tensor:
         return square(v) + 100.0 * (v.abs() > 0.4).sum()
@@ -121,7 +122,7 @@ def test_what_the_step_size_adds() -> None:
     assert llc.faults[0].numbers["times"] == pytest.approx(4, abs=0.2)
 
 
-@pytest.mark.parametrize("dim", [2000, 3])
+@pytest.mark.parametrize("dim", [pytest.param(2000, marks=pytest.mark.slow), 3])
 def test_steps_too_small(dim: int) -> None:
     llc = estimate_on(Surface(square, dim=dim), lr=1e-7, gamma=50.0, num_burnin_steps=0)
     advice = "steps too small (acceptance 1), larger lr"
@@ -307,6 +308,7 @@ def test_a_calibration_is_stricter_than_a_status_in_every_limit_it_changes() -> 
 # The control.
 
 
+@pytest.mark.slow
 def test_the_control_is_what_the_prior_alone_gives() -> None:
     """½nβΣh σ² with σ² = 1/(γ(1 − εγ/4)).
 
@@ -394,7 +396,7 @@ def test_intervals_cover_the_long_run_value_of_a_trained_model(tmp_path: Path) -
             model, tokens, "0:1", sampler=sampler, sampling=sampling, compute=QUIET
         )
 
-    long = np.array([estimate(32, 800, 1000 + seed).value[0] for seed in range(3)])
+    long = np.array([estimate(32, 200, 1000 + seed).value[0] for seed in range(3)])
     short = [estimate(2, 50, seed) for seed in range(60)]
     assert long.std(ddof=1) / 3**0.5 < 0.2 * short[0].standard_error[0]
     covered = []

@@ -20,6 +20,7 @@ from examples.benchmarks.accuracy.rows import Row, verdict
 from rllc import theory, threads
 
 
+@pytest.mark.slow
 def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--tiny", "--without-devinterp", "--parts", "ql", "--out", str(tmp_path)]
     with threads.using(torch.get_num_threads()):
@@ -131,9 +132,10 @@ def exact_cases() -> list[Case]:
     ]
 
 
-def test_extrapolation_of_exact_values() -> None:
+@pytest.mark.parametrize("chosen", [slice(2), pytest.param(slice(2, None), marks=pytest.mark.slow)])
+def test_extrapolation_of_exact_values(chosen: slice) -> None:
     rungs = (1e1, 1e2, 1e3, 1e4)
-    for truth, law in exact_cases():
+    for truth, law in list(exact_cases())[chosen]:
         values = np.array([law(n) for n in rungs])
         value, error, form = extrapolation.extrapolate(
             rungs, values, 0.002 * values, truth.multiplicity, repeats=10

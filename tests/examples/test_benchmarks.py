@@ -49,6 +49,7 @@ def test_the_engine_is_near_its_ideal_and_devinterp_is_not(tmp_path: Path) -> No
     assert (tmp_path / "engine.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_paper_s_estimate_runs(capsys: pytest.CaptureFixture[str]) -> None:
     results = full.measure(Namespace(device="cpu"), draws=2, context=16, batch=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -154,8 +155,13 @@ def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "ENOUGH_CHECKPOINTS", len(STEPS) - 1)
 
 
+@functools.cache
+def answers_of_three() -> list[Claim]:
+    return claims.all_claims([by_the_paper(seed) for seed in range(3)])
+
+
 def test_all_claims_hold_where_they_are_true() -> None:
-    answers = claims.all_claims([by_the_paper(seed) for seed in range(3)])
+    answers = answers_of_three()
     assert len(answers) == 13
     assert {answer.claim for answer in answers if answer.verdict != HOLDS} == set()
     assert all(answer.scale and answer.detail for answer in answers)
@@ -307,6 +313,7 @@ def test_the_part_of_the_slope_is_taken_off() -> None:
     assert "code / prose: seed 0 +60% / +0%" in answer.detail
 
 
+@pytest.mark.slow
 def test_results_are_the_same_after_saving(tmp_path) -> None:
     run = by_the_paper()
     run.save(tmp_path)
@@ -314,7 +321,7 @@ def test_results_are_the_same_after_saving(tmp_path) -> None:
 
 
 def test_the_table_has_a_row_a_claim() -> None:
-    answers = claims.all_claims([by_the_paper()])
+    answers = answers_of_three()
     lines = claims.as_markdown(answers).splitlines()
     assert len(lines) == 2 + len(answers)
     assert {line.count("|") for line in lines} == {6}

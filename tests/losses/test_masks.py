@@ -99,6 +99,7 @@ def test_minibatches_of_several_rows_weigh_rows_by_their_tokens() -> None:
     assert full.baseline[0, 0, 0] == pytest.approx(np.average(means, weights=counts), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_noise_of_minibatches_is_that_of_a_ratio() -> None:
     """Against the spread of the rise over many choices of rows, of which each counts otherwise."""
     from rllc.observables.minibatch_noise import _shares
@@ -241,6 +242,7 @@ def test_rows_of_tokens_with_nothing_to_predict_are_named_before_anything_runs()
         rllc.estimate(model, batch | {"labels": labels}, sampling=sampling(), compute=QUIET)
 
 
+@pytest.mark.usefixtures("few_looks")
 def test_token_results_have_nan_at_what_does_not_count() -> None:
     for model in (tiny_model(), gpt2()):
         batch = padded(ROWS, "left")

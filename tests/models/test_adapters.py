@@ -72,6 +72,7 @@ def test_an_adapter_is_added_to_its_base(tmp_path, changes, scale: float) -> Non
             assert torch.equal(merged.get_parameter(name), parameter)
 
 
+@pytest.mark.slow
 def test_a_run_of_adapters_is_tracked_as_the_merged_models_are(tmp_path) -> None:
     """As transformers' Trainer leaves them: a folder a checkpoint, each with the adapter alone."""
     adapter, base = write(tmp_path, base_model_name_or_path=str(tmp_path / "base"))

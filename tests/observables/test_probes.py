@@ -74,6 +74,7 @@ def test_acceptance_is_the_ratio_written_out() -> None:
     assert 0.1 < float(found.mean()) < 0.9
 
 
+@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -136,7 +137,7 @@ def test_the_curvature_depends_on_neither_step_size_nor_precision(
 
 def test_the_largest_curvature_is_that_of_the_dense_hessian() -> None:
     model, tokens = tiny_model(), tiny_tokens()
-    weights = [rllc.head(name) for name in ("0:1", "0:2", "1:0")]
+    weights = [rllc.head(name) for name in ("0:1", "1:0")]
     probing = replace(SHORT, num_probes=1)
     # The smaller the step, the shorter the way over which slopes are compared: here it is a
     # hundredth of the typical weight.
@@ -188,8 +189,8 @@ def test_probes_change_no_draw_and_can_be_left_out() -> None:
         rllc.sample(
             model,
             tokens,
-            rllc.heads(model),
-            sampling=rllc.Sampling(2, 5, batch_size=4, control_variate=False, num_probes=n),
+            ["0:1", "1:0"],
+            sampling=rllc.Sampling(2, 4, batch_size=4, control_variate=False, num_probes=n),
             compute=QUIET,
         )
         for n in (0, 3)
@@ -197,17 +198,18 @@ def test_probes_change_no_draw_and_can_be_left_out() -> None:
     np.testing.assert_array_equal(draws[0].loss, draws[1].loss)
     assert set(draws[0].observed) == {"minibatch_variance"}
     assert {name: array.shape for name, array in draws[1].observed.items()} == {
-        "minibatch_variance": (6, 2, 5),
-        "max_curvature": (6,),
-        "loss_under_prior": (6, 4, 8),
-        "pairing": (6,),
-        "stability": (6,),
-        "acceptance": (6, 2, 3),
-        "discretisation": (6, 2, 3),
+        "minibatch_variance": (2, 2, 4),
+        "max_curvature": (2,),
+        "loss_under_prior": (2, 4, 8),
+        "pairing": (2,),
+        "stability": (2,),
+        "acceptance": (2, 2, 3),
+        "discretisation": (2, 2, 3),
     }
     assert all(np.isfinite(array).all() for array in draws[1].observed.values())
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_minibatch_is_that_over_all_minibatches() -> None:
     """At a fixed position the estimate is unbiased: its mean over draws is the variance of loss −
     baseline over minibatches."""
@@ -227,7 +229,9 @@ def test_the_noise_of_a_minibatch_is_that_over_all_minibatches() -> None:
         (x,),
         loss=loss_of_quadratic,
         sampler=sampler,
-        sampling=rllc.Sampling(1, 600, batch_size=batch, n_beta=1.0),
+        sampling=rllc.Sampling(
+            1, 600, batch_size=batch, n_beta=1.0, control_variate=False, num_probes=0
+        ),
         compute=QUIET,
     )
     each = (x * 0.5).sum(1)
@@ -245,6 +249,7 @@ class Stay(NamedTuple):
     position: Tensor
 
 
+@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize(("batch", "noise"), [(12, 0.0), (1, np.nan)])
 def test_noise_of_full_batches_and_of_single_rows(batch: int, noise: float) -> None:
     draws = rllc.sample(
@@ -257,10 +262,11 @@ def test_noise_of_full_batches_and_of_single_rows(batch: int, noise: float) -> N
     np.testing.assert_array_equal(draws.observed["minibatch_variance"], np.full((1, 1, 2), noise))
 
 
+@pytest.mark.usefixtures("few_looks")
 def test_further_chains_are_those_of_a_larger_call() -> None:
     model, tokens = tiny_model(), tiny_tokens()
     settings = {
-        "num_draws": 6,
+        "num_draws": 3,
         "batch_size": 4,
         "num_probes": 2,
         "control_variate": True,

@@ -143,6 +143,7 @@ def test_names_at_ends_are_apart_and_within_the_figure() -> None:
         assert frame.y0 - box.height < box.y0 < frame.y1
 
 
+@pytest.mark.slow
 def test_very_many_names_are_small_but_apart() -> None:
     names = [f"{layer}:{head}" for layer in range(6) for head in range(12)]
     values = {name: [1.0, 2.0] for name in names}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from marks import quickly
 from scipy import integrate, stats
 from torch import Tensor
 
@@ -97,20 +98,26 @@ def z_scores(values: Tensor, truth: Any) -> np.ndarray:
     [
         (sgld(1e-3, 200.0), lambda a: 1 / (a * (1 - 1e-3 * a / 4)), {}),
         (sghmc(1e-3, 200.0), None, {}),
-        (sghmc(1e-3, 200.0, momentum=0.0), None, {}),
-        (
+        pytest.param(sghmc(1e-3, 200.0, momentum=0.0), None, {}, marks=pytest.mark.slow),
+        pytest.param(
             sghmc(1e-3, 200.0, momentum=0.6),
             None,
             {"curvatures": [1000.0, 3000.0, 3600.0]},
+            marks=pytest.mark.slow,
         ),  # near εa = 4
-        (mala(1e-3, 200.0), None, {}),
+        pytest.param(mala(1e-3, 200.0), None, {}, marks=pytest.mark.slow),
         (
             mala(1e-3, 200.0),
             None,
             {"curvatures": [500.0, 2500.0]},
         ),  # εa = 2.7: sgld's variance is three times too large
         (hmc(1e-3, 200.0, num_leapfrog_steps=5), None, {"num_steps": 150, "num_burnin_steps": 50}),
-        (hmc(1e-3, 200.0, 3), None, {"curvatures": [500.0, 2500.0], "num_steps": 200}),
+        pytest.param(
+            hmc(1e-3, 200.0, 3),
+            None,
+            {"curvatures": [500.0, 2500.0], "num_steps": 200},
+            marks=pytest.mark.slow,
+        ),
         # eps so large that G is 1/eps: what is left is sgld with lr/eps
         (
             rmsprop_sgld(1e3, 200.0, eps=1e6),
@@ -340,7 +347,12 @@ def test_tuning_must_be_over_before_the_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    "sampler", [mala(0.5, 1.0), hmc(0.3, 1.0, 3), hmc(0.3, 1.0, 3, jitter=0.0)]
+    "sampler",
+    [
+        mala(0.5, 1.0),
+        pytest.param(hmc(0.3, 1.0, 3), marks=pytest.mark.slow),
+        pytest.param(hmc(0.3, 1.0, 3, jitter=0.0), marks=pytest.mark.slow),
+    ],
 )
 def test_unbiased_on_a_quartic_at_a_large_step(sampler: Sampler) -> None:
     def moment(power: int) -> float:
@@ -368,7 +380,7 @@ def test_a_proposal_that_is_not_a_number_is_refused() -> None:
         assert float(draws(sampler, walled, torch.zeros(50, 1), 50, 0).abs().max()) < 0.5
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("make", quickly((sgld, hmc), MAKERS))
 def test_a_box_on_a_flat_loss_is_uniform(make: Callable[..., Sampler]) -> None:
     b = 0.1
     sampler = make(lr=2e-3, prior=box(b))
@@ -402,7 +414,14 @@ def test_a_gaussian_in_a_box_is_truncated(sampler: Sampler) -> None:
     assert np.abs(z_scores(found, np.array(truth))).max() < Z
 
 
-@pytest.mark.parametrize("make", [sgld, sghmc, rmsprop_sgld])
+@pytest.mark.parametrize(
+    "make",
+    [
+        sgld,
+        pytest.param(sghmc, marks=pytest.mark.slow),
+        pytest.param(rmsprop_sgld, marks=pytest.mark.slow),
+    ],
+)
 def test_a_gaussian_in_a_box_is_truncated_in_the_limit_of_small_steps(
     make: Callable[..., Sampler],
 ) -> None:

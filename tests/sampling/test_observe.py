@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import rllc
 from rllc.errors import InputError, ObservationError
 
+pytestmark = pytest.mark.usefixtures("few_looks")
 MODEL, TOKENS = tiny_model(), tiny_tokens()
 HEADS = ["0:1", "1:2", "1:0"]
 FIXED = tiny_tokens(num_rows=9, pos=5, seed=3)
@@ -109,7 +110,6 @@ def unobserved(sampling: rllc.Sampling) -> rllc.Draws:
     return observed({}, sampling=sampling)
 
 
-@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize(
     "observable",
     [
@@ -127,8 +127,15 @@ def unobserved(sampling: rllc.Sampling) -> rllc.Draws:
 @pytest.mark.parametrize(
     "sampling",
     [
-        replace(SHORT, num_probes=2),
-        replace(SHORT, num_probes=2, start="gaussian", control_variate=True, num_steps_bw_draws=2),
+        pytest.param(replace(SHORT, num_draws=3, num_probes=2), marks=pytest.mark.slow),
+        replace(
+            SHORT,
+            num_draws=2,
+            num_probes=2,
+            start="gaussian",
+            control_variate=True,
+            num_steps_bw_draws=2,
+        ),
     ],
     ids=["plain", "with all"],
 )

@@ -4,6 +4,7 @@ and must not touch."""
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import quickly
 from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, square, tiny_model, tiny_tokens
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from rllc.testing import unchanged
 from rllc.theory import SGLDLaw
 from rllc.weights import refinement as refine
 
+pytestmark = pytest.mark.usefixtures("few_looks")
 MODEL, TOKENS = tiny_model(), tiny_tokens()
 SGLD = rllc.sgld()
 
@@ -124,7 +127,10 @@ def soft_loss(model: nn.Module, batch: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "sampling",
-    [SHORT, replace(SHORT, num_burnin_steps=3, num_steps_bw_draws=2, num_draws=3, seed=7)],
+    [
+        pytest.param(replace(SHORT, num_draws=3), marks=pytest.mark.slow),
+        replace(SHORT, num_burnin_steps=3, num_steps_bw_draws=2, num_draws=2, seed=7),
+    ],
 )
 @pytest.mark.parametrize("case", ["shortformer", "standard", "distillation", "any module"])
 def test_every_draw_equals_a_loop_over_one_model_at_a_time(
@@ -138,16 +144,18 @@ def test_every_draw_equals_a_loop_over_one_model_at_a_time(
     slow = soft_loss if case == "distillation" else token_loss
     # Two heads show what all would; how weights are put together does not depend on the loss.
     chosen = CHOSEN if case == "shortformer" else [CHOSEN[1], rllc.everything(), half()]
-    draws = rllc.sample(model, TOKENS, chosen, loss=ours, sampling=sampling, compute=QUIET)
-    *_, last = rllc.iterate(model, TOKENS, chosen, loss=ours, sampling=sampling)
+    steps = list(rllc.iterate(model, TOKENS, chosen, loss=ours, sampling=sampling))
+    seen = [step for step in steps if step.draw is not None]
+    found = np.stack([step.loss for step in seen], -1)
+    baseline = np.stack([step.baseline for step in seen], -1)
     for r, weights in enumerate(chosen):
         if weights.name in ("0:0", "0:2", "1:0", "1:1"):
             continue
         for chain in range(sampling.num_chains):
             losses, baselines, position = naive_chain(model, weights, TOKENS, slow, sampling, chain)
-            assert abs(draws.loss[r, chain] - losses).max() < 2e-5
-            assert abs(draws.baseline[r, chain] - baselines).max() < 2e-6
-            assert float((last.positions(r)[chain] - position).abs().max()) < 2e-5
+            assert abs(found[r, chain] - losses).max() < 2e-5
+            assert abs(baseline[r] - baselines).max() < 2e-6
+            assert float((steps[-1].positions(r)[chain] - position).abs().max()) < 2e-5
 
 
 # What a draw is
@@ -258,7 +266,7 @@ def test_positions_are_the_selected_weights_of_each_chain() -> None:
     weights = ["0:1", "1:2", rllc.layer(0)]
     for passes in (None, 1, 2):
         compute = rllc.Compute(runs_per_pass=passes)
-        sampling = replace(SHORT, num_draws=2)
+        sampling = replace(SHORT, num_draws=1)
         *_, step = rllc.iterate(MODEL, TOKENS, weights, sampling=sampling, compute=compute)
         for r, w in enumerate(("0:1", "1:2", rllc.layer(0))):
             (alone,) = list(rllc.iterate(MODEL, TOKENS, w, sampling=sampling))[-1:]
@@ -403,7 +411,7 @@ def noise_of(
     """The random numbers that each refinement's chains get at their last step, bit for bit."""
     refinements = refine.product(weights, data)  # type: ignore[arg-type]
     passes = rllc.Compute(runs_per_pass=changes.pop("runs_per_pass", None))
-    sampling = replace(SHORT, **{"num_draws": 2} | changes)
+    sampling = replace(SHORT, **{"num_draws": 1} | changes)
     *_, step = rllc.iterate(
         MODEL, data, weights, sampler=pure_noise(), sampling=sampling, compute=passes
     )
@@ -413,13 +421,22 @@ def noise_of(
 DATA = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
 
 
-@pytest.mark.parametrize("runs_per_pass", [None, 1, 3])
+@functools.cache
+def noise_of_all() -> dict[tuple[str, str], Tensor]:
+    return noise_of(CHOSEN, DATA)
+
+
+@functools.cache
+def draws_of_all() -> rllc.Draws:
+    return rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, compute=QUIET)
+
+
+@pytest.mark.parametrize("runs_per_pass", quickly((None, 3), [None, 1, 3]))
 def test_noise_is_the_same_alone_in_company_in_any_order_and_in_passes_of_any_size(
     runs_per_pass: int | None,
 ) -> None:
-    together = noise_of(CHOSEN, DATA)
+    together = noise_of_all()
     for weights, data in (
-        (CHOSEN, DATA),
         (CHOSEN[::-1], {"b": DATA["b"], "a": DATA["a"]}),
         ([CHOSEN[4], CHOSEN[0], CHOSEN[-1]], {"b": DATA["b"]}),
         ([CHOSEN[6]], {"a": DATA["a"]}),
@@ -454,11 +471,11 @@ def test_noise_depends_on_what_it_is_for_and_not_on_names() -> None:
         assert not torch.allclose(noise - center, base - start)
 
 
-@pytest.mark.parametrize("runs_per_pass", [None, 1, 3])
+@pytest.mark.parametrize("runs_per_pass", quickly((None, 3), [None, 1, 3]))
 def test_losses_are_the_same_alone_in_company_and_in_passes_of_any_size(
     runs_per_pass: int | None,
 ) -> None:
-    together = rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, compute=QUIET)
+    together = draws_of_all()
     compute = rllc.Compute(runs_per_pass=runs_per_pass, progress=False)
     for weights in (CHOSEN[::-1], [CHOSEN[4]], [CHOSEN[6]]):
         part = rllc.sample(MODEL, {"b": DATA["b"]}, weights, sampling=SHORT, compute=compute)
@@ -491,16 +508,15 @@ def test_minibatches_are_the_same_for_all_refinements_and_in_company() -> None:
         "observe": {"rows": rllc.observables.minibatch_rows()},
         "compute": QUIET,
     }
-    together = rllc.sample(MODEL, DATA, CHOSEN, **options)
+    together = rllc.sample(MODEL, DATA, [CHOSEN[1], CHOSEN[4], rllc.everything()], **options)
     alone = rllc.sample(MODEL, {"b": DATA["b"]}, "0:1", **options)
     for row in together.names.select(data="b"):
         assert (together.observed["rows"][row] == alone.observed["rows"][0, :1]).all()
 
 
 def test_the_same_call_gives_the_same_bits() -> None:
-    first, second = (
-        rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, compute=QUIET) for _ in range(2)
-    )
+    first = draws_of_all()
+    second = rllc.sample(MODEL, DATA, CHOSEN, sampling=SHORT, compute=QUIET)
     assert (first.loss == second.loss).all()
     assert (first.baseline == second.baseline).all()
 
@@ -528,7 +544,7 @@ def test_a_diverging_refinement_leaves_its_neighbours_alone() -> None:
         lambda m, x: m(x),
         lambda m, x: m(x) + 0 * float(m(x).detach().sum()),
     ):  # together, one by one
-        sampling = rllc.Sampling(num_draws=60, batch_size=8, control_variate=False, start="center")
+        sampling = rllc.Sampling(2, 20, batch_size=8, control_variate=False, start="center")
         est = rllc.estimate(model, x, two, loss=loss, sampling=sampling, compute=QUIET)
         alone = rllc.estimate(model, x, two[1], loss=loss, sampling=sampling, compute=QUIET)
         assert np.isnan(est["wild"].value)
@@ -622,7 +638,7 @@ def test_a_model_and_its_data_are_not_kept_alive_by_results() -> None:
 # Chains that diverge
 
 
-@pytest.mark.parametrize("num_draws", [1, 2, 3, 20])
+@pytest.mark.parametrize("num_draws", [1, 2, 8])
 @pytest.mark.parametrize("loss", [None, lambda m, b: rllc.next_token(m, b)])
 def test_a_diverging_chain_is_never_a_finite_number(num_draws: int, loss: object) -> None:
     sampling = rllc.Sampling(num_draws=num_draws, batch_size=4, control_variate=False)

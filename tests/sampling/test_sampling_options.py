@@ -13,6 +13,7 @@ from tiny import QUIET, SHORT, Quadratic, loss_of_quadratic, square, tiny_model,
 
 import rllc
 from rllc.data import Minibatches
+from rllc.engine import scene
 from rllc.seeds import generator
 from rllc.theory import SGLDLaw
 
@@ -34,7 +35,9 @@ def _first_draws(
             rows,
             loss=loss_of_quadratic,
             sampler=rllc.sgld(lr=1e-3, localization=200.0),
-            sampling=rllc.Sampling(num_chains, 4, batch_size=16, start=start, seed=seed),
+            sampling=rllc.Sampling(
+                num_chains, 1, batch_size=16, start=start, seed=seed, num_probes=0
+            ),
             compute=QUIET,
         )
         first.append(draws.llc[0, :, 0])
@@ -75,8 +78,9 @@ def test_where_it_is_seen_the_first_draw_is_near_the_stationary_value() -> None:
     assert center < 0.75 * law.value
 
 
+@pytest.mark.usefixtures("few_looks")
 def test_chains_start_from_the_gaussian_where_a_law_gives_its_width() -> None:
-    options = {"sampling": replace(SHORT, start=None), "compute": QUIET}
+    options = {"sampling": replace(SHORT, num_draws=1, start=None), "compute": QUIET}
     starts = []
     lawless = replace(rllc.sgld(), law=None)
     for sampler in (
@@ -115,7 +119,7 @@ def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
     model, data = tiny_model(), tiny_tokens()
     settings = {
         "num_chains": 2,
-        "num_draws": 80,
+        "num_draws": 60,
         "batch_size": 4,
         "control_variate": False,
         "num_probes": 0,
@@ -138,10 +142,11 @@ def test_a_refinement_stops_when_its_error_is_small_and_others_go_on() -> None:
         assert np.allclose(stopped.loss[i, :, :length], whole.loss[i, :, :length], atol=1e-5)
         assert np.isnan(stopped.loss[i, :, length:]).all()
         assert estimate.value[i] == pytest.approx(whole.llc[i, :, :length].mean(), abs=1e-3)
-        assert length == 80 or estimate.standard_error[i] <= target
+        assert length == 60 or estimate.standard_error[i] <= target
         assert not estimate.status[i].startswith("diverged")
 
 
+@pytest.mark.slow
 def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() -> None:
     """200 repetitions on a quadratic: the mean is on the law, and intervals cover it, with a little
     lost to stopping."""
@@ -164,22 +169,19 @@ def test_stopping_early_biases_little_and_says_so_when_the_target_is_missed() ->
     assert [("above target_se" in status) for status in estimate.status] == list(~reached)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_looks")
 def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
     data = {"a": tiny_tokens(seed=1), "b": tiny_tokens(seed=2)}
     settings = {
         "num_chains": 2,
-        "num_draws": 80,
+        "num_draws": 60,
         "batch_size": 4,
         "control_variate": False,
         "num_probes": 0,
     }
-    errors = rllc.estimate(
-        tiny_model(),
-        data,
-        "0:0",
-        sampling=rllc.Sampling(**settings, num_burnin_steps=0),
-        compute=QUIET,
-    )
+    few = rllc.Sampling(**settings | {"num_draws": 40})
+    errors = rllc.estimate(tiny_model(), data, "0:0", sampling=few, compute=QUIET)
     target = float(errors.standard_error.mean())
     draws = rllc.sample(
         tiny_model(),
@@ -200,9 +202,15 @@ def test_losses_per_token_of_a_data_set_that_stopped_are_those_it_has() -> None:
         assert (draws.observed["rows"][row, :, length:] == -1).all()
 
 
+@pytest.mark.usefixtures("few_looks")
 def test_draws_of_several_lengths_go_to_a_file_and_back(tmp_path) -> None:
     sampling = rllc.Sampling(
-        num_chains=2, num_draws=60, batch_size=4, control_variate=False, target_se=1e9
+        num_chains=2,
+        num_draws=50,
+        batch_size=4,
+        control_variate=False,
+        num_probes=0,
+        target_se=1e9,
     )
     draws = rllc.sample(
         tiny_model(), tiny_tokens(), ["0:0", "1:1"], sampling=sampling, compute=QUIET
@@ -264,6 +272,7 @@ def test_the_control_variate_leaves_only_what_minibatches_do_not_explain() -> No
     assert np.allclose(draws.llc[0].T, [30.0 * controlled[0].numpy() for _, controlled in seen])
 
 
+@pytest.mark.slow
 def test_the_control_variate_changes_no_expectation_and_shrinks_the_error() -> None:
     stream = torch.Generator().manual_seed(1)
     curvatures = torch.full((50,), 4.0)
@@ -292,6 +301,7 @@ def test_the_control_variate_changes_no_expectation_and_shrinks_the_error() -> N
     assert on.standard_error < 0.6 * off.standard_error
 
 
+@pytest.mark.usefixtures("few_looks")
 @pytest.mark.parametrize(
     "loss",
     [
@@ -310,7 +320,7 @@ def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
         "rest": ~rllc.head("0:1"),
         "unembedding": rllc.parameters("unembed.*"),
     }
-    sampling = rllc.Sampling(num_chains=2, num_draws=3, batch_size=4, control_variate=True)
+    sampling = rllc.Sampling(2, 3, batch_size=4, control_variate=True, num_probes=0)
     plain = rllc.next_token if loss is None else loss
 
     def slope(rows: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -319,7 +329,7 @@ def test_the_control_variate_takes_the_slope_of_the_loss_itself(loss) -> None:
         return {n: p.grad.clone() for n, p in model.named_parameters()}
 
     others = Minibatches(len(data), 4, seed=("look around", 0))
-    around = [slope(others[t]) for t in range(128)]
+    around = [slope(others[t]) for t in range(scene._LOOKS_FOR_SLOPE)]
     slopes, aways, controls = [], [], []
     observe = {"rows": rllc.observables.minibatch_rows()}
     for step in rllc.iterate(model, data, weights, loss=loss, sampling=sampling, observe=observe):
@@ -389,7 +399,7 @@ def test_with_every_switch_the_engine_is_the_plain_loop(switches: dict[str, obje
         return rllc.next_token(module, rows)
 
     sampling = rllc.Sampling(
-        2, 6, batch_size=4, **{"control_variate": False, "num_probes": 0} | switches
+        2, 3, batch_size=4, **{"control_variate": False, "num_probes": 0} | switches
     )
     weights = ["0:1", "1:2", rllc.everything()]
     fast, slow = (
@@ -410,6 +420,7 @@ def test_with_every_switch_the_engine_is_the_plain_loop(switches: dict[str, obje
             )
 
 
+@pytest.mark.usefixtures("few_looks")
 def test_bfloat16_products_change_losses_by_their_rounding() -> None:
     """Eight bits of mantissa: a logit of size z is off by about z/256, the paired difference by
     less."""
@@ -420,7 +431,7 @@ def test_bfloat16_products_change_losses_by_their_rounding() -> None:
             tokens,
             rllc.heads(model),
             compute=QUIET,
-            sampling=rllc.Sampling(2, 20, batch_size=4, control_variate=False, autocast=a),
+            sampling=replace(SHORT, num_draws=10, start="gaussian", autocast=a),
         )
         for a in ("bfloat16", None)
     )

@@ -228,6 +228,7 @@ def test_writing_changes_no_rights_that_other_threads_write_with(
     write_atomically(tmp_path / "a", write_x)
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "f.npz"
     code = (

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from marks import quickly
 from tiny import QUIET, tiny_model, tiny_tokens
 
 import rllc
@@ -153,6 +154,7 @@ def pairs(draw, name: str) -> tuple[Call, Call]:
 
 
 EACH = pytest.mark.parametrize("name", list(CHOICES))
+FEW = pytest.mark.parametrize("name", quickly(("model", "loss", "sampler", "data"), CHOICES))
 
 
 class With:
@@ -211,7 +213,7 @@ def draw_with(call: Call, num_draws: int, resume: rllc.Draws | None = None) -> r
         )
 
 
-@EACH
+@FEW
 @SETTINGS
 @hypothesis.given(data=st.data())
 def test_draws_are_not_gone_on_from_by_a_call_that_differs(name: str, data) -> None:
@@ -235,7 +237,7 @@ def track_with(call: Call, path: Path) -> rllc.Estimate:
     return estimate
 
 
-@EACH
+@FEW
 @SETTINGS
 @hypothesis.given(data=st.data())
 def test_a_tracker_gives_no_estimate_of_a_call_that_differs(name: str, data) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tiny import QUIET, SHORT, square
 from torch import nn
@@ -43,6 +44,7 @@ def test_same_tells_apart() -> None:
     assert same(np.array(["a"]), np.array(["a"]))
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_says_it_in_few_lines() -> None:
     code = "import rllc; rllc.load('no-such-org/no-such-name')"
     done = subprocess.run(

@@ -57,6 +57,7 @@ def test_shards_together_are_the_sweep(run, unbroken, tmp_path, computed, capsys
     assert len(computed) == 8
 
 
+@pytest.mark.slow
 def test_state_dicts_are_told_their_model_or_their_positions(
     run, unbroken, tmp_path, capsys
 ) -> None:
@@ -76,6 +77,7 @@ def test_state_dicts_are_told_their_model_or_their_positions(
         assert np.array_equal(trajectory.value, unbroken.value)
 
 
+@pytest.mark.slow
 def test_a_share_is_counted_alone_and_does_not_answer_for_others(
     run, tmp_path, computed, capsys
 ) -> None:

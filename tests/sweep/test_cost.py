@@ -50,6 +50,7 @@ def test_without_a_store_it_looks_into_no_folder_that_somebody_may_have_made(
     assert [path.name for path in tmp_path.iterdir()] == ["rllc-no-store"]
 
 
+@pytest.mark.slow
 def test_second_looks_are_counted(run) -> None:
     """2 chains × 5 steps; and with probes 2 chains × 4 of them, and 13 for the curvature."""
     without, with_probes = (
@@ -74,20 +75,22 @@ def kept_bytes(folder: Path, prefixes: tuple[str, ...]) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_the_size_on_disk_is_that_of_the_files(run, tmp_path) -> None:
     observe = {
         "losses": rllc.observables.minibatch_losses(),
         "moments": rllc.losses_on(DATA["b"], keep="moments"),
     }
     store = rllc.sweep.Store(tmp_path, observe=observe)
-    cost = rllc.sweep.sweep_cost(run, DATA, "0:1", store=store, **QUICK)
-    rllc.track(run, DATA, "0:1", store=store, **QUICK)
+    first = rllc.checkpoints(run)[:1]
+    cost = rllc.sweep.sweep_cost(first, DATA, "0:1", store=store, **QUICK)
+    rllc.track(first, DATA, "0:1", store=store, **QUICK)
     expected = {"states": kept_bytes(tmp_path / "states", ("states",))}
     for name in observe:
         expected[f"observed {name!r}"] = kept_bytes(tmp_path / "observed" / name, (name,))
     assert cost.disk == pytest.approx(expected, rel=0.05)
     nothing_kept = replace(store, keep_states=False, observe={})
-    more = rllc.sweep.sweep_cost(run, DATA, "0:1", store=nothing_kept, **quick(num_draws=6))
+    more = rllc.sweep.sweep_cost(first, DATA, "0:1", store=nothing_kept, **quick(num_draws=6))
     assert more.disk == {}
     assert "on disk" not in str(more)
 

@@ -29,12 +29,17 @@ def files(folder: Path) -> dict[str, bytes]:
     ("sampler", "changes"),
     [
         (rllc.sgld(), {}),
-        (
+        pytest.param(
             rllc.samplers.rmsprop_sgld(num_adaptation_steps=6),
             {"num_burnin_steps": 2, "num_chains": 3},
+            marks=pytest.mark.slow,
         ),
         (rllc.samplers.sghmc(lr=1e-4), {"control_variate": True, "num_probes": 3}),
-        (rllc.sgld(), {"start": "gaussian", "num_burnin_steps": 1, "runs_per_pass": 1}),
+        pytest.param(
+            rllc.sgld(),
+            {"start": "gaussian", "num_burnin_steps": 1, "runs_per_pass": 1},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
@@ -50,10 +55,10 @@ def test_more_draws_leave_the_store_that_one_longer_run_leaves(
         return rllc.track(first, DATA["a"], rllc.heads, sampler=sampler, store=store, **settings)
 
     went_on, unbroken = tmp_path / "went on", tmp_path / "unbroken"
-    for num_draws in (4, 7, 12):
+    for num_draws in (2, 4, 8):
         track(went_on, num_draws)
-    assert drawn == [(0, 4), (0, 4), (4, 7), (4, 7), (7, 12), (7, 12)]
-    expected = track(unbroken, 12)
+    assert drawn == [(0, 2), (0, 2), (2, 4), (2, 4), (4, 8), (4, 8)]
+    expected = track(unbroken, 8)
     kept, kept_unbroken = files(went_on), files(unbroken)
     assert {name: kept.get(name) for name in kept_unbroken} == kept_unbroken
     # The states of fewer draws are gone.
@@ -139,7 +144,15 @@ def damage_states(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["none kept", "gone", "cut", "flipped", "of another cell", "cell cut"]
+    "kind",
+    [
+        "none kept",
+        pytest.param("gone", marks=pytest.mark.slow),
+        pytest.param("cut", marks=pytest.mark.slow),
+        "flipped",
+        "of another cell",
+        pytest.param("cell cut", marks=pytest.mark.slow),
+    ],
 )
 def test_without_whole_states_a_cell_is_computed_from_the_first_draw(
     run, tmp_path, drawn, kind
@@ -165,6 +178,7 @@ def test_without_whole_states_a_cell_is_computed_from_the_first_draw(
     assert same(more, rllc.track(run, DATA["a"], "0:1", **quick(num_draws=8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "counts"), [(0.9, (60, 80)), (1e9, (40, 80))])
 def test_more_draws_with_target_se_are_of_those_that_have_not_reached_it(
     run, tmp_path, drawn, share, counts
@@ -179,6 +193,7 @@ def test_more_draws_with_target_se_are_of_those_that_have_not_reached_it(
     assert same(grown, rllc.track(first, DATA["a"], both, **more))
 
 
+@pytest.mark.slow
 def test_draws_go_on_in_other_workers_and_the_cost_counts_what_is_left(
     run, tmp_path, drawn
 ) -> None:

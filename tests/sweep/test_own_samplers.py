@@ -11,8 +11,6 @@ from test_pools import Weighing
 import rllc
 from rllc.sweep.store import Store
 
-SAMPLERS = [lazy(), renamed(), lazy(name="sgld"), rllc.samplers.hmc, rllc.samplers.mala]
-
 
 def settings_of(sampler) -> tuple[rllc.samplers.Sampler, dict[str, object]]:
     """The samplers that see all rows need batches of all rows."""
@@ -21,7 +19,17 @@ def settings_of(sampler) -> tuple[rllc.samplers.Sampler, dict[str, object]]:
     return sampler, {}
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=range(len(SAMPLERS)))
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        lazy(),
+        pytest.param(renamed(), marks=pytest.mark.slow),
+        pytest.param(lazy(name="sgld"), marks=pytest.mark.slow),
+        pytest.param(rllc.samplers.hmc, marks=pytest.mark.slow),
+        rllc.samplers.mala,
+    ],
+    ids=range(5),
+)
 def test_it_survives_a_sweep_and_a_resume(run, tmp_path, drawn, sampler) -> None:
     sampler, sampling = settings_of(sampler)
     first = rllc.checkpoints(run)[:1]
@@ -52,6 +60,7 @@ def test_it_is_what_is_sampled_and_not_another_of_its_name(run, tmp_path) -> Non
     assert trajectory.value[0, 0] != other.value[0]
 
 
+@pytest.mark.slow
 def test_a_sampler_that_cannot_travel_is_refused_before_any_cell(run, tmp_path) -> None:
     own = rllc.samplers.Sampler("local", 1e-3, 0.0, lambda position: (position,), lambda *_: None)
     with pytest.raises(rllc.InputError, match="loss or sampler of your own belongs in a module"):

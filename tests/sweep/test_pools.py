@@ -165,6 +165,7 @@ class Hanging(ThreadPoolExecutor):
         return super().submit(function, task)
 
 
+@pytest.mark.slow
 def test_an_executor_that_has_hung_is_given_up_after_the_timeout(run, tmp_path) -> None:
     executor = Hanging()
     compute = rllc.Compute(executor=executor, timeout=2.0, progress=False)
@@ -260,6 +261,7 @@ def test_what_travels_is_small_and_holds_no_model(run) -> None:
     assert same(travelled, rllc.track(run, large, rllc.heads, loss=loss, **QUICK))
 
 
+@pytest.mark.slow
 def test_observables_travel_once_to_a_process_of_ours(run, tmp_path) -> None:
     """They may hold whole data sets; a task without them computes what one with them does."""
     rows = tiny_tokens(500, seed=3)

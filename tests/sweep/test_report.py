@@ -338,6 +338,7 @@ def test_traces_are_of_the_worst_r_hat(finished, tmp_path, no_figures) -> None:
     assert "None were asked for." in page.text["Traces of the worst R-hat"]
 
 
+@pytest.mark.slow
 def test_traces_show_all_chains_of_several_cells(run, tmp_path, monkeypatch, no_figures) -> None:
     shown = []
     plot_traces = MODULE.plot_traces
@@ -435,6 +436,7 @@ def test_names_are_text_and_nothing_is_fetched(broken, whole) -> None:
                     assert not attribute.endswith("href") or value.startswith("#")
 
 
+@pytest.mark.slow
 def test_the_page_is_made_again_in_the_store(run, tmp_path, monkeypatch, no_figures) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoints = rllc.checkpoints(run)

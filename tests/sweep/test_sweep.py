@@ -185,7 +185,7 @@ def test_what_was_observed_comes_back_as_rllc_sample_gives_it(run, tmp_path) -> 
     store, both = rllc.sweep.Store(tmp_path, observe=OBSERVE), ["1:0", "1:1"]
     for num_chains in (2, 3):
         settings = quick(num_chains=num_chains, runs_per_pass=1)
-        rllc.track(run, DATA, both, store=store, **settings)
+        rllc.track(rllc.checkpoints(run)[1:], DATA, both, store=store, **settings)
     model = rllc.load(run, 10)
     expected = rllc.sample(model, DATA, both, observe=OBSERVE, **settings)
     row = list(expected.names).index(("1:1", "b"))

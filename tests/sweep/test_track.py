@@ -107,6 +107,7 @@ def test_more_of_everything_reuses_what_is_there(run, unbroken, tmp_path, comput
     assert computed_by.trajectory.settings["num_draws"] == opened.settings["num_draws"] == 6
 
 
+@pytest.mark.slow
 def test_more_chains_are_those_of_a_larger_call(run, tmp_path) -> None:
     few = quick(runs_per_pass=1)
     more = quick(runs_per_pass=1, num_chains=4)
@@ -199,6 +200,7 @@ def test_another_sweep_that_was_announced_a_moment_before_is_seen(
     rllc.track(run, DATA["a"], "0:0", store=tmp_path, **other)  # the other one alone is left
 
 
+@pytest.mark.slow
 def test_with_target_se_chains_stop_together_so_more_is_another_sweep(run, tmp_path) -> None:
     stopping = {"target_se": 1e9, "num_draws": 40}
     rllc.track(run, DATA["a"], "0:0", store=tmp_path, **quick(**stopping))

@@ -275,6 +275,7 @@ def test_a_checkpoint_that_is_replaced_while_a_sweep_runs_is_not_used(
     assert list(rllc.Sweep.open(store).failed) == [(10, "0:1", "tokens")]
 
 
+@pytest.mark.slow
 def test_one_broken_and_one_missing_checkpoint_of_twenty(tmp_path) -> None:
     run = write_run(tmp_path / "run", steps=range(20))
     broken = tiny_model(3, **SMALL)

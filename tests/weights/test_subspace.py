@@ -49,6 +49,7 @@ def basis_in(model: nn.Module, weights: Weights) -> Tensor:
 # Exact truths.
 
 
+@pytest.mark.slow
 def test_the_llc_is_that_of_the_restricted_quadratic() -> None:
     basis = random_basis()
     law = SGLDLaw(restricted(basis), lr=4e-3, localization=50.0, n_beta=30.0)
