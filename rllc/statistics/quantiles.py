@@ -9,7 +9,6 @@ Reference: Press, Teukolsky, Vetterling and Flannery (2007), Numerical Recipes, 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -42,21 +41,17 @@ def student_quantile(level: float, dof: ArrayLike) -> np.ndarray:
     if not 0 < level < 1:
         raise InputError(f"student_quantile: level must be between 0 and 1; got {level}.")
     degrees = _degrees(dof)
-    quantiles = _quantiles(float(level), degrees.tobytes())
-    return np.frombuffer(quantiles).reshape(degrees.shape).copy()[()]
+    normal = NormalDist().inv_cdf((1 + level) / 2)
+    quantiles = np.full(degrees.shape, normal)
+    quantiles[np.isnan(degrees)] = np.nan
+    is_student = degrees < _MANY
+    quantiles[is_student] = _solved(1 - level, normal, degrees[is_student])
+    return quantiles[()]
 
 
-@lru_cache(maxsize=64)
-def _quantiles(level: float, bytes_of_degrees: bytes) -> bytes:
-    """The quantiles of some degrees of freedom, both as bytes of float64.
-
-    Figures and tables ask again and again for the same, often for nothing but infinity, where
-    rounding lets the steps below never become as small as they should.
-    """
-    wanted_tail = 1 - level
-    degrees = np.frombuffer(bytes_of_degrees)
-    normal = NormalDist().inv_cdf(1 - wanted_tail / 2)
-    t = np.full(degrees.shape, normal)
+def _solved(wanted_tail: float, first_guess: float, degrees: np.ndarray) -> np.ndarray:
+    """The t beyond which Student's T has a probability, by Newton's method."""
+    t = np.full(degrees.shape, first_guess)
     # The log of the tail is concave in log t. Newton's steps therefore never oscillate: the first
     # may pass the solution, all others come down to it.
     for _ in range(50):
@@ -67,7 +62,7 @@ def _quantiles(level: float, bytes_of_degrees: bytes) -> bytes:
         t = t * np.exp(step)
         if not (np.abs(step) > 1e-12).any():
             break
-    return t.tobytes()
+    return t
 
 
 def student_tail(t: ArrayLike, dof: ArrayLike) -> np.ndarray:
