@@ -53,9 +53,9 @@ SMALL = Scale(
     # At the paper's n_beta of 30 all heads of so small a model look like the prior alone. With this
     # lr chains last 4 relaxation times of the flattest direction.
     rllc.Sampling(
-        num_chains=4,
-        num_draws=24,
-        num_burnin_steps=20,
+        num_chains=3,
+        num_draws=32,
+        num_burnin_steps=8,
         num_steps_bw_draws=2,
         batch_size=4,
         n_beta=6000.0,
@@ -63,7 +63,7 @@ SMALL = Scale(
         start="gaussian",
         control_variate=True,
     ),
-    rllc.sgld(lr=3e-4, localization=200.0),
+    rllc.sgld(lr=2.75e-4, localization=200.0),
     positions=128,
     num_checkpoints=8,
     characters=8_000_000,
