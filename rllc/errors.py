@@ -6,7 +6,7 @@ Every message says what was being done, what was expected, what was got and what
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _MOST_LISTED = 8
@@ -64,10 +64,19 @@ def nearest(name: object, known: Iterable[object]) -> str:
     if similar:
         suggestions = " or ".join(repr(by_folded[folded]) for folded in similar)
         return f"did you mean {suggestions}?"
-    listed = ", ".join(map(repr, names[:_MOST_LISTED]))
-    if len(names) > _MOST_LISTED:
-        listed += f", … ({len(names)} in all)"
-    return f"known: {listed}"
+    return f"known: {shortened([repr(known_name) for known_name in names], _MOST_LISTED)}"
+
+
+def shortened(names: Sequence[str], most: int = 6) -> str:
+    """The first names of a list, and how many there are.
+
+    >>> shortened(["a", "b", "c"], most=2)
+    'a, b, … (3 in all)'
+    """
+    listed = ", ".join(names[:most])
+    if len(names) <= most:
+        return listed
+    return f"{listed}, … ({len(names)} in all)"
 
 
 def must_be(doing: str, argument: str, value: object, right: bool, expected: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rllc.engine.scene import Scene
-from rllc.errors import InputError
+from rllc.errors import InputError, shortened
 from rllc.losses.contract import Loss
 
 _LAST_BITS = 16.0
@@ -25,9 +25,6 @@ _LAST_BITS_ON_GPU = 1e3
 
 _LAST_BITS_OF_HALF = 1e5
 """That number for products of 8 or 11 bits."""
-
-_SHOWN = 3
-"""How many attributes that changed are listed."""
 
 
 def is_looked_at_again(step: int) -> bool:
@@ -95,11 +92,7 @@ def _cause(state_before: Mapping[str, object], state_after: Mapping[str, object]
             "It may come from a state that model or loss keep between calls (a counter, a running "
             "mean, a list that grows), or from random numbers of a generator of their own."
         )
-    names = changed[:_SHOWN]
-    if len(changed) > _SHOWN:
-        names.append("…")
-    listed = ", ".join(names)
-    return f"Each evaluation changes {listed}."
+    return f"Each evaluation changes {shortened(changed, most=3)}."
 
 
 def _state(loss: Loss) -> dict[str, object]:

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from rllc.errors import FileError, InputError, must_be
+from rllc.errors import FileError, InputError, must_be, shortened
 from rllc.models import hub
 from rllc.models.hub import Folder, Hub
-from rllc.models.listing import is_shard, may_be_weights, shortened
+from rllc.models.listing import is_shard, may_be_weights
 from rllc.models.steps import STATE_DICTS
 from rllc.storage.files import as_path, bytes_of_tensor, sha256_of, sha256_of_file, sha256_of_text
 

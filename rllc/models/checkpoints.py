@@ -29,11 +29,11 @@ from typing import Any, NoReturn, Unpack
 
 from torch import Tensor, nn
 
-from rllc.errors import FileError, InputError, must_be, one_of
+from rllc.errors import FileError, InputError, must_be, one_of, shortened
 from rllc.models import hub
 from rllc.models.checkpoint import Checkpoint, Into, Positions
 from rllc.models.hub import Folder, HubOptions
-from rllc.models.listing import SHOWN, Listing, is_model_folder, refuse_mixtures, shortened
+from rllc.models.listing import Listing, is_model_folder, refuse_mixtures
 from rllc.models.steps import read_name, step_in_name
 
 CheckpointsLike = Any
@@ -155,10 +155,10 @@ def _of_list(items: list[Any], options: HubOptions) -> list[Checkpoint]:
 def _refuse_nameless(nameless: list[Checkpoint], listed: list[Checkpoint]) -> NoReturn:
     """Say which entries of a list do not tell their step, and which do."""
     names = [str(checkpoint) for checkpoint in nameless]
-    understood = [f"{checkpoint} is step {checkpoint.step}" for checkpoint in listed[:SHOWN]]
+    understood = [f"{checkpoint} is step {checkpoint.step}" for checkpoint in listed]
     raise InputError(
         f"checkpoints: {shortened(names)} do not say their step "
-        f"(understood: {', '.join(understood) or 'none'}); type {{100: {names[0]!r}, …}} with the "
+        f"(understood: {shortened(understood) or 'none'}); type {{100: {names[0]!r}, …}} with the "
         f"step of each."
     )
 

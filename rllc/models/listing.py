@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from rllc.errors import FileError
+from rllc.errors import FileError, shortened
 from rllc.models.steps import STATE_DICTS, Named, read_name, stem_of
 
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}")
@@ -28,9 +28,6 @@ _FORMS = ("config.json", "adapter_config.json")
 """Files that make a folder one model."""
 
 _WEIGHTS = (*STATE_DICTS, ".distcp")
-
-SHOWN = 6
-"""Names that an error lists."""
 
 
 def refuse_mixtures(source: str, steps: Mapping[str, Named]) -> None:
@@ -180,15 +177,3 @@ def is_model_folder(files: Iterable[str]) -> bool:
     """
     names_at_the_top = [file for file in files if "/" not in file]
     return any(name in _FORMS or is_shard(name) for name in names_at_the_top)
-
-
-def shortened(names: list[str]) -> str:
-    """The first names of a list, and how many there are.
-
-    >>> shortened(["a", "b"])
-    'a, b'
-    """
-    listed = ", ".join(names[:SHOWN])
-    if len(names) <= SHOWN:
-        return listed
-    return f"{listed}, … ({len(names)} in all)"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 
+from rllc.errors import shortened
 from rllc.tables import Shown, Table
 from rllc.weights.resolving import Masks, Rule, attention_of, names_of_parameters, parameters_of
 
@@ -14,9 +13,6 @@ _SHARING = {
     "own": "without keys and values, which {} heads share (kv='own')",
     "group": "groups of {} heads, with the keys and values that they share",
 }
-
-_LISTED = 4
-"""Names of parameters that a note lists."""
 
 
 def described(name: str, rule: Rule, masks: Masks, model: nn.Module) -> Shown:
@@ -58,18 +54,6 @@ def described(name: str, rule: Rule, masks: Masks, model: nn.Module) -> Shown:
     table = Table(title, rows, left=(0, 1, 4), notes=on_heads)
     text = "\n".join([title, *lines, *on_heads])
     return Shown(text, table.html())
-
-
-def shortened(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are.
-
-    >>> shortened(["a", "b", "c", "d", "e"])
-    'a, b, c, d and 1 more'
-    """
-    listed = ", ".join(names[:_LISTED])
-    if len(names) <= _LISTED:
-        return listed
-    return f"{listed} and {len(names) - _LISTED} more"
 
 
 def _other_names(model: nn.Module) -> dict[str, list[str]]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from rllc.anatomy import RowLike, as_rows
 from rllc.arguments import names_checked
-from rllc.errors import InputError, kind_of, must_be, one_of
-from rllc.weights.description import described, shortened
+from rllc.errors import InputError, kind_of, must_be, one_of, shortened
+from rllc.weights.description import described
 from rllc.weights.indices import Index, frozen, written
 from rllc.weights.names import head_name, parts_of_head, written_head
 from rllc.weights.resolving import Masks, Rule, anatomy_of, parameters_of, resolve
