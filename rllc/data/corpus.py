@@ -172,12 +172,14 @@ def _docstrings(tree: ast.Module) -> list[ast.Constant]:
     return sorted(constants, key=lambda constant: (constant.lineno, constant.col_offset))
 
 
-def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and all statements in it; expressions, which are most nodes, hold no docstrings."""
-    yield node
-    for part in ("body", "handlers", "cases", "orelse", "finalbody"):
-        for child in getattr(node, part, ()):
-            yield from _statements(child)
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """A module and all statements in it; expressions, which are most nodes, hold no docstrings."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for part in ("body", "handlers", "cases", "orelse", "finalbody"):
+            waiting += getattr(node, part, ())
 
 
 def _summary(literal: str) -> str | None:

@@ -196,13 +196,12 @@ class Moment:
             position: v, ``[run, dim]``.
             minibatch: its number, from 0 on.
         """
-        known = self._memo.get("beside")
-        if known is None or known[0] != minibatch:
+        number, beside = self._memo.get("beside", (None, None))
+        if number != minibatch:
             # Only the last is kept: a centre holds all activations of its minibatch.
-            known = (minibatch, self._stage.surroundings.beside(minibatch))
-            self._memo["beside"] = known
-        batch, center = known[1]
-        return self._stage.rise(position, batch, center)
+            beside = self._stage.surroundings.beside(minibatch)
+            self._memo["beside"] = minibatch, beside
+        return self._stage.rise(position, *beside)
 
     def origin_gradient(self) -> Tensor:
         """Return the gradient at w* on the step's minibatch, ``[run, dim]``."""
