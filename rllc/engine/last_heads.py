@@ -62,7 +62,7 @@ def mean_and_each_of_heads(
         z = z[:, target.kept]
         residual = residual[target.kept]
         old_z = old_z[:, target.kept]
-    unmoved = residual - torch.matmul(old_z, writes.old_W_O)
+    without_heads = residual - torch.matmul(old_z, writes.old_W_O)
     # Centring is linear: it is done once, to the unembedding.
     weighted = unembedding.w[:, None] * unembedding.W_U
     centred = weighted - weighted.mean(0)
@@ -70,7 +70,14 @@ def mean_and_each_of_heads(
     columns = writes.W_O @ centred
     old_columns = writes.old_W_O @ centred
     shared = _Shared(
-        residual, unmoved, old_z, old_columns, writes.place, centred, bias, unembedding.eps
+        residual=residual,
+        rest=without_heads - without_heads.mean(2, keepdim=True),
+        old_z=old_z,
+        old_columns=old_columns,
+        place=writes.place,
+        W=centred,
+        bias=bias,
+        eps=unembedding.eps,
     )
     mean, each = _HeadsLoss.apply(z, writes.W_O, columns, shared, target)
     if target.home is None:
@@ -80,7 +87,8 @@ def mean_and_each_of_heads(
 
 class _Shared(NamedTuple):
     residual: Tensor
-    unmoved: Tensor
+    rest: Tensor
+    """``[place, position, d_model]``: the residual stream without the heads, less its mean."""
     old_z: Tensor
     old_columns: Tensor
     place: list[int]
@@ -89,16 +97,58 @@ class _Shared(NamedTuple):
     eps: float
 
 
+class _Scale(NamedTuple):
+    """What the LayerNorm divides by, from the d_head columns of a head alone.
+
+    With r the rest of the residual stream and M = W_O, both less their means over d_model, the
+    hidden state less its mean is h = r + uM, so |h|² = |r|² + u·(hMᵀ + rMᵀ).
+    """
+
+    s: Tensor
+    """``[run, position, 1]``: (|h|²/d_model + eps)^−½."""
+    M: Tensor
+    """``[run, column, d_model]``."""
+    hM: Tensor
+    """``[run, position, column]``: hMᵀ, half the derivative of |h|² by u."""
+
+    @classmethod
+    def of(cls, z: Tensor, W_O: Tensor, shared: _Shared) -> _Scale:
+        M = W_O - W_O.mean(2, keepdim=True)
+        s = z.new_empty(*z.shape[:2], 1)
+        hM = torch.empty_like(z)
+        squares_of_rest = shared.rest.square().sum(2)
+        for run, place in enumerate(shared.place):
+            u = z[run]
+            rM = shared.rest[place] @ M[run].T
+            hM[run] = torch.addmm(rM, u, M[run] @ M[run].T)
+            squares = squares_of_rest[place] + (u * (hM[run] + rM)).sum(1)
+            s[run, :, 0] = (squares / W_O.shape[2] + shared.eps).rsqrt()
+        return cls(s, M, hM)
+
+    def gradients(self, z: Tensor, d_s: Tensor, shared: _Shared) -> tuple[Tensor, Tensor]:
+        """What a gradient d_s ``[run, position, 1]`` adds to those of z and of W_O.
+
+        ∂s/∂u = −s³/d_model · hMᵀ and ∂s/∂W_O = −s³/d_model · uᵀh.
+        """
+        width = self.M.shape[2]
+        d_half_square = d_s * (-(self.s**3) / width)
+        d_W_O = torch.empty_like(self.M)
+        for run, place in enumerate(shared.place):
+            weighted = (d_half_square[run] * z[run]).T
+            of_rest = weighted @ shared.rest[place]
+            d_W_O[run] = torch.addmm(of_rest, weighted @ z[run], self.M[run])
+        return d_half_square * self.hM, d_W_O
+
+
 class _HeadsLoss(torch.autograd.Function):
     """The mean loss of each run and its gradient.
 
     Per position with outputs u of the heads and C = W_O·W: raw logits y = xW − u°C° + uC, logits
-    s·y + b, e = softmax − target. Then ∂/∂u = s·eCᵀ, ∂/∂C = (s·u)ᵀe and ∂/∂s = e·y.
+    s·y + b, e = softmax − target. Then ∂/∂u = s·eCᵀ, ∂/∂C = (s·u)ᵀe and ∂/∂s = e·y, which
+    :class:`_Scale` takes on to u and W_O.
 
-    The scale is s = (Var h + eps)^−½ of the hidden state h = x − u°W_O° + uW_O, of d numbers. So
-    g = ∂/∂h = −s³/d · ∂/∂s · (h − mean h), which adds gW_Oᵀ to ∂/∂u and is ∂/∂W_O = uᵀg. The
-    hidden state of a chunk of positions is forgotten with its logits: that of all would be most
-    of a run's memory.
+    The time goes into passes over the logits of a chunk of positions, so there are few: the scale
+    is in u before the product, and exp(z) is left unnormalised, and its sum divides the results.
     """
 
     @staticmethod
@@ -106,55 +156,49 @@ class _HeadsLoss(torch.autograd.Function):
         ctx: Any, z: Tensor, W_O: Tensor, columns: Tensor, shared: _Shared, target: Target
     ) -> tuple[Tensor, Tensor]:
         runs, count, _ = z.shape
-        width = W_O.shape[2]
         vocab = shared.W.shape[1]
         assert target.ids is not None
+        scale = _Scale.of(z, W_O, shared)
+        scaled = scale.s * z
         each = z.new_empty(runs, count)
         wanted = any(ctx.needs_input_grad[:3])
-        d_z = torch.empty_like(z)
-        d_W_O = None
-        d_columns = None
-        if ctx.needs_input_grad[1]:
-            d_W_O = torch.zeros_like(W_O)
-            d_columns = torch.zeros_like(columns)
+        # ∂/∂(s·u), ∂/∂s and ∂/∂C.
+        d_scaled = torch.empty_like(z)
+        d_s = torch.empty_like(scale.s)
+        d_columns = torch.zeros_like(columns)
         pieces = list(chunks(count, vocab, z.device))
-        rooms = z.new_empty(4, pieces[0].stop, vocab)
+        rooms = z.new_empty(3, pieces[0].stop, vocab)
         for rows in pieces:
             ids = target.ids[rows]
             id_column = ids[:, None]
-            of_all, of_place, raw_room, room = rooms[:, : len(ids)]
+            of_all, of_place, room = rooms[:, : len(ids)]
             torch.matmul(shared.residual[rows], shared.W, out=of_all)
             for place, old_z in enumerate(shared.old_z):
                 old = shared.old_columns[place]
                 torch.addmm(of_all, old_z[rows], old, alpha=-1, out=of_place)
                 for run in _runs_at(place, shared.place):
                     C = columns[run]
-                    u = z[run, rows]
-                    hidden = torch.addmm(shared.unmoved[place, rows], u, W_O[run])
-                    variance, mean = torch.var_mean(hidden, 1, correction=0, keepdim=True)
-                    centred = hidden - mean
-                    s = (variance + shared.eps).rsqrt()
-                    raw = torch.addmm(of_place, u, C, out=raw_room)
-                    logits = torch.addcmul(shared.bias, raw, s, out=room)
+                    logits = torch.addcmul(shared.bias, of_place, scale.s[run, rows], out=room)
+                    logits.addmm_(scaled[run, rows], C)
                     at_target = logits.gather(1, id_column)
                     top = logits.amax(1, keepdim=True)
-                    total = logits.sub_(top).exp_().sum(1, keepdim=True)
+                    exp_z = logits.sub_(top).exp_()
+                    total = exp_z.sum(1, keepdim=True)
                     log_normaliser = top + total.log()
                     each[run, rows] = (log_normaliser - at_target)[:, 0]
                     if not wanted:
                         continue
-                    expected = torch.linalg.vecdot(logits, raw)[:, None] / total
-                    d_s = expected - raw.gather(1, id_column)
-                    d_hidden = centred * (-d_s * s**3 / width)
-                    back = (logits @ C.T).div_(total)
-                    d_u = s * (back - C.T[ids])
-                    d_z[run, rows] = torch.addmm(d_u, d_hidden, W_O[run].T)
-                    if d_W_O is not None and d_columns is not None:
-                        d_W_O[run].addmm_(u.T, d_hidden)
-                        scaled = u * s
-                        d_columns[run].addmm_((scaled / total).T, logits)
-                        d_columns[run].index_add_(1, ids, -scaled.T)
-        ctx.gradients = (d_z, d_W_O, d_columns)
+                    error = exp_z.scatter_add_(1, id_column, -total)
+                    back = error @ C.T
+                    torch.div(back, total, out=d_scaled[run, rows])
+                    d_columns[run].addmm_((scaled[run, rows] / total).T, error)
+                    of_own = (back * z[run, rows]).sum(1, keepdim=True)
+                    of_others = error.mul_(of_place).sum(1, keepdim=True)
+                    torch.div(of_own + of_others, total, out=d_s[run, rows])
+        if wanted:
+            through_scale, d_W_O = scale.gradients(z, d_s, shared)
+            d_z = d_scaled.mul_(scale.s).add_(through_scale)
+            ctx.gradients = (d_z, d_W_O, d_columns)
         ctx.count = count
         ctx.mark_non_differentiable(each)
         return each.double().mean(1), each
@@ -162,9 +206,10 @@ class _HeadsLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         weight = (d_losses.float() / ctx.count)[:, None, None]
-        of_inputs = []
-        for gradient in ctx.gradients:
-            of_inputs.append(None if gradient is None else gradient * weight)
+        wanted = ctx.needs_input_grad[:3]
+        of_inputs: list[Tensor | None] = []
+        for gradient, is_wanted in zip(ctx.gradients, wanted, strict=True):
+            of_inputs.append(gradient * weight if is_wanted else None)
         return *of_inputs, None, None
 
 

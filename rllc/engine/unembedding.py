@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_CPU_LOGITS = 640_000
-"""Logits of a chunk on a CPU: 2.5 MB, which stay in the cache (the fastest of those measured)."""
+_CPU_LOGITS = 1_280_000
+"""Logits of a chunk on a CPU: 5 MB, which fit into a last-level cache (fastest of those tried)."""
 
 _GPU_LOGITS = 256_000_000
 """Logits of a chunk on a GPU: 1 GB."""
