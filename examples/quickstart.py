@@ -10,7 +10,9 @@ Interrupted, the same command goes on where it stopped.
 
 # %% What is asked for
 import argparse
+import contextlib
 import itertools
+import multiprocessing
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ import torch.nn.functional as F
 
 import rllc
 from rllc.analysis import attention, classify, tokens_in_context
+from rllc.errors import FileError
 from rllc.models import AttentionOnlyConfig, average
 
 
@@ -207,9 +210,8 @@ def sweep(
     data: dict[str, rllc.Tokens],
     scale: Scale,
     args: argparse.Namespace,
+    executor: int | None,
 ) -> rllc.Trajectory:
-    # Two processes of one thread are faster than one of two for models as small as this.
-    executor = 2 if args.device is None and not args.tiny else None
     return rllc.track(
         models,
         data,
@@ -220,6 +222,22 @@ def sweep(
         store=args.out / "sweep",
         compute=rllc.Compute(device=args.device, executor=executor, progress=not args.quiet),
     )
+
+
+def sample_what_is_saved(
+    steps: list[int], rows: rllc.Tokens, scale: Scale, args: argparse.Namespace
+) -> None:
+    """In a process beside the training: sample each of these steps once its weights are there."""
+    torch.set_num_threads(1)
+    quiet = argparse.Namespace(**{**vars(args), "quiet": True})
+    for step in steps:
+        wanted = steps_of_window(step, scale.window)
+        saved: dict[int, rllc.models.Checkpoint] = {}
+        while not saved.keys() >= set(wanted):
+            time.sleep(1)
+            with contextlib.suppress(FileError):  # before the first is there
+                saved = {kept.step: kept for kept in rllc.checkpoints(args.out / "checkpoints")}
+        sweep([(step, near_minimum(saved, step, scale))], {"all": rows}, scale, quiet, None)
 
 
 def spread(steps: tuple[int, ...], count: int) -> list[int]:
@@ -332,6 +350,14 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     measured = scale.training.checkpoint_steps()
     chosen = spread(measured, scale.num_checkpoints)
     averaged = [kept for step in chosen for kept in steps_of_window(step, scale.window)]
+    rows = first_positions(training_rows, scale.positions)
+    # On a CPU training has one thread, and another process samples what it has saved.
+    two_processes = args.device is None and not args.tiny
+    beside = multiprocessing.get_context("spawn").Process(
+        target=sample_what_is_saved, args=(chosen[:-1], rows, scale, args), daemon=True
+    )
+    if two_processes:
+        beside.start()
     model = rllc.train(
         scale.config,
         training_rows,
@@ -344,7 +370,6 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     num_weights = sum(parameter.numel() for parameter in model.parameters())
     print(f"trained {num_weights:,} weights ({time.perf_counter() - begin:.0f} s so far)")
 
-    rows = first_positions(training_rows, scale.positions)
     data = {"all": rows}
     data |= {name: first_positions(subset, scale.positions) for name, subset in subsets.items()}
     data["repeated"] = repeated_text(training_rows, scale.positions)
@@ -368,8 +393,11 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     print(f"\n{classified}\n({time.perf_counter() - begin:.0f} s so far)")
 
     models = [(step, near_minimum(checkpoints, step, scale)) for step in chosen]
-    trajectory = sweep(models, {"all": rows}, scale, args)
-    last = sweep(models[-1:], data, scale, args)
+    if two_processes:
+        beside.join()
+    executor = 2 if two_processes else None
+    last = sweep(models[-1:], data, scale, args, executor)
+    trajectory = sweep(models, {"all": rows}, scale, args, executor)
     trajectory.save(args.out / "trajectory.npz")
     final = rllc.Sweep.open(args.out / "sweep").at(last.steps[-1], LIMITS)
     final.to_dataframe(diagnostics=True).to_csv(args.out / "estimate.csv", index=False)
