@@ -98,10 +98,11 @@ class _Shared(NamedTuple):
 
 
 class _Scale(NamedTuple):
-    """What the LayerNorm divides by, from the d_head columns of a head alone.
+    """What the LayerNorm divides by.
 
     With r the rest of the residual stream and M = W_O, both less their means over d_model, the
-    hidden state less its mean is h = r + uM, so |h|² = |r|² + u·(hMᵀ + rMᵀ).
+    hidden state less its mean is h = r + uM. It is made for one run at a time and not kept: those
+    of all runs would be most of their memory.
     """
 
     s: Tensor
@@ -116,13 +117,11 @@ class _Scale(NamedTuple):
         M = W_O - W_O.mean(2, keepdim=True)
         s = z.new_empty(*z.shape[:2], 1)
         hM = torch.empty_like(z)
-        squares_of_rest = shared.rest.square().sum(2)
         for run, place in enumerate(shared.place):
-            u = z[run]
-            rM = shared.rest[place] @ M[run].T
-            hM[run] = torch.addmm(rM, u, M[run] @ M[run].T)
-            squares = squares_of_rest[place] + (u * (hM[run] + rM)).sum(1)
-            s[run, :, 0] = (squares / W_O.shape[2] + shared.eps).rsqrt()
+            h = torch.addmm(shared.rest[place], z[run], M[run])
+            torch.matmul(h, M[run].T, out=hM[run])
+            variance = h.square_().mean(1, keepdim=True)
+            s[run] = (variance + shared.eps).rsqrt()
         return cls(s, M, hM)
 
     def gradients(self, z: Tensor, d_s: Tensor, shared: _Shared) -> tuple[Tensor, Tensor]:
@@ -134,9 +133,9 @@ class _Scale(NamedTuple):
         d_half_square = d_s * (-(self.s**3) / width)
         d_W_O = torch.empty_like(self.M)
         for run, place in enumerate(shared.place):
-            weighted = (d_half_square[run] * z[run]).T
-            of_rest = weighted @ shared.rest[place]
-            d_W_O[run] = torch.addmm(of_rest, weighted @ z[run], self.M[run])
+            h = torch.addmm(shared.rest[place], z[run], self.M[run])
+            weighted = d_half_square[run] * z[run]
+            torch.matmul(weighted.T, h, out=d_W_O[run])
         return d_half_square * self.hM, d_W_O
 
 
