@@ -230,10 +230,13 @@ def sample_what_is_saved(
     """In a process beside the training: sample each of these steps once its weights are there."""
     torch.set_num_threads(1)
     quiet = argparse.Namespace(**{**vars(args), "quiet": True})
+    training = multiprocessing.parent_process()
     for step in steps:
         wanted = steps_of_window(step, scale.window)
         saved: dict[int, rllc.models.Checkpoint] = {}
         while not saved.keys() >= set(wanted):
+            if training is not None and not training.is_alive():
+                return  # it was killed: what is missing will never come
             time.sleep(1)
             with contextlib.suppress(FileError):  # before the first is there
                 saved = {kept.step: kept for kept in rllc.checkpoints(args.out / "checkpoints")}
