@@ -354,12 +354,12 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     chosen = spread(measured, scale.num_checkpoints)
     averaged = [kept for step in chosen for kept in steps_of_window(step, scale.window)]
     rows = first_positions(training_rows, scale.positions)
-    # On a CPU training has one thread, and another process samples what it has saved.
-    two_processes = args.device is None and not args.tiny
-    beside = multiprocessing.get_context("spawn").Process(
-        target=sample_what_is_saved, args=(chosen[:-1], rows, scale, args), daemon=True
-    )
-    if two_processes:
+    beside = None
+    if args.device is None and not args.tiny:
+        # On a CPU training has one thread, and another process samples what it has saved.
+        work = (chosen[:-1], rows, scale, args)
+        context = multiprocessing.get_context("spawn")
+        beside = context.Process(target=sample_what_is_saved, args=work, daemon=True)
         beside.start()
     model = rllc.train(
         scale.config,
@@ -396,9 +396,11 @@ def main(argv: list[str] | None = None) -> rllc.Trajectory:
     print(f"\n{classified}\n({time.perf_counter() - begin:.0f} s so far)")
 
     models = [(step, near_minimum(checkpoints, step, scale)) for step in chosen]
-    if two_processes:
+    executor = None
+    if beside is not None:
         beside.join()
-    executor = 2 if two_processes else None
+        # For so small a model two processes of one thread are faster than one of two.
+        executor = 2
     last = sweep(models[-1:], data, scale, args, executor)
     trajectory = sweep(models, {"all": rows}, scale, args, executor)
     trajectory.save(args.out / "trajectory.npz")

@@ -108,7 +108,7 @@ class _Scale(NamedTuple):
     s: Tensor
     """``[run, position, 1]``: (|h|²/d_model + eps)^−½."""
     M: Tensor
-    """``[run, column, d_model]``."""
+    """``[run, column, d_model]``: W_O less its mean."""
     hM: Tensor
     """``[run, position, column]``: hMᵀ, half the derivative of |h|² by u."""
 
@@ -161,10 +161,12 @@ class _HeadsLoss(torch.autograd.Function):
         scaled = scale.s * z
         each = z.new_empty(runs, count)
         wanted = any(ctx.needs_input_grad[:3])
-        # ∂/∂(s·u), ∂/∂s and ∂/∂C.
+        # ∂/∂(s·u), ∂/∂s and, if W_O moved, ∂/∂C.
         d_scaled = torch.empty_like(z)
         d_s = torch.empty_like(scale.s)
-        d_columns = torch.zeros_like(columns)
+        d_columns = None
+        if ctx.needs_input_grad[2]:
+            d_columns = torch.zeros_like(columns)
         pieces = list(chunks(count, vocab, z.device))
         rooms = z.new_empty(3, pieces[0].stop, vocab)
         for rows in pieces:
@@ -190,7 +192,8 @@ class _HeadsLoss(torch.autograd.Function):
                     error = exp_z.scatter_add_(1, id_column, -total)
                     back = error @ C.T
                     torch.div(back, total, out=d_scaled[run, rows])
-                    d_columns[run].addmm_((scaled[run, rows] / total).T, error)
+                    if d_columns is not None:
+                        d_columns[run].addmm_((scaled[run, rows] / total).T, error)
                     of_own = (back * z[run, rows]).sum(1, keepdim=True)
                     of_others = error.mul_(of_place).sum(1, keepdim=True)
                     torch.div(of_own + of_others, total, out=d_s[run, rows])
@@ -205,10 +208,9 @@ class _HeadsLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         weight = (d_losses.float() / ctx.count)[:, None, None]
-        wanted = ctx.needs_input_grad[:3]
-        of_inputs: list[Tensor | None] = []
-        for gradient, is_wanted in zip(ctx.gradients, wanted, strict=True):
-            of_inputs.append(gradient * weight if is_wanted else None)
+        of_inputs = []
+        for gradient in ctx.gradients:
+            of_inputs.append(None if gradient is None else gradient * weight)
         return *of_inputs, None, None
 
 
