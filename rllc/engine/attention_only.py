@@ -14,7 +14,7 @@ from rllc.engine.modes import in_precision
 from rllc.engine.private import private_copy
 from rllc.engine.unembedding import Target, mean_and_each
 from rllc.losses.by_name import check_vocabularies, predictions_at_home
-from rllc.losses.contract import Batch, Center, Runs, check_rows_counted
+from rllc.losses.contract import Batch, Center, Runs, check_rows_counted, num_counted
 from rllc.losses.documents import Documents, documents_of
 
 if TYPE_CHECKING:
@@ -91,26 +91,33 @@ class TokenLoss:
         return Runs(losses, slope, losses_of_tokens)
 
     def gradient(  # noqa: D102 (see Loss)
-        self, names: Collection[str], center: Center, batch: Batch, seed: int
-    ) -> dict[str, Tensor]:
-        at, target = center.shared
+        self, names: Collection[str], center: Center | None, batch: Batch, seed: int
+    ) -> tuple[dict[str, Tensor], int]:
+        documents = documents_of(batch)
+        if center is None:
+            with torch.no_grad(), in_precision(documents.tokens.device, self.autocast):
+                target = self._target(documents)
+        else:
+            _, target = center.shared
         leaves = {}
         for name in names:
             leaves[name] = self.parameters[name].detach().requires_grad_()
         changed = {f"model.{name}": leaf for name, leaf in leaves.items()}
         W_U = self.frozen("unembed.W_U")
         b_U = self.frozen("unembed.b_U")
-        with torch.enable_grad(), in_precision(at.tokens.device, self.autocast):
-            hidden = torch.func.functional_call(self.to_hidden, changed, (at.tokens,))
+        tokens = documents.tokens[:, :-1]
+        with torch.enable_grad(), in_precision(tokens.device, self.autocast):
+            hidden = torch.func.functional_call(self.to_hidden, changed, (tokens,))
             if "unembed.W_U" in leaves:
                 W_U = leaves["unembed.W_U"][None]
             if "unembed.b_U" in leaves:
                 b_U = leaves["unembed.b_U"][None]
-            mean, _ = mean_and_each(hidden, W_U, b_U, target, self.autocast)
+            mean, each = mean_and_each(hidden, W_U, b_U, target, self.autocast)
             gradients = torch.autograd.grad(
                 mean.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
             )
-        return dict(zip(leaves, gradients, strict=True))
+        counted = None if target.home is None else target.home >= 0
+        return dict(zip(leaves, gradients, strict=True)), num_counted(each[0], counted)
 
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
         config = self.model.config

@@ -73,9 +73,9 @@ class LinearDeltas:
         )
 
     def gradient(  # noqa: D102 (see Loss)
-        self, names: Collection[str], center: Center, batch: Batch, seed: int
-    ) -> dict[str, Tensor]:
-        center_of_exact = center._replace(shared=center.shared.seed)
+        self, names: Collection[str], center: Center | None, batch: Batch, seed: int
+    ) -> tuple[dict[str, Tensor], int]:
+        center_of_exact = None if center is None else center._replace(shared=center.shared.seed)
         return self.exact.gradient(names, center_of_exact, batch, seed)
 
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)

@@ -23,7 +23,15 @@ from rllc.engine.modes import (
 from rllc.engine.private import private_copy
 from rllc.errors import InputError, RllcError, first_line
 from rllc.losses.by_name import Distillation, next_token
-from rllc.losses.contract import Batch, Center, LossFunction, Runs, check_rows_counted, mean_of
+from rllc.losses.contract import (
+    Batch,
+    Center,
+    LossFunction,
+    Runs,
+    check_rows_counted,
+    mean_of,
+    num_counted,
+)
 from rllc.losses.documents import shown
 
 T = TypeVar("T")
@@ -125,19 +133,25 @@ class ModuleLoss:
         )
 
     def gradient(  # noqa: D102 (see Loss)
-        self, names: Collection[str], center: Center, batch: Batch, seed: int
-    ) -> dict[str, Tensor]:
+        self, names: Collection[str], center: Center | None, batch: Batch, seed: int
+    ) -> tuple[dict[str, Tensor], int]:
+        if center is None and self.stacked is None:
+            center = self.center(batch, seed)
         leaves = {name: self.parameters[name].clone().requires_grad_() for name in names}
         mode = in_mode(self.model, self.train_mode)
         with one_arithmetic(), mode:
-            losses, _ = self.seeded("runs", seed, batch, lambda: self.losses(leaves, batch))
-            mean = mean_of(losses[None], center.counted)[0]
+            losses, mask = self.seeded("runs", seed, batch, lambda: self.losses(leaves, batch))
+            if center is None:
+                counted = what_counts(losses.detach(), mask, batch, self.is_own)
+            else:
+                counted = center.counted
+            mean = mean_of(losses[None], counted)[0]
             if not mean.requires_grad:
                 raise _no_gradient(list(leaves))
             gradients = torch.autograd.grad(
                 mean, list(leaves.values()), allow_unused=True, materialize_grads=True
             )
-        return dict(zip(leaves, gradients, strict=True))
+        return dict(zip(leaves, gradients, strict=True)), num_counted(losses, counted)
 
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:  # noqa: D102 (see Loss)
         # State, noise and gradient. Activations are small, or of one run at a time.

@@ -66,11 +66,14 @@ class Surroundings:
         batch = self.data.take(rows, self.device)
         return batch, self.loss.center(batch, stable_hash(*stream, minibatch))
 
-    def gradients(self, at: Center, batch: Batch, seed: int) -> list[Tensor]:
-        """The gradient at w* on a minibatch ``[member, dim]``, for each group, in one pass."""
+    def gradients(self, at: Center | None, batch: Batch, seed: int) -> tuple[list[Tensor], int]:
+        """The gradient at w* on a minibatch ``[member, dim]``, for each group, in one pass.
+
+        And how many losses it is of.
+        """
         names = {slot.name for group in self.groups for slot in group.slots}
-        by_parameter = self.loss.gradient(sorted(names), at, batch, seed)
-        return [center(group, by_parameter) for group in self.groups]
+        by_parameter, count = self.loss.gradient(sorted(names), at, batch, seed)
+        return [center(group, by_parameter) for group in self.groups], count
 
     def _index(self, group: Group) -> int:
         return next(i for i, candidate in enumerate(self.groups) if candidate is group)
@@ -85,11 +88,10 @@ class Surroundings:
         for look in range(self.looks):
             seed = stable_hash("look around", sampling.seed, look)
             batch = self.data.take(minibatches[look], self.device)
-            at = self.loss.center(batch, seed)
-            gradients = self.gradients(at, batch, seed)
+            gradients, count = self.gradients(None, batch, seed)
             if look == 0:
                 moments = [(torch.zeros_like(g), torch.zeros_like(g)) for g in gradients]
-            self.predictions += at.num_counted / self.looks
+            self.predictions += count / self.looks
             for gradient, (mean, squares) in zip(gradients, moments, strict=True):
                 deviation = gradient - mean
                 mean += deviation / (look + 1)
@@ -126,7 +128,8 @@ class Scene:
 
     @cached_property
     def _gradients(self) -> list[Tensor]:
-        return self.surroundings.gradients(self.center, self.batch, self.seed)
+        gradients, _ = self.surroundings.gradients(self.center, self.batch, self.seed)
+        return gradients
 
     def gradient(self, group: Group) -> Tensor:
         """The minibatch's gradient at w*, ``[member, dim]``; computed once for all groups."""

@@ -44,7 +44,7 @@ class Center(NamedTuple):
     @property
     def num_counted(self) -> int:
         """How many losses the mean is of."""
-        return self.losses.numel() if self.counted is None else int(self.counted.sum())
+        return num_counted(self.losses, self.counted)
 
 
 class Runs(NamedTuple):
@@ -87,9 +87,17 @@ class Loss(Protocol):
         ...
 
     def gradient(
-        self, names: Collection[str], center: Center, batch: Batch, seed: int
-    ) -> dict[str, Tensor]:
-        """Return the gradient of the mean loss at w* by whole parameters, in one backward pass."""
+        self, names: Collection[str], center: Center | None, batch: Batch, seed: int
+    ) -> tuple[dict[str, Tensor], int]:
+        """Return the gradient of the mean loss at w* by whole parameters, and of how many losses.
+
+        Args:
+            names: of the parameters.
+            center: the unmoved model on the minibatch; ``None``: it is not evaluated yet, nor need
+                it be.
+            batch: the minibatch.
+            seed: that of the center.
+        """
         ...
 
     def memory(self, group: Group, batch_shape: tuple[int, ...]) -> int:
@@ -100,6 +108,11 @@ class Loss(Protocol):
     def ways(self) -> list[str]:
         """How runs were evaluated so far, in words; each way once."""
         ...
+
+
+def num_counted(losses: Tensor, counted: Tensor | None) -> int:
+    """How many losses count; ``None`` for what counts: all."""
+    return losses.numel() if counted is None else int(counted.sum())
 
 
 def mean_of(losses: Tensor, counted: Tensor | None) -> Tensor:

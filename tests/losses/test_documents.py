@@ -207,10 +207,15 @@ def test_losses_and_gradients_of_runs_are_means_over_what_counts(kind: str) -> N
     assert torch.allclose(runs.gradient, slope / count, atol=2e-6)
     assert runs.each[:, ~at.counted].isnan().all()
     assert torch.allclose(runs.each[:, at.counted].double().mean(1), runs.losses, atol=1e-6)
-    by_name = bound.gradient([slot.name for slot in group.slots], at, batch, seed=0)
+    names = [slot.name for slot in group.slots]
+    by_name, num_losses = bound.gradient(names, at, batch, seed=0)
+    assert num_losses == count
     here = bound.runs(group, member[:1], origin, at, batch, gradient=True, each=False).gradient
     assert here is not None
     assert torch.allclose(center(group, by_name), here, atol=1e-6)
+    without_center, num_losses = bound.gradient(names, None, batch, seed=0)
+    assert num_losses == count
+    assert torch.allclose(center(group, without_center), here, atol=1e-6)
 
 
 def test_documents_keep_other_inputs_beside_their_tokens() -> None:
