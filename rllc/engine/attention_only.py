@@ -12,7 +12,7 @@ from rllc.engine.last_heads import Unembedding, Writes, mean_and_each_of_heads
 from rllc.engine.layout import Group, Moved, unpack
 from rllc.engine.modes import in_precision
 from rllc.engine.private import private_copy
-from rllc.engine.unembedding import Target, mean_and_each
+from rllc.engine.unembedding import Target, each_at_center, mean_and_each
 from rllc.losses.by_name import check_vocabularies, predictions_at_home
 from rllc.losses.contract import Batch, Center, Runs, check_rows_counted, num_counted
 from rllc.losses.documents import Documents, documents_of
@@ -57,11 +57,11 @@ class TokenLoss:
             hidden = self.model.normalise("ln_final", at.residual[-1], {})
         W_U = self.frozen("unembed.W_U")
         b_U = self.frozen("unembed.b_U")
-        _, each = mean_and_each(hidden, W_U, b_U, target, self.autocast)
+        each, target = each_at_center(hidden, W_U, b_U, target, self.autocast)
         counted = None
         if target.home is not None:
             counted = target.home >= 0
-        return Center(each[0], (at, target), counted)
+        return Center(each, (at, target), counted)
 
     def runs(  # noqa: D102 (see Loss)
         self,

@@ -59,6 +59,9 @@ class Target(NamedTuple):
     home: Tensor | None = None
     """``[row, pos − 1]``: which of these positions is the prediction of each token of the
     minibatch; −1 where nothing is predicted. ``None``: they are in order."""
+    at_center: Tensor | None = None
+    """``[position]``: log Σ exp of the logits at w*, for products in low precision; see
+    :class:`_LowLogits`."""
 
     @classmethod
     def next_tokens(cls, batch: Tensor) -> Target:
@@ -98,11 +101,40 @@ def mean_and_each(
         target: what is to be predicted. Positions that it leaves out are not computed.
         autocast: precision of products.
     """
-    if target.kept is None or target.home is None:
-        return UnembedLoss.apply(hidden, W, b, target, autocast)
-    chosen = hidden.flatten(1, 2)[:, None, target.kept]
-    mean, each = UnembedLoss.apply(chosen, W, b, target, autocast)
+    mean, each, _ = UnembedLoss.apply(_counted(hidden, target), W, b, target, autocast)
+    if target.home is None:
+        return mean, each
     return mean, at_home(each[:, 0], target.home)
+
+
+def each_at_center(
+    hidden: Tensor, W: Tensor, b: Tensor, target: Target, autocast: torch.dtype | None
+) -> tuple[Tensor, Target]:
+    """Return the losses ``[row, pos − 1]`` of the unmoved model, and the target of runs near it.
+
+    Args:
+        hidden: ``[1, document, pos − 1, d_model]``, and so on, as in :func:`mean_and_each`.
+        W: of the unmoved model.
+        b: of the unmoved model.
+        target: what is to be predicted.
+        autocast: precision of products.
+    """
+    counted = _counted(hidden, target)
+    _, each, log_normaliser = UnembedLoss.apply(counted, W, b, target, autocast)
+    if autocast is not None:
+        target = target._replace(at_center=log_normaliser[0])
+        # Rounded as the losses of runs are, from which these are subtracted.
+        _, each, _ = UnembedLoss.apply(counted, W, b, target, autocast)
+    if target.home is None:
+        return each[0], target
+    return at_home(each[:, 0], target.home)[0], target
+
+
+def _counted(hidden: Tensor, target: Target) -> Tensor:
+    """The hidden states of the positions that a target keeps, in one row."""
+    if target.kept is None:
+        return hidden
+    return hidden.flatten(1, 2)[:, None, target.kept]
 
 
 def at_home(each: Tensor, home: Tensor) -> Tensor:
@@ -126,8 +158,9 @@ class UnembedLoss(torch.autograd.Function):
     overwritten in place.
 
     Returns:
-        ``(mean loss [run] in float64, each loss [run, batch, pos − 1] without gradient)``; the run
-        axis has length 1 if nothing moved.
+        ``(mean loss [run] in float64, each loss [run, batch, pos − 1], logsumexp(z)
+        [run, position])``, the last two without gradient; the run axis has length 1 if nothing
+        moved.
     """
 
     @staticmethod
@@ -138,13 +171,14 @@ class UnembedLoss(torch.autograd.Function):
         b: Tensor,
         target: Target,
         autocast: torch.dtype | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
         runs = max(len(hidden), len(W), len(b))
         batch, pos = target.shape
         count = batch * pos
         x = hidden.reshape(len(hidden), count, -1)
         each = x.new_empty(runs, count)
+        log_normaliser = torch.empty(runs, count, device=x.device)
         d_x = d_W = d_b = None
         if needs_x:
             d_x = torch.empty_like(x)
@@ -163,6 +197,9 @@ class UnembedLoss(torch.autograd.Function):
         position_chunks = list(chunks(count, W.shape[-1], x.device))
         # All chunks write their logits to the same memory.
         logits_of_chunk = x.new_empty(position_chunks[0].stop, W.shape[-1], dtype=low_W.dtype)
+        low_logits = None
+        if target.at_center is not None:
+            low_logits = _LowLogits.of(W, b, logits_of_chunk)
         for rows in position_chunks:
             goal = target.at(rows)
             shared_pull = None
@@ -177,12 +214,18 @@ class UnembedLoss(torch.autograd.Function):
                 if pull is None:
                     pull = goal.pull(_of_run(W_T, run))
                 logits = logits_of_chunk[: len(x_run)]
-                torch.addmm(low_b_run, x_run.to(low_W.dtype), low_W_run, out=logits)
-                exp_z, total, log_normaliser = _exponentials(logits)
+                if low_logits is None or target.at_center is None:
+                    torch.addmm(low_b_run, x_run.to(low_W.dtype), low_W_run, out=logits)
+                    exp_z, total, log_normaliser[run, rows] = _exponentials(logits)
+                else:
+                    at_center = target.at_center[rows]
+                    low_logits.write(run, x_run, at_center, logits)
+                    exp_z, total, above_center = _exponentials(logits)
+                    log_normaliser[run, rows] = at_center + above_center
                 # q·z, the target's part of the loss, is the sum of these two.
                 pull_of_x = (x_run * pull).sum(1)
                 lift = goal.lift(_of_run(b, run))
-                each[run, rows] = log_normaliser - pull_of_x - lift
+                each[run, rows] = log_normaliser[run, rows] - pull_of_x - lift
                 if d_x is not None:
                     p_W_T = exp_z.to(low_W_T.dtype) @ low_W_T_run
                     p_W_T = p_W_T.float().div_(total)
@@ -198,12 +241,12 @@ class UnembedLoss(torch.autograd.Function):
         ctx.gradients = (d_x, d_W, d_b)
         ctx.count = count
         each = each.view(runs, batch, pos)
-        ctx.mark_non_differentiable(each)
+        ctx.mark_non_differentiable(each, log_normaliser)
         mean = each.double().flatten(1).mean(1)
-        return mean, each
+        return mean, each, log_normaliser
 
     @staticmethod
-    def backward(ctx: Any, d_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, d_losses: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         weight = d_losses.float() / ctx.count
 
         def scaled(gradient: Tensor | None) -> Tensor | None:
@@ -214,6 +257,50 @@ class UnembedLoss(torch.autograd.Function):
 
         d_x, d_W, d_b = ctx.gradients
         return scaled(d_x), scaled(d_W), scaled(d_b), None, None
+
+
+class _LowLogits(NamedTuple):
+    """Logits from products in low precision, less their log Σ exp at w*.
+
+    Logits are rounded to some parts in a thousand of themselves. Less log Σ exp, those of likely
+    tokens are near 0, so that little of them is lost. The product takes it off, for after it they
+    would be rounded already: below W there are rows of the bias and of ones, and beside x columns
+    of ones and of what is taken off. The bias, and what is taken off, are two numbers each, a
+    rounded one and its rest.
+    """
+
+    W: Tensor
+    """``[run, d_model + 4, vocab]``: with two rows of the bias and two of ones below it."""
+    x: Tensor
+    """``[position, d_model + 4]``: room for hidden states, and the columns beside them."""
+
+    @classmethod
+    def of(cls, W: Tensor, b: Tensor, logits: Tensor) -> _LowLogits:
+        low = logits.dtype
+        runs = max(len(W), len(b))
+        biases = torch.stack(_rounded_and_rest(b, low), dim=1)
+        rows = [part.expand(runs, -1, -1) for part in (W.to(low), biases, torch.ones_like(biases))]
+        with_rows = torch.cat(rows, dim=1)
+        return cls(with_rows, logits.new_ones(len(logits), with_rows.shape[1]))
+
+    def write(self, run: int, x: Tensor, at_center: Tensor, out: Tensor) -> None:
+        """Write logits of a run less ``at_center [position]`` into ``out``.
+
+        Args:
+            run: which.
+            x: its hidden states ``[position, d_model]``.
+            at_center: what is taken off.
+            out: ``[position, vocab]``.
+        """
+        with_columns = self.x[: len(x)]
+        with_columns[:, :-4] = x
+        with_columns[:, -2:] = torch.stack(_rounded_and_rest(-at_center, self.x.dtype), dim=1)
+        torch.mm(with_columns, _of_run(self.W, run), out=out)
+
+
+def _rounded_and_rest(values: Tensor, low: torch.dtype) -> tuple[Tensor, Tensor]:
+    rounded = values.to(low)
+    return rounded, (values - rounded).to(low)
 
 
 def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

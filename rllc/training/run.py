@@ -136,7 +136,7 @@ def mean_loss(model: Any, batch: Tensor, autocast: str | None) -> Tensor:
         hidden = model.normalise("ln_final", residual, {})
     target = Target.next_tokens(batch)
     W_U, b_U = model.unembed.W_U[None], model.unembed.b_U[None]
-    losses, _ = UnembedLoss.apply(hidden.float(), W_U, b_U, target, low)
+    losses, _, _ = UnembedLoss.apply(hidden.float(), W_U, b_U, target, low)
     return losses[0]
 
 

@@ -1,0 +1,81 @@
+"""The sweep over the vocabulary, against cross entropy of all logits in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rllc.engine.unembedding import Target, each_at_center, mean_and_each
+
+RUNS, POSITIONS, WIDTH, VOCAB = 3, 40, 16, 50
+
+
+def problem(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states ``[run, 1, position, d_model]``, W, b, and the tokens to predict."""
+    torch.manual_seed(0)
+    center = torch.randn(1, 1, POSITIONS, WIDTH)
+    hidden = scale * (center + 0.05 * torch.randn(RUNS, 1, POSITIONS, WIDTH))
+    W = torch.randn(1, WIDTH, VOCAB)
+    b = torch.randn(1, VOCAB)
+    return hidden, W, b, torch.randint(VOCAB, (POSITIONS,))
+
+
+def slow(hidden: Tensor, W: Tensor, b: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+    """Losses ``[run, position]`` and the gradients of the sum of their means."""
+    inputs = [values.detach().double().requires_grad_() for values in (hidden, W, b)]
+    x, W, b = inputs
+    logits = x[:, 0] @ W + b[:, None]
+    each = F.cross_entropy(logits.mT, ids.expand(RUNS, -1), reduction="none")
+    return each.detach(), *torch.autograd.grad(each.mean(1).sum(), inputs)
+
+
+@pytest.mark.parametrize("of_each_run", [False, True])
+@pytest.mark.parametrize("low", [False, True])
+def test_losses_and_slopes(low: bool, of_each_run: bool) -> None:
+    hidden, W, b, ids = problem()
+    if of_each_run:
+        W = W + 0.1 * torch.randn(RUNS, WIDTH, VOCAB)
+        b = b + 0.1 * torch.randn(RUNS, VOCAB)
+    right = slow(hidden, W, b, ids)
+    target = Target((1, POSITIONS), ids, None)
+    if low:
+        at_center = (hidden[0, 0] @ W[0] + b[0]).logsumexp(-1)
+        target = target._replace(at_center=at_center)
+    inputs = [values.requires_grad_() for values in (hidden, W, b)]
+    mean, each = mean_and_each(*inputs, target, torch.bfloat16 if low else None)
+    slopes = torch.autograd.grad(mean.sum(), inputs)
+    if not of_each_run:
+        # Of a matrix that runs share no gradient is asked for.
+        right, slopes = right[:2], slopes[:1]
+    for got, wanted in zip([each[:, 0], *slopes], right, strict=True):
+        assert (got.detach() - wanted).norm() < (0.02 if low else 1e-6) * wanted.norm()
+
+
+def test_low_precision_is_more_exact_less_what_the_center_has() -> None:
+    """Logits are rounded to 8 bits, and those of likely tokens are then near 0."""
+    hidden, W, b, ids = problem(scale=3.0)
+    right = slow(hidden, W, b, ids)
+    as_they_are = Target((1, POSITIONS), ids, None)
+    at_center = (hidden[:1, 0] @ W + b).logsumexp(-1)[0]
+    errors = []
+    for target in (as_they_are._replace(at_center=at_center), as_they_are):
+        x = hidden.detach().requires_grad_()
+        mean, each = mean_and_each(x, W, b, target, torch.bfloat16)
+        (slope,) = torch.autograd.grad(mean.sum(), x)
+        errors.append([(each[:, 0] - right[0]).norm(), (slope - right[1]).norm()])
+    for near, far in zip(*errors, strict=True):
+        assert near < 0.8 * far
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_runs_that_stay_at_the_center_have_its_losses(autocast: torch.dtype | None) -> None:
+    """So that differences between them are no rounding, however low the precision."""
+    hidden, W, b, ids = problem()
+    center = hidden[:1]
+    each, target = each_at_center(center, W, b, Target((1, POSITIONS), ids, None), autocast)
+    _, of_run = mean_and_each(center, W, b, target, autocast)
+    assert of_run[0].equal(each)
+    error = (each - slow(hidden, W, b, ids)[0][:1]).abs().mean()
+    assert error < (0.02 if autocast else 1e-5)
