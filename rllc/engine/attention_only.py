@@ -94,11 +94,6 @@ class TokenLoss:
         self, names: Collection[str], center: Center | None, batch: Batch, seed: int
     ) -> tuple[dict[str, Tensor], int]:
         documents = documents_of(batch)
-        if center is None:
-            with torch.no_grad(), in_precision(documents.tokens.device, self.autocast):
-                target = self._target(documents)
-        else:
-            _, target = center.shared
         leaves = {}
         for name in names:
             leaves[name] = self.parameters[name].detach().requires_grad_()
@@ -106,8 +101,13 @@ class TokenLoss:
         W_U = self.frozen("unembed.W_U")
         b_U = self.frozen("unembed.b_U")
         tokens = documents.tokens[:, :-1]
-        with torch.enable_grad(), in_precision(tokens.device, self.autocast):
-            hidden = torch.func.functional_call(self.to_hidden, changed, (tokens,))
+        with torch.enable_grad():
+            with in_precision(tokens.device, self.autocast):
+                hidden = torch.func.functional_call(self.to_hidden, changed, (tokens,))
+            if center is None:
+                target = self._target_at_center(documents, hidden.detach())
+            else:
+                _, target = center.shared
             if "unembed.W_U" in leaves:
                 W_U = leaves["unembed.W_U"][None]
             if "unembed.b_U" in leaves:
@@ -204,6 +204,23 @@ class TokenLoss:
             b_U=self.frozen("unembed.b_U")[0],
         )
         return mean_and_each_of_heads(writes, unembedding, target)
+
+    @torch.no_grad()
+    def _target_at_center(self, documents: Documents, hidden: Tensor) -> Target:
+        """The target of a gradient at w*, whose logits are rounded as those of runs are.
+
+        Args:
+            documents: the minibatch.
+            hidden: at w*, ``[1, batch, pos − 1, d_model]``.
+        """
+        with in_precision(hidden.device, self.autocast):
+            target = self._target(documents)
+        if self.autocast is None:
+            return target
+        W_U = self.frozen("unembed.W_U")
+        b_U = self.frozen("unembed.b_U")
+        _, target = each_at_center(hidden, W_U, b_U, target, self.autocast)
+        return target
 
     def _target(self, documents: Documents) -> Target:
         labels = documents.labels

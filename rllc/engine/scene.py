@@ -69,7 +69,7 @@ class Surroundings:
     def gradients(self, at: Center | None, batch: Batch, seed: int) -> tuple[list[Tensor], int]:
         """The gradient at w* on a minibatch ``[member, dim]``, for each group, in one pass.
 
-        And how many losses it is of.
+        And how many losses it is of. ``at``: the unmoved model there, if it was evaluated.
         """
         names = {slot.name for group in self.groups for slot in group.slots}
         by_parameter, count = self.loss.gradient(sorted(names), at, batch, seed)

@@ -59,7 +59,7 @@ class Target(NamedTuple):
     home: Tensor | None = None
     """``[row, pos − 1]``: which of these positions is the prediction of each token of the
     minibatch; −1 where nothing is predicted. ``None``: they are in order."""
-    at_center: Tensor | None = None
+    normaliser_at_center: Tensor | None = None
     """``[position]``: log Σ exp of the logits at w*, for products in low precision; see
     :class:`_LowLogits`."""
 
@@ -101,7 +101,7 @@ def mean_and_each(
         target: what is to be predicted. Positions that it leaves out are not computed.
         autocast: precision of products.
     """
-    mean, each, _ = UnembedLoss.apply(_counted(hidden, target), W, b, target, autocast)
+    mean, each, _ = UnembedLoss.apply(_kept(hidden, target), W, b, target, autocast)
     if target.home is None:
         return mean, each
     return mean, at_home(each[:, 0], target.home)
@@ -119,19 +119,19 @@ def each_at_center(
         target: what is to be predicted.
         autocast: precision of products.
     """
-    counted = _counted(hidden, target)
-    _, each, log_normaliser = UnembedLoss.apply(counted, W, b, target, autocast)
+    kept = _kept(hidden, target)
+    _, each, log_normaliser = UnembedLoss.apply(kept, W, b, target, autocast)
     if autocast is not None:
-        target = target._replace(at_center=log_normaliser[0])
+        target = target._replace(normaliser_at_center=log_normaliser[0])
         # Rounded as the losses of runs are, from which these are subtracted.
-        _, each, _ = UnembedLoss.apply(counted, W, b, target, autocast)
+        _, each, _ = UnembedLoss.apply(kept, W, b, target, autocast)
     if target.home is None:
         return each[0], target
     return at_home(each[:, 0], target.home)[0], target
 
 
-def _counted(hidden: Tensor, target: Target) -> Tensor:
-    """The hidden states of the positions that a target keeps, in one row."""
+def _kept(hidden: Tensor, target: Target) -> Tensor:
+    """The hidden states of the positions that a target keeps: all, or some in one row."""
     if target.kept is None:
         return hidden
     return hidden.flatten(1, 2)[:, None, target.kept]
@@ -178,7 +178,7 @@ class UnembedLoss(torch.autograd.Function):
         count = batch * pos
         x = hidden.reshape(len(hidden), count, -1)
         each = x.new_empty(runs, count)
-        log_normaliser = torch.empty(runs, count, device=x.device)
+        log_normaliser = torch.empty(runs, count, dtype=torch.float32, device=x.device)
         d_x = d_W = d_b = None
         if needs_x:
             d_x = torch.empty_like(x)
@@ -198,7 +198,7 @@ class UnembedLoss(torch.autograd.Function):
         # All chunks write their logits to the same memory.
         logits_of_chunk = x.new_empty(position_chunks[0].stop, W.shape[-1], dtype=low_W.dtype)
         low_logits = None
-        if target.at_center is not None:
+        if target.normaliser_at_center is not None:
             low_logits = _LowLogits.of(W, b, logits_of_chunk)
         for rows in position_chunks:
             goal = target.at(rows)
@@ -214,11 +214,11 @@ class UnembedLoss(torch.autograd.Function):
                 if pull is None:
                     pull = goal.pull(_of_run(W_T, run))
                 logits = logits_of_chunk[: len(x_run)]
-                if low_logits is None or target.at_center is None:
+                if low_logits is None or target.normaliser_at_center is None:
                     torch.addmm(low_b_run, x_run.to(low_W.dtype), low_W_run, out=logits)
                     exp_z, total, log_normaliser[run, rows] = _exponentials(logits)
                 else:
-                    at_center = target.at_center[rows]
+                    at_center = target.normaliser_at_center[rows]
                     low_logits.write(run, x_run, at_center, logits)
                     exp_z, total, above_center = _exponentials(logits)
                     log_normaliser[run, rows] = at_center + above_center
@@ -266,21 +266,24 @@ class _LowLogits(NamedTuple):
     tokens are near 0, so that little of them is lost. The product takes it off, for after it they
     would be rounded already: below W there are rows of the bias and of ones, and beside x columns
     of ones and of what is taken off. The bias, and what is taken off, are two numbers each, a
-    rounded one and its rest.
+    rounded one and its rest. Four rows of 0 fill them up to eight, for GPUs multiply fast what
+    begins at multiples of 16 bytes.
     """
 
     W: Tensor
-    """``[run, d_model + 4, vocab]``: with two rows of the bias and two of ones below it."""
+    """``[run, d_model + 8, vocab]``: with the rows below it, those of ones the last two."""
     x: Tensor
-    """``[position, d_model + 4]``: room for hidden states, and the columns beside them."""
+    """``[position, d_model + 8]``: room for hidden states, and the columns beside them."""
 
     @classmethod
     def of(cls, W: Tensor, b: Tensor, logits: Tensor) -> _LowLogits:
         low = logits.dtype
         runs = max(len(W), len(b))
         biases = torch.stack(_rounded_and_rest(b, low), dim=1)
-        rows = [part.expand(runs, -1, -1) for part in (W.to(low), biases, torch.ones_like(biases))]
-        with_rows = torch.cat(rows, dim=1)
+        ones = torch.ones_like(biases)
+        zeros = torch.zeros_like(torch.cat([biases, biases], dim=1))
+        parts = (W.to(low), zeros, biases, ones)
+        with_rows = torch.cat([part.expand(runs, -1, -1) for part in parts], dim=1)
         return cls(with_rows, logits.new_ones(len(logits), with_rows.shape[1]))
 
     def write(self, run: int, x: Tensor, at_center: Tensor, out: Tensor) -> None:
@@ -293,7 +296,7 @@ class _LowLogits(NamedTuple):
             out: ``[position, vocab]``.
         """
         with_columns = self.x[: len(x)]
-        with_columns[:, :-4] = x
+        with_columns[:, :-8] = x
         with_columns[:, -2:] = torch.stack(_rounded_and_rest(-at_center, self.x.dtype), dim=1)
         torch.mm(with_columns, _of_run(self.W, run), out=out)
 

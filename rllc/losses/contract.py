@@ -89,14 +89,15 @@ class Loss(Protocol):
     def gradient(
         self, names: Collection[str], center: Center | None, batch: Batch, seed: int
     ) -> tuple[dict[str, Tensor], int]:
-        """Return the gradient of the mean loss at w* by whole parameters, and of how many losses.
+        """Return the gradient of the mean loss at w* by whole parameters.
+
+        And how many losses that is the mean of.
 
         Args:
             names: of the parameters.
-            center: the unmoved model on the minibatch; ``None``: it is not evaluated yet, nor need
-                it be.
+            center: the unmoved model on the minibatch; ``None`` where it was not evaluated.
             batch: the minibatch.
-            seed: that of the center.
+            seed: with which the unmoved model is evaluated.
         """
         ...
 

@@ -30,6 +30,10 @@ _TURNS = np.linspace(0, 2 * np.pi, 16, endpoint=False)
 """Directions from a dot in which its name may stand."""
 
 
+_MARGIN = np.array([1.5, 0.5])
+"""Points kept free left and right of a word, and above and below."""
+
+
 def name_ends(
     ax: Axes,
     x: Sequence[float] | np.ndarray,
@@ -234,11 +238,11 @@ class _Canvas:
         )
 
     def size_of(self, word: str) -> np.ndarray:
-        """Return width and height of a word, by writing it once."""
+        """Return width and height of a word with a margin, by writing it once."""
         text = self.ax.text(0, 0, plain(word), fontsize=_FONT_SIZE)
         size = np.array(text.get_window_extent().size)
         text.remove()
-        return size
+        return size + 2 * self.point * _MARGIN
 
     def best_place(self, i: int, size: np.ndarray, boxes_of_words: np.ndarray) -> _Place | None:
         """Return the cheapest place around dot i that is free of words; ``None`` if none is."""

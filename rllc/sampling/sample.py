@@ -255,7 +255,7 @@ class _Question:
         return chosen
 
     def identity(self) -> dict[str, object]:
-        return of_call(self.model, self.loss, self.sampler)
+        return of_call(self.model, self.loss, self.sampler, self.sampling.autocast)
 
 
 class _Sample:

@@ -81,7 +81,7 @@ class Sampling:
             stopping favours these a little: on 300 copies of a quadratic intervals covered 94 %
             instead of 97 %.
         autocast: ``"bfloat16"`` does the forward pass's matrix products in that precision. Chain
-            state, noise, softmax and sums stay float32; so does the attention of
+            state, noise, softmax and sums stay float32; so does sdpa attention of
             :class:`rllc.models.AttentionOnly` on a CPU. ``None``: the model's own.
         train_mode: run the model in training mode (dropout, batch statistics) instead of eval mode.
         common_noise: give chains the same noise on every data set: it then depends on seed, weights

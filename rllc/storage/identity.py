@@ -21,7 +21,19 @@ from rllc.storage.files import sha256_of_text
 
 NUMERICS = 1
 """Version of the numbers that this library gives. It rises with every change after which the same
-call gives another number, beyond the rounding of float32."""
+call gives another number, beyond the rounding of float32. See :func:`numerics`."""
+
+_OF_LOW_PRECISION = 1
+"""The same for what changed of products in low precision alone."""
+
+
+def numerics(autocast: str | None) -> int:
+    """Return the version of the numbers of a call, by its precision of products.
+
+    >>> numerics("bfloat16") > numerics(None)
+    True
+    """
+    return NUMERICS if autocast is None else NUMERICS + _OF_LOW_PRECISION
 
 
 def measurement(
@@ -44,7 +56,7 @@ def measurement(
         weights: by name, the SHA-256 of the masks.
     """
     return {
-        "numerics": NUMERICS,
+        "numerics": numerics(settings.get("autocast")),
         "model": model,
         "loss": loss,
         "sampler": sampler,
@@ -106,10 +118,12 @@ def of_sampler(sampler: Sampler) -> str:
     return digest(does, f"sampler {sampler.name!r}")
 
 
-def of_call(model: nn.Module, loss: LossFunction | None, sampler: Sampler) -> dict[str, Any]:
+def of_call(
+    model: nn.Module, loss: LossFunction | None, sampler: Sampler, autocast: str | None
+) -> dict[str, Any]:
     """Return what chains are of, to be kept beside their states; ``None`` for what is not known."""
     return {
-        "numerics": NUMERICS,
+        "numerics": numerics(autocast),
         "model": if_known(of_model)(model),
         "loss": if_known(of_loss)(loss),
         "sampler": if_known(of_sampler)(sampler),

@@ -24,7 +24,7 @@ from rllc.models.loading import load
 from rllc.samplers import Sampler
 from rllc.sampling.checks import arguments, check, chosen_weights
 from rllc.sampling.settings import Compute, Sampling
-from rllc.storage.identity import NUMERICS, of_loss, of_sampler
+from rllc.storage.identity import numerics, of_loss, of_sampler
 from rllc.sweep.identity import CheckpointContents, checkpoint_contents, loss_name, versions
 from rllc.sweep.plan import Cell, Plan
 from rllc.sweep.store import Store
@@ -139,7 +139,7 @@ class Request:
             InputError: it could not be told then whether loss and sampler are the same.
         """
         identity = {
-            "numerics": NUMERICS,
+            "numerics": numerics(self.sampling.autocast),
             "loss": of_loss(self.loss),
             "sampler": of_sampler(self.sampler),
         }

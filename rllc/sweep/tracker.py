@@ -21,7 +21,7 @@ from rllc.samplers import Sampler, sgld
 from rllc.sampling.checks import check_how, chosen_weights, default_sampling, with_start
 from rllc.sampling.settings import Compute, Sampling
 from rllc.storage.files import as_path, check_fields, reading, write_atomically
-from rllc.storage.identity import NUMERICS, if_known, of_loss, of_model, of_sampler, plain
+from rllc.storage.identity import if_known, numerics, of_loss, of_model, of_sampler, plain
 from rllc.sweep.trajectory import Trajectory
 from rllc.weights.names import Names
 from rllc.weights.refinement import (
@@ -113,7 +113,7 @@ class Tracker:
         if self.path is None:
             return
         self.identity = {
-            "numerics": NUMERICS,
+            "numerics": numerics(self.sampling.autocast),
             "loss": of_loss(self.loss),
             "sampler": of_sampler(self.sampler),
         }

@@ -16,7 +16,7 @@ from rllc.engine.modes import undisturbed
 from rllc.errors import InputError, first_line, must_be
 from rllc.storage.contents import digest as digest_of
 from rllc.storage.files import as_path
-from rllc.storage.identity import NUMERICS
+from rllc.storage.identity import numerics
 from rllc.threads import chosen_for
 from rllc.training.folder import RunFolder
 from rllc.training.reproducible import digest, reproducible, seed_step
@@ -96,7 +96,7 @@ def train(
     with torch.inference_mode(False):
         model: Any = initial_model(config, seed, training.dtype)
     settings = {
-        "numerics": NUMERICS,
+        "numerics": numerics(training.autocast),
         "config": _fields(model.config),
         "initial_weights": digest(model.state_dict()) if isinstance(config, nn.Module) else None,
         "code": digest_of(type(model), "training: the model"),

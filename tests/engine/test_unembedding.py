@@ -42,7 +42,7 @@ def test_losses_and_slopes(low: bool, of_each_run: bool) -> None:
     target = Target((1, POSITIONS), ids, None)
     if low:
         at_center = (hidden[0, 0] @ W[0] + b[0]).logsumexp(-1)
-        target = target._replace(at_center=at_center)
+        target = target._replace(normaliser_at_center=at_center)
     inputs = [values.requires_grad_() for values in (hidden, W, b)]
     mean, each = mean_and_each(*inputs, target, torch.bfloat16 if low else None)
     slopes = torch.autograd.grad(mean.sum(), inputs)
@@ -60,7 +60,7 @@ def test_low_precision_is_more_exact_less_what_the_center_has() -> None:
     as_they_are = Target((1, POSITIONS), ids, None)
     at_center = (hidden[:1, 0] @ W + b).logsumexp(-1)[0]
     errors = []
-    for target in (as_they_are._replace(at_center=at_center), as_they_are):
+    for target in (as_they_are._replace(normaliser_at_center=at_center), as_they_are):
         x = hidden.detach().requires_grad_()
         mean, each = mean_and_each(x, W, b, target, torch.bfloat16)
         (slope,) = torch.autograd.grad(mean.sum(), x)

@@ -218,6 +218,37 @@ def test_losses_and_gradients_of_runs_are_means_over_what_counts(kind: str) -> N
     assert torch.allclose(center(group, without_center), here, atol=1e-6)
 
 
+@pytest.mark.parametrize("generator", [None, tiny_model(1)], ids=["next token", "distillation"])
+def test_products_of_bfloat16_are_rounded_alike_at_the_center_and_near_it(
+    generator: nn.Module | None,
+) -> None:
+    """So that differences of losses, and of gradients, are none of rounding."""
+    model = tiny_model()
+    loss = None if generator is None else rllc.losses.distillation(generator)
+    bound = bind(model, loss, autocast=torch.bfloat16)
+    (group,) = groups([rllc.layer(0).masks(model)])
+    batch = padded(documents(), "left")
+    at = bound.center(batch, seed=0)
+    origin = center(group, dict(model.named_parameters()))
+    member = torch.zeros(1, dtype=torch.long)
+    runs = bound.runs(group, member, origin, at, batch, gradient=True, each=True)
+    assert runs.each is not None
+    assert runs.gradient is not None
+    torch.testing.assert_close(runs.each[0], at.losses, rtol=0, atol=1e-6, equal_nan=True)
+    names = [slot.name for slot in group.slots]
+    for known in (at, None):
+        by_name, _ = bound.gradient(names, known, batch, seed=0)
+        error = center(group, by_name) - runs.gradient
+        assert error.norm() < 1e-3 * runs.gradient.norm()
+
+
+def test_float64_stays_where_products_of_low_precision_are_asked_for() -> None:
+    model, rows = tiny_model().double(), torch.stack(documents((6, 6)))
+    low = bind(model, None, autocast=torch.bfloat16).center(rows, seed=0)
+    exact = bind(model, None).center(rows, seed=0)
+    torch.testing.assert_close(low.losses, exact.losses, rtol=0, atol=0.05)
+
+
 def test_documents_keep_other_inputs_beside_their_tokens() -> None:
     batch = padded(documents((3, 5)), "left")
     types = torch.arange(16).view(2, 8)

@@ -165,8 +165,7 @@ class With:
         self.numerics = call.numerics
 
     def __enter__(self) -> None:
-        for module in ("rllc.storage.identity", "rllc.sweep.request", "rllc.sweep.tracker"):
-            self.patch.setattr(f"{module}.NUMERICS", self.numerics)
+        self.patch.setattr("rllc.storage.identity.NUMERICS", self.numerics)
         self.patch.setattr("rllc.engine.scene._LOOKS_FOR_SLOPE", 4)
         self.patch.setattr("rllc.engine.scene._LOOKS_FOR_WIDTH", 4)
 
