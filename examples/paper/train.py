@@ -11,8 +11,6 @@ from rllc.models import AttentionOnlyConfig
 from .data import Data
 from .settings import Settings
 
-TINY_LR = 1e-2
-"""With the paper's, 1e-3, a model this small would take ten times as long."""
 WINDOW = (0.92, 0.94, 0.96, 0.98)
 """Shares of a step at which weights are kept as well, to be averaged with those of the step."""
 
@@ -60,7 +58,7 @@ def train_one(
 
 
 def config_of(settings: Settings, num_layers: int, vocab_size: int) -> AttentionOnlyConfig:
-    """The fast start for texts of the small size; the paper's for its own size and the language."""
+    """The fast start; the paper's for its own size."""
     sizes: dict[str, Any] = {
         "n_layers": num_layers,
         "d_model": settings.d_model,
@@ -69,13 +67,13 @@ def config_of(settings: Settings, num_layers: int, vocab_size: int) -> Attention
         "n_ctx": settings.context,
         "d_vocab": vocab_size,
     }
-    if settings.size == "small":
-        return AttentionOnlyConfig.fast(**sizes)
-    return AttentionOnlyConfig(**sizes)
+    if settings.size == "full":
+        return AttentionOnlyConfig(**sizes)
+    return AttentionOnlyConfig.fast(**sizes)
 
 
 def training_of(settings: Settings, num_steps: int, checkpoints: list[int]) -> rllc.Training:
-    """The fast training for texts of the small size, along a cosine; else the paper's, AdamW.
+    """The fast training, along a cosine; at the paper's size the paper's, AdamW.
 
     A cosine, because λ̂ must be compared over training: with a constant rate that falls at the end
     most of the change of λ̂ would come in that end.
@@ -86,17 +84,23 @@ def training_of(settings: Settings, num_steps: int, checkpoints: list[int]) -> r
         "checkpoints": checkpoints,
         "resume_every": 200,
     }
-    if settings.size == "small":
-        return rllc.Training.fast(**changes, decay="cosine", decay_steps=num_steps)
-    return rllc.Training(**changes, lr=TINY_LR if settings.size == "tiny" else 1e-3)
+    if settings.size == "full":
+        return rllc.Training(**changes, lr=1e-3)
+    return rllc.Training.fast(**changes, decay="cosine", decay_steps=num_steps)
 
 
 def measured_steps(settings: Settings) -> list[int]:
-    """Step 0, and others even in log step, from a two-hundredth of the training on."""
-    first = max(settings.steps // 200, 1)
-    spread = torch.logspace(0, 1, settings.checkpoints - 1, base=settings.steps / first)
+    """Step 0, and others even in log step, from a two-hundredth of the training on.
+
+    Of the language the first tenth of the training is left out, step 0 too: there w* is no minimum
+    for chains to stay at, and few checkpoints are looked at.
+    """
+    of_language = settings.size == "tiny"
+    first = max(settings.steps // (10 if of_language else 200), 1)
+    count = settings.checkpoints - (not of_language)
+    spread = torch.logspace(0, 1, count, base=settings.steps / first)
     steps = {round(first * float(factor)) for factor in spread}
-    return [0, *sorted(steps)]
+    return sorted(steps if of_language else steps | {0})
 
 
 def averaged_steps(settings: Settings) -> list[int]:
