@@ -12,7 +12,7 @@ from rllc.engine.last_heads import Unembedding, Writes, mean_and_each_of_heads
 from rllc.engine.layout import Group, Moved, unpack
 from rllc.engine.modes import in_precision
 from rllc.engine.private import private_copy
-from rllc.engine.unembedding import Target, each_at_center, mean_and_each
+from rllc.engine.unembedding import Target, mean_and_each, near_center
 from rllc.losses.by_name import check_vocabularies, predictions_at_home
 from rllc.losses.contract import Batch, Center, Runs, check_rows_counted, num_counted
 from rllc.losses.documents import Documents, documents_of
@@ -57,11 +57,12 @@ class TokenLoss:
             hidden = self.model.normalise("ln_final", at.residual[-1], {})
         W_U = self.frozen("unembed.W_U")
         b_U = self.frozen("unembed.b_U")
-        each, target = each_at_center(hidden, W_U, b_U, target, self.autocast)
+        target = near_center(hidden, W_U, b_U, target, self.autocast)
+        _, each = mean_and_each(hidden, W_U, b_U, target, self.autocast)
         counted = None
         if target.home is not None:
             counted = target.home >= 0
-        return Center(each, (at, target), counted)
+        return Center(each[0], (at, target), counted)
 
     def runs(  # noqa: D102 (see Loss)
         self,
@@ -101,13 +102,13 @@ class TokenLoss:
         W_U = self.frozen("unembed.W_U")
         b_U = self.frozen("unembed.b_U")
         tokens = documents.tokens[:, :-1]
+        with torch.no_grad(), in_precision(tokens.device, self.autocast):
+            target = self._target(documents) if center is None else center.shared[1]
         with torch.enable_grad():
             with in_precision(tokens.device, self.autocast):
                 hidden = torch.func.functional_call(self.to_hidden, changed, (tokens,))
             if center is None:
-                target = self._target_at_center(documents, hidden.detach())
-            else:
-                _, target = center.shared
+                target = near_center(hidden.detach(), W_U, b_U, target, self.autocast)
             if "unembed.W_U" in leaves:
                 W_U = leaves["unembed.W_U"][None]
             if "unembed.b_U" in leaves:
@@ -204,23 +205,6 @@ class TokenLoss:
             b_U=self.frozen("unembed.b_U")[0],
         )
         return mean_and_each_of_heads(writes, unembedding, target)
-
-    @torch.no_grad()
-    def _target_at_center(self, documents: Documents, hidden: Tensor) -> Target:
-        """The target of a gradient at w*, whose logits are rounded as those of runs are.
-
-        Args:
-            documents: the minibatch.
-            hidden: at w*, ``[1, batch, pos − 1, d_model]``.
-        """
-        with in_precision(hidden.device, self.autocast):
-            target = self._target(documents)
-        if self.autocast is None:
-            return target
-        W_U = self.frozen("unembed.W_U")
-        b_U = self.frozen("unembed.b_U")
-        _, target = each_at_center(hidden, W_U, b_U, target, self.autocast)
-        return target
 
     def _target(self, documents: Documents) -> Target:
         labels = documents.labels

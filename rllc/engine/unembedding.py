@@ -107,27 +107,26 @@ def mean_and_each(
     return mean, at_home(each[:, 0], target.home)
 
 
-def each_at_center(
+@torch.no_grad()
+def near_center(
     hidden: Tensor, W: Tensor, b: Tensor, target: Target, autocast: torch.dtype | None
-) -> tuple[Tensor, Target]:
-    """Return the losses ``[row, pos − 1]`` of the unmoved model, and the target of runs near it.
+) -> Target:
+    """Return the target of runs near the unmoved model, and of that model itself.
+
+    In low precision all of them are then rounded alike.
 
     Args:
-        hidden: ``[1, document, pos − 1, d_model]``, and so on, as in :func:`mean_and_each`.
-        W: of the unmoved model.
-        b: of the unmoved model.
+        hidden: of the unmoved model, ``[1, document, pos − 1, d_model]``; the others as in
+            :func:`mean_and_each`.
+        W: its unembedding.
+        b: the bias of that.
         target: what is to be predicted.
         autocast: precision of products.
     """
-    kept = _kept(hidden, target)
-    _, each, log_normaliser = UnembedLoss.apply(kept, W, b, target, autocast)
-    if autocast is not None:
-        target = target._replace(normaliser_at_center=log_normaliser[0])
-        # Rounded as the losses of runs are, from which these are subtracted.
-        _, each, _ = UnembedLoss.apply(kept, W, b, target, autocast)
-    if target.home is None:
-        return each[0], target
-    return at_home(each[:, 0], target.home)[0], target
+    if autocast is None:
+        return target
+    _, _, log_normaliser = UnembedLoss.apply(_kept(hidden, target), W, b, target, autocast)
+    return target._replace(normaliser_at_center=log_normaliser[0])
 
 
 def _kept(hidden: Tensor, target: Target) -> Tensor:
@@ -186,20 +185,11 @@ class UnembedLoss(torch.autograd.Function):
             d_W = W.new_zeros(runs, *W.shape[1:], dtype=torch.float32)
         if needs_b:
             d_b = b.new_zeros(runs, *b.shape[1:], dtype=torch.float32)
-        low_W = W
-        low_b = b
-        if autocast is not None:
-            low_W = W.to(autocast)
-            low_b = b.to(autocast)
         # Products and look-ups are faster along rows.
         W_T = W.mT.contiguous()
-        low_W_T = low_W.mT.contiguous()
+        low_W_T = W_T if autocast is None else W_T.to(autocast)
         position_chunks = list(chunks(count, W.shape[-1], x.device))
-        # All chunks write their logits to the same memory.
-        logits_of_chunk = x.new_empty(position_chunks[0].stop, W.shape[-1], dtype=low_W.dtype)
-        low_logits = None
-        if target.normaliser_at_center is not None:
-            low_logits = _LowLogits.of(W, b, logits_of_chunk)
+        logits = _Logits.of(W, b, target, position_chunks[0].stop, autocast)
         for rows in position_chunks:
             goal = target.at(rows)
             shared_pull = None
@@ -207,27 +197,16 @@ class UnembedLoss(torch.autograd.Function):
                 shared_pull = goal.pull(W_T[0])
             for run in range(runs):
                 x_run = _of_run(x, run)[rows]
-                low_W_run = _of_run(low_W, run)
-                low_W_T_run = _of_run(low_W_T, run)
-                low_b_run = _of_run(low_b, run)
                 pull = shared_pull
                 if pull is None:
                     pull = goal.pull(_of_run(W_T, run))
-                logits = logits_of_chunk[: len(x_run)]
-                if low_logits is None or target.normaliser_at_center is None:
-                    torch.addmm(low_b_run, x_run.to(low_W.dtype), low_W_run, out=logits)
-                    exp_z, total, log_normaliser[run, rows] = _exponentials(logits)
-                else:
-                    at_center = target.normaliser_at_center[rows]
-                    low_logits.write(run, x_run, at_center, logits)
-                    exp_z, total, above_center = _exponentials(logits)
-                    log_normaliser[run, rows] = at_center + above_center
+                exp_z, total, log_normaliser[run, rows] = logits.exponentials(run, x_run, rows)
                 # q·z, the target's part of the loss, is the sum of these two.
                 pull_of_x = (x_run * pull).sum(1)
                 lift = goal.lift(_of_run(b, run))
                 each[run, rows] = log_normaliser[run, rows] - pull_of_x - lift
                 if d_x is not None:
-                    p_W_T = exp_z.to(low_W_T.dtype) @ low_W_T_run
+                    p_W_T = exp_z.to(low_W_T.dtype) @ _of_run(low_W_T, run)
                     p_W_T = p_W_T.float().div_(total)
                     torch.sub(p_W_T, pull, out=d_x[run, rows])
                 if d_W is not None or d_b is not None:
@@ -257,6 +236,49 @@ class UnembedLoss(torch.autograd.Function):
 
         d_x, d_W, d_b = ctx.gradients
         return scaled(d_x), scaled(d_W), scaled(d_b), None, None
+
+
+class _Logits(NamedTuple):
+    """Makes logits of a chunk of positions, in memory that all chunks write them to."""
+
+    W: Tensor
+    """``[run, d_model, vocab]``, in the precision of products."""
+    b: Tensor
+    """``[run, vocab]``, too."""
+    room: Tensor
+    """``[position, vocab]``, too."""
+    at_center: Tensor | None
+    """log Σ exp of the logits at w* ``[position]``, for low precision."""
+    low: _LowLogits | None
+    """Where that is known."""
+
+    @classmethod
+    def of(
+        cls, W: Tensor, b: Tensor, target: Target, size: int, autocast: torch.dtype | None
+    ) -> _Logits:
+        dtype = W.dtype if autocast is None else autocast
+        room = W.new_empty(size, W.shape[-1], dtype=dtype)
+        at_center = target.normaliser_at_center
+        low = None if at_center is None else _LowLogits.of(W, b, room)
+        return cls(W.to(dtype), b.to(dtype), room, at_center, low)
+
+    def exponentials(self, run: int, x: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """exp(z − m) of logits z of a run, its sum and log Σ exp z, for each position.
+
+        Args:
+            run: which.
+            x: its hidden states ``[position, d_model]``.
+            rows: which positions these are.
+        """
+        logits = self.room[: len(x)]
+        if self.low is None or self.at_center is None:
+            W = _of_run(self.W, run)
+            torch.addmm(_of_run(self.b, run), x.to(W.dtype), W, out=logits)
+            return _exponentials(logits)
+        at_center = self.at_center[rows]
+        self.low.write(run, x, at_center, logits)
+        exp_z, total, above_center = _exponentials(logits)
+        return exp_z, total, at_center + above_center
 
 
 class _LowLogits(NamedTuple):

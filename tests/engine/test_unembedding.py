@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rllc.engine.unembedding import Target, each_at_center, mean_and_each
+from rllc.engine import unembedding
+from rllc.engine.unembedding import Target, mean_and_each, near_center
 
 RUNS, POSITIONS, WIDTH, VOCAB = 3, 40, 16, 50
 
@@ -33,7 +34,9 @@ def slow(hidden: Tensor, W: Tensor, b: Tensor, ids: Tensor) -> tuple[Tensor, ...
 
 @pytest.mark.parametrize("of_each_run", [False, True])
 @pytest.mark.parametrize("low", [False, True])
-def test_losses_and_slopes(low: bool, of_each_run: bool) -> None:
+def test_losses_and_slopes(low: bool, of_each_run: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Three chunks of positions, of which the last is shorter.
+    monkeypatch.setattr(unembedding, "_CPU_LOGITS", 16 * VOCAB)
     hidden, W, b, ids = problem()
     if of_each_run:
         W = W + 0.1 * torch.randn(RUNS, WIDTH, VOCAB)
@@ -74,8 +77,9 @@ def test_runs_that_stay_at_the_center_have_its_losses(autocast: torch.dtype | No
     """So that differences between them are no rounding, however low the precision."""
     hidden, W, b, ids = problem()
     center = hidden[:1]
-    each, target = each_at_center(center, W, b, Target((1, POSITIONS), ids, None), autocast)
-    _, of_run = mean_and_each(center, W, b, target, autocast)
-    assert of_run[0].equal(each)
-    error = (each - slow(hidden, W, b, ids)[0][:1]).abs().mean()
+    target = near_center(center, W, b, Target((1, POSITIONS), ids, None), autocast)
+    _, each = mean_and_each(center, W, b, target, autocast)
+    _, of_runs = mean_and_each(hidden[:1].expand(2, -1, -1, -1), W, b, target, autocast)
+    assert of_runs.equal(each.expand(2, -1, -1))
+    error = (each[:, 0] - slow(hidden, W, b, ids)[0][:1]).abs().mean()
     assert error < (0.02 if autocast else 1e-5)
