@@ -13,9 +13,9 @@ from rllc.engine.unembedding import Target, mean_and_each, near_center
 RUNS, POSITIONS, WIDTH, VOCAB = 3, 40, 16, 50
 
 
-def problem(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def problem(scale: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hidden states ``[run, 1, position, d_model]``, W, b, and the tokens to predict."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     center = torch.randn(1, 1, POSITIONS, WIDTH)
     hidden = scale * (center + 0.05 * torch.randn(RUNS, 1, POSITIONS, WIDTH))
     W = torch.randn(1, WIDTH, VOCAB)
@@ -58,18 +58,22 @@ def test_losses_and_slopes(low: bool, of_each_run: bool, monkeypatch: pytest.Mon
 
 def test_low_precision_is_more_exact_less_what_the_center_has() -> None:
     """Logits are rounded to 8 bits, and those of likely tokens are then near 0."""
-    hidden, W, b, ids = problem(scale=3.0)
-    right = slow(hidden, W, b, ids)
-    as_they_are = Target((1, POSITIONS), ids, None)
-    at_center = (hidden[:1, 0] @ W + b).logsumexp(-1)[0]
-    errors = []
-    for target in (as_they_are._replace(normaliser_at_center=at_center), as_they_are):
-        x = hidden.detach().requires_grad_()
-        mean, each = mean_and_each(x, W, b, target, torch.bfloat16)
-        (slope,) = torch.autograd.grad(mean.sum(), x)
-        errors.append([(each[:, 0] - right[0]).norm(), (slope - right[1]).norm()])
-    for near, far in zip(*errors, strict=True):
-        assert near < 0.8 * far
+    errors = torch.zeros(2, 2)
+    for seed in range(10):
+        hidden, W, b, ids = problem(3.0, seed)
+        right = slow(hidden, W, b, ids)
+        as_they_are = Target((1, POSITIONS), ids, None)
+        at_center = (hidden[:1, 0] @ W + b).logsumexp(-1)[0]
+        near = as_they_are._replace(normaliser_at_center=at_center)
+        for i, target in enumerate((near, as_they_are)):
+            x = hidden.detach().requires_grad_()
+            mean, each = mean_and_each(x, W, b, target, torch.bfloat16)
+            (slope,) = torch.autograd.grad(mean.sum(), x)
+            errors[i, 0] += (each[:, 0] - right[0]).square().sum()
+            errors[i, 1] += (slope - right[1]).square().sum()
+    of_losses, of_slopes = (errors[0] / errors[1]).sqrt().tolist()
+    assert of_losses < 0.8
+    assert of_slopes < 0.8
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
